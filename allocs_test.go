@@ -12,14 +12,15 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// These tests run whole devices, each on its own goroutines, in lockstep: only one goroutine runs at a time, and the next one
-// runs when it has finished.
+// These tests run whole devices in lockstep. The devices have several goroutines, but only one of them runs at a time, and it
+// starts the next one when it has finished its step:
 //
 //	test ─ go ─▶ stepper (source) ─▶ Device.Send ─▶ station ─ mailbox ─▶ station ─▶ Device.receive ─▶ stepper (sink) ─ done ─▶ test
 //
-// All Tunnels and Binds have allocated their memory before go. So the library makes every allocation between go and done.
+// All Tunnels and Binds allocate their memory before the test sends go. So the library makes every allocation that happens
+// between go and done.
 
-// A stepper is a Tunnel that sends its packets once for each go.
+// A stepper is a Tunnel that sends its packets once for each value that it receives from the channel due.
 type stepper struct {
 	packets [][]byte
 	due     chan struct{}
@@ -52,14 +53,15 @@ func (s *stepper) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-// A station is a Bind and its only Socket. A train that it sends to another station of its post is one mail. The memory of a
-// mail is used again.
+// A station is a Bind and its only Socket. The stations that can send to each other are in one map (post). A mail is a slice with
+// one train. To send a train, a station copies it into a spare mail of the destination. Receive lends the mail to the device, and
+// makes it spare again at the next call.
 type station struct {
 	addr   netip.AddrPort
 	post   map[netip.AddrPort]*station
 	mail   chan []Train
 	spare  chan []Train
-	lent   []Train // what Receive returned last
+	lent   []Train // the trains that Receive returned last
 	closed chan struct{}
 	once   sync.Once
 }
@@ -106,7 +108,8 @@ func (s *station) Receive() ([]Train, error) {
 	}
 }
 
-// A framer is a station that puts a header in front of each datagram. The header is zeros and then the datagram's length.
+// A framer is a station that puts a header in front of each datagram. The header is filled with zeros, except that its last two
+// bytes have the datagram's length.
 type framer struct {
 	*station
 	t    *testing.T
@@ -140,7 +143,8 @@ func (f framer) Receive() ([]Train, error) {
 	return ts, err
 }
 
-// A star is a hub and the devices around it.
+// A star is a set of devices: a hub, and other devices that have sessions only with the hub. The fields hub and ends are the
+// Tunnels of these devices.
 type star struct {
 	hub   *stepper
 	ends  []*stepper
@@ -148,8 +152,8 @@ type star struct {
 	count int
 }
 
-// newStar makes a hub and n devices around it. All their Binds want headroom bytes in front of each datagram; if headroom is 0,
-// the Binds are not Framers.
+// newStar makes a hub and n other devices. All their Binds are Framers that need headroom bytes in front of each datagram; if
+// headroom is 0, the Binds are not Framers.
 func newStar(t *testing.T, n, headroom int) *star {
 	post := map[netip.AddrPort]*station{}
 	bind := func(s *station) Bind {
@@ -201,7 +205,7 @@ func newStill(t *testing.T, c Config) *Device {
 
 func starAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
 
-// round makes from send its packets, and waits until they have arrived.
+// round makes one stepper (from) send its packets, and waits until they have arrived.
 func (s *star) round(from *stepper) {
 	from.due <- struct{}{}
 	for n := 0; n < len(from.packets); {
@@ -210,14 +214,14 @@ func (s *star) round(from *stepper) {
 	s.count += len(from.packets)
 }
 
-// TestNoAllocationsThroughDevices checks that a packet costs no allocation from the source of one device to the sink
-// of another, in both directions. It sends single packets, trains, packets whose sizes make no train, and batches to many
-// peers.
+// TestNoAllocationsThroughDevices checks that nothing is allocated for a packet on its whole path from the Tunnel of one device
+// to the Tunnel of another, in both directions. It sends single packets, trains, packets whose sizes make no train, and batches
+// to many peers.
 func TestNoAllocationsThroughDevices(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		ends  int
-		sizes []int // of the packets of a batch, in turn
+		sizes []int // sizes of the packets of a batch; the list repeats
 		n     int   // packets per batch
 		head  int   // bytes of headroom
 	}{
@@ -251,8 +255,9 @@ func TestNoAllocationsThroughDevices(t *testing.T) {
 	}
 }
 
-// TestNoAllocationsReceivingTrains: a device allocates nothing for what a socket with receive offload returns. Each call returns
-// many trains of several sessions. A train may mix sessions and sizes, and may contain ECN marks, keepalives and forgeries.
+// TestNoAllocationsReceivingTrains checks that a device allocates nothing for the trains that a socket with receive offload
+// returns. Each call of Receive returns many trains of several sessions. A train may mix sessions and sizes, and may contain ECN
+// marks, keepalives and forgeries.
 func TestNoAllocationsReceivingTrains(t *testing.T) {
 	const remotes = 4
 	var rs []*remote
@@ -270,8 +275,8 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 		e.connect(t, r)
 		inner[i] = packet4(208, r.addr, here)
 	}
-	// Each remote has a train of 16 messages. One more train has messages of all remotes in turn. The last train has a forgery
-	// and then a valid message. The last message of each train is a keepalive.
+	// Each remote has a train of 16 messages. One more train has messages of all remotes in alternation. The last train has a
+	// forgery and then a valid message. The last message of each train is a keepalive.
 	const size = messageOverhead + 208
 	trains := make([]Train, 0, remotes+2)
 	memory := make([][]byte, cap(trains))
@@ -312,8 +317,8 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 	}
 }
 
-// TestNoAllocationsBehindTheTurn: if another goroutine has a peer's turn, a batch to that peer is copied, and the other goroutine
-// sends the copy. That allocates nothing either.
+// TestNoAllocationsBehindTheTurn checks that Send allocates nothing even if another goroutine is sending to the same peer. Send
+// then copies its batch, and the other goroutine sends the copy.
 func TestNoAllocationsBehindTheTurn(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := newEnd(t, testKey(1), r.config())
@@ -336,7 +341,7 @@ func TestNoAllocationsBehindTheTurn(t *testing.T) {
 	count, nested := e.line.send, false
 	e.line.send = func(ts []Train) {
 		count(ts)
-		if nested = !nested; !nested { // this call sends what the call before it queued
+		if nested = !nested; !nested { // this call sends the packets that the call before it queued
 			return
 		}
 		for range 20 {

@@ -10,17 +10,17 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/owned"
 )
 
-// An allowedIPs is the table of cryptokey routing (whitepaper, section 2). The longest prefix that contains an address
-// names the peer that the address is routed to, which is also the only peer that may send from it. Readers take no lock.
-// The device's configuration lock serialises writers, which publish a new table.
+// An allowedIPs is the table of cryptokey routing (whitepaper, section 2). The longest prefix that contains an address decides to
+// which peer the address is routed. Only this peer may send packets from the address. A goroutine that reads the table takes no
+// lock. A goroutine that changes the table holds the configuration lock, and publishes a new table.
 //
 // The zero value is empty.
 type allowedIPs[P owner] struct {
 	table  atomic.Pointer[bart.Table[P]]
-	listed owned.Prefixes // the same prefixes, by owner
+	listed owned.Prefixes // the same prefixes, sorted by owner
 }
 
-// An owner is a peer as the table sees it.
+// An owner is what the table needs to know about a peer.
 type owner interface {
 	comparable
 	serialNumber() uint64 // differs from that of every other owner
@@ -33,7 +33,7 @@ func (a *allowedIPs[P]) of(p P, after netip.Prefix) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) { a.listed.After(p.serialNumber(), after, yield) }
 }
 
-// A routes is one state of the table. A batch uses the same state throughout. The zero value has no routes.
+// A routes is a snapshot of the table. All packets of a batch use the same snapshot. The zero value has no routes.
 type routes[P owner] struct{ t *bart.Table[P] }
 
 func (a *allowedIPs[P]) routes() routes[P] { return routes[P]{a.table.Load()} }
@@ -46,14 +46,14 @@ func (r routes[P]) peer(addr netip.Addr) (p P) {
 	return p
 }
 
-// A routesEdit is a change to the table. Readers see all of it at once, when it is published. Only the owners' counts
-// change before that.
+// A routesEdit is a change to the table. Other goroutines see the whole change at once, when publish is called. Only the number
+// of each owner's prefixes changes before that.
 type routesEdit[P owner] struct {
 	a      *allowedIPs[P]
 	t      *bart.Table[P]
 	listed owned.Edit
-	paths  int  // the number of paths in t that were copied, one per change
-	copied bool // t is a copy that has no readers yet, and may be changed in place
+	paths  int  // how many paths in t were copied; each change copies one
+	copied bool // whether t is a copy that no other goroutine reads yet, so that it may be changed in place
 }
 
 func (a *allowedIPs[P]) edit() routesEdit[P] {
@@ -64,9 +64,9 @@ func (a *allowedIPs[P]) edit() routesEdit[P] {
 	return e
 }
 
-// inPlace reports whether the next change is to be made to t itself. Otherwise the change copies the path to its prefix. A
-// path costs about as much as fifty prefixes of a copy of the whole table. An edit copies paths until they have cost as much
-// as the table would. Then it copies the table once, and changes the copy in place.
+// inPlace reports whether the next change may be made in t itself. If not, the change has to copy the path to its prefix in t.
+// Copying a path costs about as much as copying fifty prefixes together with the whole table. So an edit copies paths until these
+// have cost as much as a copy of the table. It then copies the table once, and changes the copy in place.
 func (e *routesEdit[P]) inPlace() bool {
 	if e.paths++; !e.copied && e.paths > e.t.Size()/50 {
 		e.t, e.copied = e.t.Clone(), true
@@ -74,7 +74,7 @@ func (e *routesEdit[P]) inPlace() bool {
 	return e.copied
 }
 
-// insert gives prefix to p, and takes it from another peer that has it.
+// insert gives prefix to p. If another peer has the prefix, insert takes it from that peer.
 func (e *routesEdit[P]) insert(prefix netip.Prefix, p P) {
 	prefix = prefix.Masked()
 	if owner, ok := e.t.Get(prefix); ok {
@@ -121,7 +121,8 @@ func (e *routesEdit[P]) removeOthers(prefixes []netip.Prefix, p P) {
 	}
 }
 
-// change carries out what a PeerChange says about the prefixes of p. A prefix that p has and keeps is only looked up.
+// change carries out what a PeerChange says about the prefixes of p. For a prefix that p has already and keeps, change does no
+// more than a lookup.
 func (e *routesEdit[P]) change(add, remove []netip.Prefix, replace bool, p P) {
 	if replace {
 		e.removeOthers(add, p)
@@ -134,7 +135,7 @@ func (e *routesEdit[P]) change(add, remove []netip.Prefix, replace bool, p P) {
 	}
 }
 
-// publish lets readers see the change.
+// publish makes the change visible to other goroutines.
 func (e *routesEdit[P]) publish() {
 	e.a.listed.Publish(&e.listed)
 	e.a.table.Store(e.t)

@@ -12,7 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A routesModel is a model of cryptokey routing that searches all prefixes.
+// A routesModel is a simple model of cryptokey routing: it maps each prefix to its peer, and a lookup searches all prefixes.
 type routesModel map[netip.Prefix]*peer
 
 func (m routesModel) peer(a netip.Addr) (p *peer) {
@@ -33,7 +33,7 @@ func (m routesModel) clone() routesModel {
 	return c
 }
 
-// drawAddr draws an address of few bits, so that prefixes nest and meet.
+// drawAddr draws one of a few addresses, so that the prefixes made from them are often nested or equal.
 func drawAddr(t *rapid.T, name string) netip.Addr {
 	b := rapid.SampledFrom([]byte{0, 1, 0x7f, 0x80, 0xff})
 	if rapid.Bool().Draw(t, name+" is IPv4") {
@@ -47,7 +47,7 @@ func drawPrefix(t *rapid.T) netip.Prefix {
 	return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")) // the address may have bits beyond the length
 }
 
-// threePeers returns three peers with different numbers.
+// threePeers returns three peers with different keys and serial numbers.
 func threePeers() (ps []*peer) {
 	for i := range 3 {
 		p := newPeer(PublicKey{byte(i + 1)})
@@ -57,8 +57,9 @@ func threePeers() (ps []*peer) {
 	return ps
 }
 
-// TestAllowedIPsModel makes changes of all kinds, each in one of the two ways in which the table can be changed. After each
-// change it compares every lookup, every peer's own list, and the older state that a reader still holds with the model.
+// TestAllowedIPsModel makes random changes to a table, some by copying the paths that change and some by cloning the whole table.
+// After each change it compares all lookups and each peer's list of prefixes with the model. It also checks that a reader of the
+// previous state of the table does not see the change.
 func TestAllowedIPsModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var a allowedIPs[*peer]
@@ -104,7 +105,7 @@ func TestAllowedIPsModel(t *testing.T) {
 						delete(model, prefix.Masked())
 					}
 				case 2:
-					if len(model) > 0 { // take a prefix from another peer, or give p a prefix that it has
+					if len(model) > 0 { // p gets a prefix that another peer has, or that p itself has
 						prefix := drawKnown(t, model)
 						edit.insert(prefix, p)
 						model[prefix] = p
@@ -149,7 +150,8 @@ func checkRoutes(t *rapid.T, r routes[*peer], model routesModel) {
 	}
 }
 
-// checkOwned compares the prefixes of each peer, those after a drawn prefix, and how many prefixes the peer has, with the model.
+// checkOwned compares three things with the model: the list of each peer's prefixes, the part of that list after a random prefix,
+// and the peer's count of its prefixes.
 func checkOwned(t *rapid.T, a *allowedIPs[*peer], peers []*peer, model routesModel) {
 	owned := make(map[*peer][]netip.Prefix)
 	for prefix, p := range model {
@@ -175,8 +177,8 @@ func name(p *peer) string {
 	return fmt.Sprint("peer ", p.key[0])
 }
 
-// TestAllowedIPsTable has the cases that other programs got wrong: nested prefixes of different peers, and a prefix that is given
-// to a second peer, which then has it alone.
+// TestAllowedIPsTable checks the cases that other programs got wrong: nested prefixes of different peers, and a prefix that moves
+// from one peer to another.
 func TestAllowedIPsTable(t *testing.T) {
 	prefix := netip.MustParsePrefix
 	for _, paths := range []int{-1 << 20, 1 << 20} {
@@ -231,8 +233,8 @@ func TestAllowedIPsTable(t *testing.T) {
 	}
 }
 
-// TestAllowedIPsReaders looks up addresses while 100 prefixes move together between two peers. A reader always finds one of the
-// two peers. Within one state of the table, it finds the same peer for all the prefixes.
+// TestAllowedIPsReaders looks up addresses while 100 prefixes move together between two peers. Each lookup must find one of the
+// two peers. Within one state of the table, all prefixes must belong to the same peer.
 func TestAllowedIPsReaders(t *testing.T) {
 	ps := threePeers()
 	a, b := ps[0], ps[1]

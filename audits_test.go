@@ -17,10 +17,10 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// The tests of this file cover findings of audits of other implementations that no other test covers. ARCHITECTURE.md lists all
-// findings.
+// Audits of other implementations have found faults. ARCHITECTURE.md lists these findings by number. The tests of this file cover
+// the findings that no other test covers.
 
-// tableRows returns the cells of the table of ARCHITECTURE.md whose header begins with head.
+// tableRows returns the rows of a table in ARCHITECTURE.md, each as a list of cells. The table's header row begins with head.
 func tableRows(t *testing.T, head string) (rows [][]string) {
 	t.Helper()
 	text, err := os.ReadFile("ARCHITECTURE.md")
@@ -44,11 +44,11 @@ func tableRows(t *testing.T, head string) (rows [][]string) {
 	return rows
 }
 
-// testName finds the names of tests in a cell, with or without a package.
+// testName matches the name of a test in a cell of the table, with or without the name of its package.
 var testName = regexp.MustCompile("`((?:[a-z0-9]+\\.)?Test\\w+)`")
 
-// TestAuditsAreAnswered: the table has a row for each of the 35 findings, in order, and each row names tests that exist or gives
-// a reason.
+// TestAuditsAreAnswered checks that the table of findings in ARCHITECTURE.md has a row for each of the 35 findings, in order.
+// Each row must name tests that exist, or give the reason why there is no test.
 func TestAuditsAreAnswered(t *testing.T) {
 	testkit.ReadsSources(t)
 	names, rows := testNames(t), tableRows(t, "| # | finding |")
@@ -71,9 +71,9 @@ func TestAuditsAreAnswered(t *testing.T) {
 	}
 }
 
-// Finding 15: handshakes failed if the round trip was longer than some limit. Here a handshake takes one round trip, if that is
-// less than the 5 s after which a new initiation replaces the one under way. With longer round trips no session is made, as the
-// protocol says. Once the round trip is shorter again, the next handshake succeeds.
+// Finding 15: handshakes of another implementation failed if the round trip was longer than some limit. Here a handshake succeeds
+// after one round trip if the round trip is less than 5 s. If it is longer, no handshake succeeds, because the initiator replaces
+// its initiation after 5 s, as the protocol says. Once the round trip is shorter again, the next handshake succeeds.
 func TestHandshakeAtEveryRoundTrip(t *testing.T) {
 	for _, trip := range []time.Duration{
 		0, 2, 50, 124, 126, 250, 334, 500, 1000, 2000, 3000, 4000, 4998, 6000, 8000, 10000,
@@ -100,9 +100,10 @@ func TestHandshakeAtEveryRoundTrip(t *testing.T) {
 	}
 }
 
-// Finding 17: keepalives that answer keepalives, persistent keepalives during traffic, and needless rekeys. a sends one packet
-// per 800 ms for an hour, and b sends none. There is one rekey per 120 s. b sends one passive keepalive about every 10 s, except
-// that each of its responses makes one needless. The only keepalives of a are those that confirm a session.
+// Finding 17: another implementation sent keepalives that answer keepalives, persistent keepalives during traffic, and needless
+// rekeys. Here the device a sends one packet per 800 ms for an hour, and the device b sends none. There must be one rekey per 120
+// s. About every 10 s, b must send a passive keepalive, except that a handshake response takes the place of one. The device a
+// must send keepalives only to confirm sessions.
 func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 	for _, persistent := range []time.Duration{0, 25 * time.Second} {
 		t.Run(fmt.Sprint("persistent ", persistent), func(t *testing.T) {
@@ -140,12 +141,13 @@ func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 	}
 }
 
-// b sends 11 keepalives in each session of 120 s: the first after 10 s, and then one each 10.4 s, because the timer starts again
-// only at the next packet.
+// wantOneWayKeepalives is the number of keepalives that b sends in an hour: 11 in each of 30 sessions of 120 s. In each session,
+// it sends the first one after 10 s, and then one every 10.4 s, because the timer starts again only when the next packet arrives.
 const wantOneWayKeepalives = 11 * 30
 
-// Finding 22: unauthenticated packets caused events. A stranger who knows both public keys and sees all traffic sends forgeries
-// of each type, and replays each message, from its own address. They cause no event of any kind.
+// Finding 22: unauthenticated packets caused events. Here an attacker who knows both public keys and sees all traffic sends
+// forged messages of each type, and replays each message, from its own address. These messages must not cause an event of any
+// kind.
 func TestEventsNeedAuthenticPackets(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -192,8 +194,9 @@ func TestEventsNeedAuthenticPackets(t *testing.T) {
 	})
 }
 
-// Finding 28: packets that are larger than the receiver's MTU. One end has an MTU of 65,535 and the other one of 1,280; then they
-// swap. In both directions, a packet that fits into a datagram arrives whole. Larger packets are dropped and counted.
+// Finding 28: another implementation failed when a packet was larger than the receiver's MTU. Here one device has an MTU of
+// 65,535 bytes and the other device has an MTU of 1,280 bytes; then the MTUs are swapped. In both directions, a packet that fits
+// into a datagram must arrive whole. Larger packets must be dropped and counted.
 func TestPacketsBeyondTheOtherEndsMTU(t *testing.T) {
 	for _, large := range []int{0, 1} {
 		inWorld(t, func(w *world) {
@@ -240,8 +243,8 @@ func TestPacketsBeyondTheOtherEndsMTU(t *testing.T) {
 	}
 }
 
-// Finding 32: a table kept an entry for each key that ever sent an initiation. Here 2,000 strangers, each with another key, send
-// one initiation each. For each stranger, the heap may grow by at most 32 bytes, the size of a key.
+// Finding 32: a table kept an entry for each public key that ever sent an initiation. Here 2,000 unknown peers with different
+// keys send one initiation each. For each of them, the heap may grow by at most 32 bytes, the size of a key.
 func TestDistinctLookupKeysLeaveNothing(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		const keys = 2000
@@ -270,7 +273,7 @@ func TestDistinctLookupKeysLeaveNothing(t *testing.T) {
 	})
 }
 
-// heap returns the bytes of the heap that are in use.
+// heap returns the size in bytes of all live objects on the heap.
 func heap() int64 {
 	var m runtime.MemStats
 	for range 3 {

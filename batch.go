@@ -13,37 +13,37 @@ import (
 
 const maxPacket = 65535 // bytes of the largest IP packet
 
-// A Batch is memory for IP packets that will be sealed where they stand: each packet has 16 bytes of room in front of
-// it, for the header of its message, and room for padding and the tag behind it. The messages lie back to back, each
-// behind the Bind's headroom, so that neighbours to one endpoint form a Train. A Batch holds at most 128 packets and
-// about 128 KiB.
+// A Batch is memory for IP packets that the device encrypts in place. In front of each packet, 16 bytes are free for the header
+// of its message. Behind the packet, memory is free for the padding and the tag. The messages lie back to back, each with the
+// Bind's headroom in front of it, so that neighbouring messages to one endpoint form a Train. A Batch holds at most 128 packets
+// and about 128 KiB.
 //
-// A Batch is made by Device.NewBatch and filled with Next and Commit, which copy nothing, or with Append. It belongs to
-// one goroutine at a time, must not be copied, and holds memory only while it holds packets. The zero value is an empty
-// batch that pads without regard to an MTU; use it in tests of a PacketSource.
+// Device.NewBatch makes a Batch. Fill it with Next and Commit, which copy nothing, or with Append. Only one goroutine at a time
+// may use a Batch, and a Batch must not be copied. It holds memory only while it holds packets. The zero value is an empty batch
+// whose padding no MTU limits; use it in tests of a PacketSource.
 type Batch struct {
 	load     *load // nil means that the batch is empty
-	room     int   // the length, in bytes, of what Next last returned
-	mtu      int   // padding is clamped to it; 0 means that it is not clamped
+	room     int   // how many bytes Next last returned; 0 after Commit
+	mtu      int   // in bytes; padding does not exceed it; 0 means no limit
 	headroom int   // bytes in front of each message, for the Bind's header
 }
 
-// A load is the contents of a batch on their path to the socket. Device.Send takes it out of its Batch, since runs may
-// wait in their peers' queues for longer than Send takes.
+// A load is the packets of a batch on their path to the socket. Device.Send takes the load out of the Batch, because runs of the
+// load may wait in the queues of their peers even after Send has returned.
 type load struct {
 	layout.Load
 	runs []run
 
-	r    *running // the running device when the load was routed
+	r    *running // the device's running state when the load was routed
 	now  int64
-	feed *feed        // the source that it was read from; nil for the load of a sender
-	full bool         // a peer's queue had no room for a run
-	refs atomic.Int32 // one reference of the goroutine that has the load, and one of each run that waits in a queue
+	feed *feed        // the source of the load; nil for a load that Send sends
+	full bool         // a run was dropped because the queue of its peer was full
+	refs atomic.Int32 // references to the load: one of its goroutine or Batch, and one of each run of it that is in a queue
 
-	fork idle.Fork // used by seal
+	fork idle.Fork // for seal
 
-	// Scratch of lead.
-	lot, more []*run // lot has the runs to be sent now, and more those to be sent after them
+	// The method lead uses these fields.
+	lot, more []*run // lot has the runs to send now, and more has those to send after them
 	trains    []Train
 }
 
@@ -58,8 +58,9 @@ func (b *Batch) Len() int {
 // Packet returns the i-th packet, in place. The caller may change it, within its length, until the batch is sent or reset.
 func (b *Batch) Packet(i int) []byte { return b.load.Packet(i) }
 
-// Next returns room for a packet of up to n bytes, which the caller fills. It returns nil if the batch has no such room:
-// send the batch first. An empty batch has room for any IP packet. Until Commit, Next returns the same room again.
+// Next returns memory in the batch for a packet of up to n bytes. The caller writes the packet there and calls Commit. Next
+// returns nil if the batch is too full for n bytes: send the batch first. An empty batch has room for any IP packet. Until
+// Commit, Next returns the same memory again.
 func (b *Batch) Next(n int) []byte {
 	if n <= 0 || n > maxPacket {
 		return nil
@@ -74,8 +75,8 @@ func (b *Batch) Next(n int) []byte {
 	return b.load.Room(n)
 }
 
-// extend makes s longer by one element, which the caller fills in place. An append would build the element elsewhere and
-// copy it, and would read it at another width than it was written, which stalls the processor. The memory behind the end
+// extend makes s longer by one element, which the caller fills in place. An append would build the element elsewhere and copy it.
+// The copy would read the element at another width than it was written, and that stalls the processor. The memory behind the end
 // of s must be zero.
 func extend[T any](s *[]T) *T {
 	n := len(*s)
@@ -86,8 +87,8 @@ func extend[T any](s *[]T) *T {
 	return &(*s)[n]
 }
 
-// Commit makes a packet of the first n bytes of the room that Next returned last. It panics if n is larger than that room.
-// If n is 0, Commit only gives the room back.
+// Commit adds a packet to the batch: the first n bytes of the memory that Next last returned. It panics if n is larger than that
+// memory. If n is 0, Commit adds no packet.
 func (b *Batch) Commit(n int) {
 	if n < 0 || n > b.room {
 		panic("wireguard: Batch.Commit of more than Next handed out")
@@ -101,8 +102,7 @@ func (b *Batch) Commit(n int) {
 // layFor prepares an empty batch for the device's tunnel and Bind.
 func (b *Batch) layFor(d *Device) { b.mtu, b.headroom = d.tunnel.MTU(), d.headroom }
 
-// sendForeign sends copies of the packets of b, which was laid out for another device, and then lays out b for this
-// device.
+// sendForeign sends copies of the packets of b, a batch with the headroom of another device. It then prepares b for this device.
 func (d *Device) sendForeign(b *Batch) (err error) {
 	own := d.NewBatch()
 	for i := range b.Len() {
@@ -126,14 +126,14 @@ func (b *Batch) Append(p []byte) bool {
 	return true
 }
 
-// Reset empties the batch and returns its memory.
+// Reset drops the packets of the batch and frees its memory.
 func (b *Batch) Reset() {
 	if l := b.takeLoad(); l != nil {
 		l.release()
 	}
 }
 
-// takeLoad empties the batch and returns its load, or nil if there is none. The caller releases the load.
+// takeLoad empties the batch and returns its load, or nil if there is none. The caller has to release the load.
 func (b *Batch) takeLoad() *load {
 	l := b.load
 	b.load, b.room = nil, 0
@@ -147,7 +147,7 @@ var loads = sync.Pool{New: func() any {
 	return l
 }}
 
-// newLoad returns an empty load. The caller releases it.
+// newLoad returns an empty load. The caller has to release the load.
 func newLoad(headroom int) *load {
 	l := loads.Get().(*load)
 	l.Use(headroom)
@@ -155,7 +155,7 @@ func newLoad(headroom int) *load {
 	return l
 }
 
-// release drops one reference. The last one returns the memory.
+// release drops one reference to the load. With the last reference, it frees the load's memory for other loads.
 func (l *load) release() {
 	if l.refs.Add(-1) != 0 {
 		return
@@ -173,30 +173,30 @@ func (l *load) release() {
 type run struct {
 	layout.Run
 	p       *peer
-	carries bool // a packet looks like a data message; see dropLoops
+	carries bool // whether a packet seems to carry a data message; see dropLoops
 
-	k        *keypair // nil means that the run has no counters and is not sent here
+	k        *keypair // nil means that the run got no counters, because it was staged or dropped
 	counter  uint64   // of the first message
 	endpoint Endpoint
-	heard    uint32 // the peer's field heard when the run was numbered
+	heard    uint32 // the value of p.heard when the run was numbered
 	trains   int    // the number of trains into which pack divided the run
-	leads    bool   // whether the goroutine that numbered the run also sends it; such a run is in no queue
+	leads    bool   // whether the goroutine that numbered the run also sends it; the run is then in no queue
 
 	// These fields are for a run that waits behind others of its peer. The peer's mutex guards them.
 	load     *load
-	next     *run // behind it in the peer's queue
+	next     *run // the next run in the peer's queue
 	queued   bool
 	sealed   bool // ready to be sent
-	collects bool // others append small runs to this one, and the leading goroutine seals it
+	collects bool // other goroutines append small runs to this one, and the leading goroutine seals it
 
 	// The result of sending.
-	packets, bytes uint64 // packets without keepalives
-	failed         int    // packets
+	packets, bytes uint64 // what was sent; packets does not include keepalives
+	failed         int    // packets that were not sent
 	err            error  // the first error
 	sourceGone     bool
 }
 
-// runTo returns the run to p, and begins it if there is none yet.
+// runTo returns the run of l to p. If there is none yet, runTo adds it.
 func (l *load) runTo(p *peer) *run {
 	for at := len(l.runs) - 1; at >= 0; at-- {
 		if l.runs[at].p == p {
@@ -206,15 +206,15 @@ func (l *load) runTo(p *peer) *run {
 	return l.newRun(p)
 }
 
-// newRun begins a run to p.
+// newRun adds an empty run to p to the load.
 func (l *load) newRun(p *peer) *run {
 	r := extend(&l.runs)
 	r.p, r.load, r.Number = p, l, int16(len(l.runs)-1)
 	return r
 }
 
-// layOut places the messages of those numbered runs that stand apart in the second slab. The messages of other runs are
-// sealed in place.
+// layOut assigns memory in the second slab to those numbered runs whose packets do not lie back to back. The messages of all
+// other runs are sealed in place.
 func (l *load) layOut() {
 	end := 0
 	for i := range l.runs {
@@ -224,7 +224,7 @@ func (l *load) layOut() {
 	}
 }
 
-// isMuch reports whether there is so much to seal that an idle core's help is worth asking for.
+// isMuch reports whether the load has so much to seal that it pays to start a helper on an idle core.
 func (l *load) isMuch() bool {
 	n, bytes := 0, 0
 	for i := range l.runs {
@@ -235,8 +235,9 @@ func (l *load) isMuch() bool {
 	return idle.IsMuch(n, bytes)
 }
 
-// seal makes messages of the numbered packets. If a sender has many packets, idle cores help to seal them. For a
-// source, they read and seal the next batch instead. helpers is Config.Helpers.
+// seal encrypts the numbered packets into messages. If a load of Send has many packets, helpers on idle cores seal some of them.
+// The load of a source has no such helpers: they read and seal the next load of the source instead. The parameter helpers is
+// Config.Helpers.
 func (l *load) seal(helpers int) {
 	if l.feed != nil {
 		l.sealSome(0, len(l.Messages))
@@ -259,7 +260,7 @@ func (l *load) sealSome(from, end int) {
 	}
 }
 
-// pack appends the trains of a sealed run.
+// pack appends to trains the trains of the sealed run r.
 func (r *run) pack(trains []Train) []Train {
 	before := len(trains)
 	for i := r.First; i != layout.None; {
@@ -271,7 +272,7 @@ func (r *run) pack(trains []Train) []Train {
 	return trains
 }
 
-// tally adds to the run what became of one of its trains.
+// tally adds to the results of the run whether its train t was sent.
 func (run *run) tally(t *Train) {
 	n := t.Len()
 	if t.Err != nil {
@@ -290,9 +291,10 @@ func (run *run) tally(t *Train) {
 	}
 }
 
-// passes clamps the padding of message i to mtu, the MTU of its peer p, and reports whether its packet may be sent. A
-// packet that is too big and must not be fragmented is dropped, and its sender is told. A packet that may be fragmented
-// is sent whole: the outer packet is fragmented instead. IPv6 has no MTU below 1280.
+// passes reports whether packet i of l may be sent to its peer p, whose MTU is mtu. It also limits the padding of the packet to
+// this MTU. passes drops a packet that is larger than mtu and must not be fragmented, and its sender gets an ICMP error. A larger
+// packet that may be fragmented is sent whole: the outer packet is fragmented instead. For an IPv6 packet the limit is at least
+// 1280, because IPv6 has no smaller MTU.
 func (d *Device) passes(l *load, i, mtu int, p *peer) bool {
 	pkt, limit := l.Packet(i), mtu
 	if pkt[0]>>4 == 6 {

@@ -12,8 +12,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/layout"
 )
 
-// checkLayout fails unless the messages of b hold packets and lie back to back, with room for the header, the padding and the tag
-// around each packet.
+// checkLayout fails unless the messages of b contain the packets and lie back to back in memory, with enough space around each
+// packet for its header, padding and tag.
 func checkLayout(t failer, b *Batch, packets [][]byte) {
 	t.Helper()
 	if b.Len() != len(packets) {
@@ -64,7 +64,7 @@ func TestBatchModel(t *testing.T) {
 			packet := bytes.Repeat([]byte{byte(i)}, n)
 			fits := len(packets) < 128 && used(&b)+b.headroom+32+n+15 <= layout.Size
 			switch rapid.IntRange(0, 9).Draw(t, "step") {
-			case 0: // take room, and return it unused
+			case 0: // get space for a packet from Next, and give it back unused
 				room := b.Next(n)
 				if (room != nil) != fits {
 					t.Fatalf("Next(%d) with %d packets, %d bytes used: %v", n, len(packets), used(&b), room != nil)
@@ -72,7 +72,7 @@ func TestBatchModel(t *testing.T) {
 				if room != nil {
 					b.Commit(0)
 				}
-			case 1: // use a part of the room
+			case 1: // use a part of the space that Next returned
 				if room := b.Next(n); room != nil {
 					if len(room) != n || cap(room) != n {
 						t.Fatalf("Next(%d) is of %d bytes", n, len(room))
@@ -174,7 +174,8 @@ func TestBatchMisuse(t *testing.T) {
 	}
 }
 
-// TestSendEmptiesBatch: Send "empties b, whatever happens". It also drops the room that Next returned and that was not committed.
+// TestSendEmptiesBatch checks that Send empties the batch even if it fails. Send also discards the space that Next returned if
+// the caller has not committed it.
 func TestSendEmptiesBatch(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	send := func(why string, want error) {

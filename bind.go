@@ -23,24 +23,24 @@ type Socket interface {
 	// Port returns the local port, which never changes. The device does not call Port after Close.
 	Port() uint16
 
-	// Receivers returns the receivers of the socket. The device calls Receivers once, and reads each receiver on a
-	// goroutine of its own.
+	// Receivers returns the receivers of the socket. The device calls Receivers once, and reads each receiver on a separate
+	// goroutine.
 	Receivers() []Receiver
 
-	// Send sends the trains. If a train was not sent, Send sets its Err, which is nil when Send is called. The device
-	// calls Send concurrently. Send may use the trains and their data until it returns. It may write to the headroom of
-	// each datagram, and must not change the datagrams.
+	// Send sends the trains. If Send cannot send a train, it sets the train's Err, which is nil when Send is called. Several
+	// goroutines of the device may call Send at the same time. Send may use the trains and their data until it returns. It may
+	// write to the headroom of each datagram, and must not change the datagrams.
 	//
 	// Send tries every train, even if an earlier one failed, and never waits for a single endpoint. If this host no
 	// longer has the address in a train's Endpoint.Source, Send tries again without that address and clears
 	// Endpoint.Source, whether or not the second attempt succeeds.
 	Send(ts []Train)
 
-	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. Trains that a receiver has
-	// returned stay valid until Receive is called again. Closing again does nothing.
+	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. Trains that a receiver has returned
+	// stay valid until Receive is called again. Closing again does nothing.
 	//
-	// Close must not wait for a receiver to be called again, nor for a goroutine that calls Send: such a goroutine may
-	// be in the device, and may wait for a lock that the device holds during Close.
+	// Close must not wait until a goroutine calls Receive or Send again. That goroutine may itself be waiting for a lock that the
+	// device holds during Close.
 	Close() error
 }
 
@@ -59,9 +59,9 @@ type Renewer interface {
 	// datagrams that arrive go to the new socket. Like Listen, Renew must not wait.
 	Renew() (Socket, error)
 
-	// Retire says that this socket has been replaced. Its receivers return the datagrams that have already arrived, and
-	// then fail with an error that wraps net.ErrClosed. They must fail soon, even if datagrams still arrive, since Wake
-	// and Configure wait until they have failed. Send works until Close. The device calls Retire once, and not after
+	// Retire is called once another socket has replaced this one. The receivers of this socket return the datagrams that have
+	// already arrived, and then fail with an error that wraps net.ErrClosed. They must fail soon, even if datagrams still arrive,
+	// since Wake and Configure wait until they have failed. Send works until Close. The device calls Retire once, and not after
 	// Close.
 	Retire()
 }
@@ -71,9 +71,9 @@ type Receiver interface {
 	// Receive waits for datagrams and returns at least one train. The device decrypts messages in place: it may
 	// overwrite the memory of the trains until it calls Receive again.
 	//
-	// An error that wraps net.ErrClosed ends the receiver. The device reports the error to subscribers, unless the
-	// device closed the socket itself. After any other error, the device waits a little and calls Receive again. It
-	// reports such errors at most once per second.
+	// An error that wraps net.ErrClosed ends the receiver. The device reports the error to subscribers, unless the device closed
+	// the socket itself. After any other error, the device waits for at most 1 s and calls Receive again. It reports such errors
+	// at most once per second.
 	Receive() ([]Train, error)
 }
 
@@ -90,9 +90,9 @@ type Receiver interface {
 // skips it.
 type Train struct {
 	Data     []byte   // the datagrams, without headers of UDP and IP
-	Size     int      // bytes of each datagram but the last, including its headroom; at least 1
+	Size     int      // bytes of each datagram but the last, including the headroom in front of it; at least 1
 	Headroom int      // bytes in front of each datagram that belong to the Bind
-	Endpoint Endpoint // the place that the train is sent to, or was received from
+	Endpoint Endpoint // where the train is sent to, or was received from
 	TOS      uint8    // IPv4 type of service or IPv6 traffic class of the outer packet: DSCP and ECN
 	Err      error    // why this train, or a part of it, was not sent; Socket.Send sets it
 }

@@ -22,8 +22,8 @@ func TestTrainLen(t *testing.T) {
 	}
 }
 
-// TestTrainDatagrams: the datagrams joined again are the train, and there are as many as Len says. Appending to one of them does
-// not overwrite the next one.
+// TestTrainDatagrams checks that the datagrams of a train, joined again, are the train's data, and that there are as many as Len
+// says. Appending to a datagram must not overwrite the next one.
 func TestTrainDatagrams(t *testing.T) {
 	data := []byte("abcdefgh")
 	for _, size := range []int{-1, 0, 1, 3, 4, 8, 9} {
@@ -48,7 +48,8 @@ func TestTrainDatagrams(t *testing.T) {
 	}
 }
 
-// TestTrainHeadroom: the frames joined again are the train, and each datagram is a frame without the headroom.
+// TestTrainHeadroom checks that the frames of a train, joined again, are the train's data, and that each datagram is a frame
+// without its headroom.
 func TestTrainHeadroom(t *testing.T) {
 	for _, c := range []struct {
 		data             string

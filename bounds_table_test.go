@@ -16,8 +16,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// constantsOf returns the integer constants of the package in dir that depend on no other package. It reads the files of all
-// systems. If a name is declared several times, the first declaration counts.
+// constantsOf returns the values of the integer constants that the package in dir declares without using another package. It
+// reads the files of all operating systems. If a name is declared several times, the first declaration counts.
 func constantsOf(t *testing.T, dir string) map[string]int64 {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
@@ -61,8 +61,8 @@ var (
 	}
 )
 
-// wantBound asserts that the number that limit begins with is the value of the constant. packages has the constants of each
-// package that was needed so far.
+// wantBound asserts that the text limit begins with the value of the constant called name. The map packages is a cache: it has
+// the constants of each package that was needed so far.
 func wantBound(t *testing.T, packages map[string]map[string]int64, what, limit, name string) {
 	t.Helper()
 	m := boundName.FindStringSubmatch(name)
@@ -98,8 +98,8 @@ func wantBound(t *testing.T, packages map[string]map[string]int64, what, limit, 
 	}
 }
 
-// TestBoundsAreTested: each row of the table of bounds has the number of its constant, says who fills it and what others keep, and
-// names a test that exists.
+// TestBoundsAreTested checks each row of the table of bounds in ARCHITECTURE.md: the row's limit must be the value of its
+// constant, no cell may be empty, and the row must name a test that exists.
 func TestBoundsAreTested(t *testing.T) {
 	testkit.ReadsSources(t)
 	names, rows := testNames(t), tableRows(t, "| what is bounded |")

@@ -7,7 +7,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// "TAI64N … max(now, last + 1)" (row 12): if a device's wall clock is set back, its peer still accepts its initiations.
+// TestClockSetBack checks that if a device's wall clock is set back, its peer still accepts the device's initiations, because
+// each timestamp is larger than the one before: "TAI64N … max(now, last + 1)" (row 12).
 func TestClockSetBack(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		for _, step := range []time.Duration{0, -time.Hour, 0, 2 * time.Hour, -24 * time.Hour} {
@@ -23,7 +24,8 @@ func TestClockSetBack(t *testing.T) {
 	})
 }
 
-// A step of the wall clock changes no age: keys, keepalives and retries use the monotonic time.
+// When the wall clock is changed, no timer moves: the ages of sessions, the keepalives and the retries depend only on the
+// monotonic clock.
 func TestClockStepLeavesTimersAlone(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -39,8 +41,8 @@ func TestClockStepLeavesTimersAlone(t *testing.T) {
 	})
 }
 
-// Two ends whose wall clocks are an hour apart can make sessions, because a timestamp is only compared with earlier ones of the
-// same peer.
+// Two devices whose wall clocks are an hour apart can make sessions, because a device compares a timestamp only with earlier
+// timestamps of the same peer.
 func TestCalendarsApart(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.clock.stepWall(-time.Hour)

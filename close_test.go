@@ -21,12 +21,13 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// These tests call Close in every state, over sockets of the system and over a pipe, in real time. Close returns soon, every call
-// that waits fails with net.ErrClosed, and no goroutine and no socket is left.
+// These tests call Close in every state of a device, in real time, with UDP sockets and with an in-memory network. Close must
+// return within closeWait. Every call that waits must then fail with net.ErrClosed, and no goroutine and no socket may be left.
 
 const closeWait = 5 * time.Second // the time limit of calls that take milliseconds
 
-// A ground makes the Binds of the devices in these tests. Each Bind is like a separate machine.
+// A ground is a kind of network on which these tests run. Its function bind makes a Bind for each device, as if each device had
+// its own machine.
 type ground struct {
 	name string
 	bind func() (b wireguard.Bind, at func(port uint16) wireguard.Endpoint)
@@ -53,7 +54,7 @@ func grounds() []ground {
 	}
 }
 
-// A closing is a device that is about to be closed, the other end, and the goroutines that use them.
+// A closing is a device that is about to be closed, its peer (other), and the goroutines that use the two devices.
 type closing struct {
 	*testing.T
 	*wireguard.Device
@@ -64,7 +65,7 @@ type closing struct {
 	other   *wireguard.Device
 	otherAt wireguard.Endpoint
 	busy    sync.WaitGroup
-	ended   atomic.Bool // set before Close; calls may fail once it is set
+	ended   atomic.Bool // set before Close; calls may fail only after that
 	cleanup []func()
 }
 
@@ -114,8 +115,8 @@ func (c *closing) connect() {
 	}
 }
 
-// repeats calls f on a new goroutine until it fails. f may fail only once the device is being closed, and only with
-// net.ErrClosed.
+// repeats calls f again and again on a new goroutine until f fails. The function f may fail only once the device is being closed,
+// and only with net.ErrClosed.
 func (c *closing) repeats(what string, f func() error) {
 	c.busy.Go(func() {
 		for {
@@ -130,7 +131,7 @@ func (c *closing) repeats(what string, f func() error) {
 	})
 }
 
-// untilDone calls f on a new goroutine until the device has ended, and then once more.
+// untilDone calls f again and again on a new goroutine until the device has ended, and then once more.
 func (c *closing) untilDone(f func()) {
 	c.busy.Go(func() {
 		for more := true; more; {
@@ -144,7 +145,7 @@ func (c *closing) untilDone(f func()) {
 	})
 }
 
-// silent opens a socket of the ground that answers nobody, and returns it and its endpoint.
+// silent opens a socket that never answers. It returns the socket and its endpoint.
 func (c *closing) silent() (wireguard.Socket, wireguard.Endpoint) {
 	bind, at := c.ground.bind()
 	s, err := bind.Listen(0)
@@ -155,7 +156,7 @@ func (c *closing) silent() (wireguard.Socket, wireguard.Endpoint) {
 	return s, at(s.Port())
 }
 
-// redirect sets the peer's endpoint to a socket that answers nobody.
+// redirect sets the peer's endpoint to a socket that never answers.
 func (c *closing) redirect() wireguard.Socket {
 	c.Helper()
 	s, at := c.silent()
@@ -202,7 +203,8 @@ func (c *closing) moving() {
 	})
 }
 
-// closingStates are the states in which the tests call Close. The goroutines that they start end with the device.
+// closingStates are the states in which the tests call Close. The function enter brings a device into the state. The goroutines
+// that it starts end when the device is closed.
 var closingStates = []struct {
 	name   string
 	lookup bool
@@ -258,7 +260,7 @@ var closingStates = []struct {
 	{"amid Configure, Down, Up and Wake", false, func(c *closing) {
 		c.connect()
 		c.moving()
-		time.Sleep(5 * time.Millisecond) // Close then meets each of the calls at any point
+		time.Sleep(5 * time.Millisecond) // Close then interrupts each of the calls at a random point
 	}},
 	{"all of that and bulk", false, func(c *closing) {
 		c.connect()
@@ -268,7 +270,7 @@ var closingStates = []struct {
 		c.untilDone(func() { c.tun.TryReceive(); c.Status() })
 		events := c.Subscribe()
 		c.busy.Go(func() {
-			for range events.Events(context.Background()) { // until it is closed
+			for range events.Events(context.Background()) { // ends when Close ends the subscription
 			}
 		})
 		c.moving()
@@ -278,7 +280,7 @@ var closingStates = []struct {
 
 var lookups atomic.Int64
 
-// otherInitiates makes the other end begin a handshake with the device.
+// otherInitiates makes the peer begin a handshake with the device.
 func (c *closing) otherInitiates() {
 	c.Helper()
 	at := c.at(c.Status().ListenPort)
@@ -293,8 +295,8 @@ func (c *closing) otherInitiates() {
 	}
 }
 
-// recorded returns an initiation of the other end's that the device has already answered. Its macs are valid, and its timestamp
-// is old.
+// recorded returns an initiation that the peer made and that the device has already accepted. Its mac1 is valid, and its
+// timestamp is now old.
 func (c *closing) recorded() []byte {
 	c.Helper()
 	s, at := c.silent()
@@ -323,7 +325,7 @@ func (c *closing) recorded() []byte {
 	}
 }
 
-// wantClosed fails unless each method of the device behaves as after Close.
+// wantClosed fails unless each method of the device behaves as its comment says for a closed device.
 func (c *closing) wantClosed() {
 	c.Helper()
 	b := c.NewBatch()
@@ -356,7 +358,7 @@ func (c *closing) wantClosed() {
 	}
 }
 
-// descriptors returns the number of this process's open files, or 0 if the system does not tell it.
+// descriptors returns the number of this process's open files, or 0 on a system that has no /proc/self/fd.
 func descriptors() int {
 	all, _ := os.ReadDir("/proc/self/fd")
 	return len(all)
@@ -369,7 +371,7 @@ func TestCloseFromEveryState(t *testing.T) {
 			for _, closers := range []int{1, 8} {
 				t.Run(fmt.Sprintf("%s/%s/%d", g.name, state.name, closers), func(t *testing.T) {
 					if s, err := net.ListenPacket("udp", "127.0.0.1:0"); err == nil {
-						s.Close() // the runtime opens descriptors of its own with the first socket
+						s.Close() // with its first socket, the runtime also opens other descriptors
 					}
 					ignore, files := goleak.IgnoreCurrent(), descriptors()
 					var lookup func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error)

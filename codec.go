@@ -14,8 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/forms"
 )
 
-// Each encoding of a value of this package (text, JSON, gob) keeps the whole value, or encoding or decoding fails. Of an Event's
-// Err, it keeps only the text.
+// Each encoding of a value of this package (text, JSON, gob) keeps the whole value. Encoding or decoding fails if that is not
+// possible. The one exception is the Err of an Event, of which only the text is kept.
 
 // ParseEndpoint parses an endpoint as [Endpoint.UnmarshalText] does, and refuses empty text.
 func ParseEndpoint(s string) (e Endpoint, err error) {
@@ -25,7 +25,7 @@ func ParseEndpoint(s string) (e Endpoint, err error) {
 	return e, err
 }
 
-// LogValue returns what String returns. Otherwise log/slog would call MarshalText, which fails if e has a Link.
+// LogValue returns what String returns. Without this method, log/slog would call MarshalText, which fails if e has a Link.
 func (e Endpoint) LogValue() slog.Value { return slog.StringValue(e.String()) }
 
 // MarshalText returns all of e in the form that UnmarshalText parses. It fails if e has a Link, or an Addr without a
@@ -59,12 +59,12 @@ func (e *Endpoint) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Format prints k in base64, or its bytes for the verbs of bytes, such as %x.
+// Format prints k in base64. For the verbs that print bytes, such as %x, it prints the bytes of k.
 func (k PublicKey) Format(f fmt.State, verb rune) {
 	forms.Format(f, verb, "wireguard.PublicKey", k[:], k.String())
 }
 
-// Format prints t as String returns it, or its bytes for the verbs of bytes, such as %x.
+// Format prints what String returns. For the verbs that print bytes, such as %x, it prints the bytes of t.
 func (t Timestamp) Format(f fmt.State, verb rune) {
 	forms.Format(f, verb, "wireguard.Timestamp", t[:], t.String())
 }
@@ -93,8 +93,8 @@ func (k *PresharedKey) UnmarshalBinary(b []byte) error {
 	return forms.Key((*[32]byte)(k), b, "preshared key")
 }
 
-// TimestampOf returns the label of a wall time, rounded down to a multiple of 2^24 ns (17 ms), as initiations carry it.
-// A finer label would reveal more of the sender's clock than 50 initiations per second need.
+// TimestampOf returns the timestamp for an initiation that is made at the wall-clock time wall. The timestamp is rounded down to a multiple of 2^24 ns (17
+// ms), which is fine enough for 50 initiations per second. A finer timestamp would reveal more of the sender's clock.
 func TimestampOf(wall time.Time) Timestamp { return forms.Label(wall) }
 
 // String returns t in the external form of TAI64N: "@" and 24 hexadecimal digits.
@@ -145,8 +145,8 @@ func (d *Drops) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// GobEncode encodes c as JSON. By itself, encoding/gob would turn a pointer to a zero value into nil, but the pointer
-// sets a field to zero, while nil keeps the field.
+// GobEncode encodes c as JSON. Without this method, encoding/gob would turn a pointer to a zero value into nil. But in a Change,
+// such a pointer sets a value to zero, and nil means unchanged.
 func (c Change) GobEncode() ([]byte, error) { return json.Marshal(c) }
 
 // GobDecode decodes what GobEncode returns.

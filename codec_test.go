@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// A codec encodes a value, and decodes the encoded form into the value that into points to.
+// A codec encodes a value, and decodes the encoded form into the variable to which the parameter into points.
 type codec struct {
 	encode func(v any) ([]byte, error)
 	decode func(b []byte, into any) error
@@ -24,7 +24,8 @@ type codec struct {
 
 var errNoForm = errors.New("the type has no such form")
 
-// codecs are the forms in which programs store values. codec_jsonv2_test.go adds encoding/json/v2 if that package is enabled.
+// codecs has one codec for each encoding that programs use to store values. codec_jsonv2_test.go adds encoding/json/v2 if that
+// package is enabled.
 var codecs = map[string]codec{
 	"text": {
 		func(v any) ([]byte, error) {
@@ -55,7 +56,7 @@ var codecs = map[string]codec{
 	},
 }
 
-// These lists name the forms that must keep a value. Any other form may return an error instead.
+// These lists name the codecs that must encode and decode a value without loss. Any other codec may return an error instead.
 const (
 	kText  = "text json gob jsonv2"
 	kPlain = "json gob jsonv2"
@@ -72,8 +73,8 @@ var (
 	}
 )
 
-// filled returns a T with a value in each exported field, except errors and secrets. So the codecs are also tested with fields that
-// are added later.
+// filled returns a T in which each exported field has a value other than zero, except errors and secrets. So the tests also cover
+// fields that are added to T later.
 func filled[T any]() (t T) {
 	fill(reflect.ValueOf(&t).Elem())
 	return t
@@ -113,7 +114,8 @@ func fill(v reflect.Value) {
 	}
 }
 
-// codecValues are values of every exported type. Each key begins with the name of its type.
+// codecValues are values of every exported type. Each key begins with the name of the value's type. The field kept lists the
+// codecs that must keep the value.
 var codecValues = map[string]struct {
 	v    any
 	kept string
@@ -168,10 +170,11 @@ var codecValues = map[string]struct {
 	"Config zero":                 {Config{}, kNone},
 }
 
-// notValues are the exported types that stand for something that runs. Programs cannot store them: they have no exported fields.
+// notValues are the exported types that programs cannot store: they have no exported fields, because they represent running
+// things.
 var notValues = []string{"Device", "Batch", "Subscription"}
 
-// TestCodecs: each form of each value keeps the value, or returns an error. No form leaves out or redacts anything.
+// TestCodecs checks that each codec keeps each value, or returns an error. No codec may leave out or redact a part of a value.
 func TestCodecs(t *testing.T) {
 	for name, c := range codecValues {
 		for form, codec := range codecs {
@@ -194,7 +197,8 @@ func TestCodecs(t *testing.T) {
 	}
 }
 
-// same reports whether a and b are equal. It compares errors by their text, and everything else deeply. An empty list equals nil.
+// same reports whether a and b are equal. It compares the errors in events by their text, and everything else like
+// reflect.DeepEqual. An empty list equals nil.
 func same(a, b any) bool {
 	if x, ok := a.(Event); ok && x.Err != nil {
 		y := b.(Event)
@@ -211,7 +215,7 @@ func same(a, b any) bool {
 	return len(x) > 0 && bytes.Equal(null(x), null(y))
 }
 
-// TestCodecsKnowEveryType: each exported type is in codecValues or in notValues.
+// TestCodecsKnowEveryType checks that each exported type is in codecValues or in notValues.
 func TestCodecsKnowEveryType(t *testing.T) {
 	known := make(map[string]bool)
 	for name, c := range codecValues {
@@ -247,8 +251,8 @@ func TestCodecsKnowEveryType(t *testing.T) {
 	}
 }
 
-// TestSecretsAreNotEncoded: encoding a secret key fails, also if the key is inside another value. The error says what to store
-// instead.
+// TestSecretsAreNotEncoded checks that encoding a secret key fails, even if the key is inside another value. The error must say
+// what to store instead.
 func TestSecretsAreNotEncoded(t *testing.T) {
 	private, preshared := PrivateKey(testSecretKey), PresharedKey(testSecretPSK)
 	for name, v := range map[string]any{
@@ -275,7 +279,7 @@ func TestSecretsAreNotEncoded(t *testing.T) {
 	}
 }
 
-// TestEndpointLog: a log shows the address or the link of every endpoint, also of one without a text form.
+// TestEndpointLog checks that a log shows the address or the Link of every endpoint, even of an endpoint that has no text form.
 func TestEndpointLog(t *testing.T) {
 	for _, e := range []Endpoint{{}, testSticky, {Link: testLink{"relay 7", 7}}} {
 		var text, js bytes.Buffer
@@ -352,7 +356,8 @@ func TestTimestampText(t *testing.T) {
 	}
 }
 
-// TestPublicKeyFormat: %x prints the bytes of the key, and not the bytes of its text.
+// TestPublicKeyFormat checks how fmt prints a public key. For example, %x prints the bytes of the key itself, not the bytes of
+// its base64 text.
 func TestPublicKeyFormat(t *testing.T) {
 	k := PublicKey{1, 0xab}
 	zeros := strings.Repeat("00", 30)

@@ -22,63 +22,64 @@ type Config struct {
 	// ListenPort is the UDP port. Zero means that the Bind chooses one each time the device goes up.
 	ListenPort uint16
 
-	// FirewallMark is the mark of the datagrams that are sent. If it is set and the Bind's sockets cannot mark, Up
-	// fails. Zero means no mark.
+	// FirewallMark marks the datagrams that the device sends, for the host's firewall and its policy routing. If it is not zero
+	// and the Bind's sockets cannot mark datagrams, Up fails. Zero means no mark.
 	FirewallMark uint32
 
 	// Peers are the peers that the device has from the start. Configure and Lookup can add more.
 	Peers []PeerConfig
 
-	// Tunnel is the source and the destination of IP packets. It must implement PacketSource, Queues or Attacher as
-	// well. The device closes it in Close.
+	// Tunnel is the source and the destination of IP packets. It must implement PacketSource, Queues or Attacher as well.
+	// [Device.Close] closes it.
 	Tunnel Tunnel
 
 	// Bind makes the sockets for the datagrams. The device closes those sockets.
 	Bind Bind
 
-	// Lookup supplies a peer that is not configured, when the peer's first authentic initiation arrives. Each call has its own
-	// goroutine. At most MaxLookups calls run at a time, and at most one for each key. The context of a call ends when the
-	// device goes down, and Close waits for the call. If Lookup returns an error, or a PeerConfig for another key, the
-	// initiation is not answered. A peer that Lookup supplied is forgotten when it has no session left: 540 s after the last
-	// session was made, or 180 s after the peer was added if no session was confirmed. An EventPeerForgotten then has the
-	// Timestamp that Lookup should return the next time, so that a recorded initiation cannot bring the peer back. If
-	// Event.Missed counts lost events of this kind, their timestamps are lost, too. If Configure names a peer that Lookup
-	// supplied, other than with UpdateOnly, the peer is an ordinary one from then on. Nil means that initiations of unknown
-	// peers are dropped.
+	// Lookup supplies a peer that is not configured, when an authentic initiation of this peer arrives. Each call has its own
+	// goroutine. At most MaxLookups calls run at a time, and at most one for each key. The context of a call ends when the device
+	// goes down, and Close waits for the call. If Lookup returns an error, or a PeerConfig for another key, the initiation is not
+	// answered. The device forgets a peer that Lookup supplied when the peer has no session left: 540 s after the last session
+	// was made, or 180 s after the peer was added if no session was confirmed. The EventPeerForgotten has a Timestamp. The next
+	// time that Lookup is called for this peer, it should return this Timestamp in the PeerConfig, so that a recorded initiation
+	// cannot add the peer again. If the subscription lost events of this kind (see Event.Missed), their timestamps are lost, too.
+	// If Configure changes a peer that Lookup supplied, and UpdateOnly is not set, the device no longer forgets the peer. Nil
+	// means that initiations of unknown peers are dropped.
 	Lookup func(ctx context.Context, key PublicKey) (PeerConfig, error)
 
-	// MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet. Zero means 65536.
+	// MaxLookedUp limits the number of peers that Lookup supplied and that are not forgotten yet. Zero means 65536.
 	MaxLookedUp int
 
-	// MaxLookups limits the calls of Lookup that run at one time. If each call takes 20 ms, 256 calls at a time let in
-	// 12,800 strangers per second. At the limit, initiations of other strangers are dropped. From an eighth of the limit
-	// on, the device is under load: it then takes only initiations whose sender shows, with a cookie, that it receives at
-	// its address, and at most 20 per second from each address. So a flood of made-up keys from forged addresses cannot
-	// fill the limit. Zero means 256.
+	// MaxLookups limits the calls of Lookup that run at one time. If each call takes 20 ms, 256 calls at a time can answer for
+	// 12,800 unknown peers per second. At the limit, initiations of other unknown peers are dropped. While at least an eighth of
+	// the limit is in use, the device is under load. It then accepts only initiations whose senders prove with a cookie that they
+	// receive at their addresses, and at most 20 per second from each address. So a flood of made-up keys from forged addresses
+	// cannot reach the limit. Zero means 256.
 	MaxLookups int
 
-	// StagedBytes limits the memory of packets that wait for a handshake, over all peers, in bytes. When that memory is
-	// used up, the peer whose packets take the most loses its oldest packet. So if n peers have packets waiting, each can
-	// have an n-th of the memory. In addition, at most 128 packets per peer wait. Zero means 16 MiB.
+	// StagedBytes limits the memory of the packets of all peers that wait for a handshake, in bytes. When that memory is used up,
+	// the device drops the oldest packet of the peer whose packets take the most memory. So if packets of n peers wait, each peer
+	// can use an n-th of the memory. In addition, at most 128 packets per peer wait. Zero means 16 MiB.
 	StagedBytes int
 
 	// StagedPerPeer limits the part of StagedBytes that one peer's packets may take, in bytes. The peer's oldest packets
 	// are dropped to make room. Zero means 512 KiB. A negative value means no limit besides StagedBytes.
 	StagedPerPeer int
 
-	// Helpers limits the goroutines on idle cores that help to encrypt or decrypt one batch. Zero means one for each
-	// core but the batch's own. A negative value means none, so that each batch stays with one goroutine. With zero,
-	// there are also none while other programs keep the cores busy, which only Unix systems tell.
+	// Helpers limits the number of goroutines that help, on idle cores, to encrypt or decrypt one batch. Zero means one for each
+	// core other than the one that has the batch. But while other programs keep the cores busy, zero means no helpers. Only on
+	// Unix systems can the device detect such programs. A negative value always means no helpers, so that each batch stays with
+	// one goroutine.
 	Helpers int
 
-	// IndexPrefix is the beginning of every session index of the device. It lets a program tell apart devices that
-	// share one socket. The zero value means no prefix. With a prefix of 16 bits, 49,152 sessions and handshakes can
-	// exist at a time.
+	// IndexPrefix is the beginning of every session index of the device. With different prefixes, a program can tell apart
+	// several devices that share one socket. The zero value means no prefix. With a prefix of 16 bits, 49,152 sessions and
+	// handshakes can exist at a time.
 	IndexPrefix IndexPrefix
 
-	// SentTimestamp is less than every timestamp that the device sends in its initiations, to any peer. Set it for a
-	// device that takes the place of another one with the same private key, to a time that the predecessor has not
-	// reached. Zero means that there is no such bound.
+	// SentTimestamp is a lower bound: every timestamp that the device sends in an initiation, to any peer, is greater. If the
+	// device replaces another one with the same private key, set a timestamp that is not less than any that the other device has
+	// sent. Zero means that there is no such bound.
 	SentTimestamp Timestamp
 
 	// Logger gets messages about handshakes (Debug), about the device going up and down (Info), and about trouble with
@@ -87,17 +88,17 @@ type Config struct {
 	Logger *slog.Logger
 
 	// KeyLog gets the secrets of each handshake, so that Wireshark can decrypt captured traffic: Wireshark's preference
-	// wg.keylog_file names a file with these lines. Whoever has the lines can read all traffic, so KeyLog is for
-	// debugging only. The device makes one Write of four lines before it sends an initiation or a response, and waits
-	// for it. Writes do not overlap. After an error, nothing more is written, and Logger gets a warning. Nil means that
-	// no secret is written.
+	// wg.keylog_file names a file with these lines. Whoever has the lines can read all traffic, so KeyLog is for debugging only.
+	// Before the device sends an initiation or a response, it writes four lines with one call of Write, and waits until the call
+	// returns. The device never makes two calls at the same time. After an error, it writes nothing more, and Logger gets a
+	// warning. Nil means that no secret is written.
 	KeyLog io.Writer
 	// Clock tells the time. Nil means the system's clock.
 	Clock Clock
 }
 
-// A PeerConfig says who a peer is and which addresses it may use. A zero field means none, unless its comment says
-// otherwise.
+// A PeerConfig says who a peer is and which addresses it may use. The zero value of a field means "none", unless the comment of
+// the field says otherwise.
 type PeerConfig struct {
 	// PublicKey is the key of the peer. Zero is refused.
 	PublicKey PublicKey
@@ -106,13 +107,14 @@ type PeerConfig struct {
 	// none.
 	PresharedKey PresharedKey
 
-	// Endpoint is where the peer is at first. Later, packets are sent to where the peer's last authentic packet came
-	// from. Zero means that the place is not known until the peer sends something.
+	// Endpoint is where the device sends packets to the peer at first. Once authentic packets of the peer arrive, the device
+	// sends to the endpoint from which the last one came. Zero means that the device learns the endpoint when the peer sends
+	// something.
 	Endpoint Endpoint
 
-	// AllowedIPs are the addresses that the peer may send from and that are routed to it. The longest prefix
-	// wins. A prefix belongs to one peer: the last one to which it was given. Bits beyond the prefix length are
-	// cleared.
+	// AllowedIPs are the addresses inside the tunnel from which the peer may send, and which are routed to the peer. If several
+	// prefixes contain an address, the longest one decides. A prefix belongs to one peer: the last one to which it was given.
+	// Bits beyond the prefix length are cleared.
 	AllowedIPs []netip.Prefix
 
 	// PersistentKeepalive is the time, in whole seconds up to 65535, after which an empty packet is sent if nothing
@@ -120,15 +122,14 @@ type PeerConfig struct {
 	// sent.
 	PersistentKeepalive time.Duration
 
-	// MTU is the largest packet, in bytes, that is sent to the peer, from 576 to 65535. Set it if the path to the peer
-	// takes only packets that are smaller than the MTU of the Tunnel. A larger packet is dropped and its sender is told
-	// by ICMP, with two exceptions. An IPv4 packet that may be fragmented is sent whole, in an outer packet that may be
-	// fragmented too. IPv6 packets of up to 1280 bytes are always sent, since IPv6 has no smaller MTU. Zero means the
-	// MTU of the Tunnel.
+	// MTU is the largest packet, in bytes, that is sent to the peer, from 576 to 65535. Set it if the path to the peer takes only
+	// packets that are smaller than the MTU of the Tunnel. A larger packet is dropped, and its sender gets an ICMP error, with
+	// two exceptions. An IPv4 packet that may be fragmented is sent whole, in an outer packet that may be fragmented too. IPv6
+	// packets of up to 1280 bytes are always sent, since IPv6 has no smaller MTU. Zero means the MTU of the Tunnel.
 	MTU int
 
-	// Timestamp is that of the newest initiation already seen from this peer. Initiations with an older or an equal
-	// timestamp are refused as replays. Zero means none.
+	// Timestamp is the timestamp of the newest initiation that was already accepted from this peer. Initiations with an older or
+	// an equal timestamp are refused as replays. Zero means none.
 	Timestamp Timestamp
 
 	// SentTimestamp is the newest initiation timestamp that this device, or a predecessor with its private key, sent to
@@ -139,9 +140,9 @@ type PeerConfig struct {
 // A Change changes the configuration of a device. Everything that it does not name stays as it is, including sessions.
 // The whole Change is checked first; if anything is wrong, nothing is changed.
 type Change struct {
-	PrivateKey   *PrivateKey // nil: unchanged; zero key: removed
-	ListenPort   *uint16     // nil: unchanged
-	FirewallMark *uint32     // nil: unchanged; 0: no mark
+	PrivateKey   *PrivateKey // nil means unchanged; the zero key removes the key
+	ListenPort   *uint16     // nil means unchanged
+	FirewallMark *uint32     // nil means unchanged; 0 means no mark
 
 	// ReplacePeers removes every peer that Peers does not name. A peer that Peers names keeps its session.
 	ReplacePeers bool
@@ -160,17 +161,17 @@ type PeerChange struct {
 	// UpdateOnly means that this change is ignored if the peer does not exist.
 	UpdateOnly bool
 
-	PresharedKey        *PresharedKey  // nil: unchanged; zero key: removed. The next handshake uses the new key.
-	Endpoint            *Endpoint      // nil: unchanged; zero: forgotten
-	PersistentKeepalive *time.Duration // nil: unchanged; 0: off
-	MTU                 *int           // nil: unchanged; 0: that of the Tunnel
-	Timestamp           *Timestamp     // nil: unchanged; an older one than the peer's is ignored
-	SentTimestamp       *Timestamp     // nil: unchanged; an older one than the peer's is ignored
+	PresharedKey        *PresharedKey  // nil means unchanged; the zero key removes the key; the next handshake uses the new key
+	Endpoint            *Endpoint      // nil means unchanged; the zero Endpoint removes the endpoint
+	PersistentKeepalive *time.Duration // nil means unchanged; 0 means no keepalives
+	MTU                 *int           // nil means unchanged; 0 means the MTU of the Tunnel
+	Timestamp           *Timestamp     // nil means unchanged; an older one than the peer's is ignored
+	SentTimestamp       *Timestamp     // nil means unchanged; an older one than the peer's is ignored
 
-	// ReplaceAllowedIPs takes all prefixes from the peer before AllowedIPs are added.
+	// ReplaceAllowedIPs removes all prefixes from the peer before AllowedIPs are added.
 	ReplaceAllowedIPs bool
-	AllowedIPs        []netip.Prefix // added to this peer, and taken from the peers that have them
-	RemoveAllowedIPs  []netip.Prefix // taken from this peer, if it has them, after AllowedIPs were added
+	AllowedIPs        []netip.Prefix // added to this peer, and removed from the peers that have them
+	RemoveAllowedIPs  []netip.Prefix // removed from this peer, if it has them, after AllowedIPs were added
 }
 
 // Change returns the change that adds the peer c, or gives an existing peer with the same key the configuration c. If
@@ -213,13 +214,13 @@ func (d *Device) setLimits(c *Config) {
 
 const (
 	minMTU  = 576  // "every internet destination must be able to receive" as much (RFC 791, section 3.2)
-	minMTU6 = 1280 // (RFC 8200, section 5)
+	minMTU6 = 1280 // the least MTU of an IPv6 link (RFC 8200, section 5)
 
 	maxHeadroom  = 64
 	maxIndexBits = 16
 )
 
-// headroomOf returns the bytes that b wants in front of each datagram.
+// headroomOf returns how many bytes b needs in front of each datagram.
 func headroomOf(b Bind) int {
 	if f, ok := b.(Framer); ok {
 		return f.Headroom()
@@ -227,8 +228,8 @@ func headroomOf(b Bind) int {
 	return 0
 }
 
-// check returns an error that names everything that is wrong with c, or nil. headroom is what c.Bind wants, and changes
-// are what c.Peers change.
+// check returns an error that names everything that is wrong with c, or nil. headroom is what headroomOf returns for c.Bind, and
+// changes are the changes that add c.Peers.
 func (c *Config) check(headroom int, changes []PeerChange) error {
 	var errs []error
 	if c.Tunnel == nil {

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// wantErrors fails unless err has as many lines as want, and each line contains the strings of its element of want.
+// wantErrors fails unless err has as many lines as want has elements, and each line contains all strings in the element of want
+// with the same index.
 func wantErrors(t *testing.T, err error, want ...[]string) {
 	t.Helper()
 	var lines []string
@@ -29,8 +30,8 @@ func wantErrors(t *testing.T, err error, want ...[]string) {
 	}
 }
 
-// TestConfigAllErrorsAtOnce: a configuration is "validated as a whole with all errors joined". Each error says which peer it is
-// about and what to do.
+// TestConfigAllErrorsAtOnce checks that New reports all mistakes of a configuration in one joined error. Each line must name the
+// peer that has the mistake, and say what to do.
 func TestConfigAllErrorsAtOnce(t *testing.T) {
 	self := testKey(1)
 	k := func(n int) PublicKey { return testKey(n).Public() }
@@ -116,7 +117,8 @@ func peers(d *Device) (all []PeerStatus) {
 	return all
 }
 
-// TestConfigureNewKeyIsChecked: if a change sets the private key, its peers are compared with the new key.
+// TestConfigureNewKeyIsChecked checks that if a change sets the private key, Configure compares the keys of the change's peers
+// with the new key. A peer with the device's own public key is an error.
 func TestConfigureNewKeyIsChecked(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	key := testKey(2)
@@ -142,7 +144,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
-// TestNewCopiesConfig: the device does not change if the caller overwrites the slices of its Config after New.
+// TestNewCopiesConfig checks that a device does not change if the caller overwrites the slices of the Config after New.
 func TestNewCopiesConfig(t *testing.T) {
 	a := newRemote(1, PublicKey{})
 	config := a.config()
@@ -157,7 +159,8 @@ func TestNewCopiesConfig(t *testing.T) {
 	}
 }
 
-// TestPeerChangeOfConfig: SetPeer also resets what the PeerConfig leaves zero, except the endpoint and the timestamp.
+// TestPeerChangeOfConfig checks that SetPeer resets each setting that is zero in the PeerConfig, except the endpoint and the
+// timestamp.
 func TestPeerChangeOfConfig(t *testing.T) {
 	a := newRemote(1, PublicKey{})
 	full := PeerConfig{

@@ -10,12 +10,13 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
-// Configure carries out a whole change or nothing: if anything in the change is wrong, the error names everything that
-// is wrong, and nothing is changed. A new port is opened before the old one is closed. Packets keep flowing meanwhile.
+// Configure carries out the whole change or nothing. If anything in the change is wrong, Configure changes nothing, and the error
+// names everything that is wrong. If the port changes, Configure opens a socket on the new port before it closes the old socket.
+// The device sends and receives packets throughout.
 func (d *Device) Configure(c Change) error {
 	var id *identity
 	if c.PrivateKey != nil {
-		id = newIdentity(*c.PrivateKey) // this takes an X25519, so it is done without the lock
+		id = newIdentity(*c.PrivateKey) // this costs an X25519, so the lock is not held
 	}
 	d.mu.Lock()
 	r := d.running.Load()
@@ -28,9 +29,9 @@ func (d *Device) Configure(c Change) error {
 	return err
 }
 
-// configure does the part of Configure that needs mu, which is held. id is the identity of the change's private key, if
-// the change has one. configure returns the socket that was replaced, for finishSocket, and the peers to which something
-// is to be sent.
+// configure does the part of Configure that needs the configuration lock. The caller holds this lock. If the change has a private
+// key, id is the identity with this key. configure returns the socket that was replaced, which the caller passes to finishSocket,
+// and the peers to which the caller has to send something.
 func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueFlush, err error) {
 	if d.closing.Load() {
 		return nil, nil, errClosed
@@ -50,7 +51,7 @@ func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueF
 	return old, d.changePeers(c.Peers, c.ReplacePeers), nil
 }
 
-// changeSocket sets the port and the mark. After the check, no other part of a change can fail.
+// changeSocket sets the port and the mark. Once a change was checked, this is the only part of it that can fail.
 func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 	port, mark := uint16(d.port.Load()), d.mark.Load()
 	if c.ListenPort != nil {
@@ -86,13 +87,13 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 	return old, nil
 }
 
-// isOtherPort reports whether port needs another socket than s. It also does if s is closed because Wake could not open
-// another socket.
+// isOtherPort reports whether the device needs a new socket to use port. s is the present socket. If s is closed, because Wake
+// could not open another socket, a new one is always needed.
 func (d *Device) isOtherPort(port uint16, s *openSocket) bool {
 	return s.isClosed() || port == 0 && d.port.Load() != 0 || port != 0 && port != s.port
 }
 
-// changeIdentity gives the device another private key, or none.
+// changeIdentity gives the device another identity, or none if id is nil.
 func (d *Device) changeIdentity(id *identity) {
 	d.identity.Store(id)
 	now := d.now()
@@ -108,7 +109,7 @@ func (d *Device) changeIdentity(id *identity) {
 		if id == nil {
 			p.endWaits(ErrNoPrivateKey)
 		}
-		if p.staged.N > 0 && !p.current.sendable(now, 1) { // otherwise the goroutine that made the session sends them
+		if p.staged.N > 0 && !p.current.sendable(now, 1) { // otherwise the goroutine that made the session sends the staged packets
 			p.initiate(now, false, &out)
 		}
 		d.release(p, &out)
@@ -122,8 +123,8 @@ type edit struct {
 	routes routesEdit[*peer]
 }
 
-// changePeers carries out changes to peers that were checked. Readers see the peers of all changes appear and disappear at
-// one moment, and then their prefixes at one moment. mu is held.
+// changePeers carries out changes that checkPeers has accepted. Other goroutines see all added and removed peers at one moment,
+// and later all added and removed prefixes at one moment. The caller holds mu.
 func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush) {
 	e := &edit{d.peers.published.Load().Edit(), d.allowed.edit()}
 	if replace {
@@ -147,7 +148,8 @@ func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush
 	return due
 }
 
-// changePeer carries out one change. It returns the peer if something is to be sent to the peer.
+// changePeer carries out one change. If the caller has to send something to the peer, changePeer returns the peer, and whether a
+// keepalive is due.
 func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) {
 	named, _ := e.peers.Get(keyedPeer{key: c.PublicKey})
 	p := named.p
@@ -168,7 +170,7 @@ func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.lookedUp && !c.UpdateOnly {
-		p.lookedUp = false // it is configured now, and stays
+		p.lookedUp = false // the peer is configured now, so the device no longer forgets it
 		d.lookups.Admit(-1)
 	}
 	if c.PresharedKey != nil {
@@ -203,7 +205,7 @@ func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) 
 	return nil, false
 }
 
-// addPeer makes a peer of which only the key is known.
+// addPeer adds a peer of which only the public key is known.
 func (d *Device) addPeer(key PublicKey, e *edit) *peer {
 	var seed [4]byte
 	d.random(seed[:])
@@ -215,7 +217,7 @@ func (d *Device) addPeer(key PublicKey, e *edit) *peer {
 	return p
 }
 
-// removePeer ends a peer. A goroutine that still has a pointer to the peer sees that removed is set.
+// removePeer removes a peer. A goroutine that still has a pointer to the peer finds that its field removed is true.
 func (d *Device) removePeer(p *peer, e *edit) {
 	e.routes.removeAll(p)
 	e.peers.Delete(keyedPeer{key: p.key})
@@ -233,20 +235,20 @@ func (d *Device) removePeer(p *peer, e *edit) {
 	d.release(p, &out)
 }
 
-// SetPeer gives a peer the configuration c, and adds the peer if it does not exist. The peer's session stays. SetPeer is
-// Configure for one peer.
+// SetPeer gives a peer the configuration c, and adds the peer if it does not exist. A peer that exists keeps its session. SetPeer
+// calls Configure with a change of one peer.
 func (d *Device) SetPeer(c PeerConfig) error {
 	return d.Configure(Change{Peers: []PeerChange{c.Change()}})
 }
 
-// RemovePeer removes a peer with its session. Removing a peer that does not exist does nothing.
+// RemovePeer removes a peer and its session. Removing a peer that does not exist does nothing.
 func (d *Device) RemovePeer(key PublicKey) error {
 	return d.Configure(Change{Peers: []PeerChange{{PublicKey: key, Remove: true}}})
 }
 
-// PeerOf returns the peer at the other end of a connection through the tunnel. a is the RemoteAddr of the connection. The
-// result is that of Route for the IP address of a. A connection may outlive a change of the peer's AllowedIPs, so call
-// PeerOf when the connection begins.
+// PeerOf returns the peer at the other end of a connection through the tunnel. a is the RemoteAddr of the connection. PeerOf
+// returns what Route returns for the IP address in a. Call PeerOf when the connection begins, because the address may belong to
+// another peer after a change of AllowedIPs.
 func (d *Device) PeerOf(a net.Addr) (key PublicKey, ok bool) {
 	var at netip.AddrPort
 	if has, ok := a.(interface{ AddrPort() netip.AddrPort }); ok { // *net.TCPAddr, *net.UDPAddr
@@ -278,8 +280,8 @@ func (d *Device) PrivateKey() PrivateKey {
 	return PrivateKey{}
 }
 
-// PresharedKey returns the preshared key of a peer, which is zero if there is none, and whether the peer exists.
-// PeerStatus does not contain this key.
+// PresharedKey returns the preshared key of a peer, and whether the peer exists. The key is zero if the peer has none. PeerStatus
+// does not contain the key.
 func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
 	p := d.peers.find(peer)
 	if p == nil {
@@ -312,9 +314,9 @@ func (d *Device) Status() Status {
 // peers there are.
 func (d *Device) Peers() iter.Seq[PeerStatus] { return d.PeersAfter(PublicKey{}) }
 
-// PeersAfter returns the peers whose public keys are greater than key, as Peers does. A program that shows one page of
-// peers at a time passes the last key of the page before. A peer that stays is then on exactly one page, even if other
-// peers are added or removed. The order of the keys is that of bytes.Compare.
+// PeersAfter returns the peers whose public keys are greater than key, as Peers does. A program that shows one page of peers at a
+// time passes the last key of the previous page. A peer that exists all the time is then on exactly one page, even if other peers
+// are added or removed meanwhile. The order of the keys is that of bytes.Compare.
 func (d *Device) PeersAfter(key PublicKey) iter.Seq[PeerStatus] {
 	return func(yield func(PeerStatus) bool) {
 		for p := range d.peers.after(key) {
@@ -333,14 +335,14 @@ func (d *Device) Peer(key PublicKey) (s PeerStatus, ok bool) {
 	return s, false
 }
 
-// AllowedIPs returns the prefixes that belong to a peer when the loop begins, in the order of netip.Prefix.Compare. A peer
-// that does not exist has none. Each step costs the same, however many prefixes there are.
+// AllowedIPs returns the prefixes that belong to a peer when the loop begins, in the order of netip.Prefix.Compare. A peer that
+// does not exist has no prefixes. Each step costs the same, however many prefixes there are.
 func (d *Device) AllowedIPs(peer PublicKey) iter.Seq[netip.Prefix] {
 	return d.AllowedIPsAfter(peer, netip.Prefix{})
 }
 
-// AllowedIPsAfter returns the prefixes of a peer that are greater than prefix, as AllowedIPs does. A program that shows one
-// page at a time passes the last prefix of the page before.
+// AllowedIPsAfter returns the prefixes of a peer that are greater than prefix, as AllowedIPs does. A program that shows one page
+// of prefixes at a time passes the last prefix of the previous page.
 func (d *Device) AllowedIPsAfter(peer PublicKey, prefix netip.Prefix) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
 		if p := d.peers.find(peer); p != nil {

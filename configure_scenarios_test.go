@@ -16,8 +16,8 @@ import (
 
 // These tests call Configure on devices that are up, have sessions and send packets.
 
-// A change is made as a whole or not at all. If it has a mistake, or a socket cannot be opened, nothing is changed, and the error
-// lists all mistakes.
+// Configure makes either the whole change or no part of it. If the change has a mistake, or a socket cannot be opened, nothing is
+// changed. The error lists all mistakes.
 func TestConfigureAllOrNothing(t *testing.T) {
 	inWorld(t, func(w *world) {
 		mood := &moodyBind{}
@@ -100,8 +100,8 @@ func snapshot(n *node) string {
 	return s
 }
 
-// Row 27, by the API and not by the control protocol: a peer that a change with ReplacePeers names keeps its session and all state
-// that the change does not set. The other peers are removed.
+// TestReplacePeersKeepsSessions checks row 27 with the API instead of the control protocol: a change with ReplacePeers removes
+// the peers that it does not name. A peer that it names keeps its session and all state that the change does not set.
 func TestReplacePeersKeepsSessions(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, d := hub(w)
@@ -128,8 +128,9 @@ func TestReplacePeersKeepsSessions(t *testing.T) {
 	})
 }
 
-// If one change removes a peer and adds it again, the peer is a new one: it has no session and no counters, and an initiation to
-// it need not wait 5 s. Messages of the old session that are still in flight are dropped.
+// If one change removes a peer and adds it again, the peer starts anew: it has no session, its counters are zero, and the device
+// may send it an initiation at once, even if the last one was sent less than 5 s ago. Messages of the old session that are still
+// in flight are dropped.
 func TestRemoveAndAddInOneChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -151,7 +152,7 @@ func TestRemoveAndAddInOneChange(t *testing.T) {
 	})
 }
 
-// A change of one field of a peer leaves its session and its other fields alone.
+// A change of one field of a peer does not affect the peer's session and its other fields.
 func TestUpdateOneField(t *testing.T) {
 	for name, change := range map[string]wireguard.PeerChange{
 		"preshared key":         {PresharedKey: &wireguard.PresharedKey{1}},
@@ -166,7 +167,7 @@ func TestUpdateOneField(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			scenario(t, func(w *world, a, b *node) {
-				w.connect(b, a) // so that a has a timestamp of b's
+				w.connect(b, a) // so that a has received a timestamp from b
 				before, allowed := a.status(b), a.allowed(b)
 				a.update(b, change)
 				after := a.status(b)
@@ -211,8 +212,8 @@ func TestUpdateOneField(t *testing.T) {
 	})
 }
 
-// A prefix moves to another peer while packets flow. From then on only the new owner may send from addresses of this prefix.
-// Neither peer needs a new handshake.
+// The test moves a prefix from one peer to another while packets flow. From then on only the new owner may send from addresses of
+// this prefix. Neither peer needs a new handshake.
 func TestAllowedIPsMoveWhilePacketsFlow(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, _ := hub(w)
@@ -242,8 +243,8 @@ func TestAllowedIPsMoveWhilePacketsFlow(t *testing.T) {
 	})
 }
 
-// A prefix moves between two peers while goroutines send to it. Each packet reaches one of the two peers, and none is lost or
-// sent twice.
+// The test moves a prefix between two peers while goroutines send to addresses of this prefix. Each packet must reach exactly one
+// of the two peers, exactly once.
 func TestAllowedIPsMoveUnderSenders(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, _ := hub(w)
@@ -285,8 +286,8 @@ func TestAllowedIPsMoveUnderSenders(t *testing.T) {
 	})
 }
 
-// When the listen port changes, the device opens the new port before it closes the old one. Its peers learn the new
-// port from the next packet in either direction.
+// When the listen port changes, the device opens a socket on the new port before it closes the old one. The peers learn the new
+// port from the next packet that the device sends.
 func TestListenPortChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -367,9 +368,9 @@ func TestFirewallMarkChange(t *testing.T) {
 	})
 }
 
-// Rows 13 and 15 under traffic: a's private key changes while a sends to b. Packets that a sends after the change wait for a
-// session of the new key, and arrive. Of the packets that a sealed before, b refuses those that are still under way, because the
-// prefixes have moved to the new key.
+// TestPrivateKeyChangeUnderTraffic checks rows 13 and 15 under traffic: a's private key changes while a sends to b. Packets that
+// a sends after the change wait for a session of the new key, and arrive. Packets that a sealed before the change and that are
+// still in flight are refused by b, because at b the prefixes have moved to the new key.
 func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -389,8 +390,8 @@ func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 		}
 		w.advance(time.Second)
 		got := b.arrived()
-		// At b, a's prefixes have moved to the new key. So b drops packets that still arrive in the session of the old
-		// key: their source is not allowed there.
+		// At b, a's prefixes have moved to the new key. So b drops packets that still arrive in the session of the old key,
+		// because their source is no longer allowed for the old key.
 		refused := int(b.Status().Drops[wireguard.DropSourceNotAllowed])
 		if refused == 0 || refused > 15 {
 			w.Fatalf("%d were refused, want the ten that were under way, about", refused)

@@ -9,9 +9,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/noise"
 )
 
-// Initiations and responses end in two MACs (whitepaper, section 5.4.4). mac1 shows that the sender knows the receiver's
-// public key. mac2 shows that the sender receives at the address from which it sends. A receiver under load answers a
-// message without a valid mac2 with a cookie reply, type 3 (section 5.4.7), and does nothing else for it.
+// Initiations and responses end in two MACs (whitepaper, section 5.4.4). mac1 shows that the sender knows the receiver's public
+// key. mac2 shows that the sender receives at the address from which it sends. If a receiver under load gets a message without a
+// valid mac2, it only answers with a cookie reply, type 3 (section 5.4.7).
 //
 //	 0      4          8            32                64
 //	| type | receiver | nonce (24) | cookie (16+16) |
@@ -21,7 +21,7 @@ const (
 	cookieReceiver = 4
 	cookieNonce    = 8
 	cookieCookie   = 32
-	cookieMaxUse   = cookieSecretLife - 5*second // later, the receiver may have another secret when the message arrives
+	cookieMaxUse   = cookieSecretLife - 5*second // an older cookie may arrive after the receiver has changed its secret
 	mac1Label      = "mac1----"
 	cookieKeyMark  = "cookie--"
 )
@@ -29,10 +29,10 @@ const (
 func mac1Key(k PublicKey) [32]byte   { return blake2s.Sum256(append([]byte(mac1Label), k[:]...)) }
 func cookieKey(k PublicKey) [32]byte { return blake2s.Sum256(append([]byte(cookieKeyMark), k[:]...)) }
 
-// A cookieJar holds the state from which this device makes the MACs of its messages to one peer. It outlives the
-// handshake, because a cookie reply to a response arrives after the handshake. The zero value has no cookie.
+// A cookieJar holds what this device needs to make the MACs of its messages to one peer. It is kept after the handshake, because
+// a cookie reply to a response arrives after the handshake. The zero value has no cookie.
 type cookieJar struct {
-	mac1     [macSize]byte // of the last message sent
+	mac1     [macSize]byte // the mac1 of the last message sent
 	sent     bool          // whether a cookie reply to that message is still accepted
 	cookie   [macSize]byte
 	received int64 // when cookie arrived; 0 means that there is no cookie
@@ -54,8 +54,8 @@ func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 // valid reports whether the jar has a cookie that is younger than cookieMaxUse.
 func (j *cookieJar) valid(now int64) bool { return j.received != 0 && now-j.received < cookieMaxUse }
 
-// consume takes the cookie reply m from the peer whose public key is remote, and reports whether it was an authentic
-// reply to the last message sent. It accepts one cookie per message.
+// consume stores the cookie in m, a cookie reply from the peer whose public key is remote. It reports whether m is an authentic
+// reply to the last message sent. It accepts one reply per message.
 func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 	if !j.sent {
 		return false
@@ -75,10 +75,10 @@ type cookieSecret struct {
 	made int64 // when it was made; 0 means that there is no secret yet
 }
 
-// expired reports whether there is no secret, or it has lived for 120 s.
+// expired reports whether there is no secret, or the secret is at least 120 s old.
 func (s *cookieSecret) expired(now int64) bool { return s.made == 0 || now-s.made >= cookieSecretLife }
 
-// renew makes a secret if the last one has expired.
+// renew makes a new secret if the last one has expired.
 func (s *cookieSecret) renew(now int64, random func([]byte)) {
 	if s.expired(now) {
 		random(s.key[:])
@@ -86,30 +86,30 @@ func (s *cookieSecret) renew(now int64, random func([]byte)) {
 	}
 }
 
-// A cookieChecker checks the MACs of the messages that a device receives, for one goroutine. The goroutines of a device
-// share the secret: each copies it. The zero value is ready.
+// A cookieChecker checks the MACs of the messages that a device receives. Each goroutine has a separate cookieChecker, with a
+// copy of the device's secret. The zero value is ready.
 type cookieChecker struct {
 	secret cookieSecret
 
-	key    [32]byte  // the secret that cookie is prepared for
-	cookie noise.MAC // zero means that there is none yet
-	id     *identity // the identity that mac1 and seal are prepared for
+	key    [32]byte  // the secret with which cookie was made
+	cookie noise.MAC // makes cookies; zero means that it was not made yet
+	id     *identity // the identity with which mac1 and seal were made
 	mac1   noise.MAC
-	seal   cipher.AEAD // of cookies
+	seal   cipher.AEAD // encrypts cookies
 
-	source [24]byte         // room for what a cookie is bound to
-	sealed [macSize]byte    // room for the cookie in a reply
-	made   [cookieSize]byte // room for the last reply
+	source [24]byte         // memory for the source to which a cookie is bound
+	sealed [macSize]byte    // memory for the cookie in a reply
+	made   [cookieSize]byte // memory for the last reply
 }
 
-// prepare keys mac1 and seal for the device id.
+// prepare makes mac1 and seal for the identity id of the device.
 func (c *cookieChecker) prepare(id *identity) {
 	if c.id != id {
 		c.id, c.mac1, c.seal = id, noise.NewMAC(id.mac1Key[:]), noise.XAEAD(&id.cookieKey)
 	}
 }
 
-// validMAC1 reports whether m, a handshake message, has a valid mac1 for the device id.
+// validMAC1 reports whether m, a handshake message, has a valid mac1 for the identity id.
 func (c *cookieChecker) validMAC1(m []byte, id *identity) bool {
 	c.prepare(id)
 	at := len(m) - 2*macSize
@@ -138,7 +138,7 @@ func (c *cookieChecker) cookieOf(source []byte, now int64, random func([]byte)) 
 func (c *cookieChecker) reply(m []byte, source []byte, id *identity, now int64, random func([]byte)) [cookieSize]byte {
 	r := &c.made
 	binary.LittleEndian.PutUint32(r[:], typeCookie)
-	copy(r[4:8], m[4:8]) // its sender is our receiver
+	copy(r[4:8], m[4:8]) // the sender index of m is the receiver index of the reply
 	random(r[cookieNonce:cookieCookie])
 	c.prepare(id)
 	c.sealed = c.cookieOf(source, now, random)

@@ -20,8 +20,8 @@ func (w *world) wantMAC2(kind string, set bool, why string) {
 	}
 }
 
-// "when under load … the responder … sends a cookie reply … the initiator … resends after the timer expires, with mac2"
-// (5.3, 6.6): "a cookie reply message … does not cause the initiator to immediately resend".
+// TestCookieUnderLoad checks that a responder under load answers an initiation with a cookie reply (5.3). The initiator does not
+// resend at once: "a cookie reply message … does not cause the initiator to immediately resend" (6.6). Its next retry has a mac2.
 func TestCookieUnderLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -45,7 +45,7 @@ func TestCookieUnderLoad(t *testing.T) {
 	})
 }
 
-// "if the device is not under load", it does not check mac2, and sends no cookie replies.
+// A device that is not under load does not check mac2, and sends no cookie replies.
 func TestNoCookieWithoutLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -58,7 +58,8 @@ func TestNoCookieWithoutLoad(t *testing.T) {
 	})
 }
 
-// "COOKIE_SECRET_MAX_AGE - COOKIE_SECRET_LATENCY": the initiator uses a cookie for 115 s (Linux, wg_cookie_add_mac_to_packet).
+// The initiator uses a cookie for 115 s, as Linux does: COOKIE_SECRET_MAX_AGE - COOKIE_SECRET_LATENCY in
+// wg_cookie_add_mac_to_packet.
 func TestCookieUsedFor115s(t *testing.T) {
 	for _, test := range []struct {
 		age time.Duration
@@ -78,7 +79,8 @@ func TestCookieUsedFor115s(t *testing.T) {
 	}
 }
 
-// "the secret … changes every two minutes" (5.4.7). After a change, the responder sends a cookie reply again.
+// TestCookieSecretLives120s checks that the responder changes its cookie secret every 120 s: "the secret … changes every two
+// minutes" (5.4.7). After the change, it refuses the old cookie, and answers with a new cookie reply.
 func TestCookieSecretLives120s(t *testing.T) {
 	for _, test := range []struct {
 		age    time.Duration
@@ -88,7 +90,7 @@ func TestCookieSecretLives120s(t *testing.T) {
 			wireguard.ForceLoad(b.Device, true)
 			a.send(b, "x")
 			w.want("a initiation, b cookie reply", "the secret is made")
-			// The next initiation has a mac2. It is dropped here, and replayed when the secret is old.
+			// The next initiation has a mac2. The network drops it here, and the test replays it when the secret is old.
 			w.judge(func(m *message) pipe.Verdict {
 				if m.kind == pipe.TypeInitiation {
 					return pipe.Drop
@@ -106,8 +108,8 @@ func TestCookieSecretLives120s(t *testing.T) {
 	}
 }
 
-// A cookie is bound to an address and a port, so another source cannot use it. (Section 5.4.7 names the address;
-// Linux adds the port.)
+// A cookie is bound to an address and a port, so another source cannot use it. Section 5.4.7 requires the address, and Linux adds
+// the port.
 func TestMAC2BoundToAddressAndPort(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -129,7 +131,7 @@ func TestMAC2BoundToAddressAndPort(t *testing.T) {
 	})
 }
 
-// A device does not answer a message without a valid mac1, under load or not: "silence" (5.1).
+// A device never answers a message that has no valid mac1, whether it is under load or not. Section 5.1 calls this silence.
 func TestNoAnswerWithoutMAC1(t *testing.T) {
 	for _, load := range []bool{false, true} {
 		scenario(t, func(w *world, a, b *node) {
@@ -151,8 +153,9 @@ func TestNoAnswerWithoutMAC1(t *testing.T) {
 	}
 }
 
-// "Last mac1, cookie and its birthday belong to the peer and outlive the handshake state": an initiator under load answers the
-// response with a cookie reply. The responder uses it, although it has ended its part of the handshake by then.
+// An initiator under load answers a handshake response with a cookie reply. The responder uses the cookie in its next response,
+// although it has finished its part of the handshake before the cookie reply arrives. So the cookie belongs to the peer, and
+// outlives the state of the handshake.
 func TestCookieReplyToResponse(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(a.Device, true)
@@ -165,7 +168,8 @@ func TestCookieReplyToResponse(t *testing.T) {
 	})
 }
 
-// A cookie reply is authentic only to the last message sent: "the initiator's mac1 is the additional data" (5.4.7).
+// A device accepts a cookie reply only to the last message that it sent, because the mac1 of that message authenticates the
+// reply: "the initiator's mac1 is the additional data" (5.4.7).
 func TestCookieReplyWithWrongMAC1Ignored(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -195,8 +199,8 @@ func TestCookieReplyWithWrongMAC1Ignored(t *testing.T) {
 	})
 }
 
-// "20 packets a second, burst 5, a source": this limit holds for messages with a valid mac2 (Linux, ratelimiter.c:
-// PACKETS_PER_SECOND, PACKETS_BURSTABLE).
+// A device under load accepts at most 20 messages with a valid mac2 per second from one source, in bursts of at most 5 (Linux,
+// ratelimiter.c: PACKETS_PER_SECOND, PACKETS_BURSTABLE).
 func TestRateLimitUnderLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -209,7 +213,7 @@ func TestRateLimitUnderLoad(t *testing.T) {
 		})
 		w.advance(6 * time.Second)
 		w.script()
-		good := w.last("a initiation") // with mac2; its replays cost an X25519 each
+		good := w.last("a initiation") // with mac2, so b computes an X25519 for each replay that its limit admits
 		a.Down()
 		for range 12 {
 			w.replay(good)
@@ -232,7 +236,8 @@ func TestRateLimitUnderLoad(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: its limiter counted each IPv6 address as a source. Here a source is an IPv4 /32 or an IPv6 /64.
+// The rate limiter of another project counted each IPv6 address as a separate source. Here a source is an IPv4 address or an IPv6
+// /64.
 func TestRateLimitIsPer64(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -265,10 +270,10 @@ func TestRateLimitIsPer64(t *testing.T) {
 	})
 }
 
-// The device is under load once 512 initiations wait. The load ends a second after the flood. (Linux,
-// wg_receive_handshake_packet: MAX_QUEUED_INCOMING_HANDSHAKES / 8)
+// The device is under load once 512 initiations wait. The load ends one second after the flood. The limit is that of Linux:
+// MAX_QUEUED_INCOMING_HANDSHAKES / 8 in wg_receive_handshake_packet.
 func TestFloodPutsUnderLoad(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one worker, which the test can hold up
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one worker, so that the test can block all work on handshakes
 	inWorld(t, func(w *world) {
 		a, b, c := w.node("a"), w.nodeDown("b"), w.node("c")
 		a.knows(b)
@@ -289,7 +294,7 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 		w.connect(a, b)
 		old := w.last("a initiation")
 
-		<-gate // from here on, the worker waits for the gate while it answers c
+		<-gate // from now on, the worker waits for the gate while it answers c
 		c.send(b, "from c")
 		flood := func(n int) {
 			for range n {
@@ -329,9 +334,10 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 	})
 }
 
-// A device that is under load stays so while it answers more initiations with cookies than half of its cores could answer with
-// responses, although cookie replies cost so little that the queue is short. Otherwise each second of a flood would begin with
-// hundreds of X25519. What is not for this device's key has no part in that.
+// A flood keeps a device under load. Cookie replies cost so little that the queue stays short during the flood. So the device
+// counts the initiations that it answers with cookies, and stays under load while these are more than half of its cores could
+// answer with responses. Otherwise the device would compute hundreds of X25519 at the beginning of each second of the flood.
+// Messages without a valid mac1, which are not for this device's key, do not count.
 func TestFloodKeepsUnderLoad(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that 2,500 initiations per second are too many
 	inWorld(t, func(w *world) {
@@ -373,7 +379,7 @@ func TestFloodKeepsUnderLoad(t *testing.T) {
 			w.Error("the load goes on although fewer arrive than a core can answer")
 		}
 		wireguard.BeginLoad(b.Device)
-		clear(old.data[len(old.data)-32:]) // no mac1
+		clear(old.data[len(old.data)-32:]) // mac1 and mac2 are now wrong
 		for range 20 {
 			w.advance(100 * time.Millisecond)
 			flood(300)

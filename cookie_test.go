@@ -11,7 +11,8 @@ import (
 
 const cookieT0 = 5000 * second
 
-// fixedRandom returns a function that fills a slice with one byte value, which grows by one with each call.
+// fixedRandom returns a function that sets all bytes of a slice to one value: 1 in the first call, and one more in each further
+// call.
 func fixedRandom() func([]byte) {
 	n := byte(0)
 	return func(b []byte) {
@@ -27,7 +28,8 @@ func sourceBytes(s string) []byte {
 	return e.appendSource(nil)
 }
 
-// TestCookieTranscript compares a cookie reply and the mac2 that answers it with fixed bytes.
+// TestCookieTranscript compares three values with fixed bytes: a cookie reply, the cookie that it contains, and the mac2 that the
+// initiator makes with this cookie.
 func TestCookieTranscript(t *testing.T) {
 	const from = "192.0.2.1:1000"
 	c := newChallenge(t)
@@ -44,7 +46,7 @@ func TestCookieTranscript(t *testing.T) {
 	}
 }
 
-// A challenge is an initiation to a device under load, together with the state of both ends.
+// A challenge is an initiation (m) to a device under load, together with the state of the initiator and the responder.
 type challenge struct {
 	*exchange
 	jar     cookieJar
@@ -151,7 +153,7 @@ func TestCookieConsume(t *testing.T) {
 	}
 }
 
-// TestCookieUse: a cookie is "used for 115 s" by the initiator, from when the initiator received it.
+// TestCookieUse checks that the initiator uses a cookie for 115 s after it received the cookie.
 func TestCookieUse(t *testing.T) {
 	for _, use := range []struct {
 		age  int64
@@ -166,7 +168,8 @@ func TestCookieUse(t *testing.T) {
 	}
 }
 
-// TestCookieSecret: "cookie secret 120 s". The first use after that makes a new secret, so that older cookies are not valid.
+// TestCookieSecret checks that a cookie secret is used for 120 s. After that, the next use makes a new secret, and cookies of the
+// old secret are no longer valid.
 func TestCookieSecret(t *testing.T) {
 	for _, c := range []struct {
 		age  int64
@@ -191,8 +194,8 @@ func TestCookieIdentities(t *testing.T) {
 	}
 }
 
-// TestCookieKeepsMAC1OfLastMessage: "last mac1, cookie and its birthday belong to the peer", because a cookie reply to a response
-// arrives when the responder's handshake is over.
+// TestCookieKeepsMAC1OfLastMessage checks that the mac1 of the last message is kept in the peer's cookie jar and not in the
+// handshake, because a cookie reply to a response arrives when the responder has finished the handshake.
 func TestCookieKeepsMAC1OfLastMessage(t *testing.T) {
 	x := newExchange(t, PresharedKey{})
 	_, m1 := x.initiate(t)
@@ -242,7 +245,8 @@ func sourceNumber(n int) ratelimit.Source {
 	return ratelimit.SourceOf(netip.AddrFrom4(a))
 }
 
-// TestCookieReplyAllocatesNothing: a flood makes no garbage.
+// TestCookieReplyAllocatesNothing checks that a device under load allocates nothing to check an initiation and to answer it with
+// a cookie reply.
 func TestCookieReplyAllocatesNothing(t *testing.T) {
 	x := newChallenge(t)
 	n := testing.AllocsPerRun(100, func() {

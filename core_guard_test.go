@@ -15,12 +15,12 @@ import (
 	"testing"
 )
 
-// The core decides and does nothing else: its files "never lock, sleep, read a clock, start a goroutine, log or do I/O".
-// Three tests check that. The core's files build without the rest of the package, so they can use nothing of it. They
-// import only what coreImports allows. And they contain none of the statements that impure finds.
+// The files of the core make the decisions of the protocol. They never lock, sleep, read a clock, start a goroutine, log or do
+// I/O. The tests of this file check three rules for the core's files. They build without the rest of the package, so they cannot
+// use anything from it. They import only the packages in coreImports. And they contain none of the statements that impure finds.
 
-// coreImports lists all packages that a core file may import, this module's own included. None of them locks, waits,
-// reads a clock or does I/O; of a package that can do more, only the names given here may be used.
+// coreImports lists all packages that a core file may import, including packages of this module. Most of them never lock, wait,
+// read a clock or do I/O. Of a package that does, a core file may use only the names that are listed here.
 var coreImports = map[string][]string{
 	"bytes":                                 {"Compare"},
 	"cmp":                                   nil,
@@ -41,7 +41,8 @@ var coreImports = map[string][]string{
 	"golang.org/x/crypto/chacha20poly1305":               nil,
 }
 
-// coreFiles returns the core's files. It fails if one of seven main files is not among them.
+// coreFiles returns the names of the core's files, which the file .ci/core lists. It fails if the list lacks one of seven main
+// files.
 func coreFiles(t *testing.T) []string {
 	t.Helper()
 	list, err := os.ReadFile(".ci/core")
@@ -57,12 +58,12 @@ func coreFiles(t *testing.T) []string {
 	return files
 }
 
-// impure lists what f contains although the core must not, each with its position.
+// impure returns all imports, names and statements in f that the core must not contain, each with its position.
 func impure(fset *token.FileSet, f *ast.File) (found []string) {
 	report := func(n ast.Node, format string, args ...any) {
 		found = append(found, fmt.Sprintf("%v: %s", fset.Position(n.Pos()), fmt.Sprintf(format, args...)))
 	}
-	names := make(map[string][]string) // the names that may be used of each imported package
+	names := make(map[string][]string) // the names that f may use from each imported package
 	for _, i := range f.Imports {
 		path, _ := strconv.Unquote(i.Path.Value)
 		allowed, ok := coreImports[path]
@@ -127,8 +128,8 @@ func TestCoreIsPure(t *testing.T) {
 	}
 }
 
-// coreMutant is inserted at the beginning of the function expire. It reads a clock, takes a lock and sets a socket option, with
-// functions of this package.
+// coreMutant is code that TestCoreBuildsAlone inserts at the beginning of the function expire. It calls functions of this package
+// that read a clock, take a lock and set a socket option.
 const coreMutant = `
 	d := new(Device)
 	for until := d.now() + 1000; d.now() < until; {
@@ -137,8 +138,8 @@ const coreMutant = `
 	_ = setMark(nil, 1)
 `
 
-// TestCoreBuildsAlone builds a copy of the core's files alone, and then a copy with coreMutant, which does what the core must not
-// do. The compiler must refuse the second copy, although it accepts the same lines in the whole package.
+// TestCoreBuildsAlone builds a copy of the core's files without the rest of the package, and then a copy with coreMutant. The
+// compiler must refuse coreMutant in the core alone, although it accepts coreMutant in the whole package.
 func TestCoreBuildsAlone(t *testing.T) {
 	files := coreFiles(t)
 	if out, err := buildCopy(t, files, files, ""); err != nil {
@@ -158,8 +159,8 @@ func TestCoreBuildsAlone(t *testing.T) {
 	}
 }
 
-// buildCopy builds the files or packages in what. It replaces files by copies in which the function expire begins with the given
-// lines.
+// buildCopy builds the files or packages that the parameter what lists. For the build, it replaces each file that the parameter
+// files lists with a copy. In the copies, the function expire begins with the lines in the parameter expire.
 func buildCopy(t *testing.T, what, files []string, expire string) (out string, err error) {
 	t.Helper()
 	if _, err := exec.LookPath("go"); err != nil {

@@ -10,9 +10,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// These tests check the counters to the byte. Received counts 32 bytes plus the padded length for each accepted data
-// packet, unless the source check refuses it, and the accepted handshake messages. Sent counts the UDP payload of
-// each successful send. Neither counts cookie replies.
+// These tests check the counters to the byte. Received counts the accepted handshake messages and the accepted data messages. A
+// data message counts 32 bytes plus the padded length of its packet; it does not count if the packet's source address is not
+// allowed. Sent counts the UDP payload of each successful send. Neither counter includes cookie replies.
 
 const (
 	initiationBytes = 148
@@ -20,7 +20,7 @@ const (
 	keepaliveBytes  = 32
 )
 
-// A tally is the traffic with a peer that a device must have counted.
+// A tally has the traffic counters for a peer that a device must show.
 type tally struct{ sent, received wireguard.Traffic }
 
 func (n *node) wantTally(o *node, want tally, why string) {
@@ -32,7 +32,8 @@ func (n *node) wantTally(o *node, want tally, why string) {
 	}
 }
 
-// sends adds messages of one kind to what one end sent and the other received.
+// sends adds messages to the sent counters of t and to the received counters of o. It takes their number and their total size in
+// bytes.
 func (t *tally) sends(o *tally, packets, bytes uint64) {
 	t.sent.Packets += packets
 	t.sent.Bytes += bytes
@@ -109,8 +110,8 @@ func TestExactCounters(t *testing.T) {
 	})
 }
 
-// A handshake message is counted as sent when the socket has sent it, and as received when it is accepted. Cookie replies are
-// counted at neither end.
+// A handshake message is counted as sent when the socket has sent it, and as received when it is accepted. Neither device counts
+// cookie replies.
 func TestExactCountersOfHandshakes(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		var atA, atB tally
@@ -156,7 +157,8 @@ func TestExactCountersOfHandshakes(t *testing.T) {
 	})
 }
 
-// A peer's counters keep their values when sessions end, after Down and when the peer roams. They end when the peer is removed.
+// A peer's counters keep their values when sessions end, after Down and when the peer roams. They are lost when the peer is
+// removed.
 func TestCountersOutliveSessions(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -164,7 +166,7 @@ func TestCountersOutliveSessions(t *testing.T) {
 		b.arrived()
 		w.advance(10 * time.Second)
 		before := a.status(b)
-		w.advance(time.Hour) // expired and wiped
+		w.advance(time.Hour) // the session has expired, and its keys are wiped
 		a.Down()
 		if s := a.status(b); s.Sent != before.Sent || s.Received != before.Received {
 			w.Fatalf("counted %+v, %+v, before %+v, %+v", s.Sent, s.Received, before.Sent, before.Received)

@@ -15,11 +15,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// These lists say which tests cover a behavior. The scenarios are those that a WireGuard implementation has to get right. The
-// decisions are about points that the whitepaper leaves open, or on which the kernel and other implementations differ; comments
-// of tests call decision 1 "row 1". A test's name without a package is a test of this package. TestCoverageNames checks the names.
+// These lists say which tests cover a behavior. The list scenarios has the situations that every WireGuard implementation has to
+// handle. The list decisions has the points that the whitepaper leaves open, or on which the kernel and other implementations
+// differ; comments of tests call decision 1 "row 1". A test that is named without a package is in this package. TestCoverageNames
+// checks the names.
 
-// A covered is a behavior that has to be tested, and the tests that cover it.
+// A covered has a behavior that must be tested, and the names of the tests that cover this behavior.
 type covered struct {
 	what  string
 	tests string // names, separated by spaces
@@ -72,7 +73,7 @@ var scenarios = []covered{
 	{"NAT that expires its mapping", "TestNATExpiry TestNATRebind"},
 	{"MTU that shrinks", "TestPathMTUShrinks udp.TestSmallMTU"},
 	{"receive path with several peers in one batch", "TestSeveralPeersInOneBatch"},
-	{"two devices of one process", "TestInitiatorConfirmsAtOnce netstack.TestBulk"}, // as in all scenarios
+	{"two devices of one process", "TestInitiatorConfirmsAtOnce netstack.TestBulk"}, // every scenario has two devices
 	{"device as its own hop, tunnel in tunnel", "TestTunnelInTunnel TestEndpointInsideOwnTunnel TestEndpointMovesInsideOwnTunnel"},
 	{"two senders to one peer keep order", "TestTwoSendersKeepOrder TestTwoSendersKeepOrderOnSlowSocket TestQueue"},
 	{"everything at once", "TestStorm"},
@@ -114,7 +115,7 @@ var decisions = []covered{
 	{"33 successor: sent timestamps above the predecessor's", "TestSentTimestampFloor"},
 }
 
-// testNames returns the tests of all packages of the module, named as in the lists above.
+// testNames returns the names of the tests of all packages in the module, in the form that the lists above use.
 func testNames(t *testing.T) map[string]bool {
 	names, fset := map[string]bool{}, token.NewFileSet()
 	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {
@@ -142,7 +143,7 @@ func testNames(t *testing.T) map[string]bool {
 	return names
 }
 
-// TestCoverageNames: each behavior in the lists names at least one test, and all these tests exist.
+// TestCoverageNames checks that the lists name at least one test for each behavior, and that all these tests exist.
 func TestCoverageNames(t *testing.T) {
 	testkit.ReadsSources(t)
 	names := testNames(t)
@@ -166,7 +167,8 @@ func TestCoverageNames(t *testing.T) {
 	}
 }
 
-// TestScenariosAreListed: each test of whole devices in virtual time that is about the protocol is in one of the lists.
+// TestScenariosAreListed checks that one of the lists names each test in the files *_scenarios_test.go, except in those files
+// that test the API and not the protocol.
 func TestScenariosAreListed(t *testing.T) {
 	testkit.ReadsSources(t)
 	listed := map[string]bool{}

@@ -6,10 +6,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 )
 
-// If the deadline of a peer moves later, the queue keeps the earlier time. When that time comes, the peer checks its deadlines
-// again. The nil peer stands for the sweep of the rate limits.
+// The queue of deadlines has one time for each peer. If the peer's next deadline moves to a later time, the queue keeps the
+// earlier time. At that time, keepTime finds that no deadline of the peer has passed, and puts the later time into the queue. An
+// entry for the nil peer is the next sweep of the rate limits.
 
-// schedule makes keepTime look at p when p's next deadline comes. p.mu is held.
+// schedule makes keepTime call expire for p at p's next deadline. The caller holds p.mu.
 func (d *Device) schedule(p *peer) {
 	_, at := p.timers.next()
 	if at == 0 || p.queued != 0 && p.queued <= at {
@@ -19,7 +20,7 @@ func (d *Device) schedule(p *peer) {
 	d.deadlines.Put(p, &p.deadline, at, d.now)
 }
 
-// forgetDeadline removes p from the deadlines. p.mu is held.
+// forgetDeadline removes p from the deadlines. The caller holds p.mu.
 func (d *Device) forgetDeadline(p *peer) {
 	p.queued = 0
 	d.deadlines.Remove(&p.deadline)
@@ -35,13 +36,13 @@ func (d *Device) keepTime(a boottime.Alarm) {
 	}
 }
 
-// expireSome handles deadlines that are due, and sends all keepalives of these together. It stops when a batch of
-// keepalives is full, and reports whether more may be due.
+// expireSome handles deadlines that are due, and then sends the keepalives to all these peers together. It stops when there are
+// as many keepalives as fit into a batch, and reports whether more deadlines may be due.
 func (d *Device) expireSome() (more bool) {
 	var lot [layout.MaxPackets]dueFlush
 	keepalives := lot[:0]
 	for more = true; more && len(keepalives) < layout.MaxPackets; {
-		now := d.now() // read each time, since expire may take a while
+		now := d.now() // read for each peer, because expire may take a while
 		p, due := d.deadlines.Due(now)
 		switch {
 		case !due:
@@ -56,7 +57,7 @@ func (d *Device) expireSome() (more bool) {
 	return more
 }
 
-// expire carries out what is due for p. It reports whether the caller is to send a keepalive.
+// expire handles the timers of p that are due. It reports whether the caller has to send a keepalive.
 func (d *Device) expire(p *peer, now int64) (keepalive bool) {
 	var out outbox
 	p.mu.Lock()
@@ -75,5 +76,5 @@ func (d *Device) sweepLimits(now int64) {
 	}
 }
 
-// scheduleSweep schedules a sweep of the rate limits, unless one is scheduled already. cookieMu is held.
+// scheduleSweep schedules a sweep of the rate limits, unless one is scheduled already. The caller holds cookieMu.
 func (d *Device) scheduleSweep(now int64) { d.deadlines.Put(nil, &d.sweep, now+ratelimit.Idle, d.now) }

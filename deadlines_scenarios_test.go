@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A countingBind counts the calls of its sockets' Send.
+// A countingBind counts how often its sockets' method Send is called.
 type countingBind struct {
 	wireguard.Bind
 	calls atomic.Int64
@@ -32,14 +32,15 @@ func (s countingSocket) Send(ts []wireguard.Train) {
 	s.Socket.Send(ts)
 }
 
-// A choir is a hub that has a session with each of many peers. It records when the hub's keepalives were put on the wire.
+// A choir is a device (the hub) that has a session with each of many peers. It records when the hub sent its last keepalive to
+// each peer.
 type choir struct {
 	*world
 	hub    *node
 	peers  []*node
 	bind   *countingBind
 	before int64
-	heard  []time.Duration // per peer: when the hub's last keepalive was sent to it; guarded by world.mu
+	heard  []time.Duration // for each peer, when the hub sent its last keepalive to the peer; guarded by world.mu
 }
 
 func inChoir(t *testing.T, n int, play func(c *choir)) {
@@ -68,7 +69,7 @@ func inChoir(t *testing.T, n int, play func(c *choir)) {
 	})
 }
 
-// calls returns how often the hub called its socket's Send since the last call of calls.
+// calls returns how often the hub has called Send of its socket since the previous call of this method.
 func (c *choir) calls() int64 {
 	c.settle()
 	before := c.before
@@ -76,7 +77,7 @@ func (c *choir) calls() int64 {
 	return c.before - before
 }
 
-// keepAlive changes the persistent keepalive of all peers at one moment.
+// keepAlive sets the persistent keepalive of all peers to the given interval (every), in one change.
 func (c *choir) keepAlive(every time.Duration) {
 	c.Helper()
 	var change wireguard.Change
@@ -87,8 +88,8 @@ func (c *choir) keepAlive(every time.Duration) {
 	c.settle()
 }
 
-// wantHeard fails unless the last keepalive to each peer was sent after the peer's time in since: by the duration after at least,
-// and by after+late at most.
+// wantHeard checks when the hub sent its last keepalive to each peer. It fails unless the time from the peer's element of since
+// to that keepalive is at least the given duration (after), and at most late longer.
 func (c *choir) wantHeard(since []time.Duration, after, late time.Duration, why string) {
 	c.Helper()
 	for i, at := range c.since() {
@@ -105,8 +106,9 @@ func (c *choir) since() []time.Duration {
 	return slices.Clone(c.heard)
 }
 
-// TestKeepalivesTogether: keepalives that are due one millisecond after another are sent in a few calls. None is early, and none
-// is more than 10 ms late. The next interval of each begins when it was sent, so that they stay together.
+// TestKeepalivesTogether checks that the device sends keepalives to many peers in a few calls of Send if they are due one
+// millisecond after another. None may be early, and none may be more than 10 ms late. The next interval begins when the keepalive
+// is sent, so the keepalives stay together.
 func TestKeepalivesTogether(t *testing.T) {
 	const n, slack = 40, 10 * time.Millisecond
 	inChoir(t, n, func(c *choir) {
@@ -128,10 +130,10 @@ func TestKeepalivesTogether(t *testing.T) {
 	})
 }
 
-// TestKeepalivesBeginTogether: if the persistent keepalives of many peers are turned on at one moment, they are sent in batches at
-// exactly the right time. The same holds after a Wake.
+// TestKeepalivesBeginTogether checks that if one change sets the persistent keepalives of many peers, the device sends them in
+// batches, exactly when they are due. After Wake it does the same.
 func TestKeepalivesBeginTogether(t *testing.T) {
-	const n, batches = 130, 2 // of 128 packets
+	const n, batches = 130, 2 // a batch has at most 128 packets
 	inChoir(t, n, func(c *choir) {
 		want := func(since []time.Duration, after time.Duration, why string) {
 			t.Helper()
@@ -163,8 +165,8 @@ func TestKeepalivesBeginTogether(t *testing.T) {
 	})
 }
 
-// TestLoneDeadlineIsExact: if the alarm rang less than 10 ms before a deadline, that deadline is handled 10 ms after the alarm
-// rang. Any other deadline is handled exactly on time.
+// TestLoneDeadlineIsExact checks that the device handles a deadline exactly on time. There is one exception: if the alarm rang
+// less than 10 ms before the deadline, the device handles the deadline 10 ms after the alarm rang.
 func TestLoneDeadlineIsExact(t *testing.T) {
 	inChoir(t, 2, func(c *choir) {
 		on := func(i int, every time.Duration) {

@@ -9,18 +9,18 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 )
 
-// A setAlarm records the time that it is set to.
+// A setAlarm is an alarm that never rings. It records the time for which it is set.
 type setAlarm struct {
 	d  *Device
-	at int64 // when it rings; 0: not set
+	at int64 // the time for which it is set, or 0
 }
 
 func (a *setAlarm) Set(in time.Duration) { a.at = a.d.now() + int64(in) }
 func (a *setAlarm) Wait() bool           { return false }
 func (a *setAlarm) Close()               {}
 
-// TestDeadlinesModel moves the deadlines of some peers as their cores do, and lets time pass. It checks that each peer is handled
-// when its deadline is due and not earlier, and that the alarm never rings too late.
+// TestDeadlinesModel moves the deadlines of some peers, as their timers do, and lets time pass. It checks that each peer is
+// handled when its deadline is due and not earlier, and that the alarm is never set to a later time than the first deadline.
 func TestDeadlinesModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		clock := new(handClock)
@@ -66,7 +66,7 @@ func TestDeadlinesModel(t *testing.T) {
 			case 2:
 				clock.at.Add(rapid.Int64Range(0, 200).Draw(t, "time"))
 				now := d.now()
-				a.at = 0 // it rang
+				a.at = 0 // as if the alarm had rung
 				for {
 					p, ok := d.deadlines.Due(now)
 					if !ok {
@@ -103,8 +103,8 @@ func TestDeadlinesModel(t *testing.T) {
 	})
 }
 
-// TestDeadlineMovesLater: a deadline that moves later changes neither the alarm nor the peer's place in the heap. One that moves
-// earlier changes both.
+// TestDeadlineMovesLater checks that a deadline that moves later changes neither the alarm nor the peer's position in the heap. A
+// deadline that moves earlier changes both.
 func TestDeadlineMovesLater(t *testing.T) {
 	d := &Device{clock: new(handClock)}
 	a := &setAlarm{d: d}
@@ -171,20 +171,20 @@ func TestDeadlinesSweep(t *testing.T) {
 	}
 }
 
-// A tickingClock advances by a second each time that it is read.
+// A tickingClock advances by one second each time it is read.
 type tickingClock struct{ handClock }
 
 func (c *tickingClock) Now() time.Duration { return time.Duration(c.at.Add(int64(time.Second))) }
 
-// A ringing alarm rings once.
+// A ringing is an alarm that rings once.
 type ringing struct{ rang bool }
 
 func (a *ringing) Set(time.Duration) {}
 func (a *ringing) Close()            {}
 func (a *ringing) Wait() bool        { a.rang = !a.rang; return a.rang }
 
-// TestDeadlinesGoByTheTimeOfEach: if several deadlines are due together, the device reads the clock again for each of them. It does
-// not use the time at which the alarm rang, because the work for the earlier ones may have taken a while.
+// TestDeadlinesGoByTheTimeOfEach checks that if several deadlines are due together, the device reads the clock again for each of
+// them. It must not use the time at which the alarm rang, because its work on the earlier deadlines may have taken a while.
 func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 	d, err := New(Config{Tunnel: newDrain(), Bind: newLine(), Clock: new(tickingClock), Peers: []PeerConfig{
 		{PublicKey: PublicKey{1}}, {PublicKey: PublicKey{2}}, {PublicKey: PublicKey{3}},
@@ -201,7 +201,7 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 		p.mu.Unlock()
 	}
 	d.keepTime(new(ringing))
-	wipes := make(map[int64]bool) // when each peer is wiped: 540 s after its series was given up
+	wipes := make(map[int64]bool) // when the sessions of each peer are wiped: 540 s after the device gave up the handshake
 	for p := range d.peers.all() {
 		wipes[p.timers.at[timerWipe]] = true
 	}

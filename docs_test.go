@@ -14,9 +14,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// undocumented returns what a file exports without a comment: types, functions, methods of exported types, methods of exported
-// interfaces, constants and variables. A group of constants may have one comment, or one per line. If an interface has one method,
-// its comment is also that of the method.
+// undocumented returns the exported names of a file that have no comment. It considers types, functions, methods of exported
+// types and interfaces, constants and variables. A group of constants may have one comment, or one per line. If an interface has
+// one method, its comment is also that of the method.
 func undocumented(f *ast.File) (names []string) {
 	for _, d := range f.Decls {
 		switch d := d.(type) {
@@ -65,9 +65,9 @@ func undocumentedSpec(d *ast.GenDecl, s ast.Spec) (names []string) {
 	return names
 }
 
-// undocumentedFields returns the exported fields of f's exported structs that have no comment. A field has one if a comment stands
-// directly above it or behind it. A comment above an earlier field also counts, if it names the field and no blank line lies
-// between.
+// undocumentedFields returns the exported fields of f's exported structs that have no comment. A field has a comment if the
+// comment is directly above it or at the end of its line. A comment above an earlier field also counts if it names the field and
+// there is no blank line between the two fields.
 func undocumentedFields(fset *token.FileSet, f *ast.File) (names []string) {
 	ast.Inspect(f, func(n ast.Node) bool {
 		spec, ok := n.(*ast.TypeSpec)
@@ -75,7 +75,7 @@ func undocumentedFields(fset *token.FileSet, f *ast.File) (names []string) {
 			return true
 		}
 		if s, ok := spec.Type.(*ast.StructType); ok && spec.Name.IsExported() {
-			group, end := "", 0 // the last comment above a field, and the last line of the fields that follow it so far
+			group, end := "", 0 // the last comment above a field, and the last line of the fields below this comment so far
 			for _, field := range s.Fields.List {
 				if field.Doc != nil {
 					group = field.Doc.Text()
@@ -96,7 +96,7 @@ func undocumentedFields(fset *token.FileSet, f *ast.File) (names []string) {
 	return names
 }
 
-// fieldNames returns the names of a field. The name of an embedded field is that of its type.
+// fieldNames returns the names of a field. The name of an embedded field is the name of its type.
 func fieldNames(field *ast.Field) (names []string) {
 	for _, n := range field.Names {
 		names = append(names, n.Name)
@@ -107,7 +107,8 @@ func fieldNames(field *ast.Field) (names []string) {
 	return names
 }
 
-// ofExported reports whether recv is nil, as for a function, or a receiver of an exported type.
+// ofExported reports whether recv is the receiver of an exported type. It also returns true if recv is nil, as it is for a
+// function.
 func ofExported(recv *ast.FieldList) bool {
 	return recv == nil || ast.IsExported(typeName(recv.List[0].Type))
 }
@@ -130,10 +131,11 @@ func typeName(t ast.Expr) string {
 	}
 }
 
-// TestExportedNamesAreDocumented goes through every package of the module that can be imported, fields included.
+// TestExportedNamesAreDocumented checks that every exported name and every exported field in the module has a comment, and that
+// every package has one. It skips the internal packages.
 func TestExportedNamesAreDocumented(t *testing.T) {
 	testkit.ReadsSources(t)
-	packages := make(map[string]bool) // by folder: whether it has a package comment
+	packages := make(map[string]bool) // whether the package in each folder has a package comment
 	exported := 0
 	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {
 		switch {
@@ -178,7 +180,7 @@ func TestExportedNamesAreDocumented(t *testing.T) {
 	}
 }
 
-// TestUndocumentedSees: undocumented finds what has no comment, and nothing else.
+// TestUndocumentedSees checks that undocumented finds the exported names that have no comment, and no others.
 func TestUndocumentedSees(t *testing.T) {
 	for _, c := range []struct{ src, want string }{
 		{"type T int", "T"},
@@ -207,7 +209,7 @@ func TestUndocumentedSees(t *testing.T) {
 	}
 }
 
-// TestUndocumentedFieldsSees: undocumentedFields finds the fields that have no comment, and no others.
+// TestUndocumentedFieldsSees checks that undocumentedFields finds the fields that have no comment, and no others.
 func TestUndocumentedFieldsSees(t *testing.T) {
 	for _, c := range []struct{ fields, want string }{
 		{"A int", "T.A"},
@@ -237,7 +239,8 @@ func TestUndocumentedFieldsSees(t *testing.T) {
 	}
 }
 
-// TestReadmeUsage: the first Go code in README.md is the marked part of Example, except for the indentation.
+// TestReadmeUsage checks that the first Go code in README.md equals the marked part of the function Example, except for the
+// indentation.
 func TestReadmeUsage(t *testing.T) {
 	_, usage, _ := strings.Cut(fileText(t, "README.md"), "```go\n")
 	usage, _, _ = strings.Cut(usage, "```\n")
@@ -252,7 +255,8 @@ func TestReadmeUsage(t *testing.T) {
 	}
 }
 
-// TestMapIsComplete: ARCHITECTURE.md has each file of this package, platform suffixes aside, and each folder with a package.
+// TestMapIsComplete checks that ARCHITECTURE.md names each file of this package and each folder that has a package. It ignores
+// test files and the suffixes for platforms.
 func TestMapIsComplete(t *testing.T) {
 	text := fileText(t, "ARCHITECTURE.md")
 	folders := make(map[string]bool)

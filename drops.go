@@ -3,40 +3,42 @@ package wireguard
 // A DropReason says why a packet or a message was dropped.
 type DropReason uint8
 
-// The reasons why the device drops. Each comment says what was dropped, and why.
+// The reasons why the device drops packets and messages. Each comment says what was dropped, and why.
 const (
 	DropDown             DropReason = iota // packet: the device is not up
 	DropMalformed                          // packet to send: neither IPv4 nor IPv6, or shorter than its header
-	DropNoRoute                            // packet: no peer is allowed its destination
+	DropNoRoute                            // packet: its destination is in the AllowedIPs of no peer
 	DropNoEndpoint                         // packet: its peer has no endpoint
 	DropStagedOverflow                     // packet: 128 newer ones, or Config.StagedPerPeer bytes, wait for its peer's session
-	DropStagedBytes                        // packet: Config.StagedBytes was used up, and its peer had the most of it
+	DropStagedBytes                        // packet: Config.StagedBytes was used up, and its peer's packets took the most of it
 	DropSendQueueFull                      // packet: too many packets to its peer wait for the socket
-	DropNoSession                          // packet: waited for a handshake that was given up, or its peer is gone
+	DropNoSession                          // packet: it waited for a handshake that was given up, or its peer was removed
 	DropSendFailed                         // packet: the bind could not send it
-	DropLoop                               // packet: it carries a message to its peer, because the path to the peer leads through the tunnel
+	DropLoop                               // packet: it is itself a message to its peer, whose path leads through the tunnel
 	DropUnknownMessage                     // message: its type, reserved bytes or length are not those of a WireGuard message
-	DropUnknownIndex                       // message: no session or handshake with that index
+	DropUnknownIndex                       // message: no session or handshake has its receiver index
 	DropExpiredKey                         // message: its session is too old, or was replaced
 	DropForged                             // message: authentication failed
-	DropReplayed                           // message: its counter was seen, or is too old
-	DropInnerMalformed                     // packet received: authentic, but not IPv4 or IPv6, or its header claims more bytes than it has
-	DropSourceNotAllowed                   // packet received: authentic, but not from an address its peer may use
-	DropSinkFull                           // packet received: the tunnel did not take it
-	DropQueueFull                          // handshake message: too many initiations, or answers from its peer, already wait
+	DropReplayed                           // message: its counter was seen already, or is too old
+	DropInnerMalformed                     // packet received: authentic, but not IPv4 or IPv6, or shorter than its header says
+	DropSourceNotAllowed                   // packet received: authentic, but its source is not in its peer's AllowedIPs
+	DropSinkFull                           // packet received: the tunnel did not accept it
+	DropQueueFull                          // handshake message: too many initiations, or answers for its peer, wait already
 	DropBadMAC                             // handshake message: its mac1 is not for the device's key
-	DropCookieRequired                     // handshake message: under load, and without mac2; answered with a cookie
-	DropRateLimited                        // handshake message: under load, and its source sent too many
+	DropCookieRequired                     // handshake message: no valid mac2 while under load; answered with a cookie reply
+	DropRateLimited                        // handshake message: its source sent too many messages while under load
 	DropNoIdentity                         // handshake message: the device has no private key
 	DropUnknownPeer                        // initiation: no peer has its key
 	DropOldTimestamp                       // initiation: its timestamp shows that it is a replay
 	DropTooSoon                            // initiation: less than 20 ms after the last one of its peer
-	DropSuperseded                         // handshake message: its initiation is no longer the newest or waited for 5 s, or the peer was removed, the key changed or the device went down
-	DropLowOrder                           // handshake message: a Diffie-Hellman result of zero
-	DropBadCookie                          // cookie reply: not authentic, or not to the last message sent
-	DropLookupFull                         // initiation of a stranger: too many lookups are under way, or too many peers came from lookups
-	DropTooBig                             // packet: larger than its peer's MTU, and not to be fragmented; its sender is told by ICMP
-	DropIndexFull                          // handshake message to send: nearly all indices with Config.IndexPrefix are taken
+	// handshake message: its initiation is no longer the newest or waited for 5 s, or the peer was removed, a key changed, or the
+	// device went down
+	DropSuperseded
+	DropLowOrder   // handshake message: a Diffie-Hellman result of zero
+	DropBadCookie  // cookie reply: not authentic, or not a reply to the last message sent
+	DropLookupFull // initiation of an unknown peer: Config.MaxLookups calls are under way, or Config.MaxLookedUp peers exist
+	DropTooBig     // packet: larger than its peer's MTU, and must not be fragmented; its sender got an ICMP error
+	DropIndexFull  // handshake message to send: nearly all indices with Config.IndexPrefix are taken
 	dropReasons
 )
 
@@ -67,7 +69,7 @@ func (d Drops) Total() (n uint64) {
 	return n
 }
 
-// A refusal is the reason why a handshake message is dropped, as an error. No refusal leaves the package.
+// A refusal is an error that says why a handshake message is dropped. No exported function returns a refusal.
 type refusal DropReason
 
 func (r refusal) Error() string { return "wireguard: " + DropReason(r).String() }

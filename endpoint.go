@@ -2,8 +2,8 @@ package wireguard
 
 import "net/netip"
 
-// An Endpoint is the place where a peer can be reached. It can be compared with == and can be the key of a map. The zero
-// value means that the place is not known.
+// An Endpoint says where a peer can be reached. It can be compared with == and can be the key of a map. The zero value means that
+// the endpoint is unknown.
 type Endpoint struct {
 	// Addr is the peer's address and port. It is never an IPv4-mapped IPv6 address. The zero value means that the peer
 	// has no address.
@@ -16,18 +16,17 @@ type Endpoint struct {
 	// Interface is the index of the interface that has Source. Zero leaves the choice to the system.
 	Interface uint32
 
-	// Link is the handle of a Bind for a peer that has no address, such as one behind a relay or a WebSocket. Nil means
-	// that Addr is the place.
+	// Link is the handle of a Bind for a peer that has no address, such as one behind a relay or a WebSocket. Nil means that the
+	// peer is reached at Addr.
 	Link Link
 }
 
-// A Link is a Bind's own handle for a connection that has no address. Its dynamic type must be comparable with ==, since
-// two endpoints with an equal Addr and equal Links are the same place. Its methods may be called from any goroutine.
+// A Link is a Bind's own handle for a connection that has no address. Its dynamic type must be comparable with ==, because the
+// device compares endpoints. Any goroutine may call its methods.
 type Link interface {
-	// Key names the sender for cookies and rate limits. Return the same key for senders that the Bind cannot tell
-	// apart.
+	// Key identifies the sender, for cookies and rate limits. Return the same key for senders that the Bind cannot tell apart.
 	Key() [16]byte
-	// String names the place in logs and in a status.
+	// String returns a name of the connection for logs and for a status.
 	String() string
 }
 
@@ -36,13 +35,13 @@ func EndpointOf(a netip.AddrPort) Endpoint {
 	return Endpoint{Addr: netip.AddrPortFrom(a.Addr().Unmap(), a.Port())}
 }
 
-// IsValid reports whether e has a remote place, in Addr or in Link.
+// IsValid reports whether e says where the peer is, in Addr or in Link.
 func (e Endpoint) IsValid() bool { return e.Addr.IsValid() || e.Link != nil }
 
-// forgetSource leaves the choice of the local address to the system again.
+// forgetSource clears the local address and interface, so that the system chooses them again.
 func (e *Endpoint) forgetSource() { e.Source, e.Interface = netip.Addr{}, 0 }
 
-// SamePlace reports whether e and f name the same remote place. It does not compare Source and Interface.
+// SamePlace reports whether e and f have the same Addr and the same Link. It does not compare Source and Interface.
 func (e Endpoint) SamePlace(f Endpoint) bool { return e.Addr == f.Addr && e.Link == f.Link }
 
 // String returns the address and port, or the name of the Link. It returns "none" for the zero Endpoint.

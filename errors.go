@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Errors to branch on, with errors.Is. A method of a device that was closed fails with an error that wraps net.ErrClosed.
+// A program can test for these errors with errors.Is. A method of a device that was closed fails with an error that wraps
+// net.ErrClosed.
 var (
 	// ErrDown means that the device is down, or went down meanwhile.
 	ErrDown = errors.New("wireguard: the device is down; call Up first")
@@ -17,9 +18,9 @@ var (
 	ErrNoEndpoint = errors.New("wireguard: the peer has no endpoint; set one, or wait until the peer is heard")
 	// ErrNoPrivateKey means that the device has no private key, or that its key was taken away meanwhile.
 	ErrNoPrivateKey = errors.New("wireguard: the device has no private key; set one first")
-	// ErrNoAnswer means that initiations made no session. In an EventAttemptFailed it is about one initiation, and otherwise
-	// it is about 20 in a row. If an event has another Err, the initiation could not be sent, or answers arrived that did not
-	// open.
+	// ErrNoAnswer means that initiations led to no session. In an EventAttemptFailed, the error is about one initiation.
+	// Otherwise it is about 20 initiations in a row. If the Err of an event is another error, the initiation could not be sent,
+	// or answers arrived that were not authentic.
 	ErrNoAnswer = errors.New("wireguard: no answer from the peer; check its endpoint, the keys of both ends and what is between them")
 )
 
@@ -28,8 +29,8 @@ var (
 	errUnopened = errors.New("wireguard: answers arrived that did not open; check the public keys and the preshared key")
 )
 
-// errorf is fmt.Errorf with the prefix "wireguard: ". It removes this prefix from the texts of the errors that it wraps,
-// and joins the lines into one.
+// errorf is fmt.Errorf with the prefix "wireguard: ". It removes this prefix from the texts of the errors that it wraps, and
+// joins the lines of the text into one.
 func errorf(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	return &prefixed{"wireguard: " + oneLine.Replace(err.Error()), err}
@@ -45,8 +46,8 @@ type prefixed struct {
 func (e *prefixed) Error() string { return e.text }
 func (e *prefixed) Unwrap() error { return e.err }
 
-// A sendError says why a message was not sent. Making its text calls the program's Link.String, so no lock may be held
-// then.
+// A sendError says why a message was not sent. Its method Error calls the program's Link.String, so the caller of Error must not
+// hold a lock.
 type sendError struct {
 	to  Endpoint
 	err error

@@ -21,10 +21,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// errForeign is an error of a Tunnel or a Bind. It already has the prefix "wireguard: ".
+// errForeign is the error that a broken Tunnel or Bind returns. Its text already has the prefix "wireguard: ".
 var errForeign = errors.New("wireguard: foreign: broken")
 
-// A broken is a Tunnel and a Bind. The field call names the method that fails, either of the broken or of its Socket.
+// A broken is both a Tunnel and a Bind. One of its methods, or of its Socket's methods, fails: the field call has the name of
+// this method.
 type broken struct {
 	*drain
 	*line
@@ -61,7 +62,8 @@ func (s brokenSocket) Send(ts []Train) {
 	}
 }
 
-// newBroken makes a device with one peer, whose Tunnel and Bind fail in the method that call names.
+// newBroken makes a device with one peer. Its Tunnel and its Bind are a value of type broken. The parameter call is the name of
+// the method that fails.
 func newBroken(t *testing.T, call string) *Device {
 	b := &broken{newDrain(), newLine(), call}
 	d, err := New(Config{PrivateKey: testKey(1), Tunnel: b, Bind: b, Peers: []PeerConfig{newRemote(2, PublicKey{}).config()}, FirewallMark: 1})
@@ -72,7 +74,7 @@ func newBroken(t *testing.T, call string) *Device {
 	return d
 }
 
-// A mute is a Tunnel without packets, and a Bind with an absurd headroom.
+// A mute is both a Tunnel that implements no interface for reading packets, and a Bind with an invalid headroom.
 type mute struct{ PacketSink }
 
 func (mute) MTU() int                      { return 0 }
@@ -80,12 +82,13 @@ func (mute) Close() error                  { return nil }
 func (mute) Headroom() int                 { return -1 }
 func (mute) Listen(uint16) (Socket, error) { return nil, nil }
 
-// returned returns an error of each text that the package makes, as a caller gets it, with the sentinels that it wraps.
+// returned returns one error for each error text in the package, as a caller gets it, together with the sentinel errors that it
+// wraps.
 func returned(t *testing.T) (all []returnedError) {
 	add := func(err error, is ...error) { all = append(all, returnedError{err, is}) }
 	second := func(_ any, err error) error { return err }
 
-	// Configuration.
+	// These errors are about configurations.
 	add(second(New(Config{StagedBytes: -1, MaxLookedUp: -1, IndexPrefix: IndexPrefix{Bits: 17}})))
 	key, prefixes := newRemote(2, PublicKey{}).id.public, []netip.Prefix{
 		{}, netip.MustParsePrefix("::ffff:10.0.0.0/104")}
@@ -95,7 +98,7 @@ func returned(t *testing.T) (all []returnedError) {
 		{PublicKey: key, Endpoint: at("224.0.0.1:1"), AllowedIPs: prefixes},
 	}})))
 
-	// Forms of values.
+	// These errors are about the text forms and binary forms of values.
 	add(second(ParseEndpoint("x")))
 	add(second(ParseEndpoint("192.0.2.1:0")))
 	add(second(Endpoint{Interface: 1}.MarshalText()))
@@ -107,7 +110,7 @@ func returned(t *testing.T) (all []returnedError) {
 	add(second(EventKind(200).MarshalText()))
 	add(new(DropReason).UnmarshalText([]byte("x")))
 
-	// A device's life.
+	// These errors are about devices and subscriptions that are down or closed.
 	d := newBroken(t, "")
 	add(d.Send(d.NewBatch()), ErrDown)
 	sub := d.Subscribe()
@@ -128,7 +131,7 @@ func returned(t *testing.T) (all []returnedError) {
 	<-d.Done()
 	add(d.Err(), errForeign)
 
-	// Handshake and Renew; TestHandshakeEndings has all ways in which they end.
+	// These are errors of Handshake and Renew. TestHandshakeEndings has all outcomes of these methods.
 	for _, wait := range []func(*Device, context.Context, PublicKey) error{(*Device).Handshake, (*Device).Renew} {
 		d := newBroken(t, "Send")
 		add(wait(d, t.Context(), key), ErrDown)
@@ -156,8 +159,8 @@ func returned(t *testing.T) (all []returnedError) {
 		set(p)
 		p.waits = append(p.waits, waits)
 		d.publish(p, []outEvent{{kind: EventHandshakeFailed}})
-		add(p.attemptError(), want)        // in an event
-		p.unopened, p.sendErr = false, nil // as if the next attempt began before the waiting call read the error
+		add(p.attemptError(), want)        // the error of an event
+		p.unopened, p.sendErr = false, nil // as if the next attempt began before the caller read the error
 		add(errorf("renew the session with %v: %w", key, <-waits), ErrNoAnswer, want)
 	}
 	return all
@@ -174,8 +177,9 @@ type returnedError struct {
 	is []error
 }
 
-// TestErrorTexts: each line of an error that this package returns has the prefix "wireguard: " once. The error wraps the sentinels
-// that a program may test for. The test covers every error text in the source.
+// TestErrorTexts checks that each line of each error that this package returns has the prefix "wireguard: " exactly once, and
+// that the error wraps the sentinel errors for which a program may test. It also fails if the source contains an error text that
+// none of the tested errors has.
 func TestErrorTexts(t *testing.T) {
 	testkit.ReadsSources(t)
 	sentinels := []error{ErrDown, ErrNoPeer, ErrNoEndpoint, ErrNoPrivateKey, ErrNoAnswer, net.ErrClosed, errors.ErrUnsupported,
@@ -208,16 +212,17 @@ func TestErrorTexts(t *testing.T) {
 	}
 }
 
-// errorTexts are the texts of errors, as they are in the source.
+// errorTexts are the texts of errors (format strings), as they are in the source.
 type errorTexts map[string]sourceText
 
 type sourceText struct {
 	at       token.Position
 	pattern  *regexp.Regexp
-	literals int // characters besides the verbs
+	literals int // number of characters besides the formatting verbs
 }
 
-// find returns the text from which s was made. If several texts match, it returns the one with the most literal characters.
+// find returns the text (format string) from which the error text s was made. If several format strings match, it returns the one
+// with the most literal characters.
 func (texts errorTexts) find(s string) (found string) {
 	for text, x := range texts {
 		if x.pattern.MatchString(s) && (found == "" || x.literals > texts[found].literals) {
@@ -229,7 +234,8 @@ func (texts errorTexts) find(s string) (found string) {
 
 var verb = regexp.MustCompile(`%#?[a-zA-Z]`)
 
-// add adds a string literal of the source. open means that the source concatenates something to it.
+// add adds a string literal of the source. If open is set, the source appends more text to the literal, so the error only begins
+// with it.
 func (texts errorTexts) add(at token.Position, lit *ast.BasicLit, open bool) {
 	text, err := strconv.Unquote(lit.Value)
 	s := strings.TrimPrefix(text, "wireguard: ")
@@ -251,11 +257,11 @@ func (texts errorTexts) add(at token.Position, lit *ast.BasicLit, open bool) {
 	texts[text] = sourceText{at, regexp.MustCompile(pattern), len(verb.ReplaceAllString(s, ""))}
 }
 
-// sourceTexts returns the texts of errors in the source: the first argument of each function that makes an error, each string that
-// begins with the prefix, except in a panic, and each string in a method Error.
+// sourceTexts returns the texts of errors in the source. These are the first argument of each function that makes an error, each
+// string with the prefix "wireguard: " that is not in a panic, and each string in a method Error.
 func sourceTexts(t *testing.T) errorTexts {
 	fset, files := rootFiles(t)
-	for _, name := range []string{"endpoint", "forms", "label"} { // the root returns their errors as they are
+	for _, name := range []string{"endpoint", "forms", "label"} { // this package returns errors of these files unchanged
 		name = "internal/forms/" + name + ".go"
 		f, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
 		if err != nil {
@@ -266,7 +272,7 @@ func sourceTexts(t *testing.T) errorTexts {
 	texts := make(errorTexts)
 	for _, f := range files {
 		ast.Inspect(f, func(n ast.Node) bool {
-			all := false // whether each literal in n is a text
+			all := false // whether each string literal in n is the text of an error
 			switch x := n.(type) {
 			case *ast.BasicLit:
 				all = strings.HasPrefix(x.Value, `"wireguard: `)
@@ -298,14 +304,15 @@ func sourceTexts(t *testing.T) errorTexts {
 	return texts
 }
 
-// TestErrorsKeepTheirChain: no package hides an error from errors.Is. An error in the text of another one is wrapped, or a comment
-// on that line says why it is not. An error type that holds an error has a method Unwrap or Is.
+// TestErrorsKeepTheirChain checks that no package hides an error from errors.Is. If the text of an error contains another error,
+// the code must wrap that error, or a comment on the same line must say why it is not wrapped. An error type with a field for
+// another error must have a method Unwrap or Is.
 func TestErrorsKeepTheirChain(t *testing.T) {
 	testkit.ReadsSources(t)
 	seen := 0
 	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
 		if d != nil && d.IsDir() && (name == "internal" || name == "bench") {
-			return fs.SkipDir // only tests and terminals show the errors of these folders
+			return fs.SkipDir // only tests and terminals show the errors of these packages
 		}
 		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
 			return err
@@ -315,7 +322,7 @@ func TestErrorsKeepTheirChain(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		explained := make(map[int]bool) // lines
+		explained := make(map[int]bool) // the lines with a comment that says why an error is not wrapped
 		for _, c := range f.Comments {
 			explained[fset.Position(c.Pos()).Line] = strings.Contains(c.Text(), "not wrapped")
 		}
@@ -355,7 +362,8 @@ func TestErrorsKeepTheirChain(t *testing.T) {
 	}
 }
 
-// unwrapped reports whether call formats an error with a verb other than %w. It recognizes an error by its variable's name.
+// unwrapped reports whether call formats an error with a verb other than %w. It recognizes an error by the name of its variable
+// or field.
 func unwrapped(call *ast.CallExpr) bool {
 	for i, arg := range call.Args {
 		lit, ok := arg.(*ast.BasicLit)

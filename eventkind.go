@@ -1,18 +1,31 @@
 package wireguard
 
-// An EventKind says what kind of thing happened in an Event.
+// An EventKind says what happened in an Event.
 type EventKind uint8
 
-// The events of a device. Each comment names the fields that are set besides Kind and Time.
+// The events of a device. Each comment names the fields of the Event that are set besides Kind and Time.
 const (
-	EventHandshake       EventKind = iota + 1 // a session was confirmed; Peer, Endpoint, Timestamp, SentTimestamp
-	EventSessionExpired                       // the session got too old and no new one replaced it; Peer
-	EventEndpointMoved                        // the peer was heard from another place, or for the first time; Peer, Endpoint (the new one)
-	EventAttemptFailed                        // an initiation made no session in 5 s; Peer, Endpoint, Attempt, Err (see ErrNoAnswer)
-	EventHandshakeFailed                      // 20 initiations made no session; more follow if packets are sent; Peer, Endpoint, Err
-	EventBindTrouble                          // a socket failed to receive, or to open in Wake; Err. Or to send; Err, Peer, Endpoint
-	EventPeerForgotten                        // a peer that Lookup supplied was removed; Peer, Timestamp, SentTimestamp
-	EventUnanswered                           // data is unanswered for 11 s; a peer that gets it answers in 10 s; Peer, Endpoint
+	// EventHandshake says that a session was confirmed. Fields: Peer, Endpoint, Timestamp, SentTimestamp.
+	EventHandshake EventKind = iota + 1
+	// EventSessionExpired says that a session got too old, and that no new session had replaced it. Fields: Peer.
+	EventSessionExpired
+	// EventEndpointMoved says that an authentic message of the peer came from a place other than the peer's endpoint, or that the
+	// peer had no endpoint before. Fields: Peer, Endpoint (the new one).
+	EventEndpointMoved
+	// EventAttemptFailed says that an initiation led to no session within 5 s. Fields: Peer, Endpoint, Attempt, Err (see
+	// ErrNoAnswer).
+	EventAttemptFailed
+	// EventHandshakeFailed says that 20 initiations led to no session. The device sends more if packets are sent to the peer.
+	// Fields: Peer, Endpoint, Err.
+	EventHandshakeFailed
+	// EventBindTrouble says that a socket failed to receive, or that Wake failed to open one. Fields: Err. Or it says that a
+	// socket failed to send to a peer. Fields: Err, Peer, Endpoint.
+	EventBindTrouble
+	// EventPeerForgotten says that a peer that Lookup supplied was removed. Fields: Peer, Timestamp, SentTimestamp.
+	EventPeerForgotten
+	// EventUnanswered says that data sent to the peer was not answered for 11 s. A peer that receives data answers within 10 s.
+	// Fields: Peer, Endpoint.
+	EventUnanswered
 	eventKinds
 )
 

@@ -11,12 +11,12 @@ import (
 // name are zero.
 type Event struct {
 	Kind     EventKind // what happened; never zero
-	Time     time.Time // when, by the wall clock
+	Time     time.Time // when it happened, by the wall clock
 	Peer     PublicKey // the peer that it happened to; zero means the device
-	Endpoint Endpoint  // where the peer is, or where a send failed; zero means unknown
+	Endpoint Endpoint  // where the peer is, or the endpoint to which a send failed; zero means unknown
 
-	// Timestamp is the newest timestamp of an initiation that the device accepted from the peer. SentTimestamp is the newest
-	// that it sent to the peer. Zero means none.
+	// Timestamp is the newest timestamp of an initiation that the device accepted from the peer. SentTimestamp is the newest one
+	// that the device sent to the peer. Zero means none.
 	Timestamp, SentTimestamp Timestamp
 
 	Attempt int   // number of the initiation, counted from 1 since the last handshake, including those that Renew replaced
@@ -26,14 +26,15 @@ type Event struct {
 	Missed int // how many events of this kind were lost before this one; see Subscription
 }
 
-// publish tells subscribers, and the calls that wait for p, what happened to p. p.mu is held, so that the events of a
-// peer are published in the order in which they happened. Otherwise a merged event might not be the newest.
+// publish passes the events of p to the subscribers, and ends the calls that wait for a session with p. The caller holds p.mu, so
+// that the events of a peer are published in the order in which they happened. Otherwise the newest event might not be the one
+// that replaces the others.
 func (d *Device) publish(p *peer, events []outEvent) {
 	for i := range events {
 		e := Event{Kind: events[i].kind, Time: d.clock.Wall(), Peer: p.key, Endpoint: events[i].endpoint}
 		switch e.Kind {
 		case EventHandshake:
-			p.handshakeWall = e.Time.UnixNano() // if it were computed later, it would shift with the clock
+			p.handshakeWall = e.Time.UnixNano() // not computed when it is read, because the wall clock may have been set by then
 			e.Timestamp, e.SentTimestamp = p.lastTimestamp, p.ownTimestamp
 			p.endWaits(nil)
 		case EventAttemptFailed:
@@ -46,15 +47,16 @@ func (d *Device) publish(p *peer, events []outEvent) {
 	}
 }
 
-// trouble reports a socket that failed to receive or to open.
+// trouble reports err, with which a socket failed to receive or to open.
 func (d *Device) trouble(err error) {
 	d.warn("bind trouble", "err", err)
 	d.announce(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Err: err})
 }
 
-// sendTrouble reports err, if a socket failed to send to p, at most once per second and peer. It does not report a closed
-// socket: then the device is going down, is changing its port, or has already reported that Wake could not open a socket.
-// It logs the error at Debug, since an unreachable peer is normal for a machine that moves.
+// sendTrouble reports err, the result of sending a message to p, if it is not nil. It reports at most once per second for each
+// peer. It does not report net.ErrClosed: the socket is then closed because the device goes down or changes its port, or because
+// Wake could not open a socket, which was reported already. It logs the error at Debug, since an unreachable peer is normal for a
+// machine that moves between networks.
 func (d *Device) sendTrouble(p *peer, to *Endpoint, err error) {
 	if err == nil || errors.Is(err, net.ErrClosed) || !d.onceASecond(&p.troubled) {
 		return

@@ -12,8 +12,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// wantAttempts asserts which attempts to reach o failed since its last call, and that each failed 5 s after it was sent, or up to
-// the jitter later. The first of them was sent at the time first.
+// wantAttempts asserts the numbers of the attempts to reach o that failed since the last call of wantAttempts. Each attempt must
+// fail 5 s after it was sent, plus at most the jitter. The parameter first is the time at which the first of these attempts was
+// sent.
 func (n *node) wantAttempts(failed <-chan wireguard.Event, o *node, first time.Duration, numbers ...int) {
 	n.w.Helper()
 	n.w.settle()
@@ -34,7 +35,7 @@ func (n *node) wantAttempts(failed <-chan wireguard.Event, o *node, first time.D
 	}
 }
 
-// counting returns the integers from the first argument to the second, both included.
+// counting returns the integers from the first argument up to and including the second.
 func counting(from, to int) (numbers []int) {
 	for i := from; i <= to; i++ {
 		numbers = append(numbers, i)
@@ -42,8 +43,8 @@ func counting(from, to int) (numbers []int) {
 	return numbers
 }
 
-// Each initiation that goes unanswered causes an event. So a program hears of the first one after 5 s, and need not wait for the
-// end of the series, about 104 s. After a session, the numbers of the attempts begin with 1 again.
+// Each initiation that goes unanswered causes an event. So a program learns that the first one failed after 5 s; it need not wait
+// until the device gives up, after about 104 s. Once there was a session, the numbers of the attempts begin with 1 again.
 func TestEachAttemptIsAnEvent(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -84,8 +85,8 @@ func TestEachAttemptIsAnEvent(t *testing.T) {
 	})
 }
 
-// The event of a failed attempt says why it failed: no response arrived, the initiation was not sent, or the response did not
-// open.
+// The event of a failed attempt says why the attempt failed: no response arrived, the initiation could not be sent, or the
+// response could not be opened.
 func TestAttemptReasons(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -105,7 +106,7 @@ func TestAttemptReasons(t *testing.T) {
 		want("silence", wireguard.ErrNoAnswer, "no answer")
 		w.net.SetConditions(pipe.Conditions{MTU: 60, RefuseTooBig: true})
 		w.advance(5*time.Second + jitter)
-		<-failed // the attempt that failed now was sent
+		<-failed // this event is about the last attempt that was sent
 		want("not sent", syscall.EMSGSIZE, "send to "+b.at().String())
 		w.net.SetConditions(pipe.Conditions{})
 		w.net.Mend(nil, nil)
@@ -120,7 +121,8 @@ func TestAttemptReasons(t *testing.T) {
 	})
 }
 
-// Under traffic each packet restarts the series of initiations, but the attempts are still numbered without a gap.
+// If a program keeps sending packets, each packet restarts the series of initiations, but the attempts are still numbered without
+// a gap.
 func TestAttemptsUnderTraffic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -136,7 +138,8 @@ func TestAttemptsUnderTraffic(t *testing.T) {
 	})
 }
 
-// If Renew replaces an initiation within its 5 s, no event tells of that initiation, but its number is not used again.
+// If Renew replaces an initiation less than 5 s after it was sent, there is no event about this initiation, but its number is not
+// used again.
 func TestAttemptsReplaced(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -154,8 +157,8 @@ func TestAttemptsReplaced(t *testing.T) {
 	})
 }
 
-// An attempt fails at most once. No event tells of an attempt that was answered, or of one that was put off because a response had
-// just been sent. If initiations cross, only the attempt of the end that tries again first fails.
+// An attempt fails at most once. There is no event about an attempt that was answered, or that was put off because the device had
+// just sent a response. If the initiations of two devices cross, only one attempt fails: that of the device that retries first.
 func TestWhichAttemptsFail(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failedA, failedB := a.watch(wireguard.EventAttemptFailed), b.watch(wireguard.EventAttemptFailed)
@@ -173,7 +176,7 @@ func TestWhichAttemptsFail(t *testing.T) {
 			<-failedB
 		}
 		w.net.Mend(nil, nil)
-		w.hold("a data", 1) // this message would confirm the session
+		w.hold("a data", 1) // this message would have confirmed the session
 		w.script()
 		a.send(b, "x")
 		w.want("a initiation, b response, a data", "b answers")
@@ -203,8 +206,8 @@ func TestWhichAttemptsFail(t *testing.T) {
 	})
 }
 
-// A subscription that nobody reads delays nothing. It keeps the newest event of each kind until the subscription is closed. After
-// the device is closed, unread events can still be read.
+// A subscription that nobody reads delays nothing. It keeps the newest event of each kind until it is closed. Even after the
+// device is closed, a program can still read the events that the subscription kept.
 func TestSlowSubscriber(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		slow, closed := a.Subscribe(wireguard.EventHandshake, wireguard.EventEndpointMoved), a.Subscribe()
@@ -242,7 +245,8 @@ func TestSlowSubscriber(t *testing.T) {
 	})
 }
 
-// An event about trouble with sending to one peer does not suppress an event about another peer, or one about the device's socket.
+// A device limits how often it reports trouble, but separately for each peer and for the socket: an event about trouble with
+// sending to one peer does not suppress an event about another peer or about the socket.
 func TestTroublePerPeer(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		c := w.node("c")
@@ -265,7 +269,7 @@ func TestTroublePerPeer(t *testing.T) {
 		}
 		odd, busy := errors.New("recvmsg: network is down"), errors.New("no network")
 		mood.set(func() { mood.moods = []error{odd} })
-		b.send(a, "x") // the Receive under way returns this packet, and the next one fails
+		b.send(a, "x") // the pending call of Receive returns this packet, and the next call fails
 		if e := a.wantEvents("the socket's", wireguard.EventBindTrouble)[0]; e.Peer != (wireguard.PublicKey{}) || !errors.Is(e.Err, odd) {
 			w.Fatalf("event %+v, want the device's trouble with receiving", e)
 		}

@@ -1,4 +1,4 @@
-// A program in WebAssembly has no sockets.
+// These examples are not built for WebAssembly, where a program has no sockets.
 
 //go:build !js
 
@@ -18,8 +18,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A web client and a web server talk through two devices. Each device has a network stack in the process, so neither
-// needs root or an interface.
+// In this example, a web client and a web server communicate through two devices. Each device has a network stack inside the
+// process, so it needs neither root privileges nor a network interface.
 func Example() {
 	key, serverKey := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	peer := serverKey.Public()
@@ -36,7 +36,7 @@ func Example() {
 		Peers: []wireguard.PeerConfig{{
 			PublicKey:  peer,
 			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
-			Endpoint:   wireguard.EndpointOf(endpoint), // as in 192.0.2.1:51820
+			Endpoint:   wireguard.EndpointOf(endpoint), // for example 192.0.2.1:51820
 		}},
 	})
 	check(err)
@@ -56,7 +56,7 @@ func Example() {
 	// Output: hello, handshake: true, received: true
 }
 
-// exampleServer serves HTTP at 10.0.0.1, behind a device, until stop is called.
+// exampleServer starts a device, and serves HTTP at the address 10.0.0.1 inside its tunnel until stop is called.
 func exampleServer(key wireguard.PrivateKey, client wireguard.PublicKey) (endpoint netip.AddrPort, stop func()) {
 	stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
 	check(err)
@@ -112,15 +112,15 @@ func (t *chanTunnel) ReadPackets(b *wireguard.Batch) error {
 func (t *chanTunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	for _, p := range pkts {
 		select {
-		case t.in <- append([]byte(nil), p...): // p is borrowed
+		case t.in <- append([]byte(nil), p...): // the device reuses the memory of p after this call
 			n++
-		default: // a sink does not wait; the device counts the packets that it does not take
+		default: // a Tunnel must not wait here; the device counts the other packets as dropped
 		}
 	}
 	return n, nil
 }
 
-// A chanBind is a Bind in some forty lines: a wire between two devices, made of channels.
+// A chanBind is a Bind in some forty lines. Two channels connect the chanBinds of two devices like a wire.
 type chanBind struct {
 	in, peer chan []byte
 	from     wireguard.Endpoint // the source of every datagram
@@ -148,8 +148,8 @@ func (s *chanSocket) Send(trains []wireguard.Train) {
 	for i := range trains {
 		for m := range trains[i].Datagrams() {
 			select {
-			case s.bind.peer <- append([]byte(nil), m...): // m is borrowed
-			default: // a full wire drops the datagram
+			case s.bind.peer <- append([]byte(nil), m...): // the device reuses the memory of m after this call
+			default: // drop the datagram if the channel is full
 			}
 		}
 	}
@@ -164,7 +164,7 @@ func (s *chanSocket) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// A program connects two devices with a Tunnel and a Bind of its own.
+// In this example, a program connects two devices with Tunnels and Binds that it implements itself.
 func ExampleTunnel() {
 	here, there := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	wire := [2]chan []byte{make(chan []byte, 16), make(chan []byte, 16)}
@@ -188,9 +188,9 @@ func ExampleTunnel() {
 	defer b.Close()
 
 	b.Down()
-	check(b.Up()) // the second socket of one Bind
+	check(b.Up()) // Up opens a second socket of the same Bind
 	check(a.Handshake(context.Background(), there.Public()))
-	check(a.Wake()) // as after a resume; Wake keeps the session
+	check(a.Wake()) // as a program does when the machine resumes; Wake keeps the session
 	check(b.Wake())
 	out.out <- append([]byte{0x45, 0, 0, 25, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, "hello"...)
 	fmt.Printf("%s\n", (<-in.in)[20:])

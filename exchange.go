@@ -6,8 +6,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 )
 
-// The steps of a handshake run on the workers of the slow path. All have the same shape: copy the inputs from the peer
-// under its mutex, compute with the mutex released, lock again, check that the inputs still hold, commit, and send.
+// The workers of the slow path run the steps of a handshake. Each step copies its inputs from the peer while it holds the peer's
+// mutex, and computes without the mutex. It then locks the mutex again, checks that the inputs have not changed, stores the
+// results in the peer, and sends the message.
 
 // sendInitiation makes an initiation to p and sends it.
 func (d *Device) sendInitiation(p *peer) {
@@ -18,8 +19,8 @@ func (d *Device) sendInitiation(p *peer) {
 	var out outbox
 
 	p.mu.Lock()
-	// id and r are read under the mutex: setting the first key, or going up, asks again for an initiation where packets
-	// are staged, but not while initiating is set.
+	// id and r are read while p.mu is held. A goroutine that sets the first private key, or takes the device up, locks p.mu
+	// afterwards. It asks for an initiation again if packets are staged, but only if initiating is false by then.
 	id, r, now := d.identity.Load(), d.running.Load(), d.now()
 	if id == nil || r == nil {
 		p.initiating = false
@@ -39,7 +40,7 @@ func (d *Device) sendInitiation(p *peer) {
 	if err == nil {
 		err = full
 	}
-	var h *handshake // nil once the peer owns the handshake, so that it is not wiped below
+	var h *handshake // nil once the peer owns the handshake, so that the deferred function does not wipe it
 	var m [initiationSize]byte
 	defer func() {
 		clear(static[:])
@@ -55,13 +56,13 @@ func (d *Device) sendInitiation(p *peer) {
 	p.making = false
 	if p.removed || d.identity.Load() != id || d.running.Load() != r || !p.endpoint.IsValid() {
 		out.free(local)
-		p.initiate(now, true, &out) // the core decides anew, as the peer is now
+		p.initiate(now, true, &out) // decides again whether to send an initiation, because the peer or the device has changed
 		d.release(p, &out)
 		return
 	}
 	if err != nil {
-		// No message can be made: the peer's public key is of low order, or no index is free. The series of attempts
-		// ends like any other.
+		// No message can be made, because the peer's public key is of low order, or no index is free. The attempt counts as one
+		// that gets no answer, so the next one follows as usual.
 		out.free(local)
 		p.initiated(now)
 		d.drop(p, reasonOf(err), 1)
@@ -77,9 +78,9 @@ func (d *Device) sendInitiation(p *peer) {
 	d.sendHandshake(r, p, m[:], to)
 }
 
-// staticSecret returns the shared secret of the two static keys. The secret does not depend on any message, so it is kept
-// even if the message that needed it turns out to be forged. Otherwise each initiation that is forged in a peer's name
-// would cost two X25519 instead of one.
+// staticSecret returns the shared secret of the static keys of the device and of p. The secret does not depend on any message. So
+// p keeps the secret even if the message that needed it turns out to be forged. Otherwise each initiation that is forged in the
+// name of p would cost two X25519 computations instead of one.
 func (d *Device) staticSecret(p *peer, id *identity) (s secret, err error) {
 	p.mu.Lock()
 	s, of := p.static, p.staticOf
@@ -113,7 +114,8 @@ func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
 	}
 }
 
-// transmitAlone sends one handshake message, and returns its train, whose Err says whether it was sent.
+// transmitAlone sends one handshake message, and returns the train that carried it. The Err of the train is nil if the message
+// was sent.
 func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 	b := make([]byte, d.headroom+len(m))
 	copy(b[d.headroom:], m)
@@ -122,11 +124,12 @@ func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 	return ts[0]
 }
 
-// handshakeTOS is DSCP AF41, and no ECN: "handshake packets use 0x88" (Linux, messages.h).
+// handshakeTOS is the type of service of handshake messages, DSCP AF41 without ECN: "handshake packets use 0x88" (Linux,
+// messages.h).
 const handshakeTOS = 0x88
 
-// receiveHandshake handles a message of the slow path, and reports whether its MACs justified an X25519. The caller sends
-// w.replies.
+// receiveHandshake handles a handshake message that a worker took from a queue of the slow path. It reports whether the message
+// cost an X25519, because its MACs were valid. Afterwards the caller sends the cookie replies in w.replies.
 func (d *Device) receiveHandshake(m *handshakeMessage, now int64, loaded bool, w *worker) (costly bool) {
 	id, r := d.identity.Load(), d.running.Load()
 	if p := m.to; p != nil {
@@ -138,7 +141,7 @@ func (d *Device) receiveHandshake(m *handshakeMessage, now int64, loaded bool, w
 	case r == nil:
 		d.drops.add(DropDown, 1)
 	case m.b[0] == typeInitiation && now-m.at >= rekeyTimeout:
-		d.drops.add(DropSuperseded, 1) // its sender has sent another one by now, and would not take an answer to this one
+		d.drops.add(DropSuperseded, 1) // the peer has sent a newer initiation by now, and would refuse a response to this one
 	case id == nil:
 		d.drops.add(DropNoIdentity, 1)
 	case m.b[0] == typeCookie:
@@ -154,9 +157,10 @@ func (d *Device) receiveHandshake(m *handshakeMessage, now int64, loaded bool, w
 	return false
 }
 
-// checkMACs reports whether m is worth an X25519: "mac1 must be valid, and under load mac2 too, and its source must not send too
-// many" (whitepaper, section 5.3). Under load, if mac2 is not valid, it adds a cookie reply to w.replies. It does not hold
-// cookieMu while it computes a MAC, seals, or calls the program's code.
+// checkMACs reports whether m may cost an X25519: "mac1 must be valid, and under load mac2 too, and its source must not send too
+// many" (whitepaper, section 5.3). The parameter loaded says whether the device is under load. If it is, and mac2 is not valid,
+// checkMACs adds a cookie reply to w.replies. checkMACs does not hold cookieMu while it computes a MAC, seals a cookie, or calls
+// the program's code.
 func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool, w *worker) bool {
 	c := &w.checker
 	if !c.validMAC1(m.bytes(), id) {
@@ -185,7 +189,7 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	return allowed
 }
 
-// sourceOf returns what a rate limit applies to.
+// sourceOf returns the source of a message from e, for the rate limit: the key of the Link or, without a Link, the IP address.
 func sourceOf(e *Endpoint) ratelimit.Source {
 	if e.Link != nil {
 		return ratelimit.SourceOfKey(e.Link.Key())
@@ -196,12 +200,12 @@ func sourceOf(e *Endpoint) ratelimit.Source {
 // cookieReplies are cookie replies that are sent in one call. Under a flood, a system call for each reply would cost more than
 // all other work for that reply. A cookieReplies belongs to one goroutine. The zero value is empty.
 type cookieReplies struct {
-	r      *running // the replies are sent on its socket
+	r      *running // the replies are sent on the socket of r
 	trains []Train
-	room   []byte // for takeAtOnce replies, each behind its headroom; nil until the first reply
+	room   []byte // memory for takeAtOnce replies, each behind its headroom; nil until the first reply
 }
 
-// addReply adds a reply to c. If c is full, or holds replies for another socket, addReply sends those first.
+// addReply adds a reply to c. If c is full, or holds replies for another socket, addReply first sends the replies in c.
 func (d *Device) addReply(c *cookieReplies, r *running, reply *[cookieSize]byte, to Endpoint) {
 	if len(c.trains) == takeAtOnce || c.r != r {
 		d.sendReplies(c)
@@ -216,8 +220,8 @@ func (d *Device) addReply(c *cookieReplies, r *running, reply *[cookieSize]byte,
 	c.trains = append(c.trains, Train{Data: b, Size: size, Headroom: d.headroom, Endpoint: to, TOS: handshakeTOS})
 }
 
-// sendReplies sends what c holds. A reply that cannot be sent is lost, as it could be on the network: its receiver
-// tries again.
+// sendReplies sends the replies in c, and empties c. A reply that cannot be sent is lost, as if the network had dropped it: the
+// sender of the initiation or response tries again.
 func (d *Device) sendReplies(c *cookieReplies) {
 	if len(c.trains) == 0 {
 		return
@@ -228,7 +232,8 @@ func (d *Device) sendReplies(c *cookieReplies) {
 	c.trains = c.trains[:0]
 }
 
-// secretAt returns the secret of this device's cookies. It takes no lock unless a new secret is needed.
+// secretAt returns the secret from which this device makes its cookies at the time now. It takes a lock only if a new secret is
+// needed.
 func (d *Device) secretAt(now int64) cookieSecret {
 	if s := d.cookieSecret.Load(); s != nil && !s.expired(now) {
 		return *s
@@ -237,7 +242,7 @@ func (d *Device) secretAt(now int64) cookieSecret {
 	defer d.cookieMu.Unlock()
 	var s cookieSecret
 	if old := d.cookieSecret.Load(); old != nil {
-		s = *old // another worker may have renewed it
+		s = *old // another worker may have renewed the secret meanwhile
 	}
 	s.renew(now, d.random)
 	d.cookieSecret.Store(&s)
@@ -252,7 +257,7 @@ func receiverOf(m []byte) uint32 {
 	return binary.LittleEndian.Uint32(m[cookieReceiver:])
 }
 
-// receiveCookie handles a cookie reply: it stores the cookie, or drops the message if that is not authentic.
+// receiveCookie handles a cookie reply. It stores the cookie if the reply is authentic, and drops the reply if not.
 func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 	p := m.to
 	p.mu.Lock()
@@ -266,15 +271,15 @@ func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 	}
 }
 
-// An initiation is a received initiation message that proved authentic: its sender has the private key of the public
-// key in key.
+// An initiation is what was read from a received initiation message. Once openInitiation has returned it without an error, the
+// message is authentic: its sender has the private key that belongs to the public key in the field key.
 type initiation struct {
-	*handshake // nil once the peer owns the handshake, so that wipe leaves it alone
+	*handshake // nil once the peer owns the handshake, so that wipe does not clear it
 	key        PublicKey
 	static     secret // the shared secret of the two static keys
 	timestamp  Timestamp
 	from       Endpoint
-	r          *running // the running device at which it arrived
+	r          *running // the device's running state when the message was read
 }
 
 // wipe clears the secrets of the initiation.
@@ -297,7 +302,8 @@ func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running
 	}
 }
 
-// openInitiation reads an initiation, and finds the peer that sent it. p is nil for a stranger that may be looked up.
+// openInitiation reads an initiation, and finds the peer that sent it. If the sender is not a peer of the device, but
+// Config.Lookup may know it, p is nil.
 func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (in *initiation, p *peer, err error) {
 	in = &initiation{from: m.from, r: r}
 	if in.handshake, in.key, err = consumeInitiation(id, m.bytes()); err != nil {
@@ -320,8 +326,8 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (
 	return in, p, err
 }
 
-// acceptInitiation makes the initiation of p the exchange under way, and answers it. The caller does not use the
-// initiation afterwards.
+// acceptInitiation makes in, an initiation from p, the exchange under way with p, and answers it. The caller does not use in
+// afterwards.
 func (d *Device) acceptInitiation(p *peer, in *initiation) {
 	h, r, id := in.handshake, in.r, in.id
 	var psk PresharedKey
@@ -352,7 +358,7 @@ func (d *Device) acceptInitiation(p *peer, in *initiation) {
 	d.sendResponse(p, h, &step, &psk, r)
 }
 
-// sendResponse answers the initiation that made h. step is a copy of h to compute on.
+// sendResponse answers the initiation from which h was made. It computes on step, a copy of h, because p.mu guards h.
 func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r *running) {
 	var ephemeral PrivateKey
 	d.random(ephemeral[:])

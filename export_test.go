@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// These functions give the package wireguard_test access to what its tests need.
+// The tests in package wireguard_test use these functions to access unexported parts of this package.
 
 const (
 	RejectAfterMessages = uint64(rejectAfterMessages)
@@ -13,7 +13,7 @@ const (
 	WindowSize          = windowSize
 )
 
-// SetRandom replaces the system's randomness. Call it before Up.
+// SetRandom makes d use the function random instead of the system's random generator. Call it before Up.
 func SetRandom(d *Device, random func([]byte)) { d.random = random }
 
 // ForceLoad puts d under load, or ends the load.
@@ -22,14 +22,14 @@ func ForceLoad(d *Device, on bool) {
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
 	for _, q := range []*messages{&d.slow.initiations, &d.slow.answers} {
-		q.UnderLoad(false, 0, 1<<40, now+48*3600*second) // so late that any load has ended
+		q.UnderLoad(false, 0, 1<<40, now+48*3600*second) // at this time, any earlier load has ended
 		if on {
 			q.UnderLoad(true, 0, 1<<40, now+24*3600*second)
 		}
 	}
 }
 
-// BeginLoad does to d what a long queue of initiations does.
+// BeginLoad puts d under load, as a long queue of initiations does. The load ends as usual.
 func BeginLoad(d *Device) {
 	d.slow.mu.Lock()
 	defer d.slow.mu.Unlock()
@@ -47,7 +47,7 @@ func SetSendCounter(d *Device, peer PublicKey, counter uint64) {
 // SessionIndices returns the number of session indices in use, including those of handshakes under way.
 func SessionIndices(d *Device) int { return d.sessions.m.Len() }
 
-// StagedBytes returns how many bytes of memory the staged packets take.
+// StagedBytes returns how many bytes of memory the staged packets of d occupy.
 func StagedBytes(d *Device) int64 { return d.pool.Bytes() }
 
 // LimitedSources returns the number of sources that the rate limiter remembers.
@@ -57,7 +57,7 @@ func LimitedSources(d *Device) int {
 	return d.sourceLimit.Len()
 }
 
-// Waiters returns the number of calls of Handshake and Renew that wait.
+// Waiters returns the number of calls of Handshake and Renew that are waiting for a handshake.
 func Waiters(d *Device) (n int) {
 	for p := range d.peers.all() {
 		p.mu.Lock()
@@ -67,13 +67,14 @@ func Waiters(d *Device) (n int) {
 	return n
 }
 
-// InitiationFrom returns an initiation from the holder of the public key static to the device with the public key to. static
-// is a key of low order: nobody can have its private key, and the static secret is all zero.
+// InitiationFrom returns an initiation to the device with the given public key (to). The public key of its sender (static) must
+// be of low order, so that the static secret is all zero and the initiation can be made without a private key.
 func InitiationFrom(static, to PublicKey, now time.Time) []byte {
 	return signedInitiation(&identity{public: static}, to, &secret{}, now)
 }
 
-// StrangersInitiation returns an authentic initiation to a device from the holder of a new key.
+// StrangersInitiation makes a new private key, and returns an authentic initiation from this key to the device with the given
+// public key (to).
 func StrangersInitiation(to PublicKey, now time.Time) []byte {
 	id := newIdentity(NewPrivateKey())
 	static, err := id.private.shared(&to)
@@ -92,7 +93,7 @@ func signedInitiation(id *identity, to PublicKey, static *secret, now time.Time)
 	return m[:]
 }
 
-// Ciphers returns the ciphers with which d sends and receives on the session with a local index, or nil if d has no such
+// Ciphers returns the ciphers with which d sends and receives in the session that has the local index, or nil if d has no such
 // session.
 func Ciphers(d *Device, index uint32) (send, receive cipher.AEAD) {
 	if k := d.sessions.find(index).k; k != nil {

@@ -15,8 +15,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// These are faults that other implementations shipped, and the tests that would have found them. For faults of the control
-// protocol, the tests here cover what a Change does, and those of package uapi the protocol.
+// faults lists faults that other implementations had in releases, and the tests that would have found them. A fault of the
+// control protocol needs two kinds of tests: the tests of this package cover the effect of a Change, and the tests of package
+// uapi cover the protocol.
 var faults = []covered{
 	{"32-bit nonce counter", "TestCounterPasses32Bits"},
 	{"no limit on messages a key", "TestRejectAfterMessages TestRekeyAfterMessages"},
@@ -50,8 +51,8 @@ var faults = []covered{
 	{"a failed send that nobody hears of", "TestSendTrouble"},
 }
 
-// The passive keepalive is sent 10 s after the first data packet received. A later packet, a keepalive, a handshake or an earlier
-// send does not change that.
+// A device sends the passive keepalive 10 s after it received the first data packet that it has not answered. Later packets,
+// keepalives, handshakes and earlier sends do not change that time.
 func TestFaultKeepaliveTimedFromTheWrongEvent(t *testing.T) {
 	for name, before := range map[string]func(w *world, a, b *node){
 		"the handshake":   func(w *world, a, b *node) {},
@@ -77,8 +78,8 @@ func TestFaultKeepaliveTimedFromTheWrongEvent(t *testing.T) {
 	}
 }
 
-// A device has one peer with an IPv4 endpoint and one with an IPv6 endpoint. It sends to each peer's own address, whichever peer it
-// heard last.
+// A device has one peer with an IPv4 endpoint and one with an IPv6 endpoint. It must send to each peer at that peer's address, no
+// matter which peer sent last.
 func TestFaultPeersOfBothFamilies(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, four, six := w.node("hub"), w.node("four"), w.node("six")
@@ -101,15 +102,15 @@ func TestFaultPeersOfBothFamilies(t *testing.T) {
 				n.wantArrived("to that address", "down")
 			}
 			if i%2 == 1 {
-				w.advance(121 * time.Second) // then the next handshakes use the same addresses
+				w.advance(121 * time.Second) // so that the next packets cause handshakes with the same addresses
 			}
 		}
 		h.wantDrops(wireguard.DropSendFailed, 0, "no address of one family on a socket of the other")
 	})
 }
 
-// Several changes are all made, in order, even if they are about one peer in one Change. Changes of several goroutines at once are
-// all made too.
+// If one Change has several entries for the same peer, Configure makes all these changes, in order. If several goroutines call
+// Configure at the same time, it makes the changes of all of them.
 func TestFaultChangesInARow(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -144,7 +145,7 @@ func TestFaultChangesInARow(t *testing.T) {
 	})
 }
 
-// A change of the firewall mark makes the device forget the source address for every peer, whatever its family.
+// When the firewall mark changes, the device forgets the local source address that it uses for each peer, for IPv4 and for IPv6.
 func TestFaultSourcesOfEveryPeerForgotten(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, d := hub(w)
@@ -166,8 +167,8 @@ func TestFaultSourcesOfEveryPeerForgotten(t *testing.T) {
 	})
 }
 
-// A device does everything that it logs, first without a logger and then with one. The log contains no secret. What peers and
-// strangers do is logged at level Debug and not above.
+// TestFaultNilLogger makes a device do everything that it logs, first without a logger and then with one. The log must not
+// contain secrets. The device must log actions of peers and strangers at level Debug, not above.
 func TestFaultNilLogger(t *testing.T) {
 	var log bytes.Buffer
 	var mu sync.Mutex
@@ -190,7 +191,7 @@ func TestFaultNilLogger(t *testing.T) {
 			if got := read(); logger != nil && !strings.Contains(got, "level=INFO msg=\"wireguard: up\"") {
 				w.Fatalf("log %q", got)
 			}
-			// These are acts of peers and strangers.
+			// Peers and strangers do the following.
 			a.move(elsewhere)
 			a.send(b, "x")
 			b.move(elsewhere2)
@@ -222,7 +223,7 @@ func TestFaultNilLogger(t *testing.T) {
 			if strings.Contains(got, "level=INFO") || strings.Contains(got, "level=WARN") || strings.Contains(got, "level=ERROR") {
 				w.Fatalf("log %q: nothing of this is more than Debug", got)
 			}
-			// These are troubles of the system, and calls of the program.
+			// The system and the program do the following.
 			mood.set(func() { mood.moods = []error{errors.New("odd")} })
 			w.net.Mend(nil, nil)
 			b.move(netip.MustParseAddr("198.18.0.2"))

@@ -6,22 +6,22 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/idle"
 )
 
-// A source's load is carried by one goroutine from the source to the socket. While that goroutine seals a large load,
-// another one may read and seal the next, on an idle core:
+// One goroutine carries a load from its source to the socket. While that goroutine seals a large load, another goroutine on an
+// idle core may read and seal the next load of the source:
 //
 //	carry ─▶ take, read, claim ─▶ seal ─▶ lead ─────────▶ take, read, claim ─▶ seal ─▶ lead ─▶ ...
 //	             offer ╰─▶ carry ─▶ take, read, claim ─▶ seal ─▶ hand in ─▶ take, ...
 //
-// So a packet's bytes stay with one core. If cores shared one load, as in a fork, each cache line would move to the other core
-// and back, and only one core would read and send. While too many loads of a source wait to be sent, the source is not
-// read. Its loads wait at most for the socket, never for a single peer.
+// So the bytes of a packet stay in the cache of one core. If two cores sealed one load together, as an idle.Fork does, each cache
+// line would move to the other core and back, and only one core would read and send. While too many loads of a source wait to be
+// sent, no goroutine reads the source. The loads of a source wait only for the socket, never for a single peer.
 
-// A feed is a source and what the goroutines that carry its packets share.
+// A feed is a source, together with the state that is common to the goroutines that carry its packets.
 type feed struct {
 	PacketSource
 	*idle.Relay
-	carry func()        // Device.carry, made once
-	reads atomic.Uint32 // calls of ReadPackets
+	carry func()        // calls Device.carry for this feed; made once
+	reads atomic.Uint32 // how often ReadPackets was called
 }
 
 func (d *Device) newFeed(s PacketSource) *feed {

@@ -15,10 +15,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// These tests are about sources that return many packets, and about the goroutines that share the work.
+// These tests are about feeds. A feed reads packets from a source (a Tunnel), and several goroutines share the work of sealing
+// and sending them.
 
-// A well is a source that returns what its test gives it. It checks that no two goroutines read it at once, that nobody reads it
-// after it ended, and that the batches it is given are empty.
+// A well is a source that gets its packets from the function fill. It checks that no two goroutines read it at the same time,
+// that no goroutine reads it after its end, and that each batch is empty when the device passes it.
 type well struct {
 	t     *testing.T
 	fill  func(b *Batch) error
@@ -42,14 +43,14 @@ func (w *well) ReadPackets(b *Batch) error {
 	return err
 }
 
-// A tape opens what a device sends to r, and checks the order. A packet has the number of its sender at offset 20, and its own
-// number at offset 24. next holds the number of each sender's next packet.
+// A tape opens the messages that a device sends to the remote r, and checks the order of their packets. A packet has the number
+// of its sender at offset 20, and its own number at offset 24. The map next has the number of each sender's next packet.
 type tape struct {
 	t    *testing.T
 	r    *remote
 	mu   sync.Mutex
 	next map[uint32]uint32
-	last uint64 // counter
+	last uint64 // counter of the last message
 }
 
 func (tp *tape) take(ts []Train) {
@@ -81,7 +82,7 @@ func (tp *tape) of(sender uint32) uint32 {
 	return tp.next[sender]
 }
 
-// packetOf returns the n-th packet of a sender.
+// packetOf returns the packet with number n of the sender.
 func packetOf(sender, n uint32, size int, to *remote) []byte {
 	p := packet4(size, here, to.addr)
 	binary.BigEndian.PutUint32(p[20:], sender)
@@ -89,8 +90,8 @@ func packetOf(sender, n uint32, size int, to *remote) []byte {
 	return p
 }
 
-// feeding returns an end with a session with a remote, and a tape of what the end sends to it. The test runs with GOMAXPROCS set
-// to cores, and helpers start even if other programs want the cores.
+// feeding returns a device (an end) that has a session with a remote, and a tape of the messages from the device to the remote.
+// The test runs with GOMAXPROCS set to cores. Helpers start even if other programs use the cores.
 func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
 	if cores > 1 {
 		testkit.NeedsThreads(t, "goroutines share the work of one sender")
@@ -108,7 +109,7 @@ func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
 	return e, r, tp
 }
 
-// feed makes a feed of a well that fill fills.
+// feed starts a feed that reads from a new well with the function fill.
 func (e *end) feed(t *testing.T, fill func(f *feed, b *Batch) error) (*feed, *well) {
 	w := &well{t: t}
 	f := e.newFeed(w)
@@ -117,7 +118,7 @@ func (e *end) feed(t *testing.T, fill func(f *feed, b *Batch) error) (*feed, *we
 	return f, w
 }
 
-// comes is like eventually, but for goroutines of the device, which must not call Fatal.
+// comes is like eventually, but it calls Error instead of Fatal, so goroutines of the device may call it.
 func comes(t *testing.T, why string, ok func() bool) bool {
 	for start := time.Now(); !ok(); time.Sleep(50 * time.Microsecond) {
 		if time.Since(start) > patience {
@@ -128,8 +129,9 @@ func comes(t *testing.T, why string, ok func() bool) bool {
 	return true
 }
 
-// TestFeedSharesInOrder: while one goroutine still has to send its batch, another one reads and seals the next batch. That batch
-// waits for its turn, so that the packets are sent in order. If the source fails, its packets are sent before the device ends.
+// TestFeedSharesInOrder checks that while one goroutine is sending its batch, another goroutine reads and seals the next batch.
+// The second batch is sent only after the first one, so the packets stay in order. If the source fails, the device sends all its
+// packets before it ends.
 func TestFeedSharesInOrder(t *testing.T) {
 	for name, end := range map[string]error{"the source ends": io.EOF, "the source fails": errors.New("failed")} {
 		for batches, last := range map[int]string{1: "an error alone", 8: "an error with packets"} {
@@ -183,8 +185,8 @@ func TestFeedSharesInOrder(t *testing.T) {
 	}
 }
 
-// TestFeedEndsAfterItsPackets: if a source returns packets together with an error, these packets are sent before the device ends,
-// even if they are queued behind another sender's.
+// TestFeedEndsAfterItsPackets checks that if a source returns packets together with an error, the device sends these packets
+// before it ends, even if they are queued behind packets of another sender.
 func TestFeedEndsAfterItsPackets(t *testing.T) {
 	e, r, tp := feeding(t, 2)
 	leave := e.occupy(t, r, tp.take, tp.take)
@@ -205,9 +207,9 @@ func TestFeedEndsAfterItsPackets(t *testing.T) {
 	}
 }
 
-// TestFeedsAndSenders: the packets of each source and of each sender to one peer keep their order, and none is lost, however the
-// goroutines are scheduled. Each burst is read, even if of the goroutines that shared the previous burst only the last is left. The
-// additional goroutines end.
+// TestFeedsAndSenders checks that the packets of several sources and senders to one peer keep their order, and that none is lost,
+// no matter how the goroutines are scheduled. After each burst, the additional goroutines end. One goroutine of a feed must
+// remain to read the next burst.
 func TestFeedsAndSenders(t *testing.T) {
 	const cores, bursts, feeds, senders = 4, 300, 2, 2
 	e, r, tp := feeding(t, cores)
@@ -215,7 +217,7 @@ func TestFeedsAndSenders(t *testing.T) {
 	var all []*feed
 	sent := make([]uint32, feeds+senders)
 	for i := range feeds {
-		var burst, n uint32 // packets left of the burst, and packets read so far
+		var burst, n uint32 // the number of packets left in the burst, and of all packets read so far
 		more := make(chan uint32)
 		f, _ := e.feed(t, func(f *feed, b *Batch) error {
 			if out := f.Out(); out >= cores {
@@ -280,8 +282,8 @@ func TestFeedsAndSenders(t *testing.T) {
 	}
 }
 
-// TestFeedAlone: one goroutine does all the work if there is only one core, if the batches are small, or if the packets have to
-// wait for a session.
+// TestFeedAlone checks that one goroutine does all the work of a feed if there is only one core, if the batches are small, or if
+// the packets have to wait for a session.
 func TestFeedAlone(t *testing.T) {
 	for name, c := range map[string]struct {
 		cores, packets int
@@ -319,8 +321,9 @@ func TestFeedAlone(t *testing.T) {
 	}
 }
 
-// TestFeedIsHeldBack: while packets of a source are queued behind another sender's, the device reads only a few more batches from
-// that source. This holds even if most packets in those batches go to another peer. Nothing is dropped.
+// TestFeedIsHeldBack checks that while packets of a source are queued behind packets of another sender, the device reads only a
+// few more batches from that source. This must hold even if most packets in these batches go to another peer. No packet may be
+// dropped.
 func TestFeedIsHeldBack(t *testing.T) {
 	e, r, tp := feeding(t, 2)
 	busy := newRemote(2, testKey(1).Public())
@@ -361,16 +364,16 @@ func TestFeedIsHeldBack(t *testing.T) {
 	e.wantDrops(t, before, 0, 0, "a source is held back instead")
 }
 
-// TestFeedAsksInVain: if a source pauses after each batch, helpers find nothing to do. Soon the feed asks for helpers only
-// once in a while, even if the batches are large.
+// TestFeedAsksInVain checks a feed whose source pauses after each batch, so that helpers find no work. After a few attempts, the
+// feed must try to start helpers only at every 32nd batch, even if the batches are large.
 func TestFeedAsksInVain(t *testing.T) {
 	e, r, _ := feeding(t, 2)
 	e.line.send = func([]Train) {}
-	const batches = 4*32 + 16 // the feed looks for idle cores again at every 32nd batch
+	const batches = 4*32 + 16 // the feed tries to start a helper again at every 32nd batch
 	n := 0
 	f, w := e.feed(t, func(f *feed, b *Batch) error {
 		for deadline := time.Now().Add(patience); f.UnderWay() != 0 && time.Now().Before(deadline); {
-			runtime.Gosched() // the source returns the next batch only when the last one is sent
+			runtime.Gosched() // the source returns the next batch only when the previous one has been sent
 		}
 		if n++; n > batches {
 			return io.EOF
@@ -385,7 +388,8 @@ func TestFeedAsksInVain(t *testing.T) {
 	}
 }
 
-// TestFeedAllocatesNothing: a feed that shares its work allocates nothing except a goroutine and a batch now and then.
+// TestFeedAllocatesNothing checks that a feed whose goroutines share the work allocates nothing except, occasionally, a goroutine
+// and a batch.
 func TestFeedAllocatesNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
@@ -414,7 +418,8 @@ func TestFeedAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestHelpers: Config.Helpers limits the helpers of each source, of each sender's batch, and of each receiver.
+// TestHelpers checks that Config.Helpers limits the number of helpers of each source, of each sender's batch, and of each
+// receiver.
 func TestHelpers(t *testing.T) {
 	for _, helpers := range []int{0, 2, -1} {
 		e := newEndOf(t, Config{PrivateKey: testKey(1), Helpers: helpers})

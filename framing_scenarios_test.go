@@ -13,17 +13,17 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A framingBind is a Bind for a relay: on its wire, each datagram has a header in front. The Bind copies neither what it sends nor
-// what it receives.
+// A framingBind is a Bind for a relay, which needs a header in front of each datagram. The framingBind adds and skips the header
+// without copying the datagram.
 //
 //	| zeros | length of the datagram (2 bytes) | datagram |
 type framingBind struct {
-	wireguard.Bind // the wire
+	wireguard.Bind // the Bind that sends and receives the datagrams with the header
 	headroom       int
 
 	mu    sync.Mutex // guards all below
 	sent  map[pipe.MessageType]int
-	wrong error // what the device did wrong
+	wrong error // a mistake of the device, or nil
 }
 
 func newFramingBind(wire wireguard.Bind, headroom int) *framingBind {
@@ -42,7 +42,7 @@ type framingSocket struct {
 	bind *framingBind
 }
 
-// Send writes each header into the headroom. For the Bind below, a frame is a datagram.
+// Send writes each header into the headroom. The embedded Bind then sends each frame (header and datagram) as one datagram.
 func (s *framingSocket) Send(ts []wireguard.Train) {
 	b := s.bind
 	b.mu.Lock()
@@ -77,7 +77,7 @@ type framingReceiver struct {
 	bind *framingBind
 }
 
-// Receive checks each header, and tells the device to skip it.
+// Receive checks each header, and sets the headroom of each train, so that the device skips the headers.
 func (r *framingReceiver) Receive() ([]wireguard.Train, error) {
 	ts, err := r.Receiver.Receive()
 	r.bind.mu.Lock()
@@ -94,8 +94,8 @@ func (r *framingReceiver) Receive() ([]wireguard.Train, error) {
 	return ts, err
 }
 
-// TestHeadroom checks that a Bind that frames datagrams finds room for its header in front of every message of any
-// type, and that the device counts the same bytes as without this header.
+// TestHeadroom checks that a device leaves enough space for the Bind's header in front of each message, of every type. The device
+// must count the same number of bytes as without the header.
 func TestHeadroom(t *testing.T) {
 	var plain [2]wireguard.PeerStatus
 	for _, headroom := range []int{0, 2, 10, 64} {
@@ -115,16 +115,16 @@ func TestHeadroom(t *testing.T) {
 				b.knows(a)
 
 				wireguard.ForceLoad(b.Device, true)
-				a.send(b, "staged") // an initiation, answered with a cookie
+				a.send(b, "staged") // b answers the initiation with a cookie reply
 				w.advance(6 * time.Second)
 				b.wantArrived("an initiation with the cookie, and the response", "staged")
 				wireguard.ForceLoad(b.Device, false)
 				long := strings.Repeat("x", 1200)
-				a.send(b, long, long, "1", "22", long) // two trains and more
+				a.send(b, long, long, "1", "22", long) // several trains and single messages
 				b.wantArrived("trains of several messages", long, long, "1", "22", long)
 				b.send(a, long, "back", long)
 				a.wantArrived("the other direction", long, "back", long)
-				w.advance(11 * time.Second) // a keepalive
+				w.advance(11 * time.Second) // b sends a keepalive
 
 				status := [2]wireguard.PeerStatus{a.status(b), b.status(a)}
 				for i := range status {
@@ -167,7 +167,8 @@ func TestHeadroomBounds(t *testing.T) {
 	}
 }
 
-// TestHeadroomOfForeignBatch sends a batch that has no room for the Bind's header. Send makes room in it.
+// TestHeadroomOfForeignBatch sends a batch that does not come from the device's NewBatch, so it may have no space for the Bind's
+// header. Send must make the space.
 func TestHeadroomOfForeignBatch(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var bind *framingBind

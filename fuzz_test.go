@@ -10,20 +10,21 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// These fuzz targets are about what a socket receives. Each has a live device in a state in which it takes a message of one type, a
-// valid message of that type, and a forgery that the fuzzer makes of it. They check:
+// These fuzz targets are about the datagrams that a socket receives. Each target has a running device that waits for a message of
+// one type. It gives the device a forgery, which the fuzzer makes from a valid message of that type, and then the valid message.
+// It checks:
 //
-//   - each datagram is accepted, or dropped and counted once;
-//   - the device sends at most one datagram for each one, and for a dropped one no longer one, so that nobody can flood others
-//     through a device;
-//   - a dropped datagram changes nothing: the valid message is accepted after it;
-//   - the device keeps nothing of a dropped datagram.
+//   - The device accepts each datagram, or drops it and counts it once.
+//   - The device answers a datagram with at most one datagram. The answer to a dropped datagram is not longer than that datagram,
+//     so an attacker cannot use the device to flood others.
+//   - A dropped datagram changes nothing: the device accepts the valid message after it.
+//   - The device keeps no state of a dropped datagram.
 
-// A forgery is what the fuzzer does to a valid message.
+// A forgery describes how the fuzzer changes a valid message.
 type forgery struct {
 	at    uint16
-	patch []byte // XORed to the bytes from at on
-	grow  int16  // how many bytes are added at the end; negative: cut off
+	patch []byte // XORed with the message's bytes, beginning at the offset at
+	grow  int16  // how many bytes are added at the end, or cut off if negative
 }
 
 func (f *forgery) of(valid []byte) []byte {
@@ -37,8 +38,8 @@ func (f *forgery) of(valid []byte) []byte {
 	return m
 }
 
-// resign gives a message valid macs, if it is long enough: a mac1, for which one needs only the device's public key, and if mac2 is
-// set also a mac2, for which one needs the cookie of its source.
+// resign gives the message m a valid mac1 if m is long enough. For that, an attacker needs only the device's public key. If mac2
+// is set, resign also gives it a valid mac2, for which an attacker needs the cookie for the source address.
 func (e *end) resign(m []byte, from Endpoint, device PublicKey, mac2 bool) {
 	if len(m) < 2*macSize {
 		return
@@ -51,7 +52,8 @@ func (e *end) resign(m []byte, from Endpoint, device PublicKey, mac2 bool) {
 	jar.sign(m, device, 2)
 }
 
-// hostile gives the device a train, and returns how many of its datagrams were dropped and what the device sent.
+// hostile gives the device a train, and returns how many datagrams of the train the device dropped, and the datagrams that it
+// sent.
 func (e *end) hostile(t *testing.T, train Train) (dropped int, sent []datagram) {
 	t.Helper()
 	before := e.drops.load()
@@ -76,7 +78,7 @@ func (e *end) hostile(t *testing.T, train Train) (dropped int, sent []datagram) 
 	return dropped, sent
 }
 
-// wantNothingKept fails if the device holds more than the sessions of one peer need.
+// wantNothingKept fails if the device keeps more state than the sessions of one peer need.
 func (e *end) wantNothingKept(t *testing.T) {
 	t.Helper()
 	if n := SessionIndices(e.Device); n > 4 { // three keypairs and a handshake
@@ -89,8 +91,8 @@ func (e *end) wantNothingKept(t *testing.T) {
 	}
 }
 
-// wantRefusal fails unless the one datagram was dropped. It accepts a cookie reply as an answer if the device is under load, and
-// no other answer.
+// wantRefusal fails unless exactly one datagram was dropped and the device sent no answer. If the device is under load, it may
+// answer with a cookie reply.
 func wantRefusal(t *testing.T, dropped int, sent []datagram, loaded bool) {
 	t.Helper()
 	if dropped != 1 {
@@ -103,7 +105,8 @@ func wantRefusal(t *testing.T, dropped int, sent []datagram, loaded bool) {
 	}
 }
 
-// addHandshakeSeeds adds forgeries of the fields of a message of a size to the seeds.
+// addHandshakeSeeds adds forgeries of a handshake message to the seeds. The message has the given size, and its fields begin at
+// the given offsets.
 func addHandshakeSeeds(f *testing.F, size int, fields ...int) {
 	for _, resign := range []bool{false, true} {
 		for _, at := range append(fields, 0, 1, 4, size-32, size-16) {
@@ -118,7 +121,7 @@ func addHandshakeSeeds(f *testing.F, size int, fields ...int) {
 	f.Add(uint16(0), bytes.Repeat([]byte{0xff}, size), int16(0), true, true, true)
 }
 
-// FuzzInitiation forges initiations of a peer.
+// FuzzInitiation forges a peer's initiations.
 func FuzzInitiation(f *testing.F) {
 	addHandshakeSeeds(f, initiationSize, initiationEphemeral, initiationEphemeral+31, initiationStatic, initiationTimestamp)
 	public := testKey(1).Public()
@@ -138,7 +141,8 @@ func FuzzInitiation(f *testing.F) {
 		dropped, sent := e.hostile(t, r.train(bytes.Clone(m)))
 		ForceLoad(e.Device, false)
 		if dropped == 0 {
-			// Except for the sender's index, which mac1 alone protects, the message must be the valid one.
+			// The message must equal the valid one, except that the sender's index may differ, because only mac1 protects the
+			// index.
 			if !authentic || len(sent) != 1 || sent[0].b[0] != typeResponse {
 				t.Fatalf("%x was accepted, and %d messages answer it", m, len(sent))
 			}
@@ -155,7 +159,7 @@ func FuzzInitiation(f *testing.F) {
 	})
 }
 
-// resigned returns the message valid with the sender's index of m, and with a mac1 for it.
+// resigned returns a copy of the message valid that has the sender's index of m and a new mac1.
 func resigned(valid, m []byte, device PublicKey) []byte {
 	w := bytes.Clone(valid)
 	copy(w[4:8], m[4:8])
@@ -163,7 +167,7 @@ func resigned(valid, m []byte, device PublicKey) []byte {
 	return w
 }
 
-// FuzzResponse forges responses to a device that waits for one. A packet is staged.
+// FuzzResponse forges responses to a device that waits for a response and has a staged packet.
 func FuzzResponse(f *testing.F) {
 	addHandshakeSeeds(f, responseSize, responseReceiver, responseEphemeral, responseEphemeral+31, responseEmpty)
 	public := testKey(1).Public()
@@ -214,7 +218,7 @@ func FuzzResponse(f *testing.F) {
 	})
 }
 
-// FuzzCookieReply forges cookie replies to a device that sent an initiation.
+// FuzzCookieReply forges cookie replies to a device that has sent an initiation.
 func FuzzCookieReply(f *testing.F) {
 	for _, at := range []uint16{0, 1, 4, cookieNonce, cookieCookie, cookieSize - 16, cookieSize - 1} {
 		f.Add(at, []byte{1}, int16(0))
@@ -261,7 +265,7 @@ func FuzzCookieReply(f *testing.F) {
 	})
 }
 
-// FuzzData forges data messages, and puts arbitrary packets into authentic ones.
+// FuzzData forges data messages, and puts arbitrary packets into authentic data messages.
 func FuzzData(f *testing.F) {
 	r := newRemote(1, testKey(1).Public())
 	inner := packet4(40, r.addr, here)
@@ -323,7 +327,7 @@ func FuzzData(f *testing.F) {
 	})
 }
 
-// FuzzDevice gives a live device arbitrary trains. The device drops and counts each datagram.
+// FuzzDevice gives a running device arbitrary trains. The device must drop and count each datagram.
 func FuzzDevice(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0}, 148, uint8(0))
 	f.Add([]byte{}, 148, uint8(0))
@@ -352,7 +356,8 @@ func FuzzDevice(f *testing.F) {
 	})
 }
 
-// FuzzMACs signs arbitrary bytes. The macs are valid only for these bytes, this device, this source and this cookie secret.
+// FuzzMACs adds a mac1 and a mac2 to arbitrary bytes. The macs must be valid only for these bytes, this device, this source and
+// this cookie secret.
 func FuzzMACs(f *testing.F) {
 	f.Add(make([]byte, initiationSize-32), uint16(0), uint8(1), uint16(1), false)
 	f.Add(make([]byte, responseSize-32), uint16(responseSize-32), uint8(1), uint16(2), false)
@@ -411,8 +416,8 @@ func FuzzMACs(f *testing.F) {
 	})
 }
 
-// FuzzReplay compares the window with a set of all counters seen. Each three bytes make one counter: the first
-// byte chooses a formula, most of which start from the greatest counter so far, and the other two are the distance.
+// FuzzReplay compares the replay window with a set of all counters seen. Three bytes of input make one counter: the first byte
+// chooses a formula, and the other two are the distance in it. Most formulas begin with the greatest counter so far.
 func FuzzReplay(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 0, 0, 0, 1, 0, 1, 2, 31, 192, 2, 31, 193})
 	f.Add([]byte{3, 255, 255, 4, 0, 1, 0, 0, 1, 4, 0, 0, 1, 0, 5})
@@ -428,7 +433,7 @@ func FuzzReplay(f *testing.F) {
 			case 0:
 				counter += by
 			case 1, 2:
-				counter -= by // below zero, it wraps to a counter past the limit
+				counter -= by // a result below zero wraps to a counter past the limit
 			case 3:
 				counter += by << 44
 			case 4:

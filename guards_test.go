@@ -22,7 +22,7 @@ func heapAndStack() int64 {
 	return int64(m.HeapAlloc + m.StackInuse)
 }
 
-// TestIdleDevice: a device that is up and has nothing to do takes at most 1 MiB and 8 goroutines.
+// TestIdleDevice checks that a device that is up and idle uses at most 1 MiB of memory and 8 goroutines.
 func TestIdleDevice(t *testing.T) {
 	goroutines, heap := runtime.NumGoroutine(), heapAndStack()
 	a, _ := newLoop()
@@ -41,7 +41,7 @@ func TestIdleDevice(t *testing.T) {
 	eventually(t, "Close leaves no goroutine", func() bool { return runtime.NumGoroutine() <= goroutines })
 }
 
-// crowdSize returns n, or a tenth of it if the test runs in an environment where a handshake takes about ten times as long.
+// crowdSize returns n, or n/10 if the test runs in an environment where a handshake takes about ten times as long.
 func crowdSize(n int) int {
 	if testkit.Race || strconv.IntSize == 32 || testkit.OneThread {
 		return n / 10
@@ -49,8 +49,8 @@ func crowdSize(n int) int {
 	return n
 }
 
-// crowd returns a device with n peers, newRemote(1) to newRemote(n), and how many goroutines and bytes of heap were in use before
-// they were added. The device's keepalives are counted, and reach nobody.
+// crowd returns a device with n peers, newRemote(1) to newRemote(n). It also returns how many goroutines and bytes of heap were
+// in use before it added the peers. The device's keepalives are counted in keepalives and are not sent.
 func crowd(t *testing.T, n int) (e *end, keepalives *atomic.Int64, goroutines int, heap int64) {
 	e, keepalives = newEnd(t, testKey(1)), new(atomic.Int64)
 	e.line.send = func(ts []Train) {
@@ -77,8 +77,8 @@ func crowd(t *testing.T, n int) (e *end, keepalives *atomic.Int64, goroutines in
 	return e, keepalives, goroutines, heap
 }
 
-// wantLight fails if the n peers of e take more than 1 KiB each, including their prefixes and their places in the tables, or if
-// they have goroutines.
+// wantLight fails if the n peers of e use more than 1 KiB of memory each, including their prefixes and their entries in tables,
+// or if there are goroutines for them.
 func (e *end) wantLight(t *testing.T, n, goroutines int, heap int64) {
 	t.Helper()
 	got := (heapAndStack() - heap) / int64(n)
@@ -93,15 +93,15 @@ func (e *end) wantLight(t *testing.T, n, goroutines int, heap int64) {
 	}
 }
 
-// TestIdlePeers: a peer that was never used takes at most 1 KiB and no goroutine.
+// TestIdlePeers checks that a peer that was never used takes at most 1 KiB of memory and has no goroutine.
 func TestIdlePeers(t *testing.T) {
 	n := crowdSize(10_000)
 	e, _, goroutines, heap := crowd(t, n)
 	e.wantLight(t, n, goroutines, heap)
 }
 
-// TestIdlePeersAfterUse: a peer takes no more than that after it had a session, sent, received and dropped packets on it, and was
-// wiped 540 s later.
+// TestIdlePeersAfterUse checks that a peer takes at most 1 KiB even after use: the device had a session with the peer, sent,
+// received and dropped packets, and wiped the session 540 s later.
 func TestIdlePeersAfterUse(t *testing.T) {
 	n := crowdSize(10_000)
 	e, keepalives, goroutines, heap := crowd(t, n)
@@ -125,16 +125,16 @@ func TestIdlePeersAfterUse(t *testing.T) {
 	e.wantLight(t, n, goroutines, heap)
 }
 
-// TestPeerFitsItsClass guards the size of a peer on 64 bits. The allocator puts 8 bytes in front of an object of more than 512
-// bytes, and has a class of 640 bytes; the next one has 704.
+// TestPeerFitsItsClass checks that the struct peer fits into the allocator's size class of 640 bytes; the next class has 704
+// bytes. The allocator needs 8 of these bytes for itself if an object is larger than 512 bytes.
 func TestPeerFitsItsClass(t *testing.T) {
 	if got := unsafe.Sizeof(peer{}); got > 640-8 {
 		t.Errorf("a peer takes %d bytes, want %d at most: place small fields next to each other", got, 640-8)
 	}
 }
 
-// FuzzText parses keys and endpoints. A key that is accepted has only one text form. An endpoint's text form is parsed as the same
-// endpoint.
+// FuzzText parses arbitrary text as a key and as an endpoint. If the text is a key, it must be the key's only text form. If it is
+// an endpoint, the endpoint's text form must be parsed as the same endpoint.
 func FuzzText(f *testing.F) {
 	f.Add("192.0.2.1:51820")
 	f.Add("[fe80::1%eth0]:1")
@@ -154,8 +154,8 @@ func FuzzText(f *testing.F) {
 	})
 }
 
-// The library copies no packet. It seals and sends a packet in the memory to which the source wrote it, and opens and delivers a
-// packet in the memory to which the socket received it.
+// TestPacketsStayWhereTheyAre checks that the library does not copy packets. It seals and sends a packet in the memory into which
+// the Tunnel wrote it. It opens and delivers a packet in the memory into which the socket received it.
 func TestPacketsStayWhereTheyAre(t *testing.T) {
 	key := testKey(1)
 	r := newRemote(1, key.Public())

@@ -13,9 +13,9 @@ import (
 //	-> e, es, s, ss, {t}
 //	<- e, ee, se, psk, {}
 //
-// The functions of this file compute on values and change no peer. The caller commits what they return, after it has checked that
-// nothing changed meanwhile. Secrets are cleared after use, except for the copies that the AEADs of x/crypto make of their keys.
-// The garbage collector frees those. Package internal/noise applies the tokens to the transcript.
+// The functions of this file compute on values and change no peer. The caller stores their results in the peer, after it has
+// checked that the peer has not changed meanwhile. Secrets are cleared after use, except for the copies that the AEADs of
+// x/crypto make of their keys. The garbage collector frees those. Package internal/noise applies the tokens to the transcript.
 
 // An initiation has type 1 (section 5.4.2). The constants say how long it is, and where its fields begin.
 //
@@ -46,9 +46,9 @@ type handshake struct {
 	initiator       bool
 	id              *identity // the device's identity; the exchange ends when the device gets another one
 	transcript      noise.Transcript
-	ephemeral       PrivateKey // of this device, as initiator
-	remoteEphemeral PublicKey  // of the peer, as responder
-	local, remote   uint32     // indices; only a responder knows remote
+	ephemeral       PrivateKey // this device's ephemeral key, if it is the initiator
+	remoteEphemeral PublicKey  // the peer's ephemeral key, if this device is the responder
+	local, remote   uint32     // session indices; remote is known only if this device is the responder
 }
 
 // wipe clears the secrets of h, if there is one.
@@ -61,8 +61,8 @@ func (h *handshake) wipe() {
 // sessionKeys are the result of an exchange.
 type sessionKeys struct{ send, receive [32]byte }
 
-// createInitiation makes an initiation to the peer remote. static is the shared secret of the two static keys. The MACs
-// stay zero.
+// createInitiation makes an initiation to the peer with the public key remote. static is the shared secret of the two static
+// keys. The MACs stay zero.
 func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral PrivateKey, ts Timestamp, local uint32) (h *handshake, m [initiationSize]byte, err error) {
 	defer clear(ephemeral[:])
 	h = &handshake{initiator: true, id: id, ephemeral: ephemeral, local: local}
@@ -93,8 +93,8 @@ func createInitiation(id *identity, remote *PublicKey, static *secret, ephemeral
 	return h, m, nil
 }
 
-// consumeInitiation begins to read an initiation, up to the initiator's static key. The key proves nothing until
-// openTimestamp has succeeded.
+// consumeInitiation reads the first part of an initiation, up to the initiator's static public key. This key is not authentic
+// until openTimestamp has succeeded.
 func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, err error) {
 	h = &handshake{id: id, remote: binary.LittleEndian.Uint32(m[initiationSender:])}
 	h.transcript = noise.Start(id.public[:])
@@ -120,8 +120,8 @@ func consumeInitiation(id *identity, m []byte) (h *handshake, remote PublicKey, 
 	return h, remote, nil
 }
 
-// openTimestamp reads the rest of the initiation, which proves that the initiator has the static key. static is the
-// shared secret of the two static keys.
+// openTimestamp reads the rest of the initiation. If it succeeds, the initiator has the private key of its static public key.
+// static is the shared secret of the two static keys.
 func (h *handshake) openTimestamp(m []byte, static *secret) (ts Timestamp, err error) {
 	/* ss */
 	key := h.transcript.MixKey(static[:])
@@ -131,8 +131,8 @@ func (h *handshake) openTimestamp(m []byte, static *secret) (ts Timestamp, err e
 	return ts, err
 }
 
-// createResponse answers the initiation that h consumed. It does not change h, so that the caller can discard a result
-// that arrives too late. The MACs stay zero.
+// createResponse makes the response to the initiation from which consumeInitiation made h. It does not change h, so that the
+// caller can discard the response if the peer has changed meanwhile. The MACs stay zero.
 func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemeral PrivateKey, local uint32) (m [responseSize]byte, keys sessionKeys, err error) {
 	t := h.transcript
 	var ee, se secret
@@ -169,7 +169,7 @@ func (h *handshake) createResponse(remote *PublicKey, psk *PresharedKey, ephemer
 	return m, keys, nil
 }
 
-// consumeResponse reads the response m to the initiation that h created. It does not change h.
+// consumeResponse reads m, the response to the initiation that createInitiation returned with h. It does not change h.
 func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKeys, remote uint32, err error) {
 	t := h.transcript
 	var ee, se secret
@@ -204,8 +204,8 @@ func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKe
 	return keys, binary.LittleEndian.Uint32(m[responseSender:]), nil
 }
 
-// A Timestamp is a TAI64N label as initiations carry it: big-endian seconds and nanoseconds. Each initiation of a peer has a
-// greater timestamp than the one before. The zero value is older than all others.
+// A Timestamp is the TAI64N label in an initiation: big-endian seconds and nanoseconds. Each initiation of a peer has a greater
+// timestamp than the initiation before. The zero value is older than all others.
 type Timestamp [12]byte
 
 // After reports whether t is later than u.
@@ -219,7 +219,8 @@ func (t Timestamp) latest(u Timestamp) Timestamp {
 	return t
 }
 
-// next returns the least label that is greater than t. It is sent if the wall clock did not advance.
+// next returns the least timestamp that is greater than t. The device sends this timestamp if the wall clock has not advanced
+// beyond t.
 func (t Timestamp) next() Timestamp {
 	sec, nsec := binary.BigEndian.Uint64(t[:]), binary.BigEndian.Uint32(t[8:])+1
 	if nsec >= uint32(second) {

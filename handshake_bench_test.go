@@ -13,14 +13,16 @@ import (
 	"golang.zx2c4.com/wireguard/tun/tuntest"
 )
 
-// handshakeRemotes is how many peers take turns to initiate. wireguard-go refuses an initiation that it receives less than 20 ms
-// of real time after the peer's last one. Its 512 handshakes take longer than that.
+// handshakeRemotes is the number of peers that initiate one after the other. wireguard-go refuses an initiation that it receives
+// less than 20 ms of real time after the same peer's last one. With 512 peers, more than 20 ms pass between two initiations of a
+// peer.
 const handshakeRemotes = 512
 
 // BenchmarkHandshakeResponder measures a responder's work for one handshake: it consumes an initiation, creates the response and
-// derives the session's keys. Both implementations have seen the peer before and know the secret of the two static keys, so that
-// four X25519 are left. For this package, the benchmark runs the whole step of a worker, including the index, the commits, the
-// macs of the response and the call of the socket. For wireguard-go it calls the exported steps, which have no macs and no socket.
+// derives the session's keys. Both implementations know the shared secret of the two static keys from an earlier handshake, so
+// each handshake needs four X25519. For this package, the benchmark measures all work of a worker, including the index, the
+// changes of the peer's state, the macs of the response and the call of Socket.Send. For wireguard-go it calls the exported
+// functions, which do not include the macs and the socket.
 func BenchmarkHandshakeResponder(b *testing.B) {
 	b.Run("ours", func(b *testing.B) {
 		e, rs := handshakeEnd(b)
@@ -78,7 +80,7 @@ func BenchmarkHandshakeResponder(b *testing.B) {
 	})
 }
 
-// handshakeEnd returns a device with many remotes. The device's responses reach nobody.
+// handshakeEnd returns a device with many remotes. The device's responses are discarded.
 func handshakeEnd(b *testing.B) (*end, []*remote) {
 	rs, configs := make([]*remote, handshakeRemotes), make([]PeerConfig, handshakeRemotes)
 	for i := range rs {
@@ -93,7 +95,8 @@ func handshakeEnd(b *testing.B) (*end, []*remote) {
 	return e, rs
 }
 
-// benchmarkInitiations makes rs initiate in turn. put stores the i-th message of a round. run handles the first n of them.
+// benchmarkInitiations makes each of rs initiate, round after round. The function put stores the i-th message of a round, and run
+// handles the first n messages.
 func benchmarkInitiations(b *testing.B, rs []*remote, clock *handClock, put func(i int, m []byte), run func(n int)) {
 	round := func(n int) {
 		clock.at.Add(second) // so that no two initiations of a peer arrive within 20 ms
@@ -115,8 +118,8 @@ func benchmarkInitiations(b *testing.B, rs []*remote, clock *handClock, put func
 	}
 }
 
-// BenchmarkCookieReplies measures a device under load that answers forged initiations from many addresses with cookie replies. Run
-// with -cpu 1,2, it shows that the goroutines do not wait for each other.
+// BenchmarkCookieReplies measures how fast a device under load answers forged initiations from many addresses with cookie
+// replies. With -cpu 1,2 it shows whether the goroutines wait for each other.
 func BenchmarkCookieReplies(b *testing.B) {
 	d, err := New(Config{PrivateKey: testKey(1), Tunnel: newDrain(), Bind: muted{}})
 	if err != nil {
@@ -146,7 +149,7 @@ func BenchmarkCookieReplies(b *testing.B) {
 	}
 }
 
-// muted is a Bind that sends nothing.
+// muted is a Bind that discards what it should send, and receives nothing.
 type muted struct{}
 
 func (muted) Listen(uint16) (Socket, error) { return &mutedSocket{closed: make(chan struct{})}, nil }

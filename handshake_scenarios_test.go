@@ -9,9 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// "after sending a handshake initiation message … if a handshake response is not subsequently received after
-// Rekey-Timeout seconds, a new handshake initiation message is constructed (with new random ephemeral keys)" (6.4).
-// Linux adds the jitter: "add some randomness to the timer" (timers.c, wg_timers_handshake_initiated).
+// An initiator that receives no response sends a new initiation with a new ephemeral key after REKEY_TIMEOUT (6.4) and a random
+// jitter. Linux adds the jitter too (timers.c, wg_timers_handshake_initiated).
 func TestInitiationRetransmitted(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(a.end, b.end)
@@ -54,9 +53,9 @@ func TestJitterDiffers(t *testing.T) {
 	})
 }
 
-// In Linux, MAX_TIMER_HANDSHAKES is 90 / 5 = 18, and a peer gives up when "timer_handshake_attempts > MAX_TIMER_HANDSHAKES", that
-// is, after 20 initiations. "We drop all packets without a keypair and don't try again, if we try unsuccessfully for too long to
-// make a handshake" (timers.c).
+// After 20 initiations without an answer, the device gives up, and drops the staged packets. Linux does the same (timers.c): its
+// MAX_TIMER_HANDSHAKES is 90 / 5 = 18, and it gives up when "timer_handshake_attempts > MAX_TIMER_HANDSHAKES", which is after 20
+// initiations.
 func TestGiveUpAfterTwentyInitiations(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(a.end, b.end)
@@ -81,8 +80,8 @@ func TestGiveUpAfterTwentyInitiations(t *testing.T) {
 	})
 }
 
-// As in Linux, the count of attempts restarts with every packet for which there is no session
-// (wg_packet_send_queued_handshake_initiation, !is_retry).
+// While the program sends packets, the device does not give up: each packet that has to wait for a session sets the count of
+// attempts to zero. Linux does the same (wg_packet_send_queued_handshake_initiation, !is_retry).
 func TestNoGiveUpWhilePacketsCome(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(a.end, b.end)
@@ -120,9 +119,9 @@ func TestPersistentKeepaliveStartsNewSeries(t *testing.T) {
 	})
 }
 
-// The responder does not send before the initiator's first transport message, which proves that the initiator has the
-// keys too. So the initiator sends one at once, and a keepalive if nothing is staged (section 6.5; Linux,
-// wg_packet_handshake_receive_worker, which sends a keepalive or the staged packets right after the response).
+// The responder must not send data before it receives the initiator's first data message, which proves that the initiator has the
+// keys too. So as soon as the initiator receives the response, it sends its staged packets, or a keepalive if nothing is staged
+// (section 6.5; Linux, wg_packet_handshake_receive_worker).
 func TestInitiatorConfirmsAtOnce(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "one", "two", "three")
@@ -135,8 +134,8 @@ func TestInitiatorConfirmsAtOnce(t *testing.T) {
 	})
 }
 
-// "the responder … must wait to use the new session until it has received one encrypted session packet from the
-// initiator" (5.1, "key confirmation"). Then the responder sends its staged packets.
+// The responder sends its staged packets as soon as the initiator's first data message confirms the session. Before that it "must
+// wait to use the new session" (5.1, "key confirmation").
 func TestResponderFlushesOnConfirmation(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.hold("a keepalive", 1)
@@ -152,9 +151,9 @@ func TestResponderFlushesOnConfirmation(t *testing.T) {
 	})
 }
 
-// Two crossing initiations leave two unconfirmed keypairs and no current one. The next retransmission makes a session
-// after 5 to 5.33 s. Each end forgot its own initiation when it answered the other's (Linux has one handshake state
-// per peer).
+// If the initiations of two devices cross, each device forgets its own initiation when it answers the other one, because it has
+// only one handshake state per peer, like Linux. So both devices have an unconfirmed keypair and no session. The next retry,
+// after 5 to 5.33 s, makes a session.
 func TestCrossingInitiationsHeal(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
@@ -180,8 +179,8 @@ func TestCrossingInitiationsHeal(t *testing.T) {
 	})
 }
 
-// Traffic in both directions does not make initiations cross again and again. If the first packet after 5 s caused the next try at
-// once, without jitter, both ends would always try at the same moment.
+// Traffic in both directions does not make initiations cross again and again. The jitter prevents that: if the first packet after
+// 5 s caused the next initiation at once, without jitter, both devices would always send their initiations at the same moment.
 func TestCrossingInitiationsHealUnderTraffic(t *testing.T) {
 	for _, gap := range []time.Duration{time.Second, 10 * time.Millisecond} {
 		scenario(t, func(w *world, a, b *node) {
@@ -215,7 +214,7 @@ func TestCrossingInitiationsOneLost(t *testing.T) {
 	})
 }
 
-// The initiator drops a response to an initiation that is no longer its newest.
+// The initiator drops a response to an initiation that it has replaced with a newer one.
 func TestResponseToSupersededInitiation(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.hold("b response", 1)
@@ -238,8 +237,8 @@ func TestResponseToSupersededInitiation(t *testing.T) {
 	})
 }
 
-// "the responder keeps track of the greatest timestamp received per peer and discards packets containing timestamps
-// less than or equal to it" (5.1).
+// A device refuses a replayed initiation: "the responder keeps track of the greatest timestamp received per peer and discards
+// packets containing timestamps less than or equal to it" (5.1).
 func TestReplayedInitiationRefused(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -264,8 +263,8 @@ func TestReplayedInitiationRefused(t *testing.T) {
 	})
 }
 
-// A device keeps a peer's greatest timestamp after the sessions are wiped and after Down. It is lost only "if the responder
-// restarts".
+// A device still knows a peer's greatest timestamp after it wiped the sessions, and after Down. It loses the timestamp only "if
+// the responder restarts".
 func TestReplayedInitiationRefusedAfterWipeAndDown(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -283,7 +282,8 @@ func TestReplayedInitiationRefusedAfterWipeAndDown(t *testing.T) {
 	})
 }
 
-// The index in a replayed response now belongs to the session, and no handshake waits for a response.
+// A device drops a replayed response: the index in the response now belongs to the session, and no handshake waits for a
+// response.
 func TestReplayedResponseRefused(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -298,8 +298,8 @@ func TestReplayedResponseRefused(t *testing.T) {
 	})
 }
 
-// Linux: "INITIATIONS_PER_SECOND = 50". The device accepts one initiation of a peer per 20 ms. An initiation that arrives too soon
-// changes nothing.
+// A device accepts at most one initiation of a peer per 20 ms, like Linux (INITIATIONS_PER_SECOND = 50). It drops an initiation
+// that arrives earlier.
 func TestInitiationTooSoon(t *testing.T) {
 	for _, gap := range []time.Duration{20*time.Millisecond - 1, 20 * time.Millisecond} {
 		scenario(t, func(w *world, a, b *node) {
@@ -325,7 +325,8 @@ func TestInitiationTooSoon(t *testing.T) {
 	}
 }
 
-// If any one message of a handshake is lost, a retry makes the session. A packet is lost only if it was sealed in the lost message.
+// If one message of a handshake is lost, a retry makes the session. A staged packet is lost only if the lost message contained
+// it.
 func TestLossOfEachHandshakeMessage(t *testing.T) {
 	for _, test := range []struct {
 		lost         string
@@ -334,7 +335,8 @@ func TestLossOfEachHandshakeMessage(t *testing.T) {
 	}{
 		{"a initiation", "a initiation", "a initiation, b response, a data", 5 * time.Second},
 		{"b response", "a initiation, b response", "a initiation, b response, a data", 5 * time.Second},
-		// The confirmation is lost together with its packet. a hears nothing for 15 s after it.
+		// The lost message contains the packet and would have confirmed the session. The device a initiates again when it has
+		// received nothing for 15 s.
 		{"a data", "a initiation, b response, a data", "a initiation, b response, a keepalive", 15 * time.Second},
 	} {
 		t.Run(test.lost, func(t *testing.T) {
@@ -355,8 +357,7 @@ func TestLossOfEachHandshakeMessage(t *testing.T) {
 	}
 }
 
-// The responder has something to send, and the confirmation of the initiator is lost. So the responder makes a
-// session itself.
+// If the initiator's first data message is lost and the responder has a packet to send, the responder makes a session itself.
 func TestLostConfirmationAndDataAtResponder(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.lose("a keepalive", 1)
@@ -368,8 +369,8 @@ func TestLostConfirmationAndDataAtResponder(t *testing.T) {
 	})
 }
 
-// "psk … is mixed into the handshake" (5.2). Two ends with different preshared keys make no session. The initiator notices it,
-// because the response's tag is wrong.
+// Two devices with different preshared keys cannot make a session, because the "psk … is mixed into the handshake" (5.2). The
+// initiator detects the difference: it cannot verify the response's tag.
 func TestPresharedKeyMismatch(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
@@ -386,7 +387,7 @@ func TestPresharedKeyMismatch(t *testing.T) {
 	})
 }
 
-// "the two peers with and without": a session with a preshared key carries data both ways.
+// A session with a preshared key carries data in both directions.
 func TestPresharedKeySession(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		psk := wireguard.NewPresharedKey()
@@ -401,7 +402,7 @@ func TestPresharedKeySession(t *testing.T) {
 	})
 }
 
-// Handshake messages are sent with TOS 0x88, and data with DSCP 0: "HANDSHAKE_DSCP = 0x88" (Linux, messages.h).
+// A device sends handshake messages with TOS 0x88, and data messages with DSCP 0, like Linux (messages.h: HANDSHAKE_DSCP = 0x88).
 func TestHandshakeTOS(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "x")

@@ -11,8 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/noise"
 )
 
-// TestHandshakeTranscript compares both messages and the keys with fixed bytes. TestWireGuardGo checks the same functions against
-// another implementation.
+// TestHandshakeTranscript compares both messages of a handshake and the keys of the session with fixed bytes. TestWireGuardGo
+// checks the same functions against another implementation.
 func TestHandshakeTranscript(t *testing.T) {
 	for _, c := range []struct {
 		name                                   string
@@ -74,8 +74,9 @@ func TestHandshakePresharedKeyMismatch(t *testing.T) {
 	}
 }
 
-// TestHandshakeForgeries changes each byte of both messages that the handshake itself authenticates. The handshake does not
-// authenticate the type and the sender's index, which mac1 covers, and the receiver's index, which the session table checks.
+// TestHandshakeForgeries changes one byte of an initiation or a response, and checks that the handshake fails. It does so for
+// each byte that the handshake itself authenticates. These are all bytes except the macs, the type and the sender's index, which
+// mac1 covers, and the receiver's index, which the session table checks.
 func TestHandshakeForgeries(t *testing.T) {
 	x := newExchange(t, PresharedKey{7})
 	hi, m1 := x.initiate(t)
@@ -115,7 +116,7 @@ func TestHandshakeForgeries(t *testing.T) {
 	}
 }
 
-// lowOrder are the encodings of the points whose order divides 8; the top bit of each is ignored.
+// lowOrder has the encodings of the points of X25519 whose order divides 8. X25519 ignores the top bit of each encoding.
 var lowOrder = []string{
 	"0000000000000000000000000000000000000000000000000000000000000000",
 	"0100000000000000000000000000000000000000000000000000000000000000",
@@ -126,8 +127,8 @@ var lowOrder = []string{
 	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p+1
 }
 
-// TestHandshakeLowOrder puts each point of low order into each place where a message or the configuration can have one: "an
-// all-zero X25519 result ends the handshake silently, at each of its places".
+// TestHandshakeLowOrder uses each point of low order as each public key of a handshake: the static and ephemeral keys in
+// messages, and the peer's key in the configuration. Each time the result of X25519 is all zero, and the handshake must fail.
 func TestHandshakeLowOrder(t *testing.T) {
 	x := newExchange(t, PresharedKey{})
 	hi, m1 := x.initiate(t)
@@ -255,13 +256,13 @@ func TestTimestampNext(t *testing.T) {
 	}
 }
 
-// TestForgedInitiationsShareTheStaticSecret: anyone who knows a peer's public key can forge an initiation in its name. The device
-// then computes the X25519 of the two static keys, but only once and not for each forgery.
+// TestForgedInitiationsShareTheStaticSecret checks that forged initiations in a peer's name make the device compute the X25519 of
+// the two static keys only once, and not for each forgery. To forge an initiation, an attacker needs only the public keys.
 func TestForgedInitiationsShareTheStaticSecret(t *testing.T) {
 	key := testKey(1)
 	r := newRemote(1, key.Public())
 	e := up(t, key, r.config())
-	r.static[0] ^= 1 // what a forger does not know
+	r.static[0] ^= 1 // a forger does not know this secret
 	e.line.receive(r.train(r.initiation()))
 	eventually(t, "the forgery is not noticed", func() bool { return e.drops[DropForged].Load() == 1 })
 	p := e.peer(r)

@@ -19,7 +19,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// These tests send hostile messages, and call Close at bad moments. The device must count what it drops, and do no more.
+// These tests send hostile messages, and call Close at critical moments. The device must drop and count the hostile messages, and
+// do nothing else.
 
 // lowOrderPoints are public keys with which every Diffie-Hellman result is zero (RFC 7748, section 6.1).
 var lowOrderPoints = func() (ks []wireguard.PublicKey) {
@@ -36,7 +37,8 @@ var lowOrderPoints = func() (ks []wireguard.PublicKey) {
 	return ks
 }()
 
-// signed returns a handshake message with a valid mac1. Anyone who knows the receiver's public key can make it.
+// signed returns a copy of the handshake message m with a valid mac1. Anyone who knows the receiver's public key can make a valid
+// mac1.
 func signed(m []byte, to wireguard.PublicKey) []byte {
 	m = bytes.Clone(m)
 	key := blake2s.Sum256(append([]byte("mac1----"), to[:]...))
@@ -46,8 +48,8 @@ func signed(m []byte, to wireguard.PublicKey) []byte {
 	return m
 }
 
-// If an X25519 result is all zero, the device ends the handshake silently. This test covers the results that a
-// message from outside can cause. TestHandshakeLowOrder checks that createResponse fails too.
+// If an X25519 result is all zero, the device ends the handshake silently. This test covers the results that a received message
+// can cause. TestHandshakeLowOrder also covers createResponse.
 func TestLowOrderMessages(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.lose("a initiation", 1)
@@ -111,8 +113,8 @@ func TestLowOrderInitiator(t *testing.T) {
 	}
 }
 
-// A configuration may name a peer whose public key is of low order, as in the kernel. The device cannot make a
-// message to that peer. It stays silent, and gives up after the usual number of attempts.
+// A configuration may name a peer whose public key is of low order, as in the kernel. The device cannot make an initiation to
+// that peer. It sends nothing, and gives up after the usual number of attempts.
 func TestLowOrderPeer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a")
@@ -140,7 +142,7 @@ func TestLowOrderPeer(t *testing.T) {
 	})
 }
 
-// The device drops messages of each type whose reserved bytes are not zero.
+// The device drops messages of every type if their reserved bytes are not zero.
 func TestReservedBytes(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -181,8 +183,8 @@ func TestReservedBytes(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: an oversized datagram crashed it. Here the device gets datagrams of each type with many lengths: those
-// next to the lengths that have a meaning, and up to the largest possible one.
+// An oversized datagram crashed another implementation. Here the device receives datagrams of each type with many lengths: the
+// lengths of valid messages and of buffers, the lengths one byte below and above, and the largest possible length.
 func TestDatagramsOfAnySize(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -209,7 +211,8 @@ func TestDatagramsOfAnySize(t *testing.T) {
 			}
 		}
 		w.want("", "none is answered")
-		// A packet that does not fit into a datagram once it is sealed is refused by the socket. The next packets are sent.
+		// The sealed form of this packet does not fit into a datagram, so the socket refuses it. The device still sends the next
+		// packets.
 		a.inject(pipe.UDPPacket(netip.AddrPortFrom(a.addr, 7), netip.AddrPortFrom(b.addr, 7), make([]byte, 65507)))
 		a.wantDrops(wireguard.DropSendFailed, 1, "65,535 bytes and 32 more")
 		large := string(make([]byte, 65507-32-15-28))
@@ -221,8 +224,8 @@ func TestDatagramsOfAnySize(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: it used its rate limiter after closing it. Here messages arrive under load before, during and after
-// Down, Up and Close.
+// Another implementation used its rate limiter after it had closed the limiter. Here messages arrive at a device under load
+// before, during and after Down, Up and Close.
 func TestLimiterOutlivesClose(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -263,12 +266,12 @@ func TestLimiterOutlivesClose(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: a Close during a handshake leaked the device. Here Close is called at either end while each message is
-// under way, and while each key is being made. A goroutine that is left behind fails the test.
+// In another implementation, Close during a handshake leaked the device. Here the test closes the initiator or the responder
+// while a message of the handshake is in flight, or while a device makes a key. The test fails if a goroutine is left.
 func TestCloseAmidHandshake(t *testing.T) {
 	for _, who := range []string{"a", "b"} {
 		for _, moment := range []string{"a initiation", "b response", "a data", "random"} {
-			// In a handshake, each end reads its randomness twice: for an ephemeral key and for an index.
+			// In a handshake, each device reads random bytes twice: for an ephemeral key and for an index.
 			for n := 1; n <= 2; n++ {
 				t.Run(fmt.Sprint(who, " closes at ", moment, n), func(t *testing.T) {
 					inWorld(t, func(w *world) { playCloseAmidHandshake(w, who, moment, n) })
@@ -296,7 +299,7 @@ func playCloseAmidHandshake(w *world, who, moment string, n int) {
 			mu.Unlock()
 			if now {
 				begin()
-				time.Sleep(time.Second) // Close gets as far as it can, and waits until this returns
+				time.Sleep(time.Second) // Close does what it can, and then waits until this function returns
 			}
 		})
 	} else {
@@ -307,7 +310,7 @@ func playCloseAmidHandshake(w *world, who, moment string, n int) {
 					begin()
 				}
 				if n == 2 {
-					return pipe.Hold // the message arrives when all is over
+					return pipe.Hold // the message arrives after the device is closed
 				}
 			}
 			return pipe.Pass
@@ -320,7 +323,7 @@ func playCloseAmidHandshake(w *world, who, moment string, n int) {
 	}
 	waits := make(chan error, 1)
 	go func() { waits <- a.Handshake(context.Background(), b.pub()) }()
-	a.tun.TrySend(a.packet(b, "hello")) // unless it is closed already
+	a.tun.TrySend(a.packet(b, "hello")) // fails if the tunnel is already closed
 	w.advance(2 * time.Second)
 	w.release()
 	<-closing.Done()

@@ -9,17 +9,17 @@ import (
 
 // A PrivateKey is a Curve25519 private key. The zero value means that there is no key.
 //
-// It prints as "(private key)", and encoders such as encoding/json and encoding/gob refuse it: only Text returns the key.
-// Two exceptions are out of this package's reach. Package fmt prints the bytes of a key in an unexported field of a
-// struct, and encoding/binary writes those of any array.
+// It prints as "(private key)", and encoders such as encoding/json and encoding/gob refuse it: only Text returns the key. This
+// package cannot prevent two exceptions. Package fmt prints the bytes of a key in an unexported field of a struct, and
+// encoding/binary writes those of any array.
 type PrivateKey [32]byte
 
 // A PublicKey is a Curve25519 public key, which names a device or a peer. It prints as base64, and %x prints its bytes in
 // hexadecimal. It can be the key of a map. The zero value means that there is no key.
 type PublicKey [32]byte
 
-// A PresharedKey is a symmetric key that two peers share beside their key pairs. It prints as "(preshared key)", and
-// encoders refuse it, with the exceptions that PrivateKey names. The zero value means that there is no key.
+// A PresharedKey is a symmetric key that two peers share beside their key pairs. It prints as "(preshared key)", and encoders
+// refuse it, with the same two exceptions as for a PrivateKey. The zero value means that there is no key.
 type PresharedKey [32]byte
 
 // clamped returns k in the form that the curve uses (RFC 7748, section 5) and wg(8) stores. Zero stays zero.
@@ -32,7 +32,7 @@ func (k PrivateKey) clamped() PrivateKey {
 	return k
 }
 
-// Public computes the public key of k, which takes an X25519 each time. The zero key has the zero public key.
+// Public computes the public key of k. Each call costs an X25519. The zero key has the zero public key.
 func (k PrivateKey) Public() PublicKey {
 	if k.IsZero() {
 		return PublicKey{}
@@ -49,7 +49,7 @@ func (k PrivateKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], make
 // IsZero reports whether k is the zero key.
 func (k PublicKey) IsZero() bool { return k == PublicKey{} }
 
-// after reports whether k is greater than l. It decides which end waits when two initiations cross.
+// after reports whether k is greater than l. This decides which peer waits when two initiations cross.
 func (k PublicKey) after(l PublicKey) bool { return bytes.Compare(k[:], l[:]) > 0 }
 
 // IsZero reports whether k is the zero key, in constant time.
@@ -59,8 +59,8 @@ func (k PresharedKey) IsZero() bool { return subtle.ConstantTimeCompare(k[:], ma
 type identity struct {
 	private   PrivateKey
 	public    PublicKey
-	mac1Key   [32]byte // of messages to this device
-	cookieKey [32]byte // of cookie replies from this device
+	mac1Key   [32]byte // for mac1 in messages to this device
+	cookieKey [32]byte // for the cookie replies of this device
 }
 
 func newIdentity(private PrivateKey) *identity {
@@ -72,7 +72,7 @@ func newIdentity(private PrivateKey) *identity {
 	return id
 }
 
-// publicKey returns the zero key if id is nil.
+// publicKey returns the public key of id, or the zero key if id is nil.
 func (id *identity) publicKey() PublicKey {
 	if id == nil {
 		return PublicKey{}

@@ -16,10 +16,10 @@ import (
 // These tests are about the IP packets inside the tunnel: their ECN bits, lengths and sources, and the ICMP errors that answer
 // packets without a destination.
 
-// sumOK reports whether the Internet checksum over all of bs together is right.
+// sumOK reports whether the Internet checksum over the concatenation of bs is correct.
 func sumOK(bs ...[]byte) bool { return packet.Sum(bytes.Join(bs, nil), 0) == 0xffff }
 
-// withECN returns the packet p with other ECN bits, and a correct checksum.
+// withECN returns a copy of the packet p with the ECN bits ecn and a correct header checksum.
 func withECN(p []byte, ecn byte) []byte {
 	p = bytes.Clone(p)
 	if p[0]>>4 == 6 {
@@ -36,13 +36,13 @@ func (n *node) packet6(o *node, payload string) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(n.addr6, 7), netip.AddrPortFrom(o.addr6, 7), []byte(payload))
 }
 
-// The device copies ECN bits to the outer header and back (RFC 6040, as Linux does it), for each pair of an inner and an outer
-// codepoint.
+// The sender copies the ECN bits of the inner packet to the outer header, and the receiver combines the ECN bits of both, as
+// Linux does (RFC 6040). The test covers each pair of an inner and an outer codepoint.
 func TestECNBothWays(t *testing.T) {
 	const notECT, ect1, ect0, ce = 0, 1, 2, 3
 	names := [4]string{"not-ECT", "ECT(1)", "ECT(0)", "CE"}
-	sent := [4]byte{notECT: notECT, ect1: ect1, ect0: ect0, ce: ect0} // outer, by inner
-	delivered := [4][4]byte{                                          // inner, by outer and inner
+	sent := [4]byte{notECT: notECT, ect1: ect1, ect0: ect0, ce: ect0} // the outer codepoint that is sent for each inner one
+	delivered := [4][4]byte{                                          // first index: outer, second index: inner codepoint
 		notECT: {notECT: notECT, ect1: ect1, ect0: ect0, ce: ce},
 		ect1:   {notECT: notECT, ect1: ect1, ect0: ect1, ce: ce},
 		ect0:   {notECT: notECT, ect1: ect1, ect0: ect0, ce: ce},
@@ -80,8 +80,8 @@ func TestECNBothWays(t *testing.T) {
 	})
 }
 
-// The DSCP of an inner packet is not copied to the outer header, and stays as it is. Handshake messages have the TOS 0x88, and
-// keepalives 0.
+// The device does not copy the DSCP of an inner packet to the outer header, and does not change the DSCP inside. Handshake
+// messages have the TOS 0x88, and keepalives have the TOS 0.
 func TestDSCPStaysInside(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		p := withECN(a.packet(b, "expedited"), 1)
@@ -110,7 +110,7 @@ func TestDSCPStaysInside(t *testing.T) {
 	})
 }
 
-// wantUnreachable asserts that the tunnel got one ICMP error about p, and nothing else.
+// wantUnreachable asserts that n delivered exactly one packet to its tunnel, an ICMP error about the packet p.
 func (n *node) wantUnreachable(p []byte, why string) {
 	n.w.Helper()
 	n.w.settle()
@@ -121,11 +121,11 @@ func (n *node) wantUnreachable(p []byte, why string) {
 	if more := n.tun.TryReceive(); more != nil {
 		n.w.Fatalf("a second error came: %s: %x", why, more)
 	}
-	header, addresses, kind, code := 20, p[12:20], byte(3), byte(1) // destination unreachable, host (RFC 792)
-	got := [][]byte{r[16:20], r[12:16]}                             // source and destination, as they are in p
+	header, addresses, kind, code := 20, p[12:20], byte(3), byte(1) // type destination unreachable, code host (RFC 792)
+	got := [][]byte{r[16:20], r[12:16]}                             // the addresses of r, in the order that they have in p
 	sums := [][]byte{r[20:]}
 	if p[0]>>4 == 6 {
-		header, addresses, kind, code = 40, p[8:40], 1, 3 // destination unreachable, address (RFC 4443)
+		header, addresses, kind, code = 40, p[8:40], 1, 3 // type destination unreachable, code address (RFC 4443)
 		got = [][]byte{r[24:40], r[8:24]}
 		sums = [][]byte{r[8:40], {byte((len(r) - 40) >> 8), byte(len(r) - 40), 0, 58}, r[40:]}
 	} else if !sumOK(r[:20]) {
@@ -142,7 +142,8 @@ func (n *node) wantUnreachable(p []byte, why string) {
 	}
 }
 
-// If no peer can take a packet, the device answers it with an ICMP error, counts it, and begins no handshake.
+// If a packet has no peer, or its peer has no endpoint, the device answers with an ICMP error, counts the drop, and begins no
+// handshake.
 func TestUnreachableEndToEnd(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.node("a"), w.nodeDown("b")
@@ -171,7 +172,7 @@ func TestUnreachableEndToEnd(t *testing.T) {
 		}
 		w.wantIdle(10*time.Minute, "nothing of it is on the wire")
 
-		// The packets of one burst have different senders.
+		// The packets of one burst have different source addresses. Each sender gets an ICMP error.
 		one := pipe.UDPPacket(netip.MustParseAddrPort("10.7.0.1:1"), netip.AddrPortFrom(b.addr, 7), nil)
 		two := pipe.UDPPacket(netip.MustParseAddrPort("10.7.0.2:1"), netip.AddrPortFrom(b.addr, 7), nil)
 		a.inject(one, two)
@@ -183,7 +184,7 @@ func TestUnreachableEndToEnd(t *testing.T) {
 	})
 }
 
-// The device sends no ICMP error where RFC 1122 forbids one, but it counts the drop.
+// If RFC 1122 forbids an ICMP error about a packet, the device sends none, but it counts the drop.
 func TestUnreachableExceptionsEndToEnd(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a")
@@ -237,7 +238,8 @@ func TestUnreachableExceptionsEndToEnd(t *testing.T) {
 	})
 }
 
-// Like a router, the device limits its ICMP errors to each sender: twenty at once, a hundred a second. It counts all the drops.
+// Like a router, the device limits the ICMP errors that it sends to each sender: at most 20 at once, and 100 per second. It
+// counts all drops.
 func TestUnreachableIsRateLimited(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a")
@@ -264,8 +266,8 @@ func TestUnreachableIsRateLimited(t *testing.T) {
 	})
 }
 
-// A sender that floods a destination without a peer, and packets larger than a peer's MTU, uses up its own limit of ICMP errors.
-// Another sender still gets both kinds of errors, and so does an IPv6 sender.
+// One sender floods the device with packets that have no peer, and with packets that are larger than their peer's MTU. It uses up
+// only its own limit of ICMP errors. Another IPv4 sender and an IPv6 sender still get both kinds of errors.
 func TestUnreachableIsFair(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.node("a"), w.node("b")
@@ -274,7 +276,7 @@ func TestUnreachableIsFair(t *testing.T) {
 		none, big := netip.MustParseAddrPort("10.99.0.1:9"), make([]byte, 1350)
 		for range 1000 {
 			whole := pipe.UDPPacket(greedy, netip.AddrPortFrom(b.addr, 7), big)
-			whole[6] |= 0x40 // do not fragment
+			whole[6] |= 0x40 // the flag "do not fragment"
 			a.inject(pipe.UDPPacket(greedy, none, nil), whole)
 		}
 		n := 0
@@ -301,8 +303,8 @@ func TestUnreachableIsFair(t *testing.T) {
 	})
 }
 
-// The device drops an inner packet whose total length exceeds the packet, or whose IP version is unknown. The message
-// that carries the packet is authentic.
+// A device drops a packet if the length in its IP header is larger than the packet, or if its IP version is unknown, even though
+// the data message that contains the packet is authentic.
 func TestInnerLength(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -320,7 +322,7 @@ func TestInnerLength(t *testing.T) {
 		for _, test := range []struct {
 			name string
 			p    []byte
-			want int // bytes delivered; 0: none
+			want int // the size in bytes of the delivered packet; 0 means that the packet is dropped
 		}{
 			{"as long as it is", four(), 38},
 			{"as long as its padding, which cannot be told from it", length(four(), 48), 48},
@@ -351,8 +353,8 @@ func TestInnerLength(t *testing.T) {
 	})
 }
 
-// Source and destination use the same table, and the longest prefix wins. If the prefixes of two peers are nested,
-// each peer may send only from its own addresses.
+// A device finds the peers for source and destination addresses in the same table, by the longest prefix. If the prefixes of two
+// peers are nested, each peer may send only from the addresses that the table gives to it.
 func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 	inWorld(t, func(w *world) {
 		hub, wide, narrow := w.node("hub"), w.node("wide"), w.node("narrow")
@@ -408,8 +410,8 @@ func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 		to(wide, "[fd50:1::1]:1")
 		to(narrow, "[fd50:7::1]:1")
 
-		// "removing a peer restores nothing": wide does not get back the prefix that narrow took from it.
-		hub.knows(narrow, prefix("10.50.0.0/16")) // takes the prefix from wide, and gives up narrow's other ones
+		// When narrow is removed, wide does not get back the prefix that narrow took from it.
+		hub.knows(narrow, prefix("10.50.0.0/16")) // the prefix moves from wide to narrow, and narrow loses its other prefixes
 		from(narrow, "10.50.1.1:1", "10.0.0.1:1", true, "the last writer wins")
 		from(wide, "10.50.1.1:1", "10.0.0.1:1", false, "it was taken away")
 		hub.RemovePeer(narrow.pub())
@@ -417,7 +419,8 @@ func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 	})
 }
 
-// If the sink is full, the packets that do not fit are dropped and counted. No receiver waits for the sink (row 1).
+// If the Tunnel's queue is full, the device drops and counts the packets that do not fit. Its receivers do not wait for the
+// Tunnel (row 1).
 func TestFullSinkDrops(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

@@ -29,7 +29,7 @@ import (
 //	our Device ─ udp ─▶ relay ─ udp ─▶ wireguard-go's Device
 //	10.0.0.1, fd00::1                  10.0.0.2, fd00::2
 
-const interopWait = 20 * time.Second // the time limit of what takes milliseconds
+const interopWait = 20 * time.Second // the time limit of actions that take milliseconds
 
 // A shiftedClock is the system's clock plus a shift that the test sets.
 type shiftedClock struct {
@@ -44,13 +44,13 @@ func (c *shiftedClock) Now() time.Duration {
 }
 func (c *shiftedClock) Wall() time.Time { return time.Now().Add(time.Duration(c.shift.Load())) }
 
-// A relay passes datagrams between two devices. Each of them sees one of the relay's sockets as the other end.
+// A relay forwards datagrams between two devices. For each device, one of the relay's sockets is the endpoint of its peer.
 type relay struct {
 	t      *testing.T
-	toOurs [2]*net.UDPConn // sockets: [0] faces ours, [1] faces theirs
+	toOurs [2]*net.UDPConn // the relay's sockets: our device uses [0], and wireguard-go uses [1]
 	peers  [2]atomic.Pointer[netip.AddrPort]
 	mu     sync.Mutex
-	count  [2]map[pipe.MessageType]int // by the side that sent
+	count  [2]map[pipe.MessageType]int // messages by sender and type
 	wg     sync.WaitGroup
 }
 
@@ -76,7 +76,7 @@ func newRelay(t *testing.T, loopback netip.Addr) *relay {
 	return r
 }
 
-// pass sends what arrives from side to the other side.
+// pass forwards the datagrams that side (ours or theirs) sends to the other side.
 func (r *relay) pass(side int) {
 	defer r.wg.Done()
 	b := make([]byte, 65535)
@@ -98,7 +98,7 @@ func (r *relay) pass(side int) {
 
 const ours, theirs = 0, 1
 
-// sent returns how many messages of a type side sent.
+// sent returns how many messages of type m the given side sent.
 func (r *relay) sent(side int, m pipe.MessageType) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -110,7 +110,7 @@ func (r *relay) addr(side int) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// An interop is the two devices and the relay between them.
+// An interop has our device, wireguard-go's device and the relay between them.
 type interop struct {
 	t         *testing.T
 	relay     *relay
@@ -154,8 +154,8 @@ func newInterop(t *testing.T, loopback string, psk wireguard.PresharedKey) *inte
 	if err := x.theirs.Up(); err != nil {
 		t.Fatal(err)
 	}
-	// The relay learns an end's address from what the end sends. It is told both addresses here, so that it also reaches an end
-	// that has sent nothing.
+	// The relay learns the address of a device from the datagrams that the device sends. The test also sets both addresses here,
+	// so that the relay can send to a device that has sent nothing.
 	for _, line := range strings.Split(x.get(), "\n") {
 		fmt.Sscanf(line, "listen_port=%d", &x.theirPort)
 	}
@@ -163,7 +163,7 @@ func newInterop(t *testing.T, loopback string, psk wireguard.PresharedKey) *inte
 	return x
 }
 
-// locate tells the relay where the two ends listen.
+// locate gives the relay the addresses on which the two devices listen.
 func (x *interop) locate(loopback string) {
 	a := netip.MustParseAddr(loopback)
 	our, their := netip.AddrPortFrom(a, x.dev.Status().ListenPort), netip.AddrPortFrom(a, x.theirPort)
@@ -194,8 +194,8 @@ func (x *interop) get() string {
 	return s
 }
 
-// send sends one packet in each direction and waits until both have arrived unchanged. first says which side begins. v6 is 1 for
-// IPv6 packets and 0 for IPv4.
+// send sends one packet in each direction and waits until both have arrived unchanged. The parameter first says which side (ours
+// or theirs) sends first. The parameter v6 is 1 for IPv6 packets and 0 for IPv4 packets.
 func (x *interop) send(first int, v6, size int) {
 	x.t.Helper()
 	out := pipe.UDPPacket(netip.AddrPortFrom(ourAddrs[v6], 1000), netip.AddrPortFrom(theirAddrs[v6], 2000), make([]byte, size))
@@ -249,7 +249,7 @@ func (x *interop) status() wireguard.PeerStatus {
 	return s
 }
 
-// want waits until a condition holds.
+// want waits until ok returns true. It fails after interopWait.
 func (x *interop) want(what string, ok func() bool) {
 	x.t.Helper()
 	for end := time.Now().Add(interopWait); !ok(); time.Sleep(time.Millisecond) {
@@ -290,8 +290,8 @@ func TestInterop(t *testing.T) {
 	}
 }
 
-// TestInteropRekey: "the initiator makes a new session after 120 s or 2^60 messages". The old session is used until the new one is
-// established, and no packet is lost.
+// TestInteropRekey checks that the initiator makes a new session after 120 s or 2^60 messages. The devices use the old session
+// until the new one is established, and no packet is lost.
 func TestInteropRekey(t *testing.T) {
 	for _, by := range []string{"clock", "counter"} {
 		t.Run(by, func(t *testing.T) {
@@ -304,7 +304,7 @@ func TestInteropRekey(t *testing.T) {
 				wireguard.SetSendCounter(x.dev, x.theirKey.Public(), wireguard.RekeyAfterMessages)
 				x.clock.shift.Add(int64(6 * time.Second)) // so that the last initiation is more than 5 s old
 			}
-			x.send(ours, 0, 100) // sent on the old session; asks for the new one
+			x.send(ours, 0, 100) // sent in the old session; this packet causes the new handshake
 			x.want("second handshake", func() bool { return x.relay.sent(theirs, pipe.TypeResponse) == 2 })
 			x.want("young session", func() bool { s := x.status(); return s.Session && s.SessionAge < 60*time.Second })
 			for range 10 {
@@ -317,7 +317,7 @@ func TestInteropRekey(t *testing.T) {
 	}
 }
 
-// TestInteropCookieOurs: our device is under load and sends a cookie reply. wireguard-go retries with the cookie.
+// TestInteropCookieOurs checks that when our device is under load and sends a cookie reply, wireguard-go retries with the cookie.
 func TestInteropCookieOurs(t *testing.T) {
 	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
 	wireguard.ForceLoad(x.dev, true)
@@ -330,7 +330,8 @@ func TestInteropCookieOurs(t *testing.T) {
 	}
 }
 
-// initiationLike returns a message that costs its receiver an X25519. It looks like an initiation, but only its mac1 is valid.
+// initiationLike returns a message that has the form of an initiation but is not authentic: only its mac1 is valid. It makes its
+// receiver compute an X25519.
 func initiationLike(receiver wireguard.PublicKey) []byte {
 	m := make([]byte, 148)
 	m[0], m[20] = 1, 9
@@ -341,8 +342,8 @@ func initiationLike(receiver wireguard.PublicKey) []byte {
 	return m
 }
 
-// TestInteropCookieTheirs: bursts of messages that look like initiations put wireguard-go under load, so that it sends us a cookie
-// reply.
+// TestInteropCookieTheirs puts wireguard-go under load with bursts of forged initiations, so that it sends a cookie reply to our
+// device. Our device must then make a session with the cookie.
 func TestInteropCookieTheirs(t *testing.T) {
 	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
 	flood, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), x.theirPort)))
@@ -368,7 +369,7 @@ func TestInteropCookieTheirs(t *testing.T) {
 	stop := sync.OnceFunc(func() { close(done); wg.Wait() })
 	defer stop()
 
-	// Each try is one initiation. The clock is set forward so that the next one need not wait for 5 s.
+	// Each try sends one initiation. It moves the clock forward by 6 s, because the device sends at most one initiation per 5 s.
 	try := func() {
 		x.clock.shift.Add(int64(6 * time.Second))
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -386,10 +387,11 @@ func TestInteropCookieTheirs(t *testing.T) {
 	stop()
 }
 
-// TestInteropRoaming: each end changes its port, and the other follows it with the first authentic packet.
+// TestInteropRoaming checks that when one device changes its port, the other device uses the new port as soon as it receives an
+// authentic packet from there. It does this in both directions.
 func TestInteropRoaming(t *testing.T) {
 	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
-	// This test does without the relay, so that the ends see each other's real ports.
+	// This test does not use the relay, so the devices see each other's real ports.
 	e := wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), x.theirPort))
 	change := wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: x.theirKey.Public(), Endpoint: &e}}}
 	if err := x.dev.Configure(change); err != nil {

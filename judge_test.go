@@ -12,14 +12,15 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// A court is a judge that has seen a session of a and b begin at the time 0 of both clocks, and packets 1 to 4 handed to a.
+// A court is a judge that has recorded two things: a session of the devices a and b, which began at the time 0 of both clocks,
+// and packets 1 to 4, which were given to a.
 type court struct {
 	*judge
 	a, b    *life
 	packets [][]byte
 }
 
-const courtOfA, courtOfB = 0xa, 0xb // indices
+const courtOfA, courtOfB = 0xa, 0xb // session indices
 
 func newCourt(t *testing.T) *court {
 	c := &court{judge: newJudge(2, true), a: &life{node: 0, name: "a"}, b: &life{node: 1, name: "b"}}
@@ -53,18 +54,18 @@ func (c *court) message(i int, counter uint64) []byte {
 	return c.sessions[courtOfB][0].forResp.Seal(m, nonce[:], append(bytes.Clone(c.packets[i]), 0, 0, 0, 0), nil)
 }
 
-// carry tells the judge that a sent c.packets[i] and that b delivered it.
+// carry tells the judge that a sent c.packets[i] and that b delivered this packet.
 func (c *court) carry(i int, at time.Duration) {
 	c.data(c.a, c.message(i, uint64(i)), at)
 	c.delivered(c.b, c.packets[i], at)
 }
 
-// The judge reports each thing that must not happen, and nothing else.
+// TestJudge checks that the judge reports each kind of fault, and reports nothing if there is no fault.
 func TestJudge(t *testing.T) {
 	const now = time.Second
 	for _, test := range []struct {
 		do   func(c *court)
-		want string // empty: no objection
+		want string // part of the judge's report; empty if it must not report a fault
 	}{
 		{func(c *court) { c.carry(0, now); c.carry(1, now); c.carry(2, 180*time.Second-1) }, ""},
 		{func(c *court) { c.carry(0, now); c.carry(2, now) }, ""},

@@ -14,7 +14,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestKeyVectors checks Bob's key pair of RFC 7748, section 6.1, and the first vector of section 5.2.
+// TestKeyVectors checks two test vectors of RFC 7748: Bob's key pair (section 6.1) and the first vector of section 5.2.
 func TestKeyVectors(t *testing.T) {
 	bob := PrivateKey(key32(t, "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
 	public := bob.Public()
@@ -57,7 +57,7 @@ func TestZeroKeys(t *testing.T) {
 	}
 }
 
-// A textKey has the methods that the three types of keys have in common.
+// A textKey is a key of any of the three types, so that one test can cover all types.
 type textKey interface {
 	UnmarshalText([]byte) error
 	bytes() []byte
@@ -102,7 +102,8 @@ func TestKeyText(t *testing.T) {
 	})
 }
 
-// TestKeyTextRefused: a key has only one valid text, and the error about another text does not repeat that text.
+// TestKeyTextRefused checks that a key has only one valid text form. The error about an invalid text must not contain that text,
+// because the text may be a secret.
 func TestKeyTextRefused(t *testing.T) {
 	good := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0xfb}, 32))
 	for name, text := range map[string]string{
@@ -138,8 +139,8 @@ func TestKeyTextRefused(t *testing.T) {
 	}
 }
 
-// leaks returns the part of one of the two secrets below that out contains, in any form that a verb of fmt gives it. It returns an
-// empty string if out contains no part.
+// leaks returns a part of testSecretKey or testSecretPSK that out contains, in any form that fmt can print. It returns an empty
+// string if out contains no such part.
 func leaks(out string) string {
 	for _, k := range [][32]byte{testSecretKey, testSecretPSK} {
 		for _, form := range []string{

@@ -19,8 +19,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// keyLogPair brings up two devices with a preshared key. The device with configuration a logs its keys. Each device begins one
-// handshake and sends a packet on the new session. keyLogPair returns a capture of everything on the wire, and the keys.
+// keyLogPair brings up two devices that have a preshared key. The device with the configuration a logs its keys. Each device
+// begins one handshake and sends a packet in the new session. keyLogPair returns a capture of all datagrams, the private key of
+// the device that logs, the public key of its peer, and the preshared key.
 func keyLogPair(t *testing.T, a wireguard.Config) (capture []byte, static wireguard.PrivateKey, peer wireguard.PublicKey, psk wireguard.PresharedKey) {
 	var file bytes.Buffer
 	insideA, insideB := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
@@ -58,7 +59,7 @@ func keyLogPair(t *testing.T, a wireguard.Config) (capture []byte, static wiregu
 		}
 	}
 	send(tunA, tunB, insideA, insideB, "asked by a")
-	time.Sleep(6 * time.Second) // "one initiation in 5 s"
+	time.Sleep(6 * time.Second) // a device sends at most one initiation per 5 s
 	if err := db.Renew(t.Context(), static.Public()); err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +104,8 @@ func TestKeyLog(t *testing.T) {
 	})
 }
 
-// Wireshark opens what was captured, in either role.
+// With the key log, Wireshark decrypts the captured sessions, no matter whether the device that logs was the initiator or the
+// responder.
 func TestWiresharkReadsTheKeyLog(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
@@ -120,7 +122,7 @@ func TestWiresharkReadsTheKeyLog(t *testing.T) {
 	}
 	read := func(options ...string) string {
 		c := exec.Command(tshark, append([]string{"-n", "-r", pcap, "-Y", "wg", "-T", "fields", "-e", "ip.src", "-e", "data.text", "-e", "data.data"}, options...)...)
-		c.Env = append(os.Environ(), "HOME="+dir) // so that tshark reads no user's preferences
+		c.Env = append(os.Environ(), "HOME="+dir) // so that tshark does not read the user's preferences
 		out, err := c.Output()
 		if err != nil {
 			t.Fatalf("tshark: %v", err)
@@ -136,7 +138,7 @@ func TestWiresharkReadsTheKeyLog(t *testing.T) {
 	}
 }
 
-// If a write to the key log fails, the device works on, never writes to the log again, and logs one warning.
+// If a write to the key log fails, the device continues to work, never writes to the key log again, and logs one warning.
 func TestKeyLogThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -151,7 +153,8 @@ func TestKeyLogThatFails(t *testing.T) {
 	})
 }
 
-// writes records the writes to a key log. It needs no lock, because the device's writes do not overlap.
+// writes records the writes to a key log. It needs no lock, because the device never writes to the key log on two goroutines at
+// the same time.
 type writes []string
 
 func (w *writes) Write(b []byte) (int, error) { *w = append(*w, string(b)); return len(b), nil }

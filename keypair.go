@@ -28,21 +28,21 @@ const (
 	typeData       = 4
 )
 
-// A keypair is the two keys of one session, one per direction, with the counters of what was sent and received. The peer's
-// mutex guards it, except for the ciphers, indices, time of creation and role, which never change.
+// A keypair holds the two keys of one session, one per direction, and the message counters of both directions. The peer's mutex
+// guards it, except for the ciphers, indices, time of creation and role, which never change.
 //
 // The keys are not wiped from memory when a keypair is dropped, because x/crypto keeps its own copies out of reach. The
 // garbage collector frees them.
 type keypair struct {
 	sender, receiver cipher.AEAD
-	local, remote    uint32 // indices
+	local, remote    uint32 // session indices
 	created          int64
 	initiator        bool // whether this device sent the initiation
 
-	id      *identity // the device's when the session was made; nil once retired, so that the private key is not kept
-	retired bool      // nothing more is sent on it, because the device has another identity
-	moved   bool      // the configuration changed the endpoint since anything was received on it
-	asked   int64     // when the first data was sent on it since anything was received on it; 0 means that all is answered
+	id      *identity // the device's identity when the session was made; nil once retired, so that the private key is not kept
+	retired bool      // nothing more is sent with this keypair, because the device has another identity
+	moved   bool      // since the last message on this keypair, the configuration has changed the peer's endpoint
+	asked   int64     // when the first data was sent after the last message was received; 0 means that no data is unanswered
 	counter uint64    // of the next message
 	window  window
 }
@@ -67,11 +67,11 @@ func (k *keypair) number(n int) uint64 {
 	return first
 }
 
-// seal makes m a data message. The argument padded is the padded packet, which is in its place in m, or in memory that
+// seal makes m a data message. The argument padded is the padded packet. It lies either at its offset in m, or in memory that
 // does not overlap m.
 //
-// The nonce is 32 zero bits and the counter. While the receiver's index is zero, bytes 4 to 15 of the header hold exactly
-// that, so the nonce needs no other memory.
+// The nonce is 32 zero bits and the counter. While the receiver index in the header is zero, bytes 4 to 15 of the header equal
+// the nonce, so it needs no other memory.
 func (k *keypair) seal(m, padded []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(m, typeData)
 	clear(m[4:8])
@@ -80,8 +80,8 @@ func (k *keypair) seal(m, padded []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(m[4:], k.remote)
 }
 
-// open opens the data message m in place and returns the padded packet in it, or false if the message is forged. m must
-// have at least 32 bytes. open overwrites the receiver's index.
+// open opens the data message m in place and returns the padded packet in it, or false if the message is forged. m must have at
+// least 32 bytes. open overwrites the receiver index in m.
 func (k *keypair) open(m []byte) (packet []byte, ok bool) {
 	clear(m[4:8])
 	p, err := k.receiver.Open(m[messageHeader:messageHeader], m[4:16], m[messageHeader:], nil)
@@ -101,13 +101,13 @@ type keypairs struct {
 	current, previous, next *keypair
 }
 
-// addInitiated makes k current, because the response confirmed it. It returns the keypairs that lost their place.
-// Either may be nil.
+// addInitiated makes k current, because the response confirmed k. It returns the keypairs that are no longer in ks. Either may be
+// nil.
 func (ks *keypairs) addInitiated(k *keypair) (dropped, alsoDropped *keypair) {
 	dropped = ks.previous
 	if ks.next != nil {
-		// The peer initiated too, and that session is not confirmed yet. The peer may still send on it, so it becomes
-		// previous.
+		// The peer initiated a session too, which is not confirmed yet. The peer may still send on that session, so the session
+		// becomes previous.
 		alsoDropped = ks.current
 		ks.previous, ks.next = ks.next, nil
 	} else {
@@ -117,15 +117,16 @@ func (ks *keypairs) addInitiated(k *keypair) (dropped, alsoDropped *keypair) {
 	return dropped, alsoDropped
 }
 
-// addResponded makes k next. Nothing may be sent on k before the initiator has confirmed it. It returns the keypairs
-// that lost their place. Either may be nil.
+// addResponded makes k next. Nothing may be sent on k before the initiator has confirmed k. addResponded returns the keypairs
+// that are no longer in ks. Either may be nil.
 func (ks *keypairs) addResponded(k *keypair) (dropped, alsoDropped *keypair) {
 	dropped, alsoDropped = ks.previous, ks.next
 	ks.previous, ks.next = nil, k
 	return dropped, alsoDropped
 }
 
-// confirm makes k current if it is next, because a message was received on it, and reports whether it was next.
+// confirm is called when a message was received on k. If k is next, confirm makes k current, and returns true and the keypair
+// that is no longer in ks, which may be nil.
 func (ks *keypairs) confirm(k *keypair) (dropped *keypair, confirmed bool) {
 	if k != ks.next {
 		return nil, false
@@ -135,12 +136,12 @@ func (ks *keypairs) confirm(k *keypair) (dropped *keypair, confirmed bool) {
 	return dropped, true
 }
 
-// sends reports whether messages with the peer's index remote are, or lately were, sent on one of ks.
+// sends reports whether this device sends messages with the receiver index remote, or sent them lately.
 func (ks *keypairs) sends(remote uint32) bool {
 	return ks.current != nil && ks.current.remote == remote || ks.previous != nil && ks.previous.remote == remote
 }
 
-// holds reports whether k still has a place.
+// holds reports whether k is still in ks.
 func (ks *keypairs) holds(k *keypair) bool {
 	return k != nil && (k == ks.current || k == ks.previous || k == ks.next)
 }

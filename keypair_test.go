@@ -10,16 +10,16 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// TestKeypairRotation checks every way in which the three places (previous, current and next) can change. A state is written as
-// three characters, one for each place: p, c and n are the keypairs that were in them before, x is the new keypair, and a dash is an
-// empty place.
+// TestKeypairRotation checks all changes of the three fields previous, current and next, which contain a peer's keypairs. The
+// table writes a state as three characters, one per field. The letters p, c and n are the keypairs that the fields contained
+// before the change, x is the new keypair, and a dash is an empty field.
 func TestKeypairRotation(t *testing.T) {
 	for _, c := range []struct{ op, before, after, dropped string }{
 		{"addInitiated", "---", "-x-", ""},
 		{"addInitiated", "p--", "-x-", "p"},
 		{"addInitiated", "-c-", "cx-", ""},
 		{"addInitiated", "pc-", "cx-", "p"},
-		{"addInitiated", "--n", "nx-", ""}, // initiations crossed: the peer may still send on next
+		{"addInitiated", "--n", "nx-", ""}, // initiations crossed: the peer may still send with the keypair in next
 		{"addInitiated", "p-n", "nx-", "p"},
 		{"addInitiated", "-cn", "nx-", "c"},
 		{"addInitiated", "pcn", "nx-", "cp"},
@@ -38,7 +38,7 @@ func TestKeypairRotation(t *testing.T) {
 		{"confirm n", "-cn", "cn-", ""},
 		{"confirm n", "pcn", "cn-", "p"},
 
-		// A message on any other keypair confirms nothing.
+		// A message that arrives with any other keypair confirms nothing.
 		{"confirm c", "pcn", "pcn", ""},
 		{"confirm p", "pcn", "pcn", ""},
 		{"confirm x", "pcn", "pcn", ""},
@@ -132,8 +132,8 @@ func TestKeypairNumber(t *testing.T) {
 	}
 }
 
-// TestKeypairSeal compares whole messages with what ChaCha20-Poly1305 makes with the nonce written out. Some counters have more
-// than 32 bits.
+// TestKeypairSeal compares whole messages with messages that the test itself seals with ChaCha20-Poly1305 and a nonce that it
+// makes from the counter. Some counters have more than 32 bits.
 func TestKeypairSeal(t *testing.T) {
 	send, receive := [32]byte{1}, [32]byte{2}
 	k := newKeypair(&send, &receive, 0x11223344, 0x55667788, true, 0)
@@ -170,7 +170,7 @@ func TestKeypairOpenForgeries(t *testing.T) {
 	k := newKeypair(&key, &key, 1, 2, true, 0)
 	m := make([]byte, messageOverhead+32)
 	sealInPlace(k, m, 0xffffffffff)
-	for at := 8; at < len(m); at++ { // type and index served to find the key, which does not authenticate them
+	for at := 8; at < len(m); at++ { // the tag does not cover the type and the index, which are used to find the key
 		for bit := range 8 {
 			forged := bytes.Clone(m)
 			forged[at] ^= 1 << bit

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// A core is a peer without a device, together with the time and the outbox of the last step.
+// A core is the state of a peer without a device. It also has the test's time, and the outbox, which lists what the last step
+// asks the device to do.
 type core struct {
 	*peerState
 	t   *testing.T
@@ -27,16 +28,16 @@ func newCore(t *testing.T) *core {
 	return c
 }
 
-// at moves the time to d after the start.
+// at sets the time to d after the start (coreT0).
 func (c *core) at(d time.Duration) *core { c.now = coreT0 + int64(d); return c }
 
 // after moves the time forward by d.
 func (c *core) after(d int64) *core { c.now += d; return c }
 
-// step begins a new outbox.
+// step replaces the outbox with an empty one, and returns it.
 func (c *core) step() *outbox { c.out = outbox{}; return &c.out }
 
-// initiator makes a session as the initiator, now.
+// initiator makes a session now, in which the core is the initiator.
 func (c *core) initiator() *keypair {
 	c.index++
 	c.handshake = &handshake{initiator: true, local: c.index}
@@ -45,7 +46,7 @@ func (c *core) initiator() *keypair {
 	return k
 }
 
-// responded makes a session as the responder, now. The session is not confirmed.
+// responded makes a session now, in which the core is the responder. The session is not confirmed.
 func (c *core) responded() *keypair {
 	c.index++
 	c.handshake = &handshake{}
@@ -54,19 +55,19 @@ func (c *core) responded() *keypair {
 	return k
 }
 
-// responder makes a session as the responder, now, and confirms it by a keepalive.
+// responder makes a session now, in which the core is the responder, and confirms it with a keepalive from the initiator.
 func (c *core) responder() *keypair {
 	k := c.responded()
 	c.receives(k, false)
 	return k
 }
 
-// receives makes the core receive an authentic message on k.
+// receives makes the core receive an authentic message of the keypair k. data is false for a keepalive.
 func (c *core) receives(k *keypair, data bool) {
 	c.peerState.receive(k, &coreEndpoint, data, c.now, c.step())
 }
 
-// sends makes the core send a message on the current session.
+// sends makes the core send a message in the current session. data is false for a keepalive.
 func (c *core) sends(data bool) {
 	c.t.Helper()
 	if !c.sending(1, c.now, c.step()) {
@@ -75,7 +76,7 @@ func (c *core) sends(data bool) {
 	c.sentOn(data, c.heard, c.now, &c.out)
 }
 
-// initiates makes an initiation, as a worker does when the outbox asks for one.
+// initiates makes an initiation, as a worker of a device does when the outbox asks for one.
 func (c *core) initiates() Timestamp {
 	c.t.Helper()
 	if !c.out.initiate {
@@ -90,12 +91,12 @@ func (c *core) initiates() Timestamp {
 	return ts
 }
 
-// accepts makes the core handle an initiation of the peer's with timestamp n.
+// accepts makes the core handle an initiation from the peer. The first byte of its timestamp is n.
 func (c *core) accepts(n byte) (DropReason, bool) {
 	return c.acceptInitiation(&handshake{}, Timestamp{n}, coreEndpoint, c.now, c.step())
 }
 
-// expires moves the time to the next deadline and carries it out.
+// expires moves the time to the next deadline, and does what is due then. It returns the timer that was due.
 func (c *core) expires() timer {
 	c.t.Helper()
 	which, at := c.timers.next()
@@ -107,7 +108,7 @@ func (c *core) expires() timer {
 	return which
 }
 
-// elapse carries out what is due now.
+// elapse makes the core handle all timers that are due now.
 func (c *core) elapse() { c.expire(c.now, c.step()) }
 
 func (c *core) wantInitiation(want bool, why string) {
@@ -131,7 +132,7 @@ func (c *core) wantNone(i timer, why string) {
 	}
 }
 
-// wantIn fails unless timer i fires between d and d+jitter from now.
+// wantIn fails unless the timer i is set to fire between d and d+jitter nanoseconds from now.
 func (c *core) wantIn(i timer, d, jitter int64, why string) {
 	c.t.Helper()
 	if in := c.timers.at[i] - c.now; !c.timers.pending(i) || in < d || in > d+jitter {

@@ -14,15 +14,15 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// In these tests the test controls both ends of a device:
+// In these tests, the test controls both sides of a device, its Tunnel and its Bind:
 //
 //	drain (Tunnel) ◀─▶ Device ◀─▶ line (Bind) ◀─▶ the test, with a remote (the other end, without timers)
 //	                     ▲
 //	                 handClock
 //
-// Nothing here waits for a fixed time: line.receive hands trains over and returns when the device asks for the next ones.
+// Nothing here waits for a fixed time: line.receive gives trains to the device, and returns when the device calls Receive again.
 
-// These names are for many tests of this package.
+// Many tests of this package use these names.
 const (
 	patience    = testkit.Patience
 	raceEnabled = testkit.Race
@@ -30,7 +30,7 @@ const (
 
 var eventually, wantPanic = testkit.Eventually, testkit.WantPanic
 
-// A handClock stands still until the test moves it.
+// A handClock is a Clock that stands still until the test moves it.
 type handClock struct{ at atomic.Int64 }
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -38,12 +38,12 @@ var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func (c *handClock) Now() time.Duration { return time.Duration(c.at.Load()) }
 func (c *handClock) Wall() time.Time    { return epoch.Add(c.Now()) }
 
-// A line is a Bind whose other side is the test.
+// A line is a Bind that is connected to the test instead of a network.
 type line struct {
-	sent   chan datagram    // copies of what the device sent, if send is nil
-	send   func(ts []Train) // if set, called with what the device sends, on the device's goroutine
+	sent   chan datagram    // copies of the datagrams that the device sent, if send is nil
+	send   func(ts []Train) // if not nil, called on the device's goroutine with the trains that it sends
 	mu     sync.Mutex
-	socket *lineSocket // the last one opened
+	socket *lineSocket // the socket that was opened last
 }
 
 type datagram struct {
@@ -65,8 +65,8 @@ func (l *line) Listen(port uint16) (Socket, error) {
 	return s, nil
 }
 
-// receive hands trains to the device and waits until the device has handled them. It does not wait for handshake messages:
-// a worker handles those.
+// receive hands trains to the device and waits until the device has handled them. It does not wait until handshake messages are
+// handled, because workers do that on other goroutines.
 func (l *line) receive(ts ...Train) {
 	l.mu.Lock()
 	s := l.socket
@@ -88,7 +88,7 @@ func (l *line) next(t testing.TB, why string) datagram {
 	return testkit.Next(t, l.sent, "a datagram is sent: "+why)
 }
 
-// nothing fails if the device sent something. Workers send handshake messages, so call settle first.
+// nothing fails if the device has sent a datagram. Call settle first, because workers may still be sending handshake messages.
 func (l *line) nothing(t testing.TB, why string) {
 	t.Helper()
 	select {
@@ -104,7 +104,7 @@ type lineSocket struct {
 	port   uint16
 	in     chan []Train
 	taken  chan struct{}
-	busy   bool // the device still handles what Receive returned last
+	busy   bool // the device is still handling the trains that Receive returned last
 	closed chan struct{}
 	once   sync.Once
 }
@@ -150,8 +150,8 @@ func (s *lineSocket) Send(ts []Train) {
 	}
 }
 
-// A drain is a Tunnel that has nothing to send. It copies the packets that arrive to got, or gives them to write if that is
-// set. Then it overwrites them, as a sink may.
+// A drain is a Tunnel that has nothing to send. It calls the function write with the packets that the device delivers, or sends
+// copies of them to the channel got if write is nil. Then it overwrites the packets, as a Tunnel may.
 type drain struct {
 	mtu    atomic.Int64
 	write  func(pkts [][]byte) int
@@ -191,7 +191,7 @@ func (d *drain) next(t testing.TB, why string) []byte {
 	return testkit.Next(t, d.got, "a packet is delivered: "+why)
 }
 
-// An end is a device together with its clock, its bind and its tunnel, which the test controls.
+// An end is a device together with its clock, its Bind and its Tunnel, all of which the test controls.
 type end struct {
 	*Device
 	clock  *handClock
@@ -199,7 +199,7 @@ type end struct {
 	tunnel *drain
 }
 
-// newEnd makes a device that is not up, and closes it after the test.
+// newEnd makes a device that is not up. The device is closed after the test.
 func newEnd(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
 	t.Helper()
 	return newEndOf(t, Config{PrivateKey: key, Peers: peers})
@@ -230,7 +230,7 @@ func up(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
 	return e
 }
 
-// advance moves the clock and carries out what came due, as keepTime does, but on this goroutine.
+// advance moves the clock forward, and handles the deadlines that are then due, as keepTime does, but on the test's goroutine.
 func (e *end) advance(t testing.TB, by time.Duration) {
 	t.Helper()
 	e.clock.at.Add(int64(by))
@@ -239,7 +239,8 @@ func (e *end) advance(t testing.TB, by time.Duration) {
 	e.settle(t)
 }
 
-// settle waits until the workers have ended, which they do when no handshake message and no peer waits for one.
+// settle waits until all workers have ended. A worker ends when there is no handshake message to handle, and no peer for which it
+// has to make an initiation.
 func (e *end) settle(t testing.TB) {
 	t.Helper()
 	eventually(t, "the workers do not end", func() bool {
@@ -249,7 +250,7 @@ func (e *end) settle(t testing.TB) {
 	})
 }
 
-// peer returns the core of a peer.
+// peer returns the device's state of the peer r.
 func (e *end) peer(r *remote) *peer { return e.peers.find(r.id.public) }
 
 // send sends packets in one batch.
@@ -266,14 +267,15 @@ func (e *end) send(t testing.TB, packets ...[]byte) {
 	}
 }
 
-// A remote is the other end of a tunnel. It is made of the functions of handshake.go and keypair.go, without a device.
+// A remote is a peer of the device that the test controls. It has no device of its own: it calls the functions of handshake.go
+// and keypair.go directly.
 type remote struct {
 	id     *identity
 	addr   netip.Addr // inside the tunnel
 	from   Endpoint
 	device PublicKey
 	psk    PresharedKey
-	static secret // of the static keys of the remote and the device
+	static secret // the X25519 result of the static keys of the remote and the device
 	jar    cookieJar
 	ts     Timestamp
 	local  uint32
@@ -281,7 +283,8 @@ type remote struct {
 	k      *keypair
 }
 
-// newRemote makes the n-th remote of a device. Its keys, addresses and indices follow from n.
+// newRemote makes a remote whose keys, addresses and indices are computed from the number n. device is the public key of the
+// device.
 func newRemote(n int, device PublicKey) *remote {
 	key := testKey(0x10000 + n)
 	r := &remote{
@@ -298,7 +301,7 @@ func newRemote(n int, device PublicKey) *remote {
 	return r
 }
 
-// testKey returns a private key that follows from n.
+// testKey returns a private key that is computed from n.
 func testKey(n int) (k PrivateKey) {
 	h := noise.NewMAC([]byte("keys of tests")).Of(binary.BigEndian.AppendUint64(nil, uint64(n)))
 	copy(k[:], h[:])
@@ -306,7 +309,7 @@ func testKey(n int) (k PrivateKey) {
 	return k.clamped()
 }
 
-// config returns the device's configuration for r.
+// config returns the configuration with which the device adds r as a peer.
 func (r *remote) config() PeerConfig {
 	return PeerConfig{
 		PublicKey: r.id.public, PresharedKey: r.psk, Endpoint: r.from,
@@ -314,10 +317,10 @@ func (r *remote) config() PeerConfig {
 	}
 }
 
-// train returns a train of one message from r.
+// train returns a train with the single message m from r.
 func (r *remote) train(m []byte) Train { return Train{Data: m, Size: len(m), Endpoint: r.from} }
 
-// initiation returns a new initiation from r to the device.
+// initiation returns a new initiation from r to its device.
 func (r *remote) initiation() []byte {
 	if r.ts = r.ts.next(); r.ts.After(TimestampOf(epoch.Add(1e6 * time.Hour))) {
 		panic("too many initiations")
@@ -332,7 +335,7 @@ func (r *remote) initiation() []byte {
 	return m[:]
 }
 
-// takeResponse ends the handshake that initiation began.
+// takeResponse consumes the response m to the last initiation, and makes the session.
 func (r *remote) takeResponse(t testing.TB, m []byte) {
 	t.Helper()
 	if len(m) != responseSize || m[0] != typeResponse || binary.LittleEndian.Uint32(m[responseReceiver:]) != r.local {
@@ -345,7 +348,7 @@ func (r *remote) takeResponse(t testing.TB, m []byte) {
 	r.k = newKeypair(&keys.send, &keys.receive, r.local, index, true, 0)
 }
 
-// response returns the response to m, an initiation of the device's.
+// response returns the response to m, which is an initiation from the device.
 func (r *remote) response(t testing.TB, m []byte) []byte {
 	t.Helper()
 	if len(m) != initiationSize || m[0] != typeInitiation {
@@ -368,7 +371,7 @@ func (r *remote) response(t testing.TB, m []byte) []byte {
 	return a[:]
 }
 
-// data seals a packet without padding, under the next counter.
+// data returns a data message with the given packet, without padding and with the next counter.
 func (r *remote) data(packet []byte) []byte { return r.dataAt(r.k.number(1), packet) }
 
 func (r *remote) dataAt(counter uint64, packet []byte) []byte {
@@ -378,7 +381,7 @@ func (r *remote) dataAt(counter uint64, packet []byte) []byte {
 	return m
 }
 
-// open returns the packet in m, a data message of the device's.
+// open returns the packet in m, which is a data message from the device.
 func (r *remote) open(t testing.TB, m []byte) []byte {
 	t.Helper()
 	if len(m) < messageOverhead || m[0] != typeData || binary.LittleEndian.Uint32(m[4:]) != r.k.local {
@@ -399,7 +402,7 @@ func (e *end) connect(t testing.TB, r *remote) {
 	e.line.receive(r.train(r.data(nil)))
 }
 
-// packet4 returns a packet of n bytes from src to dst. packet6 does the same for IPv6 addresses.
+// packet4 returns an IP packet of n bytes from src to dst. packet6 is the same function, for tests with IPv6 addresses.
 func packet4(n int, src, dst netip.Addr) []byte {
 	p := make([]byte, n)
 	for i := packet.PutIP(p, n, src, dst, packet.UDP, 0); i < n; i++ {
@@ -417,7 +420,8 @@ var (
 	nowhere = netip.MustParseAddr("203.0.113.9") // no peer has this address
 )
 
-// wantDrops fails unless the counter of reason grew by n since before, and no other counter grew.
+// wantDrops compares the device's drop counters with the earlier values in before. It fails unless the counter of reason has
+// grown by n and no other counter has grown.
 func (e *end) wantDrops(t testing.TB, before Drops, reason DropReason, n uint64, why string) {
 	t.Helper()
 	now := e.drops.load()
@@ -432,13 +436,13 @@ func (e *end) wantDrops(t testing.TB, before Drops, reason DropReason, n uint64,
 	}
 }
 
-// A failer is a test of package testing or of package rapid.
+// A failer is the T of package testing or of package rapid.
 type failer interface {
 	Helper()
 	Fatalf(format string, args ...any)
 }
 
-// A testLink is a Link, as a program's own Bind may use one.
+// A testLink is a Link, as a Bind of a program may use it.
 type testLink struct {
 	name string
 	key  byte
@@ -448,7 +452,7 @@ func (l testLink) Key() [16]byte { return [16]byte{15: l.key} }
 
 func (l testLink) String() string { return l.name }
 
-// sealInPlace makes a data message of m, which already holds the padded packet behind the room for the header.
+// sealInPlace turns m into a data message. m must already contain the padded packet, after the space for the header.
 func sealInPlace(k *keypair, m []byte, counter uint64) {
 	k.seal(m, m[messageHeader:len(m)-messageTag], counter)
 }

@@ -29,7 +29,7 @@ func wantHex(t testing.TB, what string, got []byte, want string) {
 	}
 }
 
-// An exchange is a whole handshake whose randomness is fixed.
+// An exchange is a whole handshake in which all random values are fixed.
 type exchange struct {
 	initiator, responder *identity
 	static               secret

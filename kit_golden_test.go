@@ -1,6 +1,6 @@
 package wireguard
 
-// The fixed transcripts of TestHandshakeTranscript. The initiation knows no preshared key.
+// These are the fixed transcripts of TestHandshakeTranscript. The initiation does not depend on the preshared key.
 const (
 	goldenInitiation = "0100000004030201" + // type, sender
 		"542db8be3bdf8ceeb44a3cc6d1380f436558d8fb1e7da23888eefaff12bc8100" + // ephemeral
@@ -26,13 +26,14 @@ const (
 	goldenReceivePSK = "b9ddb6251a5b22cac4d57b89e33fda84d2861e3adbbc249cceb1d0dbdeb61dff"
 )
 
-// The cookie reply of a device under load to goldenInitiation from 192.0.2.1:1000, and the mac2 that answers it
-// (TestCookieTranscript). These values, and the mac1 of goldenInitiation, were computed in Python, with hashlib's BLAKE2s, the
-// ChaCha20-Poly1305 and X25519 of OpenSSL, and a HChaCha20 that was checked against draft-irtf-cfrg-xchacha-03, section 2.2.1.
+// goldenCookieReply is the cookie reply of a device under load to goldenInitiation from 192.0.2.1:1000, and goldenMAC2 is the
+// mac2 that the initiator then makes (TestCookieTranscript). These values, and the mac1 of goldenInitiation, were computed in
+// Python, with hashlib's BLAKE2s, the ChaCha20-Poly1305 and X25519 of OpenSSL, and a HChaCha20 that was checked against
+// draft-irtf-cfrg-xchacha-03, section 2.2.1.
 const (
 	goldenCookieReply = "0300000004030201" + // type, receiver
 		"010101010101010101010101010101010101010101010101" + // nonce
 		"8f9824d0b9715a69ea1b2e8297538000702b44464b1252fc21da5d819dbc49fb" // cookie, encrypted
-	goldenCookie = "27ea98c259c1956ed8d75e2e1276d56a" // under a secret whose 32 bytes are all 2
+	goldenCookie = "27ea98c259c1956ed8d75e2e1276d56a" // made with a secret whose 32 bytes are all 2
 	goldenMAC2   = "9f442ee235ee40e4343a0fb1ddddaa63" // the mac2 of goldenInitiation
 )

@@ -12,28 +12,28 @@ import (
 	"time"
 )
 
-// A judge checks what the devices of a simulation do. The simulation tells it everything that is handed to devices, put on
-// the wire and delivered. The judge opens every data message with the keys that the responder of its session has. So it knows
-// from which message, session and device each delivered packet came:
+// A judge checks what the devices of a simulation do. The simulation tells it about every packet that it gives to a device, every
+// message that a device sends, and every packet that a device delivers. The judge decrypts every data message with the keys of
+// the responder of its session. So it knows from which message, session and device each delivered packet came:
 //
 //	handed ─▶ parcel ─▶ data, on the wire ─▶ exchange: its ends, keys and birth on each end's clock ─▶ delivered
 type judge struct {
-	orderly bool // the wire keeps order
+	orderly bool // the network does not reorder messages
 
 	mu       sync.Mutex // guards all below
 	wrong    []string
 	parcels  map[uint64]*parcel
-	calls    map[uint32]*life       // who sent the initiation with a sender index
-	sessions map[uint32][]*exchange // by the index of either end
-	counters map[counterOf]uint64   // hash of the message
-	sealed   map[lane]uint64        // the newest parcel that was put on the wire
-	arrived  map[lane]uint64        // the newest parcel that was delivered
-	tables   []sources              // the sources of each node
-	fresh    map[[2]int]bool        // whether a parcel from mark on was delivered, by sender and receiver
+	calls    map[uint32]*life       // who sent the initiation, by its sender index
+	sessions map[uint32][]*exchange // by the index of the initiator and by that of the responder
+	counters map[counterOf]uint64   // the hash of the message that used the counter
+	sealed   map[lane]uint64        // the id of the newest parcel that was sent
+	arrived  map[lane]uint64        // the id of the newest parcel that was delivered
+	tables   []sources              // for each node, the addresses from which its peers may send
+	fresh    map[[2]int]bool        // whether a parcel with an id of at least mark was delivered, by sender and receiver
 	mark     uint64
 }
 
-// A life is one Device. A node that restarts begins another life.
+// A life is a Device of a node of the simulation. When a node restarts, it gets a new Device, which is another life.
 type life struct {
 	node   int
 	name   string
@@ -47,24 +47,24 @@ func (l *life) String() string {
 	return fmt.Sprintf("%s#%d", l.name, l.number)
 }
 
-// A parcel is a packet that was handed to a device.
+// A parcel is a packet that the simulation gave to a device.
 type parcel struct {
 	from      *life
 	to        int // the node to which the destination's address belongs
-	stream    int // the parcels of one stream were handed over one after the other
+	stream    int // the parcels of one stream were given to the device one after the other
 	packet    []byte
-	message   *exchange // the session in which it was sent; nil: it was not on the wire
+	message   *exchange // the session in which it was sent, or nil if it was not sent
 	delivered bool
 }
 
-// An exchange is a session, as the judge sees it.
+// An exchange is the judge's record of a session.
 type exchange struct {
 	initiator, responder   *life
-	toInitiator            uint32 // index
+	toInitiator            uint32 // index of the session at the initiator
 	toResponder            uint32
-	bornAtInitiator        time.Duration // by its clock; negative: the response has not arrived
+	bornAtInitiator        time.Duration // time on the initiator's clock; negative until the response has arrived
 	bornAtResponder        time.Duration
-	used                   bool // by the initiator
+	used                   bool // whether the initiator has sent data in the session
 	fromResponder, forResp cipher.AEAD
 }
 
@@ -74,17 +74,18 @@ type counterOf struct {
 	counter uint64
 }
 
-// A lane is a sequence of parcels that must keep their order.
+// A lane is a sequence of parcels that must keep their order. The judge uses lanes as keys of maps.
 type lane struct {
 	from   *life
 	to     int
 	stream int
 }
 
-// sources holds a node's allowed IPs after the last change (now) and, while that change is being made, before it (before).
+// sources are the allowed IPs of a node. The map now has the allowed IPs after the last change. While a change is being made, the
+// map before has those from before the change; otherwise it is nil.
 type sources struct{ now, before map[netip.Prefix]int }
 
-// keyLife is REJECT_AFTER_TIME.
+// keyLife is the time after which a session must not be used (REJECT_AFTER_TIME).
 const keyLife = 180 * time.Second
 
 var messageSeed = maphash.MakeSeed()
@@ -99,7 +100,7 @@ func newJudge(nodes int, orderly bool) *judge {
 
 func (j *judge) lock() func() { j.mu.Lock(); return j.mu.Unlock }
 
-// say records a fault. mu is held.
+// say records a fault. The caller must hold mu.
 func (j *judge) say(format string, args ...any) {
 	if len(j.wrong) < 10 {
 		j.wrong = append(j.wrong, fmt.Sprintf(format, args...))
@@ -108,14 +109,14 @@ func (j *judge) say(format string, args ...any) {
 
 func (j *judge) verdict() []string { defer j.lock()(); return j.wrong }
 
-// handed records that a packet is about to be given to a device.
+// handed records that the simulation is about to give a packet to a device.
 func (j *judge) handed(id uint64, p *parcel) { defer j.lock()(); j.parcels[id] = p }
 
-// initiation records that the device in from put an initiation on the wire.
+// initiation records that a device (from) sent an initiation.
 func (j *judge) initiation(from *life, sender uint32) { defer j.lock()(); j.calls[sender] = from }
 
-// response records that the device in from put a response on the wire, at the time now of its clock. send and receive are the
-// ciphers with which it sends and receives on the new session.
+// response records that a device (from) sent a response, at the time now of its clock. The parameters send and receive are the
+// ciphers with which this device sends and receives in the new session.
 func (j *judge) response(from *life, sender, receiver uint32, now time.Duration, send, receive cipher.AEAD) {
 	defer j.lock()()
 	if send == nil {
@@ -130,8 +131,9 @@ func (j *judge) response(from *life, sender, receiver uint32, now time.Duration,
 	j.sessions[receiver] = append(j.sessions[receiver], e)
 }
 
-// answered records that a response for an index arrived at the device in to, at the time now of its clock. If several copies
-// arrive before the session is used, the device may have accepted any of them.
+// answered records that a response arrived at a device (to), at the time now of its clock. The response has the indices sender
+// and receiver. If several copies of the response arrive before the session is used, the device may have accepted any of them. So
+// the judge records the time of the last copy.
 func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
 	defer j.lock()()
 	for _, e := range j.sessions[receiver] {
@@ -141,7 +143,7 @@ func (j *judge) answered(to *life, sender, receiver uint32, now time.Duration) {
 	}
 }
 
-// data records that the device in from put a data message on the wire, at the time now of its clock.
+// data records that a device (from) sent the data message m, at the time now of its clock.
 func (j *judge) data(from *life, m []byte, now time.Duration) {
 	defer j.lock()()
 	index, counter := binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint64(m[8:])
@@ -171,7 +173,7 @@ func (j *judge) data(from *life, m []byte, now time.Duration) {
 	}
 }
 
-// open finds the session of a message, and opens the message.
+// open finds the session of a data message, and decrypts the message. It returns nil if there is no such session.
 func (j *judge) open(from *life, index uint32, m []byte) (*exchange, []byte) {
 	var nonce [12]byte
 	copy(nonce[4:], m[8:16])
@@ -189,7 +191,7 @@ func (j *judge) open(from *life, index uint32, m []byte) (*exchange, []byte) {
 	return nil, nil
 }
 
-// seal records that the device in from put a parcel on the wire, in session e and with padding.
+// seal records that a device (from) sent a parcel in the session e. The parameter packet is the parcel's packet with its padding.
 func (j *judge) seal(from *life, e *exchange, packet []byte) {
 	id, p := j.find(packet)
 	switch {
@@ -216,7 +218,7 @@ func (e *exchange) other(l *life) *life {
 	return e.initiator
 }
 
-// delivered records that the device in to delivered a packet, at the time now of its clock.
+// delivered records that a device (to) delivered a packet, at the time now of its clock.
 func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
 	defer j.lock()()
 	id, p := j.find(packet)
@@ -260,7 +262,7 @@ func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
 	}
 }
 
-// find returns the parcel whose number the packet carries.
+// find returns the parcel whose id is in the packet's payload.
 func (j *judge) find(packet []byte) (id uint64, p *parcel) {
 	at := payloadAt(packet)
 	if at < 0 || len(packet) < at+8 {
@@ -270,7 +272,7 @@ func (j *judge) find(packet []byte) (id uint64, p *parcel) {
 	return id, j.parcels[id]
 }
 
-// payloadAt returns where the payload of a UDP packet begins. A negative result means that the packet is not UDP.
+// payloadAt returns the offset at which the payload of a UDP packet begins, or a negative number if the packet is not UDP.
 func payloadAt(packet []byte) int {
 	switch {
 	case len(packet) >= 28 && packet[0]>>4 == 4 && packet[9] == 17:
@@ -288,7 +290,7 @@ func source(packet []byte) netip.Addr {
 	return netip.AddrFrom16([16]byte(packet[8:]))
 }
 
-// unreachable reports whether packet is an ICMP error about a packet that was handed to the same device.
+// unreachable reports whether packet is an ICMP error about a packet that the simulation gave to the same device.
 func (j *judge) unreachable(to *life, packet []byte) bool {
 	quote := 28
 	if packet[0]>>4 == 6 {
@@ -301,7 +303,7 @@ func (j *judge) unreachable(to *life, packet []byte) bool {
 	return p != nil && p.from == to && bytes.HasPrefix(p.packet, packet[quote:])
 }
 
-// allow reports whether the longest prefix that contains an address belongs to a node, before or after the change.
+// allow reports whether the longest prefix that contains the address a belongs to the node, before or after the change.
 func (s *sources) allow(a netip.Addr, node int) bool {
 	return longest(s.now, a) == node || s.before != nil && longest(s.before, a) == node
 }
@@ -316,8 +318,9 @@ func longest(t map[netip.Prefix]int, a netip.Addr) int {
 	return node
 }
 
-// changing calls do, which changes a node's allowed IPs in the same way as change does in the judge's table. Until do returns,
-// the judge accepts packets that either the old or the new allowed IPs allow.
+// changing changes the allowed IPs of a node: the function change makes the change in the judge's table, and the function do
+// makes the same change in the device. Until do returns, the judge accepts packets that either the old or the new allowed IPs
+// allow.
 func (j *judge) changing(node int, change func(t map[netip.Prefix]int), do func()) {
 	unlock := j.lock()
 	s := &j.tables[node]
@@ -332,7 +335,7 @@ func (j *judge) changing(node int, change func(t map[netip.Prefix]int), do func(
 	s.before = nil
 }
 
-// await makes the judge look for the delivery of packets from id on.
+// await makes the judge record, from now on, which nodes deliver parcels with the given id or a larger one.
 func (j *judge) await(id uint64) {
 	defer j.lock()()
 	j.mark = id
@@ -341,7 +344,7 @@ func (j *judge) await(id uint64) {
 
 func (j *judge) hasFresh(from, to int) bool { defer j.lock()(); return j.fresh[[2]int{from, to}] }
 
-// lost counts the packets from id on that were not delivered, and describes the first one.
+// lost counts the parcels with the given id or a larger one that were not delivered, and describes the first of them.
 func (j *judge) lost(id uint64) (n uint64, what string) {
 	defer j.lock()()
 	first := uint64(0)

@@ -6,13 +6,13 @@ import (
 	"sync"
 )
 
-// A loop is a pair of Binds without a queue: what one end sends, the other receives on the same goroutine. It shows what
-// the device itself costs.
+// A loop is one of a pair of Binds that have no queue for data: when one device sends data messages, the other device handles
+// them on the same goroutine. So a benchmark with a loop measures only the devices.
 type loop struct {
 	addr    netip.AddrPort
 	peer    *loop
-	deliver func([]Train) // if set, it gets the data messages
-	in      chan []byte   // handshake messages go here
+	deliver func([]Train) // called with the data messages that the other loop sends, if not nil
+	in      chan []byte   // the handshake messages that the other loop sends
 	closed  chan struct{}
 	once    sync.Once
 }
@@ -54,7 +54,7 @@ func (l *loop) Receive() ([]Train, error) {
 	}
 }
 
-// A counter is a Tunnel that has nothing to send and counts what arrives.
+// A counter is a Tunnel that has nothing to send and counts the packets that the device delivers.
 type counter struct {
 	n      int
 	closed chan struct{}

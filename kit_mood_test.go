@@ -7,16 +7,17 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A moodyBind is a Bind that fails when the test tells it to. It records the ports and marks that the device asked for.
+// A moodyBind is a Bind that returns the errors that the test sets. It records the ports with which the device calls Listen, and
+// the marks with which it calls SetMark.
 type moodyBind struct {
 	wireguard.Bind
 
 	mu     sync.Mutex // guards all below
-	fail   error      // what Listen returns
-	noMark error      // what SetMark returns
+	fail   error      // the error that Listen returns
+	noMark error      // the error that SetMark returns
 	opened []uint16
 	marks  []uint32
-	moods  []error // what the next calls of Receive return
+	moods  []error // the errors that the next calls of Receive return
 }
 
 type moodySocket struct {

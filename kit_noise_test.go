@@ -12,11 +12,11 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// This file is a second implementation of the handshake, written from the Noise specification (revision 34) and from
-// sections 5.4.2 to 5.4.5 of the whitepaper. It shares no code with this package: its X25519 is crypto/ecdh and its HMAC
-// is crypto/hmac. It follows the specification's text closely and is not fast. The quoted sentences are from the specification.
+// This file is a second implementation of the handshake, written from the Noise specification (revision 34) and from sections
+// 5.4.2 to 5.4.5 of the whitepaper. It shares no code with this package: its X25519 is crypto/ecdh and its HMAC is crypto/hmac.
+// It follows the text of the Noise specification closely, and is not fast. The quoted sentences are from that specification.
 
-// The message patterns of IKpsk2 (Noise, sections 7.5 and 9.4).
+// noiseIKpsk2 has the tokens of the two messages of the pattern IKpsk2 (Noise, sections 7.5 and 9.4).
 var noiseIKpsk2 = [2][]string{
 	{"e", "es", "s", "ss"},
 	{"e", "ee", "se", "psk"},
@@ -47,8 +47,8 @@ func noiseHMAC(key []byte, parts ...[]byte) []byte {
 	return h.Sum(nil)
 }
 
-// noiseHKDF is section 4.3: "Takes a chaining_key byte sequence of length HASHLEN, and an input_key_material byte
-// sequence".
+// noiseHKDF is the function HKDF of section 4.3: "Takes a chaining_key byte sequence of length HASHLEN, and an input_key_material
+// byte sequence".
 func noiseHKDF(chainingKey, material []byte) (one, two, three []byte) {
 	temp := noiseHMAC(chainingKey, material)
 	one = noiseHMAC(temp, []byte{1})
@@ -57,13 +57,14 @@ func noiseHKDF(chainingKey, material []byte) (one, two, three []byte) {
 	return one, two, three
 }
 
-// A noiseCipher is a CipherState (section 5.1). An empty k encrypts nothing.
+// A noiseCipher is a CipherState (section 5.1). If the key k is nil, it does not encrypt.
 type noiseCipher struct {
 	k []byte
 	n uint64
 }
 
-// nonce is section 12.3: "The 96-bit nonce is formed by encoding 32 bits of zeros followed by little-endian encoding of n."
+// nonce returns the next nonce (section 12.3): "The 96-bit nonce is formed by encoding 32 bits of zeros followed by little-endian
+// encoding of n."
 func (c *noiseCipher) nonce() []byte {
 	defer func() { c.n++ }()
 	return binary.LittleEndian.AppendUint64(make([]byte, 4), c.n)
@@ -91,7 +92,7 @@ func (c *noiseCipher) decryptWithAd(ad, ciphertext []byte) ([]byte, error) {
 	return a.Open(nil, c.nonce(), ciphertext, ad)
 }
 
-// A noiseHandshake is a SymmetricState and a HandshakeState (sections 5.2 and 5.3).
+// A noiseHandshake has the fields of a SymmetricState and of a HandshakeState (sections 5.2 and 5.3).
 type noiseHandshake struct {
 	noiseCipher
 	ck, h []byte
@@ -102,7 +103,8 @@ type noiseHandshake struct {
 	psk       []byte
 }
 
-// newNoiseHandshake is Initialize, with the pre-message "<- s". rs is nil for the responder, who learns it.
+// newNoiseHandshake is the function Initialize of section 5.3, with the pre-message "<- s". rs, the static key of the other side,
+// is nil for the responder, because the responder learns it from the first message.
 func newNoiseHandshake(initiator bool, prologue []byte, s, e *ecdh.PrivateKey, rs *ecdh.PublicKey, psk []byte) *noiseHandshake {
 	name := []byte("Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s")
 	n := &noiseHandshake{initiator: initiator, s: s, e: e, rs: rs, psk: psk}
@@ -143,14 +145,14 @@ func (n *noiseHandshake) decryptAndHash(ciphertext []byte) ([]byte, error) {
 	return p, err
 }
 
-// mix handles the tokens that both ends process alike. "For "es": Calls MixKey(DH(e, rs)) if initiator, MixKey(DH(s, re)) if
-// responder"; for se it is the other way round.
+// mix handles the tokens for which writing and reading a message do the same. For the token es, it "calls MixKey(DH(e, rs)) if
+// initiator, MixKey(DH(s, re)) if responder". For the token se, it does the opposite.
 func (n *noiseHandshake) mix(token string) error {
 	if token == "psk" {
 		n.mixKeyAndHash(n.psk)
 		return nil
 	}
-	if !n.initiator { // the first letter is the initiator's key
+	if !n.initiator { // the first letter stands for the initiator's key
 		token = string([]byte{token[1], token[0]})
 	}
 	own, other := n.s, n.rs
@@ -168,7 +170,7 @@ func (n *noiseHandshake) mix(token string) error {
 	return nil
 }
 
-// writeMessage returns the fields of a message: one for each key that it sends, and one for the payload.
+// writeMessage returns the fields of a message: one for each public key that the message contains, and one for the payload.
 func (n *noiseHandshake) writeMessage(pattern []string, payload []byte) (fields [][]byte, err error) {
 	for _, token := range pattern {
 		switch token {
@@ -217,14 +219,14 @@ func (n *noiseHandshake) readMessage(pattern []string, fields [][]byte) (payload
 	return n.decryptAndHash(fields[0])
 }
 
-// split returns the key for messages from the initiator and the key for messages to it.
+// split returns the key for data messages from the initiator and the key for data messages to the initiator.
 func (n *noiseHandshake) split() (fromInitiator, toInitiator []byte) {
 	one, two, _ := noiseHKDF(n.ck, nil)
 	return one, two
 }
 
-// A noiseEnd is one end of a WireGuard handshake: it packs the fields of a noiseHandshake into WireGuard's messages
-// (whitepaper, sections 5.4.2 and 5.4.3).
+// A noiseEnd is the initiator or the responder of a WireGuard handshake. It converts between the fields of a noiseHandshake and
+// WireGuard's messages (whitepaper, sections 5.4.2 and 5.4.3).
 type noiseEnd struct {
 	*noiseHandshake
 	local, remote uint32
@@ -234,8 +236,8 @@ func newNoiseEnd(initiator bool, s, e *ecdh.PrivateKey, rs *ecdh.PublicKey, psk 
 	return &noiseEnd{newNoiseHandshake(initiator, []byte("WireGuard v1 zx2c4 Jason@zx2c4.com"), s, e, rs, psk), local, 0}
 }
 
-// write makes the message of this end: the initiation with a timestamp, or the response with an empty payload. mac2 is
-// zero, as it is without a cookie.
+// write makes the message that n has to send. The initiator sends the initiation, whose payload is a timestamp, and the responder
+// sends the response, whose payload is empty. The mac2 is zero, because there is no cookie.
 func (n *noiseEnd) write(payload []byte) ([]byte, error) {
 	m := binary.LittleEndian.AppendUint32([]byte{1, 0, 0, 0}, n.local)
 	pattern := noiseIKpsk2[0]
@@ -254,7 +256,7 @@ func (n *noiseEnd) write(payload []byte) ([]byte, error) {
 	return append(m, make([]byte, 16)...), nil
 }
 
-// read takes the other end's message and returns its payload.
+// read reads the message m of the other side, and returns its payload.
 func (n *noiseEnd) read(m []byte) (payload []byte, err error) {
 	kind, size, pattern, cuts := byte(2), 92, noiseIKpsk2[1], []int{12, 44, 60}
 	if !n.initiator {

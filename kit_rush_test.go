@@ -20,8 +20,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A rush has several goroutines send through one device to several peers at once. The tests use only the device's API, and see
-// what it puts on the wire and what the peers deliver:
+// A rush is a test in which several goroutines send through one device, the hub, to several peers, the spokes. The test uses only
+// the API of the hub. It checks the messages that the hub sends, and the packets that the spokes deliver:
 //
 //	sources 0 to 3: Device.Send ──┐         ┌─ spoke 0 ─┐
 //	source 4: the device's tunnel ┴▶ hub ─▶ ┼─ spoke 1 ─┼▶ order of each source, counts
@@ -35,22 +35,22 @@ type rush struct {
 	tun    *pipe.Tunnel // the hub's
 	spokes []*spoke
 
-	pause   time.Duration // the hub's socket waits up to this long before each send
-	sockets atomic.Int32  // how many the hub opened
-	handed  atomic.Uint64 // packets, by all sources
-	seen    atomic.Uint64 // the drops that pace has seen
+	pause   time.Duration // Send of the hub's socket sometimes sleeps for up to this time before it sends
+	sockets atomic.Int32  // how many sockets the hub has opened
+	handed  atomic.Uint64 // how many packets all sources have given to the hub
+	seen    atomic.Uint64 // how many drops there were when pace was last called
 
 	mu       sync.Mutex             // guards sessions
-	sessions map[uint32]rushSession // by index at the spoke
+	sessions map[uint32]rushSession // by the spoke's index of the session
 }
 
-// A rushSession is what the hub sent in a session.
+// A rushSession is the state of a session as far as the hub's socket has seen it.
 type rushSession struct {
 	socket  int32  // the number of the hub's socket that the session uses
 	counter uint64 // the counter of the next message
 }
 
-// Sources 0 to 3 call Device.Send, and the last one is the hub's tunnel.
+// Sources are numbered from 0. Sources 0 to 3 call Device.Send, and source 4 is the hub's tunnel.
 const (
 	fromTunnel = 4
 	sourceMax  = 5
@@ -58,7 +58,7 @@ const (
 
 var allSources = []int{0, 1, 2, 3, fromTunnel}
 
-// A spoke is a peer of the hub that receives.
+// A spoke is a peer of the hub. It only receives packets.
 type spoke struct {
 	*wireguard.Device
 	key       wireguard.PrivateKey
@@ -66,8 +66,8 @@ type spoke struct {
 	config    wireguard.PeerConfig
 	tun       *pipe.Tunnel
 	end       *pipe.End
-	handed    [sourceMax]uint32 // packets, each by its source's goroutine
-	next      [sourceMax]uint32 // the least number that may arrive next
+	handed    [sourceMax]uint32 // how many packets each source has sent to the spoke; only the source's goroutine uses its element
+	next      [sourceMax]uint32 // for each source, the smallest number that the next packet may have
 	delivered atomic.Uint64
 }
 
@@ -99,7 +99,7 @@ func newRush(t *testing.T, spokes int) *rush {
 	for _, s := range r.spokes {
 		takers.Go(func() { r.take(s) })
 	}
-	takers.Go(func() { // discards the hub's ICMP errors to the sources of dropped packets
+	takers.Go(func() { // discards the ICMP errors that the hub delivers when it drops packets
 		for _, err := r.tun.Receive(context.Background()); err == nil; _, err = r.tun.Receive(context.Background()) {
 		}
 	})
@@ -113,7 +113,7 @@ func newRush(t *testing.T, spokes int) *rush {
 	return r
 }
 
-// A rushBind numbers the hub's sockets, and makes them slow at times.
+// A rushBind numbers the sockets that it opens for the hub. Their method Send is sometimes slow.
 type rushBind struct {
 	wireguard.Bind
 	r *rush
@@ -130,7 +130,8 @@ func (b rushBind) Listen(port uint16) (wireguard.Socket, error) {
 	return rushSocket{s, b.r, b.r.sockets.Add(1)}, err
 }
 
-// Send reports an error if a session used another socket before, or if a counter is not the next one of its session.
+// Send reports an error if a message belongs to a session that used another socket before, or if its counter is not the next one
+// of the session.
 func (s rushSocket) Send(ts []wireguard.Train) {
 	if s.r.pause > 0 && rand.IntN(4) == 0 {
 		time.Sleep(rand.N(s.r.pause))
@@ -147,7 +148,7 @@ func (s rushSocket) Send(ts []wireguard.Train) {
 	s.Socket.Send(ts)
 }
 
-// saw checks and records the session, socket and counter of a message. mu is held.
+// saw checks and records the session (index), socket and counter of a message. The caller must hold mu.
 func (r *rush) saw(socket int32, index uint32, counter uint64) {
 	was, known := r.sessions[index]
 	if known && was.socket != socket {
@@ -159,7 +160,8 @@ func (r *rush) saw(socket int32, index uint32, counter uint64) {
 	r.sessions[index] = rushSession{socket, counter + 1}
 }
 
-// take receives the packets that s delivers, and reports an error if a packet is not newer than the last one of its source.
+// take receives the packets that the spoke s delivers. It reports an error if a packet does not have a larger number than the
+// last one from the same source.
 func (r *rush) take(s *spoke) {
 	for {
 		p, err := s.tun.Receive(context.Background())
@@ -175,7 +177,7 @@ func (r *rush) take(s *spoke) {
 	}
 }
 
-// burst returns n packets of a source. They go to the spokes in turn, to spokes drawn at random, or all to one spoke.
+// burst returns n packets of a source. It sends them to the spokes in rotation, to random spokes, or all to one spoke.
 func (r *rush) burst(source, n int) (ps [][]byte) {
 	pattern, first := rand.IntN(3), rand.IntN(len(r.spokes))
 	size := rand.IntN(1300)
@@ -193,7 +195,7 @@ func (r *rush) burst(source, n int) (ps [][]byte) {
 	return ps
 }
 
-// packet returns the next packet of a source to s.
+// packet returns the next packet of a source to the spoke s.
 func (r *rush) packet(source int, s *spoke, size int) []byte {
 	payload := make([]byte, 5+size)
 	payload[0] = byte(source)
@@ -202,7 +204,7 @@ func (r *rush) packet(source int, s *spoke, size int) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(source)}), 7), netip.AddrPortFrom(s.addr, 7), payload)
 }
 
-// hand gives packets to the hub. Only a device that is down or closed may refuse them.
+// hand gives packets of a source to the hub. The hub may refuse packets only if it is down or closed.
 func (r *rush) hand(source int, b *wireguard.Batch, ps ...[]byte) error {
 	r.handed.Add(uint64(len(ps)))
 	if source == fromTunnel {
@@ -227,7 +229,8 @@ func (r *rush) send(b *wireguard.Batch) error {
 	return err
 }
 
-// run starts a goroutine for each of some sources, which calls do until stop is called. stop waits until they have ended.
+// run starts one goroutine for each of the given sources. Each goroutine calls the function do again and again until the function
+// stop is called. That function also waits until the goroutines have ended.
 func (r *rush) run(some []int, do func(source int, b *wireguard.Batch)) (stop func()) {
 	var wg sync.WaitGroup
 	ended := make(chan struct{})
@@ -251,7 +254,7 @@ func (r *rush) run(some []int, do func(source int, b *wireguard.Batch)) (stop fu
 	}
 }
 
-// delivered returns how many packets all spokes delivered. dropped returns how many packets the wire and all devices dropped.
+// delivered returns how many packets all spokes delivered. dropped returns how many packets the network and all devices dropped.
 func (r *rush) delivered() (n uint64) {
 	for _, s := range r.spokes {
 		n += s.delivered.Load()
@@ -276,8 +279,9 @@ func (r *rush) peers() (ds []*wireguard.Device) {
 	return ds
 }
 
-// pace waits until at most 500 packets are under way, or 20 ms have passed. If packets were dropped since the last call, it first
-// waits another 2 ms. Without pace, most packets and handshake messages would be dropped at a full queue.
+// pace slows the sources down, because otherwise full queues would drop most packets and handshake messages. It waits until at
+// most 500 packets are neither delivered nor dropped, but for at most 20 ms. If packets were dropped since the last call, pace
+// first sleeps for 2 ms.
 func (r *rush) pace() {
 	if n := r.dropped(); r.seen.Swap(n) < n {
 		time.Sleep(2 * time.Millisecond)
@@ -296,7 +300,7 @@ func (r *rush) eventually(why string, ok func() bool) {
 	}
 }
 
-// fail ends the test and shows the state of all devices.
+// fail ends the test, and reports the state of all devices.
 func (r *rush) fail(why string) {
 	r.Helper()
 	var b strings.Builder
@@ -317,8 +321,8 @@ func (r *rush) fail(why string) {
 	r.Fatal(b.String())
 }
 
-// wantCounted waits until each packet to some spokes has arrived or was counted as dropped by the hub, by the wire or by the
-// spoke. It is called after the sources have ended.
+// wantCounted waits until each packet to the given spokes has been delivered, or counted as dropped by the hub, the network or
+// the spoke. Call it after the sources have ended.
 func (r *rush) wantCounted(some ...*spoke) {
 	r.Helper()
 	for _, s := range some {
@@ -335,7 +339,7 @@ func (r *rush) wantCounted(some ...*spoke) {
 	}
 }
 
-// wantNothingQueued fails unless the hub soon holds no packet.
+// wantNothingQueued waits until no packet is staged or queued in the hub. It fails if packets remain.
 func (r *rush) wantNothingQueued(why string) {
 	r.Helper()
 	r.eventually(why+": packets are left with the hub", func() bool {
@@ -347,7 +351,7 @@ func (r *rush) wantNothingQueued(why string) {
 	})
 }
 
-// wantFlow waits until a packet arrives at each spoke.
+// wantFlow waits until each spoke has delivered another packet.
 func (r *rush) wantFlow(why string) {
 	r.Helper()
 	for _, s := range r.spokes {

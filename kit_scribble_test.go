@@ -10,9 +10,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A scribblingBind lends memory only as long as the contract says. When Receive is called, it overwrites what that Receiver
-// returned before, so that a device that kept it has garbage. When Send returns, it overwrites the trains that the Bind below was
-// given.
+// A scribblingBind wraps a Bind, and overwrites memory that must no longer be used. When Receive is called, it overwrites the
+// trains that the same Receiver returned before. So a device that still uses them finds garbage. When the embedded Bind returns
+// from Send, the scribblingBind overwrites the trains that it gave to this Bind.
 type scribblingBind struct{ wireguard.Bind }
 
 func (b scribblingBind) Listen(port uint16) (wireguard.Socket, error) {
@@ -25,7 +25,7 @@ func (b scribblingBind) Listen(port uint16) (wireguard.Socket, error) {
 
 type scribblingSocket struct{ wireguard.Socket }
 
-// SetMark accepts any mark, so that scenarios can change it.
+// SetMark accepts every mark, so that scenarios can change the mark.
 func (scribblingSocket) SetMark(uint32) error { return nil }
 
 func (s scribblingSocket) Receivers() (rs []wireguard.Receiver) {
@@ -35,7 +35,7 @@ func (s scribblingSocket) Receivers() (rs []wireguard.Receiver) {
 	return rs
 }
 
-// Send sends a copy, and panics if the Bind below changed the data.
+// Send passes a copy of the trains to the embedded Bind, and panics if that Bind changes the data.
 func (s scribblingSocket) Send(ts []wireguard.Train) {
 	lent := slices.Clone(ts)
 	for i := range lent {
@@ -49,7 +49,7 @@ func (s scribblingSocket) Send(ts []wireguard.Train) {
 		ts[i].Endpoint, ts[i].Err = lent[i].Endpoint, lent[i].Err
 		scribble(lent[i].Data)
 	}
-	clear(lent) // the slice is borrowed too
+	clear(lent) // the slice itself is also only lent
 }
 
 type scribblingReceiver struct {
@@ -61,13 +61,13 @@ func (r *scribblingReceiver) Receive() ([]wireguard.Train, error) {
 	for i := range r.lent {
 		scribble(r.lent[i].Data)
 	}
-	clear(r.lent) // the slice is borrowed too
+	clear(r.lent) // the slice itself is also only lent
 	ts, err := r.Receiver.Receive()
 	r.lent = append(r.lent[:0], ts...)
 	return r.lent, err
 }
 
-// A scribblingTunnel overwrites the packets that it is given, as a sink may.
+// A scribblingTunnel overwrites the packets that the device delivers to it, as a Tunnel may.
 type scribblingTunnel struct{ *pipe.Tunnel }
 
 func (t scribblingTunnel) WritePackets(pkts [][]byte) (int, error) {
@@ -84,7 +84,7 @@ func scribble(b []byte) {
 	}
 }
 
-// A keepingSocket keeps what it is lent, which a Socket must not.
+// A keepingSocket keeps the trains that it is to send after Send has returned, which is not allowed for a Socket.
 type keepingSocket struct {
 	wireguard.Socket
 	kept []wireguard.Train
@@ -96,8 +96,8 @@ func (s *keepingSocket) Send(ts []wireguard.Train) {
 	ts[0].Err, ts[0].Endpoint.Interface = syscall.EPERM, 7
 }
 
-// TestScribblingSend checks that a Socket that keeps the data it was given is left with garbage, and that the device keeps its own
-// data and sees what the Socket wrote to each train.
+// TestScribblingSend checks the scribblingBind itself. A Socket that keeps the data of a train after Send must find garbage. The
+// device's own data must be unchanged, and the device must see the fields that the Socket sets in each train.
 func TestScribblingSend(t *testing.T) {
 	var keeping keepingSocket
 	ts := []wireguard.Train{{Data: []byte("data"), Size: 4}}

@@ -10,11 +10,11 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A message is a datagram that a device put on the wire, whether or not it arrived.
+// A message is a datagram that a device has sent, whether or not it has arrived.
 type message struct {
-	at       time.Duration // since the start of the world
+	at       time.Duration // when the message was sent, as the time since the start of the world
 	from     *node
-	src, dst netip.AddrPort // src as seen outside of a NAT
+	src, dst netip.AddrPort // if there is a NAT, src is the address outside of it
 	kind     pipe.MessageType
 	tos      uint8
 	data     []byte
@@ -22,7 +22,7 @@ type message struct {
 
 func (m *message) String() string { return m.from.name + " " + m.kind.String() }
 
-// record is the filter that sees every datagram that devices send.
+// record is the filter of the network. It records every datagram that a device sends, and applies the world's rule to it.
 func (w *world) record(p *pipe.Packet) pipe.Verdict {
 	m := message{
 		at: w.now(), src: p.From, dst: p.To, kind: p.Type, tos: p.TOS, data: append([]byte(nil), p.Data...),
@@ -41,7 +41,8 @@ func (w *world) record(p *pipe.Packet) pipe.Verdict {
 	return pipe.Pass
 }
 
-// script returns what devices put on the wire since its last call, in order: "a initiation, b response, a data x3".
+// script returns the messages that the devices have sent since its last call, in order, for example "a initiation, b response, a
+// data x3".
 func (w *world) script() string {
 	w.settle()
 	w.mu.Lock()
@@ -68,7 +69,7 @@ func (w *world) script() string {
 	return strings.Join(parts, ", ")
 }
 
-// want asserts that script is what was put on the wire since the last want.
+// want asserts that the devices have sent exactly the messages in script since the last call of want or script.
 func (w *world) want(script, why string) {
 	w.Helper()
 	if got := w.script(); got != script {
@@ -76,14 +77,15 @@ func (w *world) want(script, why string) {
 	}
 }
 
-// wantIdle asserts that nothing is put on the wire for d.
+// wantIdle asserts that no device sends a message for the time d.
 func (w *world) wantIdle(d time.Duration, why string) {
 	w.Helper()
 	w.advance(d)
 	w.want("", why)
 }
 
-// wantAt asserts that nothing is put on the wire until d has passed, and that script is put on it at that moment.
+// wantAt asserts that no device sends a message until the time d has passed, and that the devices then send the messages in
+// script.
 func (w *world) wantAt(d time.Duration, script, why string) {
 	w.Helper()
 	w.wantIdle(d-1, "before: "+why)
@@ -91,10 +93,10 @@ func (w *world) wantAt(d time.Duration, script, why string) {
 	w.want(script, why)
 }
 
-// jitter is the most that is added to REKEY_TIMEOUT.
+// jitter is the maximum random time that a device adds to REKEY_TIMEOUT.
 const jitter = time.Second / 3
 
-// wantJittered is like wantAt, but script may be put on the wire up to jitter later.
+// wantJittered is like wantAt, but the devices may send the messages up to jitter later.
 func (w *world) wantJittered(d time.Duration, script, why string) {
 	w.Helper()
 	w.wantIdle(d-1, "before: "+why)
@@ -102,7 +104,7 @@ func (w *world) wantJittered(d time.Duration, script, why string) {
 	w.want(script, why)
 }
 
-// last returns the newest message of a kind, for example "a initiation", that was put on the wire.
+// last returns the newest message of a kind that was sent. A kind is, for example, "a initiation".
 func (w *world) last(kind string) message {
 	w.Helper()
 	w.settle()
@@ -118,7 +120,7 @@ func (w *world) last(kind string) message {
 	return message{}
 }
 
-// replay injects a message once more, from its source or another one.
+// replay injects a message again, from its own source address or from another one.
 func (w *world) replay(m message, from ...netip.AddrPort) {
 	w.Helper()
 	src := m.src
@@ -131,7 +133,8 @@ func (w *world) replay(m message, from ...netip.AddrPort) {
 	w.settle()
 }
 
-// judge lets rule decide on each message until the next call of judge. If rule is nil, every message passes.
+// judge makes the function rule decide for each message whether the network passes, drops or holds the message. If rule is nil,
+// all messages pass. The rule holds until judge is called again.
 func (w *world) judge(rule func(m *message) pipe.Verdict) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -141,7 +144,7 @@ func (w *world) judge(rule func(m *message) pipe.Verdict) {
 // lose drops the next n messages of a kind.
 func (w *world) lose(kind string, n int) { w.meet(pipe.Drop, kind, n) }
 
-// hold keeps the next n messages of a kind back until release.
+// hold keeps back the next n messages of a kind until release is called.
 func (w *world) hold(kind string, n int) { w.meet(pipe.Hold, kind, n) }
 
 func (w *world) meet(v pipe.Verdict, kind string, n int) {
@@ -154,17 +157,17 @@ func (w *world) meet(v pipe.Verdict, kind string, n int) {
 	})
 }
 
-// release lets the messages go on that were held, and ends the rule.
+// release delivers the messages that were held back, and removes the rule.
 func (w *world) release() {
 	w.judge(nil)
 	w.net.Release()
 	w.settle()
 }
 
-// mac2 is the last field of a handshake message.
+// mac2 returns the mac2 of a handshake message, which is its last field.
 func mac2(m message) []byte { return m.data[len(m.data)-16:] }
 
-// numbered returns the payloads "0", "1", … from one number up to another.
+// numbered returns payloads that are decimal numbers: those from the first argument up to but not including the second.
 func numbered(from, to int) (s []string) {
 	for i := from; i < to; i++ {
 		s = append(s, strconv.Itoa(i))
@@ -172,7 +175,8 @@ func numbered(from, to int) (s []string) {
 	return s
 }
 
-// traffic sends n packets in each direction, one per gap, and returns the payloads that arrived at b and at a.
+// traffic sends n packets in each direction, waits for the time gap after each pair of packets, and returns the payloads that
+// arrived at b and at a.
 func traffic(w *world, a, b *node, n int, gap time.Duration) (atB, atA []string) {
 	for i := range n {
 		a.send(b, strconv.Itoa(i))

@@ -13,7 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun/tuntest"
 )
 
-// A goLine is a conn.Bind whose other side is the test.
+// A goLine is a wireguard-go Bind (conn.Bind) that is connected to the test instead of a network.
 type goLine struct {
 	in, out chan []byte
 	mu      sync.Mutex
@@ -73,7 +73,7 @@ func (l *goLine) ParseEndpoint(string) (conn.Endpoint, error) { return goEndpoin
 
 func (l *goLine) BatchSize() int { return 1 }
 
-// A goEnd is a wireguard-go device whose one peer is a remote.
+// A goEnd is a wireguard-go device whose only peer is a remote.
 type goEnd struct {
 	line *goLine
 	tun  *tuntest.ChannelTUN

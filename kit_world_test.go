@@ -16,17 +16,17 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Scenarios run whole devices on a wire in memory, in the virtual time of a synctest bubble, where only sleeping takes time.
-// They assert what the devices put on the wire:
+// Scenarios run whole devices on an in-memory network, which they call the wire. The time is the virtual time of a synctest
+// bubble, where only sleeping takes time. The scenarios assert which messages the devices send:
 //
 //	10.0.0.1, fd00::1  a ── 198.18.0.1:1001 ─┐
 //	10.0.0.2, fd00::2  b ── 198.18.0.2:1002 ─┼─ pipe.Network ─▶ world.log ─▶ w.want("a initiation, b response, a data", "why")
 //	10.0.0.3, fd00::3  c ── 198.18.0.3:1003 ─┘
 //
-// Every device in a scenario has a Bind and a Tunnel that overwrite the memory that they lend to the device as soon as they
-// may; see kit_scribble_test.go.
+// Every device in a scenario has a Bind and a Tunnel that overwrite memory as soon as the device must no longer use it; see
+// kit_scribble_test.go.
 
-// A world is a wire and the devices on it.
+// A world is an in-memory network and the devices on it.
 type world struct {
 	testing.TB
 	net   *pipe.Network
@@ -34,8 +34,8 @@ type world struct {
 	nodes []*node
 
 	mu   sync.Mutex
-	log  []message // put on the wire since the last want
-	past []message // put on the wire before the last want
+	log  []message // the messages sent since the last call of want or script
+	past []message // the messages sent before that call
 	rule func(m *message) pipe.Verdict
 }
 
@@ -50,11 +50,11 @@ type node struct {
 	clock       *clock
 	addr, addr6 netip.Addr // inside the tunnel
 	port        uint16
-	events      <-chan wireguard.Event // all kinds except EventAttemptFailed, each as it happened
+	events      <-chan wireguard.Event // the device's events of all kinds except EventAttemptFailed
 }
 
-// A clock is a machine's virtual time. While the machine is suspended, the clock stands still, and goroutines that ask for the
-// time wait.
+// A clock is a machine's virtual time. While the machine is suspended, a goroutine that reads the clock blocks until the machine
+// resumes.
 type clock struct {
 	start time.Time
 
@@ -93,7 +93,7 @@ func (c *clock) suspend(asleep bool) {
 	c.resume.Broadcast()
 }
 
-// leap moves the clock forward by d, as if the machine had slept that long. It does not move the timers of the runtime.
+// leap moves the clock forward by d, as if the machine had been suspended that long. The timers of the Go runtime do not notice.
 func (c *clock) leap(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,7 +107,7 @@ func (c *clock) stepWall(d time.Duration) {
 	c.step += d
 }
 
-// scenario calls play with two devices that are up and know each other.
+// scenario calls play with two devices that are up and are peers of each other.
 func scenario(t *testing.T, play func(w *world, a, b *node)) {
 	t.Helper()
 	inWorld(t, func(w *world) {
@@ -128,7 +128,7 @@ func inWorld(t *testing.T, play func(w *world)) {
 	})
 }
 
-// node adds a device, and brings it up. Each alter changes its configuration.
+// node adds a device, and brings it up. The functions in alter change its configuration first.
 func (w *world) node(name string, alter ...func(c *wireguard.Config)) *node {
 	w.Helper()
 	n := w.nodeDown(name, alter...)
@@ -153,7 +153,7 @@ func (w *world) nodeDown(name string, alter ...func(c *wireguard.Config)) *node 
 	return n
 }
 
-// boot makes the node's device, or another one in its place.
+// boot makes the node's device, or replaces it with a new one.
 func (n *node) boot(random *rand.ChaCha8, alter ...func(c *wireguard.Config)) {
 	n.w.Helper()
 	c := wireguard.Config{
@@ -179,14 +179,15 @@ func (n *node) boot(random *rand.ChaCha8, alter ...func(c *wireguard.Config)) {
 	n.w.Cleanup(func() { d.Close() })
 }
 
-// watch returns a channel of the events of these kinds. It drops events that the test does not read in time.
+// watch returns a channel of the node's events of these kinds. If the channel is full, because the test has not read 128 events,
+// further events are dropped.
 func (n *node) watch(kinds ...wireguard.EventKind) <-chan wireguard.Event {
 	sub, events := n.Subscribe(kinds...), make(chan wireguard.Event, 128)
 	go func() {
 		for e := range sub.Events(context.Background()) {
 			select {
 			case events <- e:
-			default: // the test does not read them
+			default: // the channel is full
 			}
 		}
 	}()
@@ -198,7 +199,7 @@ func (n *node) pub() wireguard.PublicKey { return n.key.Public() }
 // at returns the endpoint of the node.
 func (n *node) at() wireguard.Endpoint { return n.end.Endpoint(n.port) }
 
-// peer returns the configuration of o as a peer.
+// peer returns the configuration with which another node adds o as a peer.
 func (o *node) peer(alter ...func(c *wireguard.PeerConfig)) wireguard.PeerConfig {
 	c := wireguard.PeerConfig{PublicKey: o.pub(), Endpoint: o.at(), AllowedIPs: o.prefixes()}
 	for _, f := range alter {
@@ -220,7 +221,7 @@ func (n *node) knows(o *node, alter ...func(c *wireguard.PeerConfig)) {
 	n.w.settle()
 }
 
-// configure carries out a change that must succeed.
+// configure calls Configure, which must succeed.
 func (n *node) configure(c wireguard.Change) {
 	n.w.Helper()
 	if err := n.Configure(c); err != nil {
@@ -229,14 +230,14 @@ func (n *node) configure(c wireguard.Change) {
 	n.w.settle()
 }
 
-// update changes one peer.
+// update changes n's configuration of its peer o.
 func (n *node) update(o *node, c wireguard.PeerChange) {
 	n.w.Helper()
 	c.PublicKey = o.pub()
 	n.configure(wireguard.Change{Peers: []wireguard.PeerChange{c}})
 }
 
-// psk returns the preshared key that n has with o.
+// psk returns the preshared key that n has configured for o.
 func (n *node) psk(o *node) wireguard.PresharedKey {
 	n.w.Helper()
 	k, ok := n.PresharedKey(o.pub())
@@ -246,7 +247,7 @@ func (n *node) psk(o *node) wireguard.PresharedKey {
 	return k
 }
 
-// status returns what n knows of o.
+// status returns n's status of its peer o.
 func (n *node) status(o *node) wireguard.PeerStatus {
 	n.w.Helper()
 	s, ok := n.Peer(o.pub())
@@ -256,7 +257,7 @@ func (n *node) status(o *node) wireguard.PeerStatus {
 	return s
 }
 
-// allowed returns the prefixes from which n lets o send, in order.
+// allowed returns the allowed IPs that n has configured for o, in order.
 func (n *node) allowed(o *node) []netip.Prefix { return slices.Collect(n.AllowedIPs(o.pub())) }
 
 // packet returns an IPv4 packet from n to o.
@@ -264,7 +265,7 @@ func (n *node) packet(o *node, payload string) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(n.addr, 7), netip.AddrPortFrom(o.addr, 7), []byte(payload))
 }
 
-// send puts packets to o into n's tunnel, in one burst, and then calls settle.
+// send sends packets to o from n's tunnel, in one burst, and then calls settle.
 func (n *node) send(o *node, payloads ...string) {
 	n.w.Helper()
 	var ps [][]byte
@@ -282,7 +283,7 @@ func (n *node) inject(packets ...[]byte) {
 	n.w.settle()
 }
 
-// arrived takes the packets that n delivered to its tunnel, and returns their payloads.
+// arrived removes all packets that n has delivered to its tunnel, and returns their payloads.
 func (n *node) arrived() (payloads []string) {
 	n.w.settle()
 	for p := n.tun.TryReceive(); p != nil; p = n.tun.TryReceive() {
@@ -295,7 +296,8 @@ func (n *node) arrived() (payloads []string) {
 	return payloads
 }
 
-// wantArrived asserts which payloads n delivered to its tunnel since the last call of arrived or wantArrived.
+// wantArrived asserts the payloads of the packets that n has delivered to its tunnel since the last call of arrived or
+// wantArrived.
 func (n *node) wantArrived(why string, payloads ...string) {
 	n.w.Helper()
 	if got := n.arrived(); fmt.Sprint(got) != fmt.Sprint(payloads) {
@@ -303,7 +305,7 @@ func (n *node) wantArrived(why string, payloads ...string) {
 	}
 }
 
-// wantDrops asserts how many drops with a reason n counted since its start.
+// wantDrops asserts how many drops with the reason r the device n has counted since its start.
 func (n *node) wantDrops(r wireguard.DropReason, count uint64, why string) {
 	n.w.Helper()
 	n.w.settle()
@@ -312,7 +314,7 @@ func (n *node) wantDrops(r wireguard.DropReason, count uint64, why string) {
 	}
 }
 
-// wantEvents asserts the kinds of the events since its last call, and returns the events.
+// wantEvents asserts the kinds of the events since the last call of wantEvents, and returns these events.
 func (n *node) wantEvents(why string, kinds ...wireguard.EventKind) (es []wireguard.Event) {
 	n.w.Helper()
 	n.w.settle()
@@ -327,7 +329,7 @@ func (n *node) wantEvents(why string, kinds ...wireguard.EventKind) (es []wiregu
 	return es
 }
 
-// wantSession asserts whether n can send to o without a handshake.
+// wantSession asserts whether n has a session with o in which it can send.
 func (n *node) wantSession(o *node, stands bool, why string) {
 	n.w.Helper()
 	if got := n.status(o).Session; got != stands {
@@ -335,7 +337,7 @@ func (n *node) wantSession(o *node, stands bool, why string) {
 	}
 }
 
-// settle waits until every goroutine waits for something (synctest.Wait). No time passes.
+// settle waits until every goroutine is blocked (synctest.Wait). No virtual time passes.
 func (w *world) settle() { synctest.Wait() }
 
 // now returns the time since the start of the world.
@@ -347,8 +349,8 @@ func (w *world) advance(d time.Duration) {
 	w.settle()
 }
 
-// suspend puts machines to sleep for d. No message reaches them meanwhile. Timers that come due meanwhile ring when the machines
-// wake up, like those of a system whose timers count the time asleep.
+// suspend suspends the machines of the nodes for the time d. During that time no message reaches them. Timers that come due
+// during that time fire when the machines resume, as on a system whose timers include the time asleep.
 func (w *world) suspend(d time.Duration, nodes ...*node) {
 	w.settle()
 	for _, n := range nodes {
@@ -363,7 +365,7 @@ func (w *world) suspend(d time.Duration, nodes ...*node) {
 	w.settle()
 }
 
-// connect makes a session with n as its initiator, asserts the messages of the handshake, and takes them off the log.
+// connect makes a session whose initiator is n, and asserts the messages of the handshake.
 func (w *world) connect(n, o *node) {
 	w.Helper()
 	if err := n.Handshake(context.Background(), o.pub()); err != nil {
@@ -376,14 +378,15 @@ func (w *world) connect(n, o *node) {
 
 func ptr[T any](v T) *T { return &v }
 
-// connectAgain is like connect, but first restarts n, so that n has no session with o.
+// connectAgain is like connect, but it restarts n first, so n has no old session with o.
 func (w *world) connectAgain(n, o *node) {
 	w.Helper()
 	n.restart()
 	w.connect(n, o)
 }
 
-// restart takes n down and up. After that n has no sessions, and it need not wait 5 s before it sends an initiation.
+// restart takes n down and brings it up again. After that, n has no sessions, and can send an initiation at once, even if it sent
+// one less than 5 s ago.
 func (n *node) restart() {
 	n.w.Helper()
 	n.Down()
@@ -406,7 +409,7 @@ func ipPacket(src, dst netip.AddrPort, payload string) []byte {
 	return pipe.UDPPacket(src, dst, []byte(payload))
 }
 
-// wantWorks asserts that one packet in each direction arrives, without a handshake.
+// wantWorks asserts that a packet from a to b and a packet from b to a arrive without a handshake.
 func wantWorks(w *world, a, b *node, why string) {
 	w.Helper()
 	w.script()
@@ -417,7 +420,7 @@ func wantWorks(w *world, a, b *node, why string) {
 	a.wantArrived(why, why)
 }
 
-// hub returns a device with sessions with b, c and d.
+// hub returns a device h that has sessions with the devices b, c and d.
 func hub(w *world, alter ...func(c *wireguard.Config)) (h, b, c, d *node) {
 	h, b, c, d = w.node("hub", alter...), w.node("b"), w.node("c"), w.node("d")
 	for _, n := range []*node{b, c, d} {
@@ -428,7 +431,7 @@ func hub(w *world, alter ...func(c *wireguard.Config)) (h, b, c, d *node) {
 	return h, b, c, d
 }
 
-// meanwhile arranges that interrupt is called while n computes its first handshake message. Call meanwhile before n goes up.
+// meanwhile makes n call the function interrupt while it computes its first handshake message. Call meanwhile before n is up.
 func (n *node) meanwhile(interrupt func()) {
 	var mu sync.Mutex
 	random, calls := rand.NewChaCha8([32]byte{5}), 0
@@ -450,7 +453,7 @@ var (
 	stranger   = netip.MustParseAddrPort("203.0.113.66:666")
 )
 
-// move gives n another address on the wire. Messages to the old address reach nobody.
+// move gives n another address on the network. Messages to the old address are lost.
 func (n *node) move(to netip.Addr) {
 	n.w.Helper()
 	if err := n.end.SetAddrs(to); err != nil {
@@ -465,7 +468,7 @@ func (n *node) wantEndpoint(o *node, at netip.AddrPort, why string) {
 	}
 }
 
-// changePort gives n another port.
+// changePort changes the listen port of n.
 func (n *node) changePort(to uint16) {
 	n.w.Helper()
 	n.configure(wireguard.Change{ListenPort: &to})

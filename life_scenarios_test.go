@@ -14,8 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Each method is called in each state of a device's life. It does what its comment says, or returns an error that says why not. A
-// goroutine that it leaves behind fails the test.
+// TestEveryCallInEveryState calls each method in each state of a device, for example before Up and after Close. The method must
+// do what its comment says, or return an error that says why it cannot. The test fails if a goroutine is left.
 func TestEveryCallInEveryState(t *testing.T) {
 	states := []struct {
 		name  string
@@ -102,7 +102,7 @@ func TestEveryCallInEveryState(t *testing.T) {
 	}
 }
 
-// Down keeps the configuration and the counters, and drops the sessions and the staged packets (row 26).
+// Down keeps the configuration and the counters, and deletes the sessions and the staged packets (row 26).
 func TestDownAndUpAgain(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "one")
@@ -134,8 +134,8 @@ func TestDownAndUpAgain(t *testing.T) {
 	})
 }
 
-// If a Tunnel's ReadPackets fails, the device ends, and Err says why. If ReadPackets returns io.EOF, the device stops reading from
-// the Tunnel and works on.
+// If a Tunnel's ReadPackets fails, the device ends, and Err says why. If ReadPackets returns io.EOF, the device stops reading
+// from the Tunnel but stays up.
 func TestTunnelFails(t *testing.T) {
 	gone := errors.New("the interface is gone")
 	for _, failure := range []error{gone, io.EOF} {
@@ -169,7 +169,7 @@ func TestTunnelFails(t *testing.T) {
 	}
 }
 
-// A failingTunnel has nothing to send. Its ReadPackets returns the error that the test sends to fail.
+// A failingTunnel has nothing to send. Its method ReadPackets returns the error that the test sends to the channel fail.
 type failingTunnel struct {
 	*pipe.Tunnel
 	fail chan error
@@ -189,7 +189,8 @@ func (t *failingTunnel) Close() error {
 	return t.Tunnel.Close()
 }
 
-// Several goroutines call Close at once, while others send and wait for handshakes.
+// TestCloseUnderLoad calls Close on several goroutines at the same time, while other goroutines send packets and wait for
+// handshakes.
 func TestCloseUnderLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		var wg sync.WaitGroup
@@ -245,7 +246,7 @@ func TestCloseUnderLoad(t *testing.T) {
 	})
 }
 
-// An event has a value in each field that its kind names, and in no other field.
+// An event has values in exactly those fields that the comment of its kind names.
 func TestEventFields(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.clock.stepWall(time.Hour)
@@ -262,7 +263,7 @@ func TestEventFields(t *testing.T) {
 			{Kind: wireguard.EventHandshakeFailed, Time: es[2].Time, Endpoint: b.at(), Err: wireguard.ErrNoAnswer},
 		} {
 			got := es[i]
-			got.Endpoint.Source = want.Endpoint.Source // this test is not about the address at which a was reached
+			got.Endpoint.Source = want.Endpoint.Source // the local source address does not matter here
 			want.Peer = b.pub()
 			if got != want {
 				w.Errorf("event %+v\nwant  %+v", got, want)
@@ -288,8 +289,8 @@ func TestUpFails(t *testing.T) {
 	})
 }
 
-// Wake opens the socket anew on the same port. If that fails, Wake returns an error, and the device stays up without a socket until
-// the next Wake.
+// Wake replaces the socket with a new one on the same port. If that fails, Wake returns an error, and the device stays up without
+// a socket until the next Wake.
 func TestWake(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		w.connect(a, b)

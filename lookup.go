@@ -24,14 +24,14 @@ func (d *Device) lookUp(in *initiation) {
 	}
 }
 
-// askFor calls Lookup, which may take as long as the program likes.
+// askFor calls Config.Lookup and adds the peer that it returns. The call may take as long as the program likes.
 func (d *Device) askFor(key PublicKey, r *running) {
 	c, err := d.lookup(r.ctx, key)
 	if err == nil && c.PublicKey != key {
 		err = refusal(DropUnknownPeer)
 	}
 	if err == nil && !d.lookups.Waiting(key).timestamp.After(c.Timestamp) {
-		err = refusal(DropOldTimestamp) // a recording must not add the peer again
+		err = refusal(DropOldTimestamp) // a recorded initiation must not add the peer again
 	}
 	if err == nil {
 		err = d.addLookedUp(&c, r)
@@ -48,8 +48,8 @@ func (d *Device) askFor(key PublicKey, r *running) {
 	d.lookups.End(key).wipe()
 }
 
-// addLookedUp adds a peer that Lookup supplied, unless it was configured meanwhile. A worker answers the peer's
-// initiation, which keeps its place among the lookups until then.
+// addLookedUp adds a peer that Lookup supplied, unless it was configured meanwhile. A worker then answers the peer's initiation,
+// which stays in d.lookups until then.
 func (d *Device) addLookedUp(c *PeerConfig, r *running) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -96,5 +96,5 @@ func (d *Device) forget(p *peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d.announce(Event{Kind: EventPeerForgotten, Time: d.clock.Wall(), Peer: p.key,
-		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp}) // no newer ones follow, since the peer is removed
+		Timestamp: p.lastTimestamp, SentTimestamp: p.ownTimestamp}) // no newer timestamps follow, because the peer is removed
 }

@@ -13,12 +13,12 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A register holds the peers that a program's Config.Lookup knows.
+// A register has the peers that the server's Config.Lookup finds.
 type register struct {
 	mu    sync.Mutex // guards all below
 	peers map[wireguard.PublicKey]wireguard.PeerConfig
 	calls int
-	gate  chan struct{} // lookups wait until it is closed; nil: they do not wait
+	gate  chan struct{} // lookups wait until this channel is closed; they do not wait if it is nil
 	ended int           // how many lookups returned because their context ended
 }
 
@@ -50,7 +50,8 @@ func (r *register) count() int {
 	return r.calls
 }
 
-// knows adds o to the register. The configuration has no endpoint, because the device learns it from the initiation.
+// knows adds o to the register. The peer's configuration has no endpoint, because the server learns the endpoint from the
+// initiation.
 func (r *register) knows(o *node, ts ...wireguard.Timestamp) {
 	c := wireguard.PeerConfig{PublicKey: o.pub(), AllowedIPs: o.prefixes()}
 	for _, ts := range ts {
@@ -59,7 +60,7 @@ func (r *register) knows(o *node, ts ...wireguard.Timestamp) {
 	r.answers(o, c)
 }
 
-// answers makes lookups of o return c.
+// answers makes lookups of o's key return c.
 func (r *register) answers(o *node, c wireguard.PeerConfig) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -69,7 +70,8 @@ func (r *register) answers(o *node, c wireguard.PeerConfig) {
 	r.peers[o.pub()] = c
 }
 
-// hold makes lookups wait until the gate that it returns is closed. After let, further lookups do not wait.
+// hold makes lookups wait until the test closes the channel that hold returns. The method let ends that: later lookups do not
+// wait.
 func (r *register) hold() chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,7 +85,7 @@ func (r *register) let() {
 	r.gate = nil
 }
 
-// withRegister calls play with a server that looks up its peers in a register, and a client that knows the server.
+// withRegister calls play with a server that looks up its peers in the register r, and a client that has the server as a peer.
 func withRegister(t *testing.T, play func(w *world, server, client *node, r *register), alter ...func(c *wireguard.Config)) {
 	inWorld(t, func(w *world) {
 		r := &register{}
@@ -95,7 +97,7 @@ func withRegister(t *testing.T, play func(w *world, server, client *node, r *reg
 	})
 }
 
-// A stranger's initiation is answered as soon as Lookup has returned the peer.
+// A device answers an initiation from an unknown key as soon as Lookup has returned the peer.
 func TestLookup(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		client.send(server, "hello")
@@ -116,7 +118,8 @@ func TestLookup(t *testing.T) {
 	})
 }
 
-// "Asynchronous: the workers never wait for it; merged by key."
+// The workers do not wait for Lookup. While a lookup for a key is under way, further initiations from this key do not cause
+// another lookup.
 func TestLookupIsAsynchronousAndMerged(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		gate := r.hold()
@@ -139,7 +142,8 @@ func TestLookupIsAsynchronousAndMerged(t *testing.T) {
 	})
 }
 
-// While a lookup is under way, a recording of an older initiation does not take the place of the newest one.
+// While a lookup is under way, the device keeps the newest initiation of the key. A replayed older initiation does not replace
+// it.
 func TestLookupKeepsNewestInitiation(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		gate := r.hold()
@@ -155,8 +159,8 @@ func TestLookupKeepsNewestInitiation(t *testing.T) {
 	})
 }
 
-// "Pending lookups bounded": there are at most 256 at a time, or Config.MaxLookups. Once an eighth of that are pending, a stranger
-// must answer a cookie reply, to show that it receives at its address.
+// At most Config.MaxLookups lookups (by default 256) are pending at a time. Once an eighth of that number is pending, an unknown
+// sender must answer a cookie reply, to prove that it can receive at its address.
 func TestLookupBound(t *testing.T) {
 	for _, most := range []int{0, 2, 24} {
 		testLookupBound(t, most, cmp.Or(most, 256))
@@ -182,7 +186,7 @@ func testLookupBound(t *testing.T, config, most int) {
 		if !server.Status().UnderLoad {
 			w.Fatal("the load ends although the lookups do not")
 		}
-		base := r.count() // the last stranger has retried, with the cookie
+		base := r.count() // includes the last stranger, which has retried with the cookie
 		strangers(most - base)
 		server.wantDrops(wireguard.DropLookupFull, 0, "so many may wait")
 		strangers(3)
@@ -200,8 +204,9 @@ func testLookupBound(t *testing.T, config, most int) {
 	}, func(c *wireguard.Config) { c.MaxLookups = config })
 }
 
-// TestStrangersDoNotStarveKnownKeys: strangers with 1,000 keys send 5,000 initiations per second from many addresses, and Lookup
-// takes 200 ms. Meanwhile each of 40 clients that the register knows has a session by its second attempt.
+// TestStrangersDoNotStarveKnownKeys floods a server with 5,000 initiations per second, from 1,000 unknown keys and from many
+// addresses. Each lookup takes 200 ms. During the flood, each of 40 clients whose keys are in the register must have a session
+// after at most two attempts.
 func TestStrangersDoNotStarveKnownKeys(t *testing.T) {
 	withRegister(t, func(w *world, server, _ *node, r *register) {
 		var clients []*node
@@ -235,7 +240,7 @@ func TestStrangersDoNotStarveKnownKeys(t *testing.T) {
 		}
 		strangers(time.Second)
 		w.advance(begin + 4500*time.Millisecond - w.now())
-		strangers(2 * time.Second) // the second attempts, after 5 s and their jitter, and a lookup
+		strangers(2 * time.Second) // this covers the second attempts, after 5 s and the jitter, and their lookups
 		for i, n := range clients {
 			if s := n.status(server); !s.Session {
 				w.Errorf("client %d has no session by its second attempt", i)
@@ -247,13 +252,13 @@ func TestStrangersDoNotStarveKnownKeys(t *testing.T) {
 	}, func(c *wireguard.Config) {
 		lookup := c.Lookup
 		c.Lookup = func(ctx context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
-			time.Sleep(200 * time.Millisecond) // as a database may take
+			time.Sleep(200 * time.Millisecond) // for example for a query to a database
 			return lookup(ctx, key)
 		}
 	})
 }
 
-// "MaxLookedUp limits the peers that Lookup supplied and that are not forgotten yet."
+// Config.MaxLookedUp limits the number of peers that Lookup has returned and that the device has not forgotten yet.
 func TestMaxLookedUp(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		second, third := w.node("second"), w.node("third")
@@ -270,7 +275,7 @@ func TestMaxLookedUp(t *testing.T) {
 		}
 		client.Close()
 		second.Close()
-		for range 110 { // third keeps trying, and the others are forgotten after 540 s
+		for range 110 { // third keeps trying, and the device forgets the others after 540 s
 			third.send(server, "third")
 			w.advance(5 * time.Second)
 		}
@@ -280,8 +285,8 @@ func TestMaxLookedUp(t *testing.T) {
 	}, func(c *wireguard.Config) { c.MaxLookedUp = 2 })
 }
 
-// "Forgotten when it has no session left: 540 s after the last one." EventPeerForgotten carries the timestamp that
-// Lookup must return the next time.
+// The device forgets a looked-up peer 540 s after its last session began. EventPeerForgotten has the timestamp that Lookup must
+// return the next time.
 func TestLookedUpPeerForgotten(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -313,8 +318,8 @@ func TestLookedUpPeerForgotten(t *testing.T) {
 	})
 }
 
-// A lookup can return the greatest timestamp that was seen from a key. Then a replayed initiation cannot bring the
-// peer back.
+// If Lookup returns the greatest timestamp that the device has seen from a key, a replayed initiation of this key does not bring
+// the forgotten peer back.
 func TestReplayedInitiationDoesNotBringPeerBack(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -330,12 +335,12 @@ func TestReplayedInitiationDoesNotBringPeerBack(t *testing.T) {
 		if _, ok := server.Peer(client.pub()); ok {
 			w.Fatal("a recording brought the peer back")
 		}
-		w.connectAgain(client, server) // the holder of the key can come back
+		w.connectAgain(client, server) // the client itself can come back
 	})
 }
 
-// If Lookup does not return that timestamp, the device answers a recorded initiation. Nobody confirms the session, and the peer is
-// forgotten "180 s after it was added when none was confirmed".
+// If no session with a looked-up peer is confirmed, the device forgets the peer 180 s after it was added. That happens after a
+// replayed initiation if Lookup does not return the greatest timestamp.
 func TestUnconfirmedLookedUpPeerForgottenAfter180s(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -355,7 +360,7 @@ func TestUnconfirmedLookedUpPeerForgottenAfter180s(t *testing.T) {
 	})
 }
 
-// A device that goes down ends the lookups under way.
+// When a device goes down, it ends the lookups that are under way: their contexts end.
 func TestLookupAndDown(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.hold()
@@ -379,7 +384,7 @@ func TestLookupAndDown(t *testing.T) {
 	})
 }
 
-// The device forgets a looked-up peer 540 s after its last session, even if the device was down in between.
+// The device forgets a looked-up peer 540 s after its last session, even if the device was down during that time.
 func TestLookedUpPeerForgottenAfterDown(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -393,7 +398,7 @@ func TestLookedUpPeerForgottenAfterDown(t *testing.T) {
 	})
 }
 
-// "A looked-up peer that Configure names is an ordinary peer from then on."
+// If Configure sets a looked-up peer, it becomes an ordinary peer, which the device does not forget.
 func TestLookedUpPeerConfigured(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -412,7 +417,8 @@ func TestLookedUpPeerConfigured(t *testing.T) {
 	})
 }
 
-// The device checks what Lookup returns like any configuration. It ignores a peer with a key that it did not ask for.
+// The device checks the peer that Lookup returns like any configuration. It ignores a peer whose key is not the one that it
+// looked up.
 func TestLookupReturnsNonsense(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.answers(client, wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public()})
@@ -428,7 +434,8 @@ func TestLookupReturnsNonsense(t *testing.T) {
 	})
 }
 
-// Only an authentic initiation causes a lookup. The device does not look up a sender that does not have the private key.
+// Only an authentic initiation causes a lookup. So a sender that does not have the private key of a peer cannot cause a lookup of
+// that peer.
 func TestForgedInitiationIsNotLookedUp(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -447,13 +454,13 @@ func TestForgedInitiationIsNotLookedUp(t *testing.T) {
 	})
 }
 
-// If Configure adds a peer while Lookup is being asked about it, the peer counts as configured, and not as looked up.
+// If Configure adds a peer while a lookup of its key is under way, the peer is a configured peer, not a looked-up one.
 func TestLookupWhileConfigured(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		gate := r.hold()
 		r.knows(client)
 		client.send(server, "hello")
-		server.knows(client) // while the lookup waits
+		server.knows(client) // the lookup is still waiting at this point
 		close(gate)
 		w.settle()
 		server.wantArrived("the initiation that waited is taken up", "hello")

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestReplacedInitiationIsWiped: of the initiations that wait for one lookup, only the newest is kept. The secrets of the others
-// are cleared.
+// TestReplacedInitiationIsWiped checks that if several initiations wait for the same lookup, the device keeps only the newest
+// one, and clears the secrets of the others.
 func TestReplacedInitiationIsWiped(t *testing.T) {
 	e := newEndOf(t, Config{PrivateKey: testKey(1), Lookup: func(ctx context.Context, _ PublicKey) (PeerConfig, error) {
 		<-ctx.Done()

@@ -15,8 +15,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// On a wire that loses messages, no other packets are lost, and sessions are renewed on time. Each message carries its own counter,
-// so that none depends on the one before (section 5.4.6). A lost handshake message is replaced after REKEY_TIMEOUT (section 6.4).
+// If the network loses messages, only the packets in these messages are lost, and sessions are renewed on time. Each data message
+// has its own counter, so it does not depend on the message before it (section 5.4.6). A device replaces a lost handshake message
+// after REKEY_TIMEOUT (section 6.4).
 func TestLoss(t *testing.T) {
 	for _, loss := range []float64{0.01, 0.1, 0.5} {
 		t.Run(fmt.Sprint(loss), func(t *testing.T) {
@@ -24,7 +25,7 @@ func TestLoss(t *testing.T) {
 				w.net.SetConditions(pipe.Conditions{Loss: loss, Delay: 20 * time.Millisecond})
 				const n = 1500 // ten minutes of packets, in about five sessions
 				atB, atA := traffic(w, a, b, n, 400*time.Millisecond)
-				// Few packets wait for lost handshake messages, because a rekey begins 60 s before the session expires.
+				// Lost handshake messages delay few packets, because a rekey begins 60 s before the old session expires.
 				least := int(n * (1 - loss) * 0.9)
 				wantOnceInOrder(w, atB, least)
 				wantOnceInOrder(w, atA, least)
@@ -41,8 +42,8 @@ func TestLoss(t *testing.T) {
 	}
 }
 
-// The device delivers packets in the order in which they arrive, once each, if the wire reorders them within the
-// window (section 5.4.6, on the sliding window).
+// If the network reorders packets within the replay window, the device delivers each packet once, in the order in which the
+// packets arrive (section 5.4.6).
 func TestReordering(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -65,8 +66,8 @@ func TestReordering(t *testing.T) {
 	})
 }
 
-// The device delivers a duplicated packet once (section 5.4.6). It accepts each counter once in the life of a
-// session.
+// If the network duplicates a message, the device delivers its packet once, because it accepts each counter only once in a
+// session (section 5.4.6).
 func TestDuplication(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Duplicate: 1, Delay: 5 * time.Millisecond})
@@ -82,9 +83,9 @@ func TestDuplication(t *testing.T) {
 	})
 }
 
-// If the MTU of a path shrinks, the packets that are too large are lost, and the others still arrive. If the Bind reports that
-// it could not send a train, the device counts that. The outer packet may be fragmented, as in Linux (socket.c and udp_tunnel: no
-// DF).
+// If the MTU of a path shrinks, the packets that are too large are lost, and the others still arrive. If the Bind reports that it
+// could not send a train, the device counts the train's packets as dropped. The network may fragment outer packets, because they
+// do not have the flag DF, as in Linux (socket.c and udp_tunnel).
 func TestPathMTUShrinks(t *testing.T) {
 	for _, refuse := range []bool{false, true} {
 		scenario(t, func(w *world, a, b *node) {
@@ -110,8 +111,7 @@ func TestPathMTUShrinks(t *testing.T) {
 	}
 }
 
-// The device starts the timers of a sent data packet only if the send succeeded. So it does not wait for an answer to
-// a packet that was never sent.
+// When the device sends a data packet, it starts the timers for an answer only if the socket has sent the packet.
 func TestFailedSendIsNotUnanswered(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -126,7 +126,7 @@ func TestFailedSendIsNotUnanswered(t *testing.T) {
 	})
 }
 
-// One batch has packets to several peers, and one receive has packets from several peers.
+// In this test, a batch has packets to several peers, and one call of Receive returns messages from several peers.
 func TestSeveralPeersInOneBatch(t *testing.T) {
 	inWorld(t, func(w *world) {
 		hub, b, c, d := w.node("hub"), w.node("b"), w.node("c"), w.node("d")
@@ -139,7 +139,7 @@ func TestSeveralPeersInOneBatch(t *testing.T) {
 		var burst [][]byte
 		for i := range 40 {
 			for j, s := range spokes {
-				for range j + 1 { // runs of one, two and three
+				for range j + 1 { // consecutive packets to one peer: one, two or three
 					burst = append(burst, hub.packet(s, strconv.Itoa(i)))
 				}
 			}
@@ -155,7 +155,7 @@ func TestSeveralPeersInOneBatch(t *testing.T) {
 			s.wantArrived("its own, in order", want...)
 		}
 
-		// The hub's receiver gets messages of all spokes, mixed, in one call.
+		// One call of the hub's Receive returns messages from all spokes, in mixed order.
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
 		for i := range 40 {
 			for _, s := range spokes {
@@ -184,7 +184,7 @@ func TestSeveralPeersInOneBatch(t *testing.T) {
 	})
 }
 
-// Several goroutines send to one peer. The packets of each of them keep their order, also while sessions change.
+// If several goroutines send to one peer, the packets of each goroutine keep their order, even while sessions change.
 func TestTwoSendersKeepOrder(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		const senders, batches, each = 4, 40, 5
@@ -199,7 +199,7 @@ func TestTwoSendersKeepOrder(t *testing.T) {
 					if err := a.Send(batch); err != nil {
 						w.Error(err)
 					}
-					time.Sleep(time.Second) // all senders wake up at the same moments
+					time.Sleep(time.Second) // all senders continue at the same time
 				}
 			})
 		}
@@ -226,7 +226,8 @@ func TestTwoSendersKeepOrder(t *testing.T) {
 	})
 }
 
-// A hop is a Bind whose datagrams go through another device's tunnel, as UDP packets of an address inside it.
+// A hop is a Bind that sends its datagrams through another device (over), as UDP packets whose source address (self) is inside
+// the tunnel of that device.
 type hop struct {
 	over *wireguard.Device
 	self netip.Addr
@@ -246,7 +247,7 @@ func (h *hop) Send(ts []wireguard.Train) {
 		t := &ts[i]
 		for datagram := range t.Datagrams() {
 			if len(datagram) > 65535-28 {
-				t.Err = syscall.EMSGSIZE // it does not fit an IP packet
+				t.Err = syscall.EMSGSIZE // the datagram does not fit into an IP packet
 				continue
 			}
 			p := pipe.UDPPacket(netip.AddrPortFrom(h.self, h.Port()), t.Endpoint.Addr, datagram)
@@ -269,7 +270,7 @@ func (h *hop) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// deliver is the sink of the device below. Packets that it delivers are datagrams for the hop.
+// deliver receives the packets that the other device delivers. These packets are the datagrams for the hop.
 func (h *hop) deliver(pkts [][]byte) {
 	for _, p := range pkts {
 		select {
@@ -279,7 +280,7 @@ func (h *hop) deliver(pkts [][]byte) {
 	}
 }
 
-// A hopTunnel is the Tunnel of a device that only carries the datagrams of a hop.
+// A hopTunnel is the Tunnel of a device that transports only the datagrams of a hop.
 type hopTunnel struct {
 	*pipe.Tunnel
 	hop *hop
@@ -320,7 +321,7 @@ func TestTunnelInTunnel(t *testing.T) {
 		}
 		all := numbered(0, 2000)
 		var got []string
-		for i := 0; i < len(all); i += 50 { // for 400 s, in which the sessions of both tunnels change
+		for i := 0; i < len(all); i += 50 { // this takes 400 s, and the sessions of both tunnels are renewed
 			upper[0].send(upper[1], all[i:i+50]...)
 			w.advance(10 * time.Second)
 			got = append(got, upper[1].arrived()...)
@@ -334,8 +335,8 @@ func TestTunnelInTunnel(t *testing.T) {
 	})
 }
 
-// A peer's endpoint lies inside the tunnel of the same device. This routing loop does not amplify: the device still
-// sends one initiation per 5 s, and stages a bounded number of packets.
+// If a peer's endpoint lies inside the tunnel of the same device, the device sends its messages to itself. This loop does not
+// amplify: the device still sends at most one initiation per 5 s, and stages a limited number of packets.
 func TestEndpointInsideOwnTunnel(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h := &hop{in: make(chan []byte, 256), gone: make(chan struct{})}
@@ -360,8 +361,8 @@ func TestEndpointInsideOwnTunnel(t *testing.T) {
 	})
 }
 
-// A peer's endpoint moves inside the tunnel while a session is established. A message that the device sends comes back as a
-// packet of the same tunnel. The device drops this packet, so that the loop ends.
+// If a peer's endpoint moves to an address inside the tunnel while there is a session, a message that the device sends comes back
+// to the same device as a packet to send. The device drops this packet, so there is no loop.
 func TestEndpointMovesInsideOwnTunnel(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h := &hop{gone: make(chan struct{})}
@@ -396,7 +397,7 @@ func TestEndpointMovesInsideOwnTunnel(t *testing.T) {
 	})
 }
 
-// A switchedBind sends to addresses inside the tunnel by way of the hop, and to others by way of outside.
+// A switchedBind sends through the hop if the address is inside the tunnel, and otherwise through the Bind outside.
 type switchedBind struct {
 	outside wireguard.Bind
 	hop     *hop

@@ -11,7 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// packetOf returns a packet of size bytes from n to o, an IPv6 packet if six is set. If whole is set, no router may fragment it.
+// packetOf returns a packet of size bytes from n to o. It is an IPv6 packet if six is set. If whole is set, the packet must not
+// be fragmented.
 func (n *node) packetOf(o *node, size int, six, whole bool) []byte {
 	src, dst, headers := n.addr, o.addr, 28
 	if six {
@@ -24,7 +25,8 @@ func (n *node) packetOf(o *node, size int, six, whole bool) []byte {
 	return p
 }
 
-// wantTooBig asserts that n's tunnel got an ICMP error about p with that MTU, and nothing else.
+// wantTooBig asserts that n delivered exactly one packet to its tunnel: an ICMP error about the packet p that reports the given
+// MTU.
 func (n *node) wantTooBig(p []byte, mtu int, why string) {
 	n.w.Helper()
 	n.w.settle()
@@ -43,7 +45,8 @@ func (n *node) wantTooBig(p []byte, mtu int, why string) {
 	}
 }
 
-// A packet that is larger than its peer's MTU is dropped, and its sender gets an ICMP error, unless the packet may be fragmented.
+// The device drops a packet that is larger than its peer's MTU. It sends an ICMP error to the packet's sender, except if the
+// packet may be fragmented.
 func TestMTUOfPeer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b, c := w.node("a"), w.node("b"), w.node("c")
@@ -107,8 +110,8 @@ func TestMTUOfPeer(t *testing.T) {
 	})
 }
 
-// Padding makes no packet larger than the peer's MTU or the tunnel's MTU. That holds for packets that waited for a handshake, for
-// packets that lie next to each other in a batch, and for packets that are mixed with those of other peers.
+// Padding must not make a packet larger than the peer's MTU or the tunnel's MTU. The test checks packets that waited for a
+// handshake, packets next to each other in a batch, and packets between packets to other peers.
 func TestMTUClampsPadding(t *testing.T) {
 	for _, test := range []struct{ mtu, size, want int }{
 		{1301, 1300, 1301 + 32}, {1301, 1297, 1301 + 32}, {1301, 1296, 1296 + 32}, {1301, 100, 112 + 32}, {0, 1300, 1312 + 32}, {9000, 1419, 1420 + 32},

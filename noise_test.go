@@ -11,15 +11,15 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// A noiseDraw is the randomness of one handshake: keys, indices, timestamp and preshared key.
+// A noiseDraw has the random inputs of one handshake: keys, indices, timestamp and preshared key.
 type noiseDraw struct {
 	si, sr, ei, er [32]byte
-	psk            [32]byte // zero means that there is none
+	psk            [32]byte // the preshared key; zero means that there is none
 	local, remote  uint32
 	ts             [12]byte
 }
 
-// drawNoise draws the i-th handshake. Every second one has a preshared key.
+// drawNoise draws the inputs of the i-th handshake. If i is odd, the handshake has a preshared key.
 func drawNoise(r *rand.ChaCha8, i int) (d noiseDraw) {
 	for _, b := range [][]byte{d.si[:], d.sr[:], d.ei[:], d.er[:], d.ts[:]} {
 		r.Read(b)
@@ -39,7 +39,7 @@ func noiseKey(t testing.TB, b [32]byte) *ecdh.PrivateKey {
 	return k
 }
 
-// noiseFields are the fields of both messages, with the offsets at which they begin.
+// noiseFields has the names of the fields of both messages, and the offsets at which the fields begin.
 var noiseFields = map[byte][]struct {
 	name string
 	at   int
@@ -63,8 +63,9 @@ func wantSameMessage(t *testing.T, what string, got, want []byte) {
 
 var noiseHandshakes = flag.Int("handshakes", 0, "how many handshakes TestNoiseOracle compares; 0: 1000, or 100 with -race and in WebAssembly")
 
-// TestNoiseOracle compares this package with the second implementation in kit_noise_test.go, field by field. It compares what each
-// writes as initiator and as responder, what each reads from the other's messages, and both transport keys.
+// TestNoiseOracle compares this package with the second implementation in kit_noise_test.go, the oracle. It compares the messages
+// that both write as initiator and as responder, field by field, the values that each reads from the other's messages, and both
+// keys of the session.
 func TestNoiseOracle(t *testing.T) {
 	n := *noiseHandshakes
 	switch {
@@ -109,7 +110,7 @@ func compareNoise(t *testing.T, i int, d noiseDraw) {
 	var jar cookieJar
 	jar.sign(m1[:], x.responder.public, 1)
 	wantSameMessage(t, "initiation", m1[:], want)
-	hr := x.consume(t, want) // fails unless this package reads the static key and the timestamp
+	hr := x.consume(t, want) // fails if this package cannot read the static key and the timestamp
 	if !(&cookieChecker{}).validMAC1(want, x.responder) {
 		t.Fatal("we refuse the mac1 of the oracle's initiation")
 	}
@@ -154,7 +155,8 @@ func compareNoise(t *testing.T, i int, d noiseDraw) {
 
 func pairOf(a, b []byte) [2][]byte { return [2][]byte{a, b} }
 
-// compareTransport opens the oracle's data message with this package's keypair (whitepaper, section 5.4.6).
+// compareTransport checks that a keypair of this package opens a data message that the oracle has sealed (whitepaper, section
+// 5.4.6).
 func compareTransport(t *testing.T, counter uint64, key []byte, keys *sessionKeys) {
 	padded := bytes.Repeat([]byte{7}, 32)
 	c := noiseCipher{k: key, n: counter}
@@ -167,7 +169,7 @@ func compareTransport(t *testing.T, counter uint64, key []byte, keys *sessionKey
 	}
 }
 
-// TestNoiseOracleRefuses shows that the oracle can fail: it refuses this package's messages if one bit is changed.
+// TestNoiseOracleRefuses checks that the oracle refuses messages of this package in which one bit has been changed.
 func TestNoiseOracleRefuses(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{12})
 	d := drawNoise(r, 1)

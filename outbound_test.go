@@ -14,12 +14,13 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Four senders and a source send to several peers at once, at first without sessions, so that packets are staged. The packets of
-// each of them to each peer keep their order, on the wire and when they are delivered. Each packet arrives or is counted.
+// In this test, four senders and the hub's tunnel send to several peers at the same time. At first there are no sessions, so
+// packets are staged. The packets of each source to each peer must keep their order, both when they are sent and when they are
+// delivered. Each packet must be delivered, or counted as dropped.
 func TestOutboundOrder(t *testing.T) {
 	for name, pause := range map[string]time.Duration{"fast socket": 0, "slow socket": 300 * time.Microsecond} {
 		t.Run(name, func(t *testing.T) {
-			const staged, total = 20, 10_000 // packets of each source to each spoke before the sessions; packets of all sources
+			const staged, total = 20, 10_000 // packets per source and spoke before there are sessions; packets in total
 			r := newRush(t, 3)
 			r.pause = pause
 			first := make(chan struct{})
@@ -74,8 +75,8 @@ func TestOutboundOrder(t *testing.T) {
 	}
 }
 
-// Down, Up and Close are called while all sources send. Each call returns, no message of a session before Down is sent through the
-// next socket, and Down and Close leave no packets, sessions or goroutines behind.
+// This test calls Down, Up and Close while all sources send. Each call must return. After Down and Up, the device must not send
+// messages of earlier sessions through the new socket. Down and Close must not leave packets, sessions or goroutines.
 func TestOutboundDuringDownAndClose(t *testing.T) {
 	testkit.NoLeaks(t)
 	r := newRush(t, 3)
@@ -92,9 +93,9 @@ func TestOutboundDuringDownAndClose(t *testing.T) {
 	})
 	for i := range 9 {
 		r.wantFlow("the device is up")
-		time.Sleep(25 * time.Millisecond) // the spokes refuse initiations that follow each other within 20 ms
+		time.Sleep(25 * time.Millisecond) // a spoke refuses an initiation that arrives less than 20 ms after the last one
 		testkit.Returns(r, testkit.Patience, "Down", func() { r.hub.Down() })
-		if i%3 == 0 { // stay down for a while: nothing may be sent
+		if i%3 == 0 { // stay down for a while; the device must not send during that time
 			r.wantNothingQueued("the device is down")
 			if n := wireguard.SessionIndices(r.hub); n != 0 {
 				t.Errorf("%d sessions survived Down", n)
@@ -132,8 +133,8 @@ func TestOutboundDuringDownAndClose(t *testing.T) {
 	}
 }
 
-// Senders that never pause do not keep others from sending: another sender's packets to the same peer and to another one, packets
-// of the tunnel, and a handshake with a third peer and its keepalives.
+// Several senders send to one peer without a pause. Meanwhile the device must still send packets of another sender to the same
+// peer and to another peer, packets from the tunnel, and handshake messages and keepalives to a third peer.
 func TestOutboundStarvesNobody(t *testing.T) {
 	r := newRush(t, 3)
 	busy, other, third := r.spokes[0], r.spokes[1], r.spokes[2]
@@ -173,8 +174,8 @@ func TestOutboundStarvesNobody(t *testing.T) {
 	r.wantNothingQueued("the senders have ended")
 }
 
-// A peer is removed and added again while all sources send to it and to others. The device keeps nothing of the removed peer, each
-// packet to the other peers arrives or is counted, and each packet that the removed peer lost is counted too.
+// This test removes a peer and adds it again, while all sources send to this peer and to others. The device must not keep any
+// state of the removed peer. Each packet to any peer must be delivered, or counted as dropped.
 func TestOutboundDuringRemoval(t *testing.T) {
 	r := newRush(t, 3)
 	r.pause = 200 * time.Microsecond
@@ -196,7 +197,7 @@ func TestOutboundDuringRemoval(t *testing.T) {
 		}
 		before := gone.delivered.Load()
 		r.eventually("the peer that was added again gets nothing", func() bool { return gone.delivered.Load() > before })
-		time.Sleep(25 * time.Millisecond) // the spoke refuses initiations that follow each other within 20 ms
+		time.Sleep(25 * time.Millisecond) // a spoke refuses an initiation that arrives less than 20 ms after the last one
 	}
 	if err := r.hub.RemovePeer(gone.config.PublicKey); err != nil {
 		t.Fatal(err)

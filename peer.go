@@ -2,18 +2,18 @@ package wireguard
 
 import "github.com/seed-86b749af/wireguard/internal/staged"
 
-// A peerState is what the protocol keeps about one peer. It is small while the peer is idle: the larger parts are behind
-// pointers, which are nil while unused and are dropped when the session is wiped.
+// A peerState is the protocol's state for one peer. It is small while the peer is idle, because its larger parts are behind
+// pointers. A pointer is nil while its part is not used, and becomes nil again when the sessions are wiped.
 //
-// The methods of this file and of timers.go make the protocol's decisions. They take no lock, read no clock and send
-// nothing: the caller holds the peer's mutex, passes the time, and carries out what they leave in the outbox.
+// The methods of this file and of timers.go make the protocol's decisions. They take no lock, read no clock and send nothing. The
+// caller holds the peer's mutex, passes the time, and carries out the requests that the methods leave in the outbox.
 type peerState struct {
 	key PublicKey // never changes
 
 	psk        PresharedKey
 	persistent uint16 // seconds between persistent keepalives; 0 means off
-	lookedUp   bool   // came from Config.Lookup
-	removed    bool   // no longer in the device: a goroutine that still has the pointer drops the peer's packets
+	lookedUp   bool   // whether Config.Lookup supplied the peer
+	removed    bool   // the peer is no longer in the device: a goroutine that still has the pointer drops the peer's packets
 	initiating bool   // an initiation was asked for and is not made yet
 	renewing   bool   // renew asked for that initiation
 	making     bool   // an initiation is being made: between beginInitiation and commitInitiation, or an error
@@ -29,28 +29,28 @@ type peerState struct {
 	static         secret    // the shared secret of the two static keys, once it was computed for staticOf
 	staticOf       *identity // the identity for which static was computed
 	cookie         cookieJar
-	lastTimestamp  Timestamp        // newest initiation accepted
-	ownTimestamp   Timestamp        // newest initiation sent
-	lastInitiation int64            // when an initiation was accepted
-	lastSent       int64            // when an initiation or a response was sent
-	lastHandshake  int64            // when a session was confirmed
-	lastReceived   int64            // when an authentic message was received
-	recent         []sentInitiation // sent in the last 5 s, oldest first; it may still hold older ones
+	lastTimestamp  Timestamp        // of the newest initiation that was accepted
+	ownTimestamp   Timestamp        // of the newest initiation that was sent
+	lastInitiation int64            // when the last initiation was accepted
+	lastSent       int64            // when the last initiation or response was sent
+	lastHandshake  int64            // when the last session was confirmed
+	lastReceived   int64            // when the last authentic message was received
+	recent         []sentInitiation // the initiations sent in the last 5 s, oldest first; older ones may not be deleted yet
 	sessions       uint32           // how many sessions were confirmed; wraps
 	heard          uint32           // how many authentic packets were received; wraps
 
 	drops *Drops // nil until something is dropped
 }
 
-// An outbox collects what is to be done once the peer's mutex is released.
+// An outbox collects what the methods of a peerState ask their caller to do. Device.release carries out these requests.
 type outbox struct {
 	initiate  bool         // make an initiation and send it
 	flush     bool         // send the staged packets
 	keepalive bool         // send the staged packets, or an empty one if there are none
 	forget    bool         // remove the peer
-	revived   bool         // a message arrived on the current session, which seemed dead
+	revived   bool         // a message arrived on the current session, which no longer counted as live
 	freed     []uint32     // session indices that are free again
-	dropped   staged.Queue // staged packets that were given up
+	dropped   staged.Queue // staged packets that are dropped
 	events    []outEvent
 }
 
@@ -71,7 +71,7 @@ func (out *outbox) freeKeypairs(dropped ...*keypair) {
 	}
 }
 
-// dropStaged gives up the staged packets.
+// dropStaged drops the staged packets.
 func (p *peerState) dropStaged(out *outbox) {
 	if p.staged.N > 0 {
 		p.drop(DropNoSession, int(p.staged.N))
@@ -86,12 +86,13 @@ func (p *peerState) drop(r DropReason, n int) {
 	p.drops[r] += uint64(n)
 }
 
-// initiate asks for an initiation unless one is being made. It is called if a packet has no usable key, the key is
-// old, data went unanswered, or an attempt is repeated. retry says that the initiation continues a series of attempts.
-// Otherwise the count of attempts restarts at zero, even during a series.
+// initiate asks for an initiation, unless one was asked for already. It is called if no session can send a packet, if the session
+// is old, if data went unanswered, or to repeat an attempt. If retry is true, the initiation continues a series of attempts. If
+// retry is false, the count of attempts restarts at zero, even during a series.
 //
-// No initiation is sent "within 5 s of the last one", or within 5 s of a response that was sent. initiate postpones such an
-// initiation until the 5 s are over, and does not forget it, because the reason for it still exists; see putOff.
+// No initiation is sent "within 5 s of the last one", or within 5 s after a response was sent. If initiate is called so early, it
+// postpones the initiation until the 5 s are over; see putOff. It does not drop the request, because the reason for the
+// initiation still exists.
 func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	if !retry {
 		p.timers.attempts = 0
@@ -104,12 +105,12 @@ func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 		return
 	}
 	if !retry && p.lastSent != 0 && p.timers.at[timerRetransmit] > now {
-		return // the timer asks again; if sent now, the initiations of two ends that both have packets would keep crossing
+		return // the timer asks again; if both peers sent initiations as soon as they have packets, these would keep crossing
 	}
 	p.initiating, out.initiate = true, true
 }
 
-// putOff schedules an initiation for 5 s after the last initiation or response that was sent.
+// putOff schedules an initiation for 5 s after the last initiation or response was sent, unless one is scheduled already.
 func (p *peerState) putOff(now int64) {
 	if !p.timers.pending(timerRetransmit) {
 		p.timers.set(timerRetransmit, p.lastSent+rekeyTimeout+p.timers.jitter(now))
@@ -123,7 +124,7 @@ func (p *peerState) sentLately(now int64) bool {
 // beginInitiation is called when an initiation that was asked for is about to be made. It returns the timestamp to
 // send, or false if the initiation is no longer wanted.
 func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok bool) {
-	renewing := p.mayRenew(now) && p.renewing // in this order, since mayRenew also keeps p.recent short
+	renewing := p.mayRenew(now) && p.renewing // mayRenew is called first, because it also deletes old entries of p.recent
 	p.initiating, p.renewing = false, false
 	if p.removed || !p.endpoint.IsValid() {
 		return ts, false
@@ -141,21 +142,21 @@ func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok
 	return ts, true
 }
 
-// commitInitiation makes h the exchange under way and signs its message m.
+// commitInitiation makes h the exchange under way, and puts the MACs into its message m.
 func (p *peerState) commitInitiation(h *handshake, m []byte, now int64, out *outbox) {
 	p.endHandshake(out)
 	p.handshake = h
 	p.unopened, p.making = false, false
 	if n := len(p.recent); n > 0 {
-		p.recent[n-1].to = p.endpoint // which may have changed since beginInitiation
+		p.recent[n-1].to = p.endpoint // the endpoint may have changed since beginInitiation
 	}
 	p.cookie.sign(m, p.key, now)
 	p.authenticSent(now)
 	p.initiated(now)
 }
 
-// acceptInitiation makes h, the state after an authentic initiation with timestamp ts, the exchange under way. If it
-// refuses, it returns the reason.
+// acceptInitiation makes h the exchange under way. h is the state after an authentic initiation with the timestamp ts. If
+// acceptInitiation refuses the initiation, it returns the reason and false.
 func (p *peerState) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, now int64, out *outbox) (r DropReason, ok bool) {
 	if !ts.After(p.lastTimestamp) {
 		return DropOldTimestamp, false
@@ -166,18 +167,20 @@ func (p *peerState) acceptInitiation(h *handshake, ts Timestamp, from Endpoint, 
 	p.lastTimestamp, p.lastInitiation = ts, now
 	tries := p.timers.pending(timerRetransmit) || p.initiating
 	if own := p.handshake; tries && own != nil && own.initiator && own.id.publicKey().after(p.key) {
-		// The two initiations cross. Each end drops its own exchange, so neither response will be accepted. The end
-		// with the greater key lets the other one retry first. An initiation that was given up does not count.
+		// The initiations of the two peers cross. Each peer drops the exchange that it began, so neither will accept the response
+		// of the other. The peer with the greater public key retries later, so that the other one retries first. If this device
+		// no longer tries to get a session, its initiation does not count.
 		p.timers.set(timerRetransmit, now+rekeyTimeout+maxJitter+p.timers.jitter(now))
 	}
 	p.endHandshake(out)
 	p.handshake = h
 	p.moveTo(from, out)
-	p.lastSent = now // the response is being made
+	p.lastSent = now // the response is about to be made
 	return 0, true
 }
 
-// commitResponse ends the exchange under way, as responder, and signs the response m.
+// commitResponse ends the exchange under way when this device, the responder, has made the response m. It adds the new keypair k,
+// and puts the MACs into m.
 func (p *peerState) commitResponse(k *keypair, m []byte, now int64, out *outbox) {
 	p.handshake.wipe()
 	p.handshake = nil
@@ -189,11 +192,12 @@ func (p *peerState) commitResponse(k *keypair, m []byte, now int64, out *outbox)
 	p.authenticReceived(now)
 }
 
-// commitSession ends the exchange under way, as initiator, when its response arrives. The staged packets are sent on the
-// new session at once, or an empty packet if there are none. Either confirms the session to the responder.
+// commitSession ends the exchange under way when the response has arrived at this device, the initiator. It asks for the staged
+// packets to be sent on the new session at once, or for an empty packet if no packets are staged. The first of these packets
+// confirms the session to the responder.
 func (p *peerState) commitSession(k *keypair, from Endpoint, now int64, out *outbox) {
 	p.handshake.wipe()
-	p.handshake = nil // its index becomes the keypair's
+	p.handshake = nil // its session index now belongs to the keypair
 	out.freeKeypairs(p.addInitiated(k))
 	p.moveTo(from, out)
 	p.sessionDerived(now)
@@ -202,18 +206,18 @@ func (p *peerState) commitSession(k *keypair, from Endpoint, now int64, out *out
 	out.keepalive = true
 }
 
-// endHandshake forgets the exchange under way.
+// endHandshake drops the exchange under way, if there is one.
 func (p *peerState) endHandshake(out *outbox) {
 	if h := p.handshake; h != nil {
 		if h.initiator {
 			out.free(h.local)
 		}
-		h.wipe() // a worker that computes on it has a copy
+		h.wipe() // a worker that computes on this handshake has a copy
 		p.handshake = nil
 	}
 }
 
-// moveTo is called with the endpoint of an authentic packet that is not a replay: "the peer's endpoint is that of the last
+// moveTo sets the peer's endpoint to that of an authentic packet that is not a replay: "the peer's endpoint is that of the last
 // authentic packet" (whitepaper, section 2.1).
 func (p *peerState) moveTo(from Endpoint, out *outbox) {
 	if !p.endpoint.SamePlace(from) {
@@ -222,15 +226,15 @@ func (p *peerState) moveTo(from Endpoint, out *outbox) {
 	p.endpoint = from
 }
 
-// receive is called when packets were authenticated with k, and before they are delivered. The caller leaves out
-// replays, which are not authentic. data says that at least one packet is more than a keepalive.
+// receive is called after packets were authenticated with k, and before they are delivered. The caller does not count replayed
+// packets as authentic. data is true if at least one packet is not a keepalive.
 func (p *peerState) receive(k *keypair, from *Endpoint, data bool, now int64, out *outbox) {
 	if p.endpoint != *from {
 		p.moveTo(*from, out)
 	}
 	if dropped, confirmed := p.confirm(k); confirmed {
 		out.freeKeypairs(dropped)
-		if !k.retired { // nothing is sent on a retired keypair, and callers that wait for a session go on waiting
+		if !k.retired { // a retired keypair cannot send, so calls that wait for a session continue to wait
 			p.sessionConfirmed(now, out)
 			out.flush = true
 		}
@@ -246,8 +250,8 @@ func (p *peerState) receive(k *keypair, from *Endpoint, data bool, now int64, ou
 	}
 }
 
-// sending is called before n messages are numbered, and reports whether the current session can carry them. If it cannot,
-// sending asks for a new one.
+// sending is called before n messages are numbered, and reports whether the current session can carry them. If the session
+// cannot, sending asks for an initiation.
 func (p *peerState) sending(n int, now int64, out *outbox) bool {
 	if !p.current.sendable(now, n) {
 		p.initiate(now, false, out)
@@ -257,7 +261,8 @@ func (p *peerState) sending(n int, now int64, out *outbox) bool {
 	return true
 }
 
-// flushOrInitiate is called when a packet was staged behind others.
+// flushOrInitiate is called after a packet was staged behind others. It asks for the staged packets to be sent or, if no session
+// can send, for an initiation.
 func (p *peerState) flushOrInitiate(now int64, out *outbox) {
 	if p.current.sendable(now, 1) {
 		out.flush = true
@@ -266,8 +271,8 @@ func (p *peerState) flushOrInitiate(now int64, out *outbox) {
 	}
 }
 
-// sentOn is called after messages were sent. data says that at least one was more than a keepalive and was sent without an
-// error. heard is p.heard from before the send, because an answer may arrive before sentOn is called.
+// sentOn is called after messages were sent. data is true if at least one message other than a keepalive was sent without an
+// error. heard is the value of p.heard before the send. If p.heard has changed since then, an answer has already arrived.
 func (p *peerState) sentOn(data bool, heard uint32, now int64, out *outbox) {
 	c := p.current
 	if data && p.heard == heard {
@@ -281,9 +286,9 @@ func (p *peerState) sentOn(data bool, heard uint32, now int64, out *outbox) {
 	}
 }
 
-// wake is called when the machine slept or its network changed. If a session can still be used, a packet on it shows
-// the peer where this device is now, and the session is renewed if that is due. If there is no such session, a new one
-// is made if packets wait or a persistent keepalive is set.
+// wake is called after the machine slept or its network changed. If the current session can still send, wake asks for a packet
+// that shows the peer this device's new address, and for a new session if the current one is old. If no session can send, wake
+// asks for a new one, but only if packets are staged or a persistent keepalive is set.
 func (p *peerState) wake(now int64, out *outbox) {
 	p.endpoint.forgetSource()
 	switch c := p.current; {
@@ -310,24 +315,24 @@ func (p *peerState) wipe(out *outbox) {
 // stop is called when the device goes down and when the peer is removed. It drops the staged packets, the sessions and the
 // timers.
 func (p *peerState) stop(out *outbox) {
-	p.dropStaged(out) // first, since wipe drops the peer's counts; the caller counts out.dropped for the device
+	p.dropStaged(out) // first, because wipe clears the peer's drop counts; the caller counts out.dropped for the device
 	p.wipe(out)
 	p.timers = timers{seed: p.timers.seed}
 	p.lastSent = 0
 }
 
-// forgetSecrets is called once the peer is removed. The rest of the peer may stay in memory for as long as a goroutine has a
-// pointer to it.
+// forgetSecrets clears the secrets of a peer that was removed. The other fields stay in memory for as long as a goroutine has a
+// pointer to the peer.
 func (p *peerState) forgetSecrets() {
 	p.psk = PresharedKey{}
 	p.static, p.staticOf = secret{}, nil
 	p.cookie = cookieJar{}
 }
 
-// retire is called when the device gets another identity, or loses it. Sessions of the old identity still receive until
-// they expire, but no longer send, and the next handshake need not wait. The device has its new identity before all
-// peers are told, so a session or an exchange may already belong to the new identity. These stay, and then the limit of
-// one initiation in 5 s stays too.
+// retire is called after the device got another identity id, or lost its identity (id is nil). A session of the old identity
+// still receives until it expires, but it no longer sends. The next initiation may be sent at once. A session or an exchange that
+// was made since the device got id may already belong to id. retire does not change these. If there are any, the limit of one
+// initiation in 5 s still applies.
 func (p *peerState) retire(id *identity, out *outbox) {
 	isNew := func(of *identity) bool { return of == id && id != nil }
 	made := false

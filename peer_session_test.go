@@ -6,10 +6,11 @@ import (
 	"time"
 )
 
-// These tests are about what a peer does with its sessions (rekey, wake, retire, stop), and about what moves its endpoint.
+// These tests check how the core of a peer treats its sessions (rekey, wake, retire and stop), and when the peer's endpoint
+// changes.
 
-// TestRekeyOnSend: "initiator only after 120 s; either role after 2^60 messages; checked after every data send,
-// keepalives included".
+// TestRekeyOnSend checks that sending a data message or a keepalive causes a rekey in two cases: the session is 120 s old and the
+// device is its initiator, or 2^60 messages have been sent, in either role.
 func TestRekeyOnSend(t *testing.T) {
 	for _, c := range []struct {
 		name      string
@@ -37,7 +38,7 @@ func TestRekeyOnSend(t *testing.T) {
 				p.responder()
 			}
 			p.after(c.age)
-			p.lastSent = 0 // so that the 5 s limit after the last handshake message does not apply
+			p.lastSent = 0 // so that the limit of one initiation per 5 s does not apply
 			p.current.counter, p.current.retired = c.counter, c.retired
 			p.sentOn(data, p.heard, p.now, p.step())
 			p.wantInitiation(c.want, c.name)
@@ -48,7 +49,8 @@ func TestRekeyOnSend(t *testing.T) {
 	c.wantInitiation(false, "the session went while its messages were sealed")
 }
 
-// TestRekeyOnReceive: "initiator only, once a session, when it is older than 165 s".
+// TestRekeyOnReceive checks that receiving a message causes a rekey if the session is at least 165 s old and the device is its
+// initiator. That happens at most once per session.
 func TestRekeyOnReceive(t *testing.T) {
 	for _, data := range []bool{true, false} {
 		c := newCore(t)
@@ -134,7 +136,8 @@ func TestReceiveOnPreviousAndNext(t *testing.T) {
 	c.wantIn(timerExpiry, rejectAfterTime, 0, "of the new session")
 }
 
-// TestConfirmLater: the age of a session counts from when it was made, not from when it was confirmed.
+// TestConfirmLater checks that the age of a session counts from the time when the session was made, not from the time when it was
+// confirmed.
 func TestConfirmLater(t *testing.T) {
 	c := newCore(t)
 	k := c.responded()
@@ -200,12 +203,13 @@ func TestWakePeer(t *testing.T) {
 	}
 }
 
-// TestRetire is about a new private key: "stop sending on current and next, clear handshakes, reset the 5 s limit so that a
-// handshake is immediate; receiving goes on until 180 s; precomputed secrets redone".
+// TestRetire checks what the core does when the device gets a new private key. It stops sending with the keypairs current and
+// next, but still receives with them until they are 180 s old. It clears the handshake under way and the precomputed static
+// secret. The next initiation does not have to wait for 5 s.
 func TestRetire(t *testing.T) {
 	c := newCore(t)
 	current := c.initiator()
-	next := c.responded() // this removes the previous keypair
+	next := c.responded() // this call removes the keypair in previous
 	c.after(second)
 	c.handshake = &handshake{initiator: true, local: 55}
 	c.static, c.staticOf = secret{1}, new(identity)
@@ -224,7 +228,7 @@ func TestRetire(t *testing.T) {
 		t.Fatal("receiving ends with the old identity")
 	}
 	before := c.lastHandshake
-	c.receives(next, true) // confirms next
+	c.receives(next, true) // this message confirms the keypair next
 	c.wantEvents("a session of the old identity is none to tell of")
 	if c.out.flush || c.lastHandshake != before || !c.timers.pending(timerRetransmit) {
 		t.Error("a session of the old identity counts as the handshake that is under way")
@@ -238,8 +242,8 @@ func TestRetire(t *testing.T) {
 	}
 }
 
-// TestRetireSparesTheNew: the device has its new identity before it has told each peer, and workers go on meanwhile. What they made
-// with the new identity is kept.
+// TestRetireSparesTheNew checks a change of the private key while workers run. A worker can make a session, a handshake or a
+// static secret with the new key before the device calls retire for the peer. retire must keep these.
 func TestRetireSparesTheNew(t *testing.T) {
 	was, is := new(identity), &identity{public: PublicKey{2}}
 	c := newCore(t)
@@ -271,8 +275,8 @@ func TestRetireSparesTheNew(t *testing.T) {
 	}
 }
 
-// TestSessionMadeAmidKeyChange tests the same with whole devices, in both roles: a session is kept if it was made when the device
-// had the new identity but had not told the peer.
+// TestSessionMadeAmidKeyChange tests the same with a whole device, as initiator and as responder: the device keeps a session that
+// it made with the new private key before it called retire for the peer.
 func TestSessionMadeAmidKeyChange(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		id := newIdentity(testKey(2))
@@ -302,7 +306,8 @@ func TestSessionMadeAmidKeyChange(t *testing.T) {
 	}
 }
 
-// TestStop: "drop staged packets, stop timers, clear keys and the 5 s limit".
+// TestStop checks that stop drops the staged packets, stops the timers and clears the keys, and that the next initiation does not
+// have to wait for 5 s.
 func TestStop(t *testing.T) {
 	c := newCore(t)
 	c.persistent = 25
@@ -360,8 +365,8 @@ func TestOutboxFreesWhatIsThere(t *testing.T) {
 }
 
 func TestRetransmissionAfterSessionByPeer(t *testing.T) {
-	// An initiation was sent. Before it is answered, the peer makes a session by its own initiation, and confirms it. That ends the
-	// series of initiations.
+	// The core has sent an initiation. Before the peer answers, the peer makes a session with an initiation of its own, and
+	// confirms the session. That must end the core's series of initiations.
 	c := newCore(t)
 	c.initiate(c.now, false, c.step())
 	c.initiates()

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The next tests are about initiations: when they are asked for, made, and given up.
+// The next tests check when the core of a peer asks for an initiation, makes one, and gives up.
 
 func TestInitiateConditions(t *testing.T) {
 	c := newCore(t)
@@ -58,7 +58,7 @@ func TestInitiationSeries(t *testing.T) {
 	c.initiate(c.now, false, c.step())
 	start, tries := c.now, 0
 	for {
-		c.timers.set(timerKeepalive, c.now+1000*second) // as if data had been received meanwhile
+		c.timers.set(timerKeepalive, c.now+1000*second) // as if data had been received in the meantime
 		c.initiates()
 		tries++
 		if h := c.handshake; !h.initiator || h.local != c.index {
@@ -112,7 +112,8 @@ func TestGiveUpLeavesPendingWipe(t *testing.T) {
 	}
 }
 
-// TestPacketsKeepSeriesGoing: "every packet that finds no usable key resets the count, also amid retries".
+// TestPacketsKeepSeriesGoing checks that every packet for which there is no session sets the count of attempts to zero, even
+// during a series of retries.
 func TestPacketsKeepSeriesGoing(t *testing.T) {
 	c := newCore(t)
 	c.initiate(c.now, false, c.step())
@@ -128,7 +129,7 @@ func TestPacketsKeepSeriesGoing(t *testing.T) {
 			if c.expires() != timerRetransmit {
 				t.Fatal("another timer fired first")
 			}
-			c.out.events = nil // every 20 tries cause an event
+			c.out.events = nil // an event is published after every 20 attempts
 		}
 	}
 }
@@ -176,7 +177,8 @@ func TestBeginInitiation(t *testing.T) {
 	}
 }
 
-// TestOwnTimestampsGrow: "between wall-clock steps the TAI64N sent is max(now, last + 1)".
+// TestOwnTimestampsGrow checks that each timestamp that a device sends is larger than the one before, even if the wall clock is
+// set back: it is max(now, last + 1).
 func TestOwnTimestampsGrow(t *testing.T) {
 	c := newCore(t)
 	var last Timestamp
@@ -232,7 +234,7 @@ func TestCommitSignsMessages(t *testing.T) {
 	}
 }
 
-// The next tests are about initiations from the peer.
+// The next tests are about initiations that the peer sends.
 
 func TestAcceptInitiation(t *testing.T) {
 	from := EndpointOf(netip.MustParseAddrPort("198.51.100.7:7"))
@@ -241,7 +243,7 @@ func TestAcceptInitiation(t *testing.T) {
 		name   string
 		last   Timestamp
 		ts     Timestamp
-		before int64 // how long ago the last initiation was
+		before int64 // how long before this initiation the last one arrived
 		reason DropReason
 		ok     bool
 	}{
@@ -335,8 +337,8 @@ func TestCommitSession(t *testing.T) {
 	}
 }
 
-// TestCrossingInitiations: "two crossing initiations leave two unconfirmed keypairs and none current; the next
-// retransmit heals it in 5 to 5.33 s".
+// TestCrossingInitiations checks that if the initiations of two peers cross, each peer has an unconfirmed keypair and no current
+// one. The next retry makes a session after 5 to 5.33 s.
 func TestCrossingInitiations(t *testing.T) {
 	a, b := newCore(t), newCore(t)
 	a.timers.seed, b.timers.seed = 1, 2
@@ -344,7 +346,7 @@ func TestCrossingInitiations(t *testing.T) {
 		c.initiate(c.now, false, c.step())
 		c.initiates()
 	}
-	for _, c := range []*core{a, b} { // each end gets the other's initiation before it gets a response
+	for _, c := range []*core{a, b} { // each peer receives the other's initiation before a response
 		c.after(second / 20)
 		if r, ok := c.accepts(1); !ok {
 			t.Fatal(r)
@@ -384,14 +386,15 @@ func TestCrossingInitiations(t *testing.T) {
 	second.wantNone(timerRetransmit, "its own series is over")
 }
 
-// TestGivenUpInitiationCrossesNothing: if initiations cross, one end lets the other try first. It does so only while its own series
-// goes on. After it has given up, an initiation of the peer's does not begin a new series.
+// TestGivenUpInitiationCrossesNothing is about crossing initiations, when one of the two devices lets the other retry first. It
+// checks that the core does so only while its own series of initiations is running. After the core has given up, an initiation
+// from the peer does not begin a new series.
 func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	c := newCore(t)
 	c.initiate(c.now, false, c.step())
 	for c.timers.attempts < maxAttempts {
 		c.initiates()
-		c.handshake.id = &identity{public: PublicKey{9}} // with this key, c lets the peer try first
+		c.handshake.id = &identity{public: PublicKey{9}} // with this public key, c lets the peer retry first
 		c.expires()
 	}
 	if c.handshake == nil || c.timers.pending(timerRetransmit) {
@@ -404,7 +407,7 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	c.responded()
 	c.wantNone(timerRetransmit, "nothing waits for a session, and the peer makes one")
 
-	for asked := range 2 { // 0: during the series; 1: also when its next initiation has been asked for and is not made yet
+	for asked := range 2 { // 0: during the series; 1: during the series, and the next initiation is asked for but not yet made
 		c = newCore(t)
 		c.initiate(c.now, false, c.step())
 		c.initiates()
@@ -417,7 +420,7 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	}
 }
 
-// TestRemovedPeerKeepsNoSecrets: a peer that was removed holds no keys, even if a goroutine still has a pointer to it.
+// TestRemovedPeerKeepsNoSecrets checks that a removed peer has no keys, because a goroutine may still have a pointer to the peer.
 func TestRemovedPeerKeepsNoSecrets(t *testing.T) {
 	peerKey := testKey(2).Public()
 	e := newEnd(t, testKey(1), PeerConfig{PublicKey: peerKey, PresharedKey: PresharedKey{7}})

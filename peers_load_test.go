@@ -13,13 +13,13 @@ import (
 
 var loadPeers = flag.Int("peers", 0, "how many peers TestReplacePeersUnderTraffic configures, of which one in 100 is active; 0: 10,000, or 1,000 with -race")
 
-// A crowded is a device with many peers, a few of which exchange packets with it.
+// A crowded is a device with many peers. Only the active peers exchange packets with it.
 type crowded struct {
 	*end
 	active []*remote
-	idle   int            // peers without a session, each with a prefix
-	sent   []atomic.Int64 // packets that the device sent to each active peer
-	got    atomic.Int64   // packets that the device delivered
+	idle   int            // number of peers without a session; each has a prefix
+	sent   []atomic.Int64 // number of packets that the device sent to each active peer
+	got    atomic.Int64   // number of packets that the device delivered
 
 	stop atomic.Bool
 	wg   sync.WaitGroup
@@ -57,7 +57,7 @@ func newCrowded(t *testing.T, n int) *crowded {
 	return c
 }
 
-// replace replaces all peers by the active ones and by idle ones whose numbers begin at from.
+// replace replaces the device's peers with the active ones and with idle ones whose numbers begin at from.
 func (c *crowded) replace(t *testing.T, from int) {
 	t.Helper()
 	change := Change{ReplacePeers: true, Peers: make([]PeerChange, 0, len(c.active)+c.idle)}
@@ -71,8 +71,8 @@ func (c *crowded) replace(t *testing.T, from int) {
 	c.mustConfigure(t, change)
 }
 
-// loop calls f with the active peers in turn, on a new goroutine, until stop is set. After every 16 calls it pauses for others. It
-// returns the counter of the calls.
+// loop starts a goroutine that calls f with one active peer after the other until stop is set. After every 16 calls, the
+// goroutine sleeps for 1 ms. loop returns a counter of the calls.
 func (c *crowded) loop(f func(i int, r *remote)) *atomic.Int64 {
 	var n atomic.Int64
 	c.wg.Go(func() {
@@ -87,9 +87,9 @@ func (c *crowded) loop(f func(i int, r *remote)) *atomic.Int64 {
 	return &n
 }
 
-// TestReplacePeersUnderTraffic replaces a tenth of the idle peers three times, while packets to and from the active peers flow
-// and a program reads their status. No packet is lost, and no session is renewed. The memory of the peers that are removed at the
-// end is freed.
+// TestReplacePeersUnderTraffic replaces a tenth of the idle peers three times, while the active peers send and receive packets,
+// and a goroutine reads the status of the peers. No packet may be lost, and no session may be renewed. At the end, the test
+// removes the idle peers, and checks that their memory is freed.
 func TestReplacePeersUnderTraffic(t *testing.T) {
 	n := *loadPeers
 	if n == 0 {

@@ -12,14 +12,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// crowdKey returns a key that follows from i. The order of the keys is not that of the numbers.
+// crowdKey returns a key that is computed from i. The keys are not in the order of their numbers.
 func crowdKey(i int) (k PublicKey) {
 	binary.BigEndian.PutUint64(k[:], uint64(i+1)*0x9e3779b97f4a7c15)
 	binary.BigEndian.PutUint64(k[8:], uint64(i+1))
 	return k
 }
 
-// hostPrefixes returns n prefixes of one address each, in order.
+// hostPrefixes returns n prefixes in order. Each prefix contains one address.
 func hostPrefixes(n int) (ps []netip.Prefix) {
 	for i := range n {
 		ps = append(ps, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32))
@@ -27,7 +27,8 @@ func hostPrefixes(n int) (ps []netip.Prefix) {
 	return ps
 }
 
-// strangers returns a change that adds n peers without prefixes, or removes them. Their numbers begin at from.
+// strangers returns a change that adds n peers without prefixes, or that removes them if remove is set. The numbers of these
+// peers begin at from.
 func strangers(from, n int, remove bool) (c Change) {
 	for i := range n {
 		c.Peers = append(c.Peers, PeerChange{PublicKey: crowdKey(from + i), Remove: remove})
@@ -42,8 +43,8 @@ func (e *end) mustConfigure(t testing.TB, c Change) {
 	}
 }
 
-// TestPagesOfPeers reads pages of peers, while peers are added and removed within and between the pages. Each peer that stays is
-// read once, in the order of the keys.
+// TestPagesOfPeers reads the peers page by page, and adds and removes peers while it reads a page and between the pages. It must
+// read each peer that stays exactly once, in the order of the keys.
 func TestPagesOfPeers(t *testing.T) {
 	const stay, page = 500, 7
 	e := newEnd(t, testKey(1))
@@ -85,7 +86,7 @@ func TestPagesOfPeers(t *testing.T) {
 	}
 }
 
-// TestPagesOfAllowedIPs reads pages of one peer's prefixes, while prefixes are added and removed between the pages.
+// TestPagesOfAllowedIPs reads the prefixes of one peer page by page, and adds and removes prefixes between the pages.
 func TestPagesOfAllowedIPs(t *testing.T) {
 	prefixes := hostPrefixes(600)
 	stay, goes := prefixes[:300], prefixes[300:]
@@ -118,7 +119,7 @@ func TestPagesOfAllowedIPs(t *testing.T) {
 	}
 }
 
-// A hookedBind calls a function while the device holds the lock of the configuration.
+// A hookedBind calls the function listen in Listen, while the device holds the configuration lock.
 type hookedBind struct {
 	Bind
 	listen func()
@@ -129,7 +130,7 @@ func (b hookedBind) Listen(port uint16) (Socket, error) {
 	return b.Bind.Listen(port)
 }
 
-// TestStatusWaitsForNothing: reading the status does not wait for the lock of the configuration.
+// TestStatusWaitsForNothing checks that reading the status does not wait for the configuration lock.
 func TestStatusWaitsForNothing(t *testing.T) {
 	var d *Device
 	read := false
@@ -161,7 +162,7 @@ func TestStatusWaitsForNothing(t *testing.T) {
 	d.Close()
 }
 
-// TestStatusSeesAllOrNothing counts peers while Configure adds many. They all appear at one moment.
+// TestStatusSeesAllOrNothing counts the peers while Configure adds many. It must see either all new peers or none.
 func TestStatusSeesAllOrNothing(t *testing.T) {
 	testkit.NeedsThreads(t, "it looks at the device amid a change")
 	n := crowdSize(20_000)
@@ -190,7 +191,7 @@ func TestStatusSeesAllOrNothing(t *testing.T) {
 	}
 }
 
-// A cost is what a change or a read allocates on average.
+// A cost is the memory that one change or one read allocates on average.
 type cost struct{ bytes, allocs uint64 }
 
 func costOf(f func(try int)) cost {
@@ -204,8 +205,9 @@ func costOf(f func(try int)) cost {
 	return cost{(after.TotalAlloc - before.TotalAlloc) / tries, (after.Mallocs - before.Mallocs) / tries}
 }
 
-// TestCostOfOne: changing or reading one prefix or peer allocates about as much among 64,000 as among 1,000. The test compares
-// allocations, because a time would depend on the machine. TestSteps of internal/ordered counts comparisons.
+// TestCostOfOne checks that changing or reading one prefix or peer allocates about as much memory with 64,000 prefixes and peers
+// as with 1,000. The test compares allocations, because times depend on the machine. TestSteps in internal/ordered counts
+// comparisons.
 func TestCostOfOne(t *testing.T) {
 	costs := func(n int) map[string]cost {
 		prefixes, key, other := hostPrefixes(n), crowdKey(1), crowdKey(n+1)
@@ -248,8 +250,8 @@ func TestCostOfOne(t *testing.T) {
 	}
 }
 
-// TestSetPeerOfTheSame: if SetPeer sets a peer to what it already is, no table changes. If one of many prefixes is replaced, the
-// table of allowed IPs is edited and not copied.
+// TestSetPeerOfTheSame checks that if SetPeer is called with a peer's current configuration, the table of allowed IPs does not
+// change. If one of many prefixes is replaced, the device edits the table and does not copy the whole table.
 func TestSetPeerOfTheSame(t *testing.T) {
 	prefixes := hostPrefixes(10_000)
 	c := PeerConfig{PublicKey: crowdKey(1), AllowedIPs: slices.Clone(prefixes)}
@@ -272,7 +274,7 @@ func TestSetPeerOfTheSame(t *testing.T) {
 	}
 }
 
-// TestRemovedPeersLeaveNothing: tables give back the memory of the peers that are removed, while others stay.
+// TestRemovedPeersLeaveNothing checks that the memory of removed peers in the tables is freed, even if other peers stay.
 func TestRemovedPeersLeaveNothing(t *testing.T) {
 	n := crowdSize(20_000)
 	e := newEnd(t, testKey(1), PeerConfig{PublicKey: crowdKey(n + 1)})

@@ -13,7 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// These tests are about the queue of runs that each peer has for the case that several goroutines send to it at once.
+// These tests are about the queue that each peer has for the case that several goroutines send to the peer at the same time. The
+// elements of the queue are runs. A run has the packets of one batch that go to the same peer.
 
 // waiting returns the number of runs in p's queue.
 func waiting(p *peer) (n int) {
@@ -25,8 +26,9 @@ func waiting(p *peer) (n int) {
 	return n
 }
 
-// occupy starts a goroutine that sends a packet to r. The goroutine leads r, and waits at the socket until leave is called. own
-// gets its packet. take gets what this goroutine and others send later.
+// occupy starts a goroutine that sends a packet to r, and blocks in Socket.Send until leave is called. Until then, this goroutine
+// leads the peer: other goroutines only queue their packets for it. The function own gets the trains of the first call of
+// Socket.Send, and take gets the trains of all other calls.
 func (e *end) occupy(t *testing.T, r *remote, own, take func(ts []Train)) (leave func()) {
 	t.Helper()
 	there, left := make(chan struct{}), make(chan struct{})
@@ -53,7 +55,7 @@ func (e *end) occupy(t *testing.T, r *remote, own, take func(ts []Train)) (leave
 
 func ignore([]Train) {}
 
-// collect copies the datagrams of trains to sent.
+// collect returns a function that sends copies of the datagrams in trains to the channel sent.
 func collect(sent chan datagram) func(ts []Train) {
 	return func(ts []Train) {
 		for i := range ts {
@@ -64,7 +66,7 @@ func collect(sent chan datagram) func(ts []Train) {
 	}
 }
 
-// wantSent fails unless the next packets sent to r are those with these numbers, in this order.
+// wantSent fails unless the next packets that the device sends to r have these numbers, in this order.
 func (e *end) wantSent(t *testing.T, r *remote, why string, numbers ...int) {
 	t.Helper()
 	for _, n := range numbers {
@@ -74,8 +76,8 @@ func (e *end) wantSent(t *testing.T, r *remote, why string, numbers ...int) {
 	}
 }
 
-// TestQueue: if another goroutine is at the socket, Send leaves its packets to that goroutine. That one sends them in order, in one
-// call, before it leaves the socket.
+// TestQueue checks that if another goroutine is sending to the peer, Send queues its packets for that goroutine. That goroutine
+// then sends the queued packets in order, in one call of Socket.Send.
 func TestQueue(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -105,13 +107,13 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// TestQueueSealedOutOfOrder: a run that is sealed late holds back the runs behind it, but no goroutine waits for that. The
-// goroutine that seals the late run also sends the runs behind it.
+// TestQueueSealedOutOfOrder checks that a run that is not yet sealed delays the runs behind it, but that no goroutine waits for
+// it. The goroutine that seals this run also sends the runs behind it.
 func TestQueueSealedOutOfOrder(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
 	e.connect(t, r)
-	batchFull := 0 // how many packets a batch has besides the first one
+	batchFull := 0 // number of packets in a batch besides the first one
 	claim := func(n int) *load {
 		b := e.NewBatch()
 		b.Append(r.numbered(n))
@@ -147,8 +149,9 @@ func TestQueueSealedOutOfOrder(t *testing.T) {
 	e.wantSent(t, r, "the queue is empty", 3)
 }
 
-// TestQueueBound: if senders go on while nothing is sent, the queue fills up. Further packets are dropped and counted. Small
-// packets share memory. Packets to another peer are still sent, and the queued packets are sent in order.
+// TestQueueBound checks that if senders continue while the socket is blocked, the queue fills up, and further packets are dropped
+// and counted. Small packets share memory in the queue. Packets to another peer are still sent. Later the queued packets are sent
+// in order.
 func TestQueueBound(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
@@ -184,8 +187,8 @@ func TestQueueBound(t *testing.T) {
 	leave()
 }
 
-// TestQueueHandsOver: a goroutine that leads a peer does not send the packets of others for ever. After some rounds the slow path
-// takes over.
+// TestQueueHandsOver checks that a goroutine that leads a peer does not send the packets of other goroutines forever. After
+// maxRounds rounds, a goroutine of the slow path takes over.
 func TestQueueHandsOver(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -218,8 +221,8 @@ func TestQueueHandsOver(t *testing.T) {
 	})
 }
 
-// TestQueueEnds: if the device goes down or the peer is removed, the packets in the queue are dropped and counted, sealed or not.
-// They are never sent on a later socket. Afterwards packets can be sent to the peer again.
+// TestQueueEnds checks that if the device goes down or the peer is removed, all packets in the queue are dropped and counted,
+// whether they are sealed or not. They are never sent through a later socket. After that, packets can be sent to the peer again.
 func TestQueueEnds(t *testing.T) {
 	for name, c := range map[string]struct {
 		end    func(e *end, r *remote)
@@ -283,8 +286,9 @@ func TestQueueEnds(t *testing.T) {
 	}
 }
 
-// TestQueueOldGeneration: a goroutine is at the socket while the device goes down and up again. It does not send the packets from
-// before Down on the new socket, but it sends those that were queued since.
+// TestQueueOldGeneration checks a goroutine that is inside Socket.Send while the device goes down and up again. Afterwards the
+// goroutine must not send packets that were queued before Down through the new socket, but it must send packets that were queued
+// after Up.
 func TestQueueOldGeneration(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())

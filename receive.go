@@ -11,7 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// This is the inbound path of the trains that one call of Receive returns, on the goroutine of the receiver:
+// This is the path of the trains that one call of Receive returns, from the socket to the tunnel. They stay on the goroutine of
+// their receiver, except for handshake messages:
 //
 //	Receive ─▶ datagrams, by type ─▶ runs, by session ─▶ open, in place ─▶ inspect: length, source
 //	                │                                                          │
@@ -20,16 +21,16 @@ import (
 //
 // For data messages, only accept takes a peer's mutex, once per run.
 
-// An inbound is the scratch memory of one receiver.
+// An inbound is the memory in which one receiver collects messages and packets.
 type inbound struct {
 	table    routes[*peer]
 	now      int64
-	opened   []opened // data messages, in the order of arrival
+	opened   []opened // the collected data messages, in the order of arrival
 	bytes    int      // the total length of these messages
 	runs     []inboundRun
-	places   []int16   // hash table of runs by session index: place in runs + 1, or 0; nil until there is a run
-	packets  [][]byte  // accepted, and not yet delivered
-	arrivals []arrival // handshake messages
+	places   []int16   // hash table from session index to position in runs, plus 1; 0 means free; nil until there is a run
+	packets  [][]byte  // the packets that accept has accepted and that are not delivered yet
+	arrivals []arrival // handshake messages that are not queued yet
 	fork     idle.Fork
 }
 
@@ -39,31 +40,31 @@ func (d *Device) newInbound() *inbound {
 	return in
 }
 
-// An inboundRun holds the data messages of one session that are collected until acceptAll, in their order.
+// An inboundRun holds the data messages of one session that a receiver has collected, in the order of arrival, until acceptAll.
 type inboundRun struct {
-	session     // k is nil if there is no such session or it has expired; then its messages are dropped for reason
+	session     // if the index has no session, or the session has expired, k is nil and the messages are dropped
 	index       uint32
-	place       int16 // in places
-	first, last int16 // messages, linked by opened.next
+	place       int16 // in inbound.places
+	first, last int16 // indices of messages in inbound.opened, which opened.next links
 	reason      DropReason
 }
 
-// An opened is a data message, before and after it proved authentic. There may be 1,024 of them, so it is kept to half a
-// cache line.
+// An opened is a collected data message, before and after it is decrypted. An inbound may hold 1,024 of them, so an opened takes
+// only half a cache line.
 type opened struct {
-	train         *Train     // in which the message arrived; its memory is the socket's
-	at, size      int32      // of the message in the train's data
-	n             int32      // bytes of the packet, without padding; 0 for a keepalive
+	train         *Train     // the train in which the message arrived, in the memory of the socket
+	at, size      int32      // offset and length of the message in train.Data
+	n             int32      // length of the packet, without padding; 0 for a keepalive
 	run           int16      // index of its run
 	next          int16      // index of the run's next message; none in the last one
-	reason        DropReason // why the packet is not to be delivered, if ok is false
+	reason        DropReason // why the packet is dropped, if it is authentic and ok is false
 	authentic, ok bool
 }
 
 // message returns the whole message, in place.
 func (o *opened) message() []byte { return o.train.Data[o.at:][:o.size:o.size] }
 
-// counter returns the message's counter, which open does not overwrite.
+// counter returns the message's counter. Decrypting the message does not overwrite it.
 func (o *opened) counter() uint64 { return binary.LittleEndian.Uint64(o.train.Data[o.at+8:]) }
 
 // packet returns the packet inside an authentic message, in place.
@@ -78,8 +79,8 @@ const (
 	inboundPlaces   = 2 * inboundMessages
 	none            = -1 // the index of no message
 
-	// It stops collecting at enoughMessages messages if these are at least enoughOfEach per run on average. Further
-	// ones would only push earlier ones out of the first-level cache before they are opened.
+	// A receiver stops collecting at enoughMessages messages already, if each run has at least enoughOfEach messages on average.
+	// Further messages would only push earlier ones out of the first-level cache before they are opened.
 	enoughMessages = 128
 	enoughOfEach   = 16
 
@@ -87,8 +88,9 @@ const (
 	receiveErrorMax = time.Second
 )
 
-// startReceivers starts to read s, a socket of r. finishSocket waits for the receivers of s, Down for those of r, and
-// Close for all that the device ever had. Each of them may begin to wait while another one still waits. d.mu is held.
+// startReceivers starts one goroutine for each receiver of s, a socket of r. Three wait groups count these goroutines, because
+// three callers may wait at the same time: finishSocket waits for the goroutines of s, Down for those of r, and Close for all
+// goroutines of the device. The caller holds d.mu.
 func (d *Device) startReceivers(r *running, s *openSocket) {
 	for _, receiver := range s.Receivers() {
 		s.receivers.Add(1)
@@ -110,7 +112,7 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				if !s.isClosed() {
-					d.trouble(err) // the socket is gone, and the device did not close it
+					d.trouble(err) // the device has not closed the socket itself
 				}
 				return
 			}
@@ -133,7 +135,7 @@ func (d *Device) receive(s *openSocket, receiver Receiver) {
 		}
 		d.slow.queue(d, in)
 		d.acceptAll(in)
-		in.table = routes[*peer]{} // otherwise an old table would stay in memory while nothing arrives
+		in.table = routes[*peer]{} // otherwise an outdated table would stay in memory while nothing arrives
 	}
 }
 
@@ -148,7 +150,7 @@ func (d *Device) receiveTrain(in *inbound, t *Train) {
 			continue
 		}
 		if in.isFull() {
-			d.slow.queue(d, in) // these do not wait for the sink
+			d.slow.queue(d, in) // so that handshake messages do not wait until acceptAll has delivered packets
 			d.acceptAll(in)
 		}
 		run := d.runOf(in, binary.LittleEndian.Uint32(m[4:]))
@@ -176,7 +178,7 @@ func (in *inbound) isFull() bool {
 		n >= enoughMessages && n >= enoughOfEach*len(in.runs)
 }
 
-// runOf returns the run of the session with the given index. It begins one if in has none.
+// runOf returns the run of the session with the given index. If there is no such run yet, runOf adds it.
 func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 	if n := len(in.runs); n > 0 && in.runs[n-1].index == index {
 		return &in.runs[n-1]
@@ -184,7 +186,7 @@ func (d *Device) runOf(in *inbound, index uint32) *inboundRun {
 	if in.places == nil {
 		in.places = make([]int16, inboundPlaces)
 	}
-	place := index % inboundPlaces // indices are random
+	place := index % inboundPlaces // indices are random, so they need no hash function
 	for ; in.places[place] != 0; place = (place + 1) % inboundPlaces {
 		if run := &in.runs[in.places[place]-1]; run.index == index {
 			return run
@@ -217,7 +219,7 @@ func (d *Device) receiveOther(in *inbound, m []byte, t *Train) {
 	}
 }
 
-// acceptAll opens the collected messages, gives each run to its peer, and delivers the packets.
+// acceptAll opens the collected messages, accepts each run with the state of its peer, and delivers the packets.
 func (d *Device) acceptAll(in *inbound) {
 	if len(in.runs) == 0 {
 		return
@@ -233,7 +235,7 @@ func (d *Device) acceptAll(in *inbound) {
 	}
 	d.deliver(in)
 	clear(in.runs)
-	clear(in.opened) // the memory is the socket's
+	clear(in.opened) // the messages refer to the memory of the socket
 	in.runs, in.opened, in.bytes = in.runs[:0], in.opened[:0], 0
 }
 
@@ -246,7 +248,7 @@ func (in *inbound) openSome(from, end int) {
 	}
 }
 
-// inspect checks the packets inside the messages of a run, before its peer is locked.
+// inspect checks the length and the source address of each packet in the messages of a run. It needs no lock.
 func (in *inbound) inspect(run *inboundRun) {
 	var last netip.Addr
 	allowed := false
@@ -267,11 +269,12 @@ func (in *inbound) inspect(run *inboundRun) {
 	}
 }
 
-// accept gives the messages of a run to their peer, and keeps the packets that are to be delivered. The peer's endpoint
-// becomes that of the last authentic message.
+// accept drops those messages of a run that are forged or replayed, or that inspect has refused. It keeps the packets of the
+// other messages for delivery, and updates the peer's counters and timers. The endpoint of the last authentic message becomes the
+// peer's endpoint.
 func (d *Device) accept(in *inbound, run *inboundRun) {
 	p, k := run.p, run.k
-	var from *Endpoint // of the last authentic message; nil if there is none
+	var from *Endpoint // the endpoint of the last authentic message; nil if there is none
 	bytes, data, before := uint64(0), false, len(in.packets)
 	var out outbox
 	p.mu.Lock()
@@ -303,7 +306,7 @@ func (d *Device) accept(in *inbound, run *inboundRun) {
 	d.release(p, &out)
 }
 
-// keep keeps a packet for delivery, and marks in it the congestion that its outer packet met.
+// keep keeps a packet for delivery. It copies a congestion mark of the outer packet to this packet.
 func (d *Device) keep(in *inbound, o *opened) {
 	in.packets = append(in.packets, o.packet())
 	if tos := o.train.TOS; tos&packet.ECNMask != 0 && packet.DecapsulateECN(tos, o.packet()) {
@@ -311,13 +314,13 @@ func (d *Device) keep(in *inbound, o *opened) {
 	}
 }
 
-// deliver hands the accepted packets to the sink.
+// deliver passes the accepted packets to the tunnel.
 func (d *Device) deliver(in *inbound) {
 	if len(in.packets) == 0 {
 		return
 	}
 	n, err := d.tunnel.WritePackets(in.packets)
-	if dropped := len(in.packets) - max(n, 0); dropped > 0 { // a sink may return any number
+	if dropped := len(in.packets) - max(n, 0); dropped > 0 { // WritePackets may return any number
 		d.drops.add(DropSinkFull, dropped)
 		if err != nil {
 			d.debug("sink", "err", err)

@@ -16,8 +16,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// atSink returns an end. A receiver of its first socket is in the sink until leave is closed, and a Configure, which has opened
-// another socket, waits for this receiver.
+// atSink returns a device in the following state: a receiver of its first socket is inside WritePackets until leave is closed. A
+// call of Configure has opened another socket, and waits for this receiver. When Configure returns, the channel configured is
+// closed.
 func atSink(t *testing.T) (e *end, leave, configured chan struct{}) {
 	r := newRemote(1, testKey(1).Public())
 	e = up(t, testKey(1), r.config())
@@ -40,8 +41,9 @@ func atSink(t *testing.T) (e *end, leave, configured chan struct{}) {
 	return e, leave, configured
 }
 
-// TestReceiversOfReplacedSocket: Down and Close also wait for the receivers of a replaced socket, for which a Configure waits at
-// the same time. Close waits for the receivers for which a concurrent Down waits, too.
+// TestReceiversOfReplacedSocket checks that Down and Close also wait for the receivers of a replaced socket, even if a call of
+// Configure is waiting for the same receivers. Close also waits for the receivers if a concurrent call of Down is waiting for
+// them.
 func TestReceiversOfReplacedSocket(t *testing.T) {
 	for name, ending := range map[string]func(e *end){
 		"Down":            func(e *end) { e.Down() },
@@ -58,7 +60,7 @@ func TestReceiversOfReplacedSocket(t *testing.T) {
 				t.Error("it returned while a receiver is in the sink")
 			case <-configured:
 				t.Error("Configure returned while a receiver is in the sink")
-			case <-time.After(20 * time.Millisecond): // if they did not wait, they would have returned by now
+			case <-time.After(20 * time.Millisecond): // calls that do not wait would have returned by now
 			}
 			close(leave)
 			<-ended
@@ -67,8 +69,8 @@ func TestReceiversOfReplacedSocket(t *testing.T) {
 	}
 }
 
-// If a receiver ends although the device did not close its socket, the device publishes EventBindTrouble, and Wake
-// opens the socket again. If the device closed the socket itself, it publishes nothing.
+// If a receiver ends although the device has not closed its socket, the device publishes EventBindTrouble, and Wake opens a new
+// socket. If the device itself has closed the socket, it does not publish this event.
 func TestSocketClosedByItself(t *testing.T) {
 	e := up(t, testKey(1))
 	events := e.Subscribe()
@@ -99,7 +101,8 @@ func TestSocketClosedByItself(t *testing.T) {
 	e.connect(t, r)
 }
 
-// TestWakeKeepsPort: Wake opens its socket on the same port, even if the closed socket no longer has one.
+// TestWakeKeepsPort checks that Wake opens the new socket on the same port, even if the Port method of the old, closed socket
+// returns 0.
 func TestWakeKeepsPort(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	port := uint16(41000)
@@ -113,8 +116,8 @@ func TestWakeKeepsPort(t *testing.T) {
 	}
 }
 
-// TestSinkReturnsAnyNumber: the device counts the packets that a sink did not take, even if the sink returns a number that makes no
-// sense.
+// TestSinkReturnsAnyNumber checks that the device counts the packets that WritePackets did not accept, even if WritePackets
+// returns a negative number or a number that is too large.
 func TestSinkReturnsAnyNumber(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -131,8 +134,8 @@ func TestSinkReturnsAnyNumber(t *testing.T) {
 	}
 }
 
-// TestIdleDeviceKeepsNoOldTable: a receiver that waits does not keep an old routing table in memory, and a batch that is used again
-// does not keep a removed peer.
+// TestIdleDeviceKeepsNoOldTable checks that a receiver that waits for messages does not keep an old table of allowed IPs in
+// memory. A batch that is used again must not keep a removed peer in memory.
 func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 	r, other := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -145,7 +148,7 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 
 	b, nested := e.NewBatch(), false
 	e.line.send = func([]Train) {
-		if !nested { // the outer Send leads the peer, so this one queues b's packet for it and returns
+		if !nested { // the outer Send leads the peer, so the inner Send queues the packet of b and returns
 			nested = true
 			b.Append(packet4(100, here, r.addr))
 			e.Device.Send(b)
@@ -162,7 +165,7 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 	runtime.KeepAlive(b)
 }
 
-// TestStatusFromInsideSink: a sink may read the status also while the device is being closed.
+// TestStatusFromInsideSink checks that WritePackets may read the device's status, even while the device is being closed.
 func TestStatusFromInsideSink(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -183,9 +186,9 @@ func TestStatusFromInsideSink(t *testing.T) {
 	}
 }
 
-// TestReceiveAlternatingPeers: messages of two peers alternate within a train and across the trains of one call. They reach the
-// sink in one call and in order per peer. Each peer's state is updated once. A peer's endpoint becomes the source of its last
-// authentic message.
+// TestReceiveAlternatingPeers receives messages of two peers that alternate, within a train and between the trains of one call of
+// Receive. The device must deliver all packets in one call of WritePackets, in order for each peer, and update each peer's state
+// once. A peer's endpoint must become the source of the peer's last authentic message.
 func TestReceiveAlternatingPeers(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
@@ -208,7 +211,7 @@ func TestReceiveAlternatingPeers(t *testing.T) {
 	heard := func(r *remote) uint32 { p := e.peer(r); p.mu.Lock(); defer p.mu.Unlock(); return p.heard }
 	heardA, heardB := heard(a), heard(b)
 
-	relayed := a.train(slices.Concat(from(a, 0), from(b, 0), from(a, 1), from(b, 1))) // as a relay sends them
+	relayed := a.train(slices.Concat(from(a, 0), from(b, 0), from(a, 1), from(b, 1))) // as a relay sends the messages of two peers
 	relayed.Size = len(relayed.Data) / 4
 	moved := a.train(from(a, 2))
 	moved.Endpoint.Addr = netip.MustParseAddrPort("192.0.2.77:7")
@@ -239,7 +242,8 @@ func TestReceiveAlternatingPeers(t *testing.T) {
 	}
 }
 
-// TestReceiveManySessions: one call of Receive returns more sessions and messages than the device opens at a time.
+// TestReceiveManySessions checks that the device handles all messages if one call of Receive returns messages of more sessions,
+// and more messages, than the device opens at a time.
 func TestReceiveManySessions(t *testing.T) {
 	a := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), a.config())
@@ -251,7 +255,7 @@ func TestReceiveManySessions(t *testing.T) {
 	for i := range 3 * inboundMessages {
 		m := a.data(packet4(100, a.addr, here))
 		if i%3 != 0 {
-			binary.LittleEndian.PutUint32(m[4:], uint32(i)*inboundPlaces) // so that all indices have the same place in the hash table
+			binary.LittleEndian.PutUint32(m[4:], uint32(i)*inboundPlaces) // so that all indices have one slot in the hash table
 			unknown++
 		}
 		ts = append(ts, a.train(m))

@@ -9,9 +9,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// A device computes handshake messages without holding a lock. It commits and sends a message only if the values from which it was
-// computed have not changed meanwhile. The tests change them when the device reads its randomness, which it does during the
-// computation.
+// A device computes handshake messages without holding a lock. It sends a message only if the values from which it computed the
+// message have not changed since. These tests change such values during the computation: at the moment when the device reads
+// random bytes.
 
 // playMeanwhile calls play with the devices a, which initiates, and b. While the device called name computes its first handshake
 // message, playMeanwhile calls interrupt.
@@ -32,8 +32,8 @@ func playMeanwhile(t *testing.T, name string, interrupt func(w *world, a, b *nod
 	})
 }
 
-// change calls Configure during a computation. Unlike configure, it does not call settle: the test's goroutine is already inside
-// settle while the computation runs.
+// change calls Configure during a computation. Unlike the method configure, it does not call settle, because during the
+// computation the test's goroutine is already inside settle.
 func change(w *world, n *node, c wireguard.Change) {
 	if err := n.Configure(c); err != nil {
 		w.Error(err)
@@ -64,7 +64,7 @@ func TestChangesAmidInitiation(t *testing.T) {
 		"another key": {func(w *world, a, b *node) {
 			a.key = next
 			change(w, b, wireguard.Change{Peers: []wireguard.PeerChange{a.peer().Change()}})
-			// From here on another worker may make the next initiation, so b must know the new key already.
+			// After this call another worker may make the next initiation, so b must already know the new key.
 			change(w, a, wireguard.Change{PrivateKey: &next})
 		}, "a initiation, b response, a data", func(w *world, a, b *node) {
 			b.wantSession(a, true, "under the new key")
@@ -140,7 +140,8 @@ func TestChangesAmidResponse(t *testing.T) {
 	}
 }
 
-// A newer initiation of the same peer arrives while the response to the older one is computed. Only the newer one is answered.
+// A newer initiation of a peer arrives while the device computes the response to an older one. The device answers only the newer
+// initiation.
 func TestNewerInitiationAmidResponse(t *testing.T) {
 	testkit.NeedsThreads(t, "two workers answer at once")
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // one worker for each initiation
@@ -157,8 +158,8 @@ func TestNewerInitiationAmidResponse(t *testing.T) {
 	})
 }
 
-// If the initiator's preshared key changes after its initiation, it refuses the response, which was made with the old key. Once
-// both ends have the new key, the retry makes a session.
+// If the initiator's preshared key changes after it sent an initiation, the initiator refuses the response, because the responder
+// made the response with the old key. Once both devices have the new key, the next retry makes a session.
 func TestPresharedKeyChangeAmidHandshake(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.hold("b response", 1)

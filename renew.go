@@ -2,10 +2,10 @@ package wireguard
 
 import "slices"
 
-// A session whose keys are still valid may be dead: the peer may have restarted, or the configuration may have changed
-// the peer's endpoint. The functions of this file tell such a session from a live one, and replace it.
+// A session whose keys are still valid may be dead: the peer may have restarted, or the configuration may have changed the peer's
+// endpoint. The functions of this file recognise a dead session and replace it.
 
-// maxRecent bounds the initiations sent to a peer within 5 s.
+// maxRecent limits how many initiations are sent to a peer within 5 s.
 const maxRecent = 4
 
 // A sentInitiation says when an initiation was sent, and where to.
@@ -26,13 +26,13 @@ func (p *peerState) heardOn(k *keypair, now int64, out *outbox) {
 	k.asked, k.moved = 0, false
 }
 
-// renew asks for an initiation even if there is a session. If no initiation was sent to the endpoint in the last 5 s, and fewer
-// than 4 to the peer at any endpoint, one is sent now. Otherwise the next one is put off.
+// renew asks for an initiation even if there is a session. The initiation is sent now if, in the last 5 s, none was sent to the
+// present endpoint and fewer than 4 were sent to the peer at any endpoint. Otherwise putOff postpones it.
 func (p *peerState) renew(now int64, out *outbox) {
 	p.timers.attempts = 0
 	switch {
 	case !p.endpoint.IsValid():
-	case p.making: // this one will be sent to the present endpoint; the peer would refuse a second one within 20 ms
+	case p.making: // the initiation under way will go to the present endpoint; the peer would refuse another one within 20 ms
 	case !p.mayRenew(now):
 		p.putOff(now)
 	default:
@@ -50,7 +50,8 @@ func (p *peerState) mayRenew(now int64) bool {
 		!slices.ContainsFunc(p.recent, func(s sentInitiation) bool { return s.to.SamePlace(p.endpoint) })
 }
 
-// setEndpoint is called with an endpoint from the configuration.
+// setEndpoint sets the endpoint e from the configuration. If e is another place, no session is live until something is received
+// on it.
 func (p *peerState) setEndpoint(e Endpoint) {
 	if !e.SamePlace(p.endpoint) {
 		for _, k := range [...]*keypair{p.current, p.previous, p.next} {

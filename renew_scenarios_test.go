@@ -10,21 +10,22 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// within calls wait, which is Handshake or Renew, with a context that ends after d, and returns its error.
+// within calls the function wait, which is the method Handshake or Renew of n, with a context that ends after d. It returns the
+// error of wait.
 func (n *node) within(d time.Duration, wait func(context.Context, wireguard.PublicKey) error, o *node) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	return wait(ctx, o.pub())
 }
 
-// moves gives o another port. Nobody tells its peers.
+// moves gives o another listen port. The configuration of the other nodes does not change.
 func (o *node) moves() {
 	o.port += 100
 	o.configure(wireguard.Change{ListenPort: &o.port})
 }
 
-// After a change of the endpoint, Handshake does not rely on the established session. It sends an initiation to the new endpoint at
-// once, although the old endpoint was sent one less than 5 s ago.
+// After a change of the endpoint, Handshake does not rely on the established session. It sends an initiation to the new endpoint
+// at once, even if the device sent one to the old endpoint less than 5 s ago.
 func TestHandshakeAfterEndpointChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -64,7 +65,8 @@ func TestHandshakeSameEndpoint(t *testing.T) {
 	})
 }
 
-// Handshake makes a new session if data on the present one went unanswered for 10 s, and not earlier.
+// Handshake makes a new session if the peer has not answered data in the current session for 10 s. Before that, it relies on the
+// current session.
 func TestHandshakeUnansweredData(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -86,7 +88,8 @@ func TestHandshakeUnansweredData(t *testing.T) {
 	})
 }
 
-// If a message arrives on a session that seemed dead, Handshake returns. Renew still waits for a new session.
+// If a message arrives in the old session while Handshake waits for a new session, Handshake returns, because the old session
+// works. Renew still waits for a new session.
 func TestHandshakeRevived(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -113,8 +116,8 @@ func TestHandshakeRevived(t *testing.T) {
 // nowhere is an endpoint at which no device listens.
 var nowhere = wireguard.EndpointOf(netip.MustParseAddrPort("203.0.113.9:9"))
 
-// Renew makes a session whatever the present one. If Renew is called less than 5 s after an initiation to the same
-// endpoint, the next one is sent when the 5 s are over.
+// Renew makes a new session even if there is one. If Renew is called less than 5 s after the device sent an initiation to the
+// same endpoint, the device sends the next initiation when the 5 s are over.
 func TestRenew(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		if err := a.Renew(context.Background(), b.pub()); err != nil {
@@ -141,8 +144,8 @@ func TestRenew(t *testing.T) {
 	})
 }
 
-// A new device with an old device's key and SentTimestamp sends only later timestamps, even if its clock is an hour
-// behind. Without the SentTimestamp, its initiations are refused.
+// A new device that has the private key and the SentTimestamp of an old device sends only timestamps after those of the old
+// device, even if its clock is an hour behind. Without the SentTimestamp, the peer refuses its initiations.
 func TestSentTimestampFloor(t *testing.T) {
 	const back = -time.Hour
 	for name, take := range map[string]func(c *wireguard.Config, b *node, ts wireguard.Timestamp){
@@ -199,7 +202,8 @@ func TestSentTimestampFloor(t *testing.T) {
 	}
 }
 
-// A caller that does not want to wait passes a context that has ended.
+// A caller of Renew that does not want to wait passes a context that has already ended. Renew then returns at once, and the
+// device still renews the session.
 func TestRenewWithoutWaiting(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

@@ -10,8 +10,8 @@ func place(n byte) Endpoint {
 	return EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, n}), 51820))
 }
 
-// Row 32: Renew sends an initiation at once if the endpoint got none from this device in the last 5 s, and the peer got fewer than
-// 4 at all endpoints together.
+// Row 32: Renew sends an initiation at once if, during the last 5 s, the device sent none to the same endpoint, and fewer than 4
+// to all endpoints of the peer together.
 func TestRenewLimits(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
@@ -42,7 +42,7 @@ func TestRenewLimits(t *testing.T) {
 	renew(true, "the second is past its 5 s")
 }
 
-// An initiation of Renew that is put off is made later, although there is a session.
+// If Renew has to delay its initiation, the device makes the initiation later, even if there is a session by then.
 func TestRenewPutOff(t *testing.T) {
 	c := newCore(t)
 	c.renew(c.now, c.step())
@@ -55,7 +55,7 @@ func TestRenewPutOff(t *testing.T) {
 	c.wantInitiation(true, "the renewal")
 }
 
-// The 5 s rule is checked again when an initiation that Renew asked for is about to be made.
+// When the device begins to make an initiation for Renew, it checks again that it sent none to the same endpoint in the last 5 s.
 func TestRenewJudgedAgain(t *testing.T) {
 	c := newCore(t)
 	c.renew(c.now, c.step())
@@ -69,7 +69,7 @@ func TestRenewJudgedAgain(t *testing.T) {
 	}
 	c.wantIn(timerRetransmit, 5*second, maxJitter, "it is put off")
 
-	// While one worker makes an initiation, renew does not ask for another.
+	// While a worker is making an initiation, renew does not ask for another one.
 	c = newCore(t)
 	c.renew(c.now, c.step())
 	if _, ok := c.beginInitiation(c.now, TimestampOf(c.wall)); !ok {
@@ -79,7 +79,7 @@ func TestRenewJudgedAgain(t *testing.T) {
 	c.wantInitiation(false, "one is being made")
 }
 
-// The 5 s after a response count for ordinary initiations, and not for Renew.
+// A response delays ordinary initiations for 5 s, but not those of Renew.
 func TestRenewAfterResponse(t *testing.T) {
 	c := newCore(t)
 	c.responder()
@@ -90,7 +90,7 @@ func TestRenewAfterResponse(t *testing.T) {
 	c.initiates()
 }
 
-// When a peer is wiped, stopped or retired, it forgets to which endpoints it sent initiations, which frees their memory.
+// When the state of a peer is wiped, stopped or retired, the list of endpoints that received initiations is freed.
 func TestRenewMemory(t *testing.T) {
 	for name, end := range map[string]func(c *core){
 		"wiped":   func(c *core) { c.wipe(c.step()) },
@@ -109,8 +109,8 @@ func TestRenewMemory(t *testing.T) {
 	}
 }
 
-// Row 32: a session is live if something was received on it since the configuration last changed the endpoint, and no data on it
-// has been unanswered for 10 s.
+// Row 32: a session is live if two conditions hold. A message has arrived in the session since Configure last changed the
+// endpoint. And there is no data in the session that has been unanswered for 10 s.
 func TestLiveSession(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -154,7 +154,7 @@ func TestLiveSession(t *testing.T) {
 	}
 }
 
-// A message on a session that seemed dead revives the session, which ends the calls that wait for one.
+// A message in a session that was no longer live makes the session live again, and ends the calls that wait for a session.
 func TestRevivedSession(t *testing.T) {
 	c := newCore(t)
 	k := c.initiator()
@@ -170,8 +170,9 @@ func TestRevivedSession(t *testing.T) {
 	}
 }
 
-// TestRenewWhileMade: Renew asks for no second initiation while one is being made. Otherwise both would be sent to the present
-// endpoint at the same moment. The peer would refuse the second one, and its response to the first one would be superseded.
+// TestRenewWhileMade checks that Renew does not ask for a second initiation while a worker is making one. Otherwise the device
+// would send both initiations to the current endpoint at the same time. The peer would refuse the second one, and the device
+// would refuse the peer's response to the first one.
 func TestRenewWhileMade(t *testing.T) {
 	c := newCore(t)
 	if _, ok := c.beginInitiation(c.now, Timestamp{1}); !ok {

@@ -14,8 +14,8 @@ type window struct {
 	seen [windowBits / wordBits]uint64
 }
 
-// accept reports whether counter is new, and remembers it. It refuses a counter that was accepted before, that is more
-// than 8128 behind the greatest one, or that is beyond the limit of messages of a key.
+// accept reports whether counter is new, and remembers it. It refuses a counter that was accepted before, that is more than 8128
+// behind the greatest one, or that exceeds the limit of messages for one key.
 func (w *window) accept(counter uint64) bool {
 	if counter >= rejectAfterMessages {
 		return false

@@ -6,13 +6,13 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A replayStep is a counter that is given to a window, and whether the window must accept it.
+// A replayStep is a counter that the test gives to a replay window. fresh says whether the window must accept the counter.
 type replayStep struct {
 	counter uint64
 	fresh   bool
 }
 
-// replayTable is made for a window of 8128, which is how far a counter may be behind the greatest one.
+// replayTable has sequences of counters for a window of size 8128: a counter may be at most 8128 less than the greatest one.
 var replayTable = []struct {
 	name  string
 	steps []replayStep
@@ -45,8 +45,8 @@ func TestReplayTable(t *testing.T) {
 	}
 }
 
-// TestReplayJumps tries jumps of many distances, up to more than the ring. Each counter behind the new one and within the window is
-// accepted once, except the one that was seen before the jump.
+// TestReplayJumps increases the counter by many distances, up to more than the size of the ring of bits. After each jump, the
+// window must accept each smaller counter within the window once, except the counter from before the jump.
 func TestReplayJumps(t *testing.T) {
 	for jump := uint64(1); jump <= windowBits+2*wordBits; jump += 1 + jump%7 {
 		for _, start := range []uint64{0, 1, 62, 63, 64, 8191, 8192, 1<<32 - 1} {
@@ -84,7 +84,7 @@ func TestReplayWholeWindowBackwards(t *testing.T) {
 	}
 }
 
-// A replayModel is a model of a window: the set of all counters seen, and the greatest of them.
+// A replayModel is a model of a replay window: it has the set of all accepted counters, and the greatest of them.
 type replayModel struct {
 	seen map[uint64]bool
 	top  uint64

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// "the peer's endpoint is … the outer source IP address of the most recent correctly-authenticated packet received"
-// (2.1). One end moves and sends a packet, and the other end follows.
+// If a device moves to another address and sends a packet, its peer uses the new address from then on: "the peer's endpoint is …
+// the outer source IP address of the most recent correctly-authenticated packet received" (2.1).
 func TestRoaming(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		t.Run(role, func(t *testing.T) {
@@ -41,7 +41,7 @@ func TestRoaming(t *testing.T) {
 	}
 }
 
-// A keepalive moves the endpoint too, and so does a handshake message.
+// Keepalives and handshake messages also change the endpoint.
 func TestRoamingByKeepaliveAndHandshake(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -74,8 +74,8 @@ func TestRoamingByKeepaliveAndHandshake(t *testing.T) {
 	})
 }
 
-// Both ends move at once, and neither knows the other's new address. The tunnel works again once one end can reach the other. Here
-// b comes back to its old address, at which a still looks for it.
+// Both devices move at the same time, and neither knows the other's new address. The tunnel works again as soon as one device can
+// reach the other. In this test, b moves back to its old address, to which a still sends.
 func TestBothRoamAtOnce(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -97,8 +97,8 @@ func TestBothRoamAtOnce(t *testing.T) {
 	})
 }
 
-// Both ends move at once, while a packet from a's old address is under way. It tells b only the old address. The tunnel works again
-// when b is told the new one.
+// Both devices move at the same time, while a packet from a's old address is in flight. From this packet, b learns only a's old
+// address. The tunnel works again when the program configures a's new address at b.
 func TestBothRoamWithPacketsUnderWay(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -111,7 +111,7 @@ func TestBothRoamWithPacketsUnderWay(t *testing.T) {
 		b.send(a, "into the void")
 		a.send(b, "into the void")
 		w.want("a data, b data, a data", "both miss")
-		// b is told a's new address, as by a program that has a rendezvous server.
+		// The program configures a's new address at b. It may know the address from a rendezvous server.
 		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
 		b.send(a, "here I am")
 		a.wantArrived("on the session that stands", "here I am")
@@ -120,8 +120,8 @@ func TestBothRoamWithPacketsUnderWay(t *testing.T) {
 	})
 }
 
-// An endpoint moves only if an authentic packet arrives that is not a replay. An attacker who copies or changes
-// packets moves no endpoint.
+// Only an authentic message that is not a replay changes an endpoint. An attacker who copies or changes messages cannot change an
+// endpoint.
 func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		home := a.at().Addr
@@ -156,8 +156,8 @@ func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
 	})
 }
 
-// A packet whose inner source is refused is still authentic, so it moves the endpoint. Linux moves the endpoint before it checks
-// the inner source (wg_packet_consume_data_done).
+// If the source address of the inner packet is not allowed, the message is still authentic, so it changes the endpoint. Linux
+// also changes the endpoint before it checks the inner source (wg_packet_consume_data_done).
 func TestRefusedSourceIsAuthentic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -173,7 +173,7 @@ func TestRefusedSourceIsAuthentic(t *testing.T) {
 	})
 }
 
-// A cookie reply never moves an endpoint.
+// A cookie reply never changes an endpoint.
 func TestCookieReplyMovesNothing(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -187,8 +187,9 @@ func TestCookieReplyMovesNothing(t *testing.T) {
 	})
 }
 
-// If a NAT forgets its mapping, the peer behind it gets another port. The other end learns the port from the next packet, since the
-// endpoint is the source of the last authentic packet (section 2.1). Persistent keepalives keep the mapping (wg(8)).
+// If a NAT forgets its mapping, the NAT gives the peer behind it another port. The other device learns the port from the peer's
+// next packet, because the endpoint is the source of the last authentic packet (section 2.1). Persistent keepalives keep the NAT
+// from forgetting its mapping (wg(8)).
 func TestNATExpiry(t *testing.T) {
 	inWorld(t, func(w *world) {
 		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}, Idle: 30 * time.Second})
@@ -225,7 +226,7 @@ func TestNATExpiry(t *testing.T) {
 	})
 }
 
-// If a NAT restarts during a transfer, packets to the peer behind it are lost until that peer sends one (section 2.1 as well).
+// If a NAT restarts during a transfer, packets to the peer behind it are lost until this peer sends a packet (section 2.1).
 func TestNATRebind(t *testing.T) {
 	inWorld(t, func(w *world) {
 		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}})
@@ -247,7 +248,7 @@ func TestNATRebind(t *testing.T) {
 	})
 }
 
-// The device replies from the address that the peer reached, until this host loses the address.
+// A device sends to a peer from the local address at which it last received from the peer, until the machine loses this address.
 func TestStickySource(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		second := netip.MustParseAddr("198.51.100.7")
@@ -264,7 +265,7 @@ func TestStickySource(t *testing.T) {
 			w.Fatalf("sent from %v, want the address that was reached", d.src)
 		}
 		first := b.end.Addrs()[0]
-		b.move(first) // b loses the address that a reached
+		b.move(first) // b loses the address to which a sends
 		b.send(a, "z")
 		if d := w.last("b data"); d.src.Addr() != first {
 			w.Fatalf("sent from %v, want the address that is left", d.src)
@@ -277,8 +278,9 @@ func TestStickySource(t *testing.T) {
 	})
 }
 
-// The device forgets the sticky source when the path from it may not work: on the 15 s timer, on a retry, on a change of port or
-// mark, and on Wake (Linux, wg_socket_clear_peer_endpoint_src).
+// A device forgets the local source address for a peer (the sticky source) when sending from it may not work: when data went
+// unanswered for 15 s, on a retry of a handshake, on a change of the port or the mark, and on Wake (Linux,
+// wg_socket_clear_peer_endpoint_src).
 func TestStickySourceForgotten(t *testing.T) {
 	for name, cause := range map[string]func(w *world, a, b *node){
 		"unanswered data": func(w *world, a, b *node) {
@@ -315,7 +317,7 @@ func TestStickySourceForgotten(t *testing.T) {
 	}
 }
 
-// The endpoints change from IPv4 to IPv6 during a session.
+// The endpoints of both devices change from IPv4 to IPv6 during a session.
 func TestRoamingBetweenFamilies(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -331,7 +333,7 @@ func TestRoamingBetweenFamilies(t *testing.T) {
 	})
 }
 
-// behindNAT calls play with b behind a NAT, a outside of it, and a session that b began.
+// behindNAT calls play with the device b behind a NAT and the device a outside of it. They have a session that b initiated.
 func behindNAT(t *testing.T, play func(w *world, a, b *node)) {
 	t.Helper()
 	inWorld(t, func(w *world) {
@@ -347,8 +349,8 @@ func behindNAT(t *testing.T, play func(w *world, a, b *node)) {
 	})
 }
 
-// lostUntilTold asserts that packets in both directions are lost for half a minute, and that they arrive after b is told a's
-// endpoint.
+// lostUntilTold asserts that packets in both directions are lost for 30 s, and that they arrive after the test configures a's new
+// endpoint at b.
 func lostUntilTold(w *world, a, b *node) {
 	w.Helper()
 	for range 30 {
@@ -368,9 +370,9 @@ func lostUntilTold(w *world, a, b *node) {
 	b.wantArrived("b's packet told the NAT", "back")
 }
 
-// b is behind a NAT. It is told a's new endpoint, and then a packet arrives that a sent before it moved. The packet is authentic
-// and not a replay, so b goes back to a's old endpoint, as Linux does (wg_packet_consume_data_done). Neither end reaches the other
-// until b is told again.
+// The device b is behind a NAT. After the program has configured a's new endpoint at b, a packet arrives that a sent before it
+// moved. The packet is authentic and not a replay, so b changes back to a's old endpoint, as Linux does
+// (wg_packet_consume_data_done). Then no packet arrives in either direction until the program configures the endpoint again.
 func TestLateDataMovesEndpointBack(t *testing.T) {
 	behindNAT(t, func(w *world, a, b *node) {
 		old := a.at().Addr
@@ -386,8 +388,8 @@ func TestLateDataMovesEndpointBack(t *testing.T) {
 	})
 }
 
-// A late response to b's newest initiation does the same. It has no counter that shows that it is old (Linux:
-// wg_receive_handshake_packet).
+// A late response to b's newest initiation changes a's endpoint at b back to the old one, because b cannot see from the response
+// that it is late: a response has no counter (Linux, wg_receive_handshake_packet).
 func TestLateResponseMovesEndpointBack(t *testing.T) {
 	behindNAT(t, func(w *world, a, b *node) {
 		old := a.at().Addr

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// rootFiles returns the files of this package, for all systems and without tests.
+// rootFiles parses the files of this package, for all operating systems and without tests, and returns them by name.
 func rootFiles(t *testing.T) (fset *token.FileSet, files map[string]*ast.File) {
 	t.Helper()
 	names, err := filepath.Glob("*.go")
@@ -31,7 +31,8 @@ func rootFiles(t *testing.T) (fset *token.FileSet, files map[string]*ast.File) {
 	return fset, files
 }
 
-// TestRootDependsOnLittle: the root package does not import gVisor, wireguard-go or the module's other public packages.
+// TestRootDependsOnLittle checks that the root package imports only a few other modules. It must not import gVisor, wireguard-go
+// or the module's other public packages.
 func TestRootDependsOnLittle(t *testing.T) {
 	allowed := []string{"github.com/cloudflare/circl/dh/x25519", "github.com/gaissmai/bart", "golang.org/x/crypto/", "golang.org/x/sys/",
 		"github.com/seed-86b749af/wireguard/internal/"}
@@ -49,8 +50,8 @@ func TestRootDependsOnLittle(t *testing.T) {
 	}
 }
 
-// TestRootIsSmall: the root package has files of at most 500 lines, starts goroutines in at most ten places, and uses no finalizer
-// and no linkname.
+// TestRootIsSmall checks that each file of the root package has at most 500 lines, that the package starts goroutines in at most
+// ten places, and that it uses neither finalizers nor linkname.
 func TestRootIsSmall(t *testing.T) {
 	_, files := rootFiles(t)
 	goroutines := 0
@@ -67,7 +68,7 @@ func TestRootIsSmall(t *testing.T) {
 			case *ast.GoStmt:
 				goroutines++
 			case *ast.SelectorExpr:
-				if n.Sel.Name == "Go" { // of a sync.WaitGroup
+				if n.Sel.Name == "Go" { // the method of a sync.WaitGroup
 					goroutines++
 				}
 				if n.Sel.Name == "SetFinalizer" || n.Sel.Name == "AddCleanup" {

@@ -9,36 +9,39 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// The outbound path of a load, on the goroutine that has it:
+// A load is the packets of one batch, and a run is those packets of a load that go to one peer. This is the path of a load from
+// the tunnel to the socket, on the goroutine that has the load:
 //
 //	carry or Send ─▶ route, by peer ─▶ claim: counters, the peer's queue ─▶ seal ─▶ lead: pack into trains, send, in order
 //	                                     │ no session                          ▲
 //	                                     ▼                                     │
 //	                                   stage ─▶ flush, once there is a session ╯
 //
-// A run gets its counters and its place in its peer's order under the peer's mutex, in claim. The order depends on
-// nothing else. Sealing needs no lock: several goroutines that send to one peer seal at the same time. One goroutine at
-// a time leads a peer: it sends its own run, and then the runs at the head of the peer's queue that were sealed
-// meanwhile. A goroutine that seals a run behind others leaves that run to the leader. If no goroutine leads when the
-// head of the queue is sealed, the goroutine that sealed it leads.
+// The method claim locks the peer's mutex and gives a run its counters. The runs to a peer are sent in the order in which they
+// got their counters. Sealing needs no lock: several goroutines that send to one peer can seal at the same time. One goroutine at
+// a time leads a peer: it sends its own run, and then the runs at the head of the peer's queue that were sealed meanwhile. A
+// goroutine that seals a run behind others does not send it: the leading goroutine does. If no goroutine leads when the run at
+// the head of the queue is sealed, the goroutine that sealed this run leads from then on.
 
-// A sendQueue holds the runs of one peer that have their counters and wait behind others. The peer's mutex guards it.
+// A sendQueue holds the runs to one peer that have their counters, and that wait until the runs before them are sent. The peer's
+// mutex guards the queue.
 type sendQueue struct {
 	head, tail *run
-	n          int32 // how many of the runs come from calls of Send; the others come from a source
-	led        bool  // a goroutine or the slow path leads: it sends the runs, from the head on
+	n          int32 // how many of the runs are from calls of Send; the others are from a source
+	led        bool  // whether a goroutine leads the peer, or the slow path is about to lead it
 }
 
 const (
-	// maxQueued is how many runs of senders may wait in one peer's queue. Each keeps a slab of at most 129 KiB, with up to
-	// 128 packets. The runs of a source do not count: the source is held back instead; see feed.
+	// maxQueued is how many runs from calls of Send may wait in one peer's queue. Each run keeps the memory of its load in use,
+	// which is a slab of 129 KiB for up to 128 packets. The runs from a source do not count: the device stops reading a source
+	// while too many of its loads wait; see feed.
 	maxQueued    = 32
-	maxCollected = 8 << 10 // a sender's run of up to this many bytes is copied to the end of the queue if it has to wait
-	maxRounds    = 16      // rounds of sending by one leading goroutine before the slow path takes over
+	maxCollected = 8 << 10 // a run from Send of at most this many bytes is copied into another run if it has to wait
+	maxRounds    = 16      // after this many rounds of sending, the slow path leads instead of the goroutine
 )
 
-// number takes counters for a run of l from the peer's current session, and gives the run its place in the order. If no
-// run is ahead of it, the caller's goroutine leads the peer from here on. p.mu is held.
+// number takes counters for a run of l from the peer's current session, which fixes the run's place in the order. If no other run
+// is ahead of this one, the calling goroutine leads the peer from then on. The caller holds p.mu.
 func (p *peer) number(l *load, run *run) {
 	q := &p.queue
 	behind := q.led || q.head != nil
@@ -56,8 +59,9 @@ func (p *peer) number(l *load, run *run) {
 	}
 }
 
-// collect copies a small run that is behind others to the end of the queue. The leading goroutine seals it together with
-// other small runs, and sends them as a train. That costs less than a slab and a train for each run. p.mu is held.
+// collect copies the packets of a small run that has to wait into a collecting run at the end of the queue. The leading goroutine
+// seals the packets of several small runs there, and sends them as one train. That costs less than a slab and a train for each
+// small run. The caller holds p.mu.
 func (p *peer) collect(l *load, small *run) {
 	r := p.queue.tail
 	if p.queue.head == nil || !r.collects || r.k != p.current || r.endpoint != p.endpoint ||
@@ -75,7 +79,7 @@ func (p *peer) collect(l *load, small *run) {
 	}
 }
 
-// isFull reports whether the queue has no room for a sender's run.
+// isFull reports whether the queue is too long to accept r, a run from a call of Send.
 func (q *sendQueue) isFull(r *run) bool {
 	return q.n >= maxQueued && !(q.tail.collects && r.Size <= maxCollected && q.tail.load.Takes(&r.Run))
 }
@@ -92,7 +96,7 @@ func (q *sendQueue) push(r *run) {
 	}
 }
 
-// pop takes the head out of the queue. The caller gets the run's reference to its load.
+// pop removes the first run from the queue. The caller then has to release the run's reference to its load.
 func (q *sendQueue) pop() *run {
 	r := q.head
 	if q.head, r.next, r.queued = r.next, nil, false; r.load.feed == nil {
@@ -101,7 +105,7 @@ func (q *sendQueue) pop() *run {
 	return r
 }
 
-// popSealed takes the sealed runs at the head of the queue, which can be sent, and appends them to lot.
+// popSealed removes the sealed runs from the head of the queue, up to the first run that is not sealed, and appends them to lot.
 func (q *sendQueue) popSealed(lot []*run) []*run {
 	for q.head != nil && q.head.sealed {
 		lot = append(lot, q.pop())
@@ -109,8 +113,8 @@ func (q *sendQueue) popSealed(lot []*run) []*run {
 	return lot
 }
 
-// dropQueue drops the runs in p's queue, because the device goes down or the peer is removed. A goroutine that still seals
-// such a run finds that the run is no longer queued. p.mu is held.
+// dropQueue drops the runs in p's queue, because the device goes down or the peer is removed. A goroutine that is still sealing
+// such a run finds afterwards that the run is no longer in the queue. The caller holds p.mu.
 func (d *Device) dropQueue(p *peer, why DropReason) {
 	for p.queue.head != nil {
 		r := p.queue.pop()
@@ -126,10 +130,11 @@ func (d *Device) NewBatch() *Batch {
 	return b
 }
 
-// Send routes the packets of b, seals and sends them, and always empties b. A packet to a peer without a session waits
-// for one. A packet that cannot be sent is dropped and counted, and its sender inside the tunnel is told with ICMP where
-// that helps. Send never waits for a handshake or for another sender, and keeps the order of the packets to each peer.
-// If another goroutine is sending to the same peer, that goroutine may send the packets after Send has returned.
+// Send routes the packets of b to peers, encrypts the packets, and sends them. It always empties b. A packet to a peer without a
+// session waits for a session. Send drops and counts a packet that cannot be sent. If the packet is too big, if no peer has its
+// destination, or if the peer has no endpoint, the packet's sender inside the tunnel gets an ICMP error. Send never waits for a
+// handshake or for another sender, and keeps the order of the packets to each peer. If another goroutine is sending to the same
+// peer, that goroutine may send the packets after Send has returned.
 //
 // Any number of goroutines may send, each with its own batch. The only errors are ErrDown, and one that wraps
 // net.ErrClosed once the device is closed.
@@ -154,7 +159,7 @@ func (d *Device) Send(b *Batch) error {
 	return nil
 }
 
-// carry reads packets from f and sends them. It ends when f fails, or when other goroutines carry all that f reads.
+// carry reads packets from f and sends them. It ends when f fails, or when other goroutines are enough to carry the packets of f.
 func (d *Device) carry(f *feed) {
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
@@ -173,7 +178,7 @@ func (d *Device) carry(f *feed) {
 				l.seal(d.helpers)
 				d.finish(l)
 				if shared {
-					f.Brought(f.reads.Load() != number) // whether another goroutine read meanwhile
+					f.Brought(f.reads.Load() != number) // whether another goroutine has called ReadPackets meanwhile
 				}
 			}
 			l.release()
@@ -181,7 +186,7 @@ func (d *Device) carry(f *feed) {
 		switch {
 		case shared:
 			held = f.Take()
-		case err != nil: // f stays taken, so that nobody reads it again
+		case err != nil: // f stays taken, so that no goroutine reads it again
 			f.Await(0)
 			d.sourceEnded(err)
 			return
@@ -189,10 +194,10 @@ func (d *Device) carry(f *feed) {
 	}
 }
 
-// batches holds empty batches for sources.
+// batches holds empty batches for the goroutines that read sources.
 var batches = sync.Pool{New: func() any { return new(Batch) }}
 
-// claimAll routes the packets of l and numbers them. If the device is not up, it drops them.
+// claimAll routes the packets of l, and numbers or stages them. If the device is not up, it drops them.
 func (d *Device) claimAll(l *load) error {
 	if l.r = d.running.Load(); l.r == nil {
 		d.drops.add(DropDown, len(l.Messages))
@@ -217,7 +222,7 @@ func (d *Device) claimAll(l *load) error {
 func (d *Device) route(l *load) {
 	table := d.allowed.routes()
 	var last netip.Addr
-	var p *peer // the peer that last is routed to
+	var p *peer // the peer to which the address last is routed
 	var to *run // the run of the previous packet
 	for i := range l.Messages {
 		pkt := l.Packet(i)
@@ -248,9 +253,9 @@ func (d *Device) route(l *load) {
 	}
 }
 
-// dropLoops drops each packet of a run that carries a WireGuard message from this device to the peer of the run. Such a packet
-// shows that the path to the peer leads through the tunnel to the peer. If it were sealed again, it would return larger, and
-// as two packets once it needs fragments. The lock of the run's peer is held.
+// dropLoops drops the packets of a run that are themselves messages from this device to the same peer. Such a packet shows that
+// the host routes the messages to the peer back into the tunnel. Without dropLoops, the packet would return larger each time, and
+// as two packets once it has to be fragmented. The caller holds the mutex of the run's peer.
 func (d *Device) dropLoops(l *load, run *run) {
 	l.Remove(&run.Run, func(pkt []byte) bool {
 		index, ok := packet.CarriedSession(pkt)
@@ -261,7 +266,8 @@ func (d *Device) dropLoops(l *load, run *run) {
 	})
 }
 
-// claim numbers the run and gives it its place in the order, or stages copies of its packets.
+// claim numbers the run. If the peer has no session, or other packets are staged already, claim stages copies of the run's
+// packets instead.
 func (d *Device) claim(l *load, run *run) {
 	p := run.p
 	var out outbox
@@ -284,7 +290,7 @@ func (d *Device) claim(l *load, run *run) {
 		l.full = true
 		d.drop(p, DropSendQueueFull, run.N)
 	case p.staged.N != 0:
-		// Staged packets are sent first. The session is new, or does not exist yet.
+		// The packets that are staged already are sent first. The session is new, or does not exist yet.
 		d.stageRun(l, run)
 		p.flushOrInitiate(l.now, &out)
 	case !p.sending(run.N, l.now, &out):
@@ -295,7 +301,7 @@ func (d *Device) claim(l *load, run *run) {
 	d.release(p, &out)
 }
 
-// finish hands in the sealed runs of l, and sends the runs of the peers that this goroutine leads.
+// finish marks the runs of l as sealed, and sends the runs to the peers that this goroutine leads.
 func (d *Device) finish(l *load) {
 	for i := range l.runs {
 		run := &l.runs[i]
@@ -310,8 +316,8 @@ func (d *Device) finish(l *load) {
 	d.lead(l)
 }
 
-// handIn marks a run in a queue as sealed. If the run is the head and no goroutine leads the peer, the caller leads the
-// peer from here on: handIn appends to lot the runs that the caller is to send.
+// handIn marks a run in a queue as sealed. If the run is at the head and no goroutine leads the peer, the calling goroutine leads
+// the peer from then on: handIn appends to lot the runs that this goroutine has to send.
 func (run *run) handIn(lot []*run) []*run {
 	p := run.p
 	p.mu.Lock()
@@ -348,8 +354,9 @@ func (d *Device) lead(l *load) {
 	}
 }
 
-// sendLot sends the trains of l.lot in one call. A run is sent on a socket of the running device for which it was routed:
-// after Down and Up, old runs are given to the closed socket, which refuses them.
+// sendLot sends the runs of l.lot. Some of these runs may have been routed before a Down, and others after the next Up. sendLot
+// sends consecutive runs of the same running state in one call. It gives runs from before the Down to the socket that Down
+// closed, and this socket refuses them.
 func (d *Device) sendLot(l *load) {
 	for lot := l.lot; len(lot) > 0; {
 		r, n := lot[0].load.r, 0
@@ -384,8 +391,9 @@ func (d *Device) transmit(r *running, trains []Train) {
 	}
 }
 
-// account tells a peer what was sent of its runs, and appends to l.more the runs that were sealed behind them meanwhile.
-// If enough is set, the slow path sends these instead, so that runs of others do not keep this goroutine any longer.
+// account updates the counters and timers of the peer to which runs were sent. It also appends to l.more the runs to this peer
+// that were sealed meanwhile. If enough is true, the slow path sends those runs instead, so that this goroutine does not go on
+// sending the runs of other goroutines.
 func (d *Device) account(l *load, runs []*run, enough bool) {
 	p, last := runs[0].p, runs[len(runs)-1]
 	var out outbox
@@ -418,7 +426,7 @@ func (d *Device) account(l *load, runs []*run, enough bool) {
 	}
 }
 
-// resume continues to lead p where another goroutine stopped.
+// resume leads p, after another goroutine has stopped leading p: it sends the sealed runs at the head of p's queue.
 func (d *Device) resume(p *peer) {
 	l := newLoad(d.headroom)
 	defer l.release()

@@ -15,8 +15,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
-// If packets of other runs lie between the packets of a run, seal still puts the run's messages back to back. It does not
-// touch runs that have no keypair, since their packets wait for a session.
+// A run is the list of a batch's packets to one peer. If packets of other runs are between the packets of a run, seal still puts
+// the sealed messages of the run back to back. It does not change runs that have no keypair, because their packets wait for a
+// session.
 func TestSealedBackToBack(t *testing.T) {
 	b, a, waits, c := &Batch{headroom: 8}, new(peer), new(peer), new(peer)
 	for i, to := range []*peer{a, waits, c, a, c, a} {
@@ -69,8 +70,10 @@ func TestTally(t *testing.T) {
 	got := run{endpoint: sticky, load: &load{Load: layout.Load{Headroom: 10}}}
 	for _, train := range []Train{
 		{Data: make([]byte, 3*106), Size: 106, Headroom: 10, Endpoint: sticky},
-		{Data: make([]byte, 2*106-16), Size: 106, Headroom: 10, Endpoint: coreEndpoint, Err: net.ErrClosed}, // the Bind dropped Source
-		{Data: make([]byte, 42), Size: 42, Endpoint: sticky},                                                // a keepalive; the Bind may change Headroom
+		// The Bind has cleared Source.
+		{Data: make([]byte, 2*106-16), Size: 106, Headroom: 10, Endpoint: coreEndpoint, Err: net.ErrClosed},
+		// This train is a keepalive. The Bind has changed Headroom.
+		{Data: make([]byte, 42), Size: 42, Endpoint: sticky},
 	} {
 		got.tally(&train)
 	}
@@ -79,14 +82,15 @@ func TestTally(t *testing.T) {
 	}
 }
 
-// numbered returns a packet to r that carries the number n.
+// numbered returns a packet to r that has the number n in its payload.
 func (r *remote) numbered(n int) []byte {
 	p := packet4(100, here, r.addr)
 	binary.BigEndian.PutUint32(p[packet.IP4Header:], uint32(n))
 	return p
 }
 
-// TestStageBounds: a device stages "128 a peer, the oldest dropped; and a bound in bytes a device".
+// TestStageBounds checks that a device stages at most 128 packets per peer and drops the oldest ones, and that the staged packets
+// of all peers occupy a limited number of bytes.
 func TestStageBounds(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -133,8 +137,8 @@ func TestStagedBytesBound(t *testing.T) {
 	}
 }
 
-// TestStagedPerPeer: a peer that has used up its share of the memory loses its own oldest packets. A packet that is larger than the
-// share is staged alone.
+// TestStagedPerPeer checks that if a peer's staged packets exceed the limit per peer (Config.StagedPerPeer), the device drops the
+// oldest packets of this peer. A packet that is larger than the limit is staged alone.
 func TestStagedPerPeer(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{a.config(), b.config()}, StagedPerPeer: 3*(staged.Small+staged.Overhead) + 50})
@@ -164,7 +168,7 @@ func TestStagedPerPeer(t *testing.T) {
 	}
 }
 
-// initiationTo returns the next initiation to r.
+// initiationTo returns the next initiation that the device sends to r.
 func (e *end) initiationTo(t *testing.T, r *remote) []byte {
 	t.Helper()
 	for {
@@ -174,7 +178,7 @@ func (e *end) initiationTo(t *testing.T, r *remote) []byte {
 	}
 }
 
-// TestSendReasons: a packet that cannot be sent is dropped and counted, with the right reason.
+// TestSendReasons checks that the device drops a packet that it cannot send, and counts the drop with the correct reason.
 func TestSendReasons(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	config := r.config()
@@ -205,7 +209,8 @@ func TestSendReasons(t *testing.T) {
 	e.line.nothing(t, "no handshake work for a peer without endpoint")
 }
 
-// TestSendTwoPeersInTurn: if the packets of a batch go to two peers in turn, they are sent as one train per peer, in order.
+// TestSendTwoPeersInTurn checks that if a batch has packets to two peers in alternation, the device sends one train per peer,
+// with the packets in order.
 func TestSendTwoPeersInTurn(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
@@ -241,7 +246,8 @@ func TestSendTwoPeersInTurn(t *testing.T) {
 	}
 }
 
-// TestSendFailures: a train that the socket could not send is counted as failed. It does not count as sent, and arms no timer.
+// TestSendFailures checks that a train that the socket could not send is counted as a failed send, is not counted as sent, and
+// starts no timer.
 func TestSendFailures(t *testing.T) {
 	a, b := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), a.config(), b.config())
@@ -273,7 +279,8 @@ func TestSendFailures(t *testing.T) {
 	}
 }
 
-// TestSendECN: "outer = inner ECN, with CE sent as ECT(0), DSCP 0"; handshakes carry 0x88.
+// TestSendECN checks the TOS of outer packets. A data message has the ECN bits of its inner packet, except that CE is sent as
+// ECT(0), and the DSCP 0. Handshake messages have the TOS 0x88.
 func TestSendECN(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -304,7 +311,8 @@ func TestSendECN(t *testing.T) {
 	}
 }
 
-// TestStagedKeepsECN: a packet that was staged also has its own ECN bits in the outer header. A keepalive has none.
+// TestStagedKeepsECN checks that a packet that was staged is also sent with its own ECN bits in the outer header, and that the
+// ECN bits of a keepalive are zero.
 func TestStagedKeepsECN(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -353,7 +361,7 @@ func TestTransmitAfterPortChange(t *testing.T) {
 	now := r.socket.Swap(old)
 	calls := 0
 	e.line.send = func(ts []Train) {
-		if calls++; calls == 1 { // the port changes during the first call
+		if calls++; calls == 1 { // as if the port changed during the first call
 			r.socket.Store(now)
 			for i := range ts {
 				ts[i].Err = fmt.Errorf("closed: %w", net.ErrClosed)

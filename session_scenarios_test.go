@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// "a peer … keeps the previous session … to receive … until a packet … under the new" (6.1, "the last two sessions and
-// the unconfirmed next one"). In each role, the old session still decrypts while it is the previous one.
+// After a rekey, both devices keep the old session as their previous one, and still decrypt messages of it (6.1). The next rekey
+// removes it.
 func TestPreviousSessionDecryptsDuringRotation(t *testing.T) {
 	for _, late := range []string{"a", "b"} {
 		t.Run("late from "+late, func(t *testing.T) {
@@ -39,7 +39,7 @@ func TestPreviousSessionDecryptsDuringRotation(t *testing.T) {
 				w.release()
 				to.wantArrived("previous still receives", "under the old key")
 
-				// The next rotation drops the old session.
+				// The next rekey removes the old session.
 				w.advance(120 * time.Second)
 				w.script()
 				a.send(b, "x")
@@ -53,7 +53,7 @@ func TestPreviousSessionDecryptsDuringRotation(t *testing.T) {
 	}
 }
 
-// The responder sends on its current session until the next one is confirmed.
+// The responder sends in its current session until the initiator confirms the next session.
 func TestResponderSendsOnCurrentUntilConfirmed(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -74,8 +74,8 @@ func TestResponderSendsOnCurrentUntilConfirmed(t *testing.T) {
 	})
 }
 
-// offerCounters makes the device a send messages with the given counters, and gives them to b in that order. It returns which of
-// them b accepted.
+// offerCounters makes the device a seal messages with the given counters, and delivers these messages to b in the given order.
+// For each message, it returns whether b accepted it.
 func offerCounters(w *world, a, b *node, counters []uint64) (accepted []bool) {
 	made := map[uint64]message{}
 	w.judge(func(m *message) pipe.Verdict { return pipe.Drop })
@@ -94,7 +94,8 @@ func offerCounters(w *world, a, b *node, counters []uint64) (accepted []bool) {
 	return accepted
 }
 
-// "the receiver keeps a sliding window" (5.4.6). The rows are those of Linux's selftest/counter.c, run with whole devices.
+// TestReplayWindow checks the sliding window (5.4.6) of a whole device with the sequences of counters in Linux's
+// selftest/counter.c.
 func TestReplayWindow(t *testing.T) {
 	const limit = wireguard.WindowSize + 1
 	type row struct {
@@ -117,7 +118,7 @@ func TestReplayWindow(t *testing.T) {
 				wireguard.SetSendCounter(a.Device, b.pub(), 1)
 				var counters []uint64
 				for _, r := range rows {
-					// The handshake's keepalive used counter 0, so that all counters are greater by one here.
+					// The keepalive of the handshake has used counter 0, so the test adds one to all counters.
 					counters = append(counters, r.counter+1)
 				}
 				for i, fresh := range offerCounters(w, a, b, counters) {
@@ -130,7 +131,7 @@ func TestReplayWindow(t *testing.T) {
 	}
 }
 
-// "after Rekey-After-Messages … either role" (6.2): 2^60 messages.
+// A device in either role begins a rekey after it has sent 2^60 messages (Rekey-After-Messages, 6.2).
 func TestRekeyAfterMessages(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		t.Run(role, func(t *testing.T) {
@@ -140,7 +141,7 @@ func TestRekeyAfterMessages(t *testing.T) {
 				} else {
 					w.connect(b, a)
 				}
-				w.advance(6 * time.Second) // the 5 s after the last handshake message are over
+				w.advance(6 * time.Second) // so that the next initiation does not have to wait for 5 s
 				wireguard.SetSendCounter(a.Device, b.pub(), wireguard.RekeyAfterMessages-2)
 				a.send(b, "last but one")
 				w.want("a data", "2^60 - 1 messages")
@@ -152,7 +153,7 @@ func TestRekeyAfterMessages(t *testing.T) {
 	}
 }
 
-// "after Reject-After-Messages … refuse to send" (6.2).
+// A device stops sending in a session when the counter has reached Reject-After-Messages (6.2).
 func TestRejectAfterMessages(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -178,7 +179,7 @@ func TestRejectAfterMessages(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: its nonce counter had 32 bits.
+// The nonce counter of another implementation had only 32 bits. Here the counter passes 2^32.
 func TestCounterPasses32Bits(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -191,9 +192,9 @@ func TestCounterPasses32Bits(t *testing.T) {
 	})
 }
 
-// After a change of its private key, the device stops sending with its current and next keys, clears its handshakes,
-// and may send an initiation at once, regardless of the 5 s limit. It still receives with the old keys until they are
-// 180 s old.
+// After a change of its private key, the device stops sending in its current and next sessions, and clears its handshakes. It may
+// send an initiation at once, even less than 5 s after the last one. It still receives in the old sessions until they are 180 s
+// old.
 func TestPrivateKeyChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -224,7 +225,7 @@ func TestPrivateKeyChange(t *testing.T) {
 	})
 }
 
-// After a change of the private key, the device receives on the old key's session until that session expires.
+// After a change of the private key, the device receives in the session of the old key until this session expires.
 func TestPrivateKeyChangeReceivesUntil180s(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(b, a)
@@ -241,8 +242,8 @@ func TestPrivateKeyChangeReceivesUntil180s(t *testing.T) {
 	})
 }
 
-// If a device that is up gets its first private key, it sends its staged packets. Without a key it makes and answers
-// no handshake.
+// A device without a private key does not begin or answer handshakes. When a device that is up gets its first private key, it
+// begins handshakes for its staged packets, and sends them.
 func TestFirstPrivateKeyOnUpDevice(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var key wireguard.PrivateKey
@@ -277,7 +278,8 @@ func TestFirstPrivateKeyOnUpDevice(t *testing.T) {
 	})
 }
 
-// A device whose new public key equals a peer's removes this peer. A peer with the device's own key cannot be added.
+// If a device gets a private key whose public key is that of a peer, it removes this peer. Adding a peer with the device's own
+// public key fails.
 func TestOwnKeyIsNoPeer(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -294,7 +296,7 @@ func TestOwnKeyIsNoPeer(t *testing.T) {
 	})
 }
 
-// The device uses a new preshared key from the next handshake on, and keeps its running session.
+// If the preshared key of a peer changes, the device keeps its current session, and uses the new key from the next handshake on.
 func TestPresharedKeyChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -311,7 +313,8 @@ func TestPresharedKeyChange(t *testing.T) {
 	})
 }
 
-// When a peer is removed, its session is removed too. Its messages in flight find no session, and its staged packets are dropped.
+// When a peer is removed, its session is removed too. The device then drops messages from the peer that are still in flight, and
+// the packets that are staged for the peer.
 func TestPeerRemovedWithPacketsInFlight(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -349,7 +352,7 @@ func TestPeerRemovedWithPacketsInFlight(t *testing.T) {
 	})
 }
 
-// "staged packets delivered in order after the handshake, none overtaken".
+// After the handshake, the device sends the staged packets in order, before any later packet.
 func TestStagedInOrder(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Delay: 10 * time.Millisecond})
@@ -366,7 +369,7 @@ func TestStagedInOrder(t *testing.T) {
 	})
 }
 
-// "MAX_STAGED_PACKETS = 128": if more packets are staged, the oldest are dropped (Linux, wg_xmit).
+// A device stages at most 128 packets per peer, and drops the oldest if there are more (Linux, wg_xmit: MAX_STAGED_PACKETS).
 func TestStagingOverflow(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.lose("a initiation", 1)
@@ -389,8 +392,8 @@ func TestStagingOverflow(t *testing.T) {
 	})
 }
 
-// 128 packets to each of 64 absent peers use up StagedBytes. Meanwhile a peer that has no session loses none of its few staged
-// packets, and packets to a peer that has a session are sent.
+// In this test, 128 staged packets to each of 64 unreachable peers use up Config.StagedBytes. Meanwhile another peer without a
+// session must not lose any of its few staged packets, and packets to a peer that has a session must be sent.
 func TestStagedBytesShared(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		c := w.node("c")
@@ -430,8 +433,8 @@ func TestStagedBytesShared(t *testing.T) {
 	})
 }
 
-// StagedBytes limits all peers of a device together. When it is used up, the peer whose packets take the most loses its
-// oldest packet.
+// Config.StagedBytes limits the memory for the staged packets of all peers together. When it is used up, the device drops the
+// oldest packet of the peer whose staged packets use the most memory.
 func TestStagedBytesBound(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a", func(c *wireguard.Config) { c.StagedBytes = 10 * (256 + 32) })
@@ -439,7 +442,7 @@ func TestStagedBytesBound(t *testing.T) {
 		a.knows(b)
 		a.knows(c)
 		w.net.Cut(nil, nil)
-		payload := string(make([]byte, 100)) // takes 256 bytes while it is staged, and 32 for its place
+		payload := string(make([]byte, 100)) // while it is staged, the packet uses 256 bytes, and its entry in the queue 32 bytes
 		for range 7 {
 			a.send(b, payload)
 			a.send(c, payload)

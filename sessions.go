@@ -6,7 +6,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/numbered"
 )
 
-// A session is what a 32-bit index in a message names. The zero value means that the index names nothing.
+// A session is the peer and the keypair to which a 32-bit index in a message refers. The zero value means that the index refers
+// to nothing.
 type session struct {
 	p *peer
 	k *keypair // nil while the handshake is under way
@@ -16,13 +17,14 @@ type session struct {
 // receivers on many cores do not wait for each other.
 type sessionTable struct {
 	prefix IndexPrefix
-	m      numbered.Table[session] // has its own lock, which is taken after that of a peer
+	m      numbered.Table[session] // has its own lock, which is taken after a peer's mutex
 }
 
-// An IndexPrefix is the most significant bits of every session index that a device makes. An index is the 32-bit number
-// by which messages to the device name their receiver. It is little-endian in the message: at byte 8 of a handshake response,
-// and at byte 4 of a cookie reply and of a data message (whitepaper, section 5.4). A program that gives each device on
-// one socket a prefix of its own passes such a message to the device whose Value is index >> (32 - Bits).
+// An IndexPrefix is the most significant bits of every session index that a device makes. An index is the 32-bit number by which
+// messages to the device name their receiver. It is little-endian in the message: at byte 8 of a handshake response, and at byte
+// 4 of a cookie reply and of a data message (whitepaper, section 5.4). If several devices share one socket, the program gives
+// each device another prefix of the same length. It passes each message with such an index to the device whose Value is index >>
+// (32 - Bits).
 type IndexPrefix struct {
 	Value uint16 // less than 1 << Bits
 	Bits  int    // from 0 to 16
@@ -38,8 +40,8 @@ func (t *sessionTable) find(index uint32) session {
 	return session{}
 }
 
-// reserve takes a free index, at random, for a handshake with p. After an error, the index belongs to no session, and
-// freeing it does nothing.
+// reserve reserves a random free index for a handshake with p. If it fails, it returns an index that no session of the device can
+// have, so that freeing that index does nothing.
 func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err error) {
 	var b [4]byte
 	for all := uint64(1) << (32 - t.prefix.Bits); ; {
@@ -57,5 +59,5 @@ func (t *sessionTable) reserve(p *peer, random func([]byte)) (index uint32, err 
 // set makes k the session of a reserved index.
 func (t *sessionTable) set(index uint32, p *peer, k *keypair) { t.m.Put(index, &session{p, k}) }
 
-// free frees indices and their memory.
+// free makes the indices free again, and frees their memory.
 func (t *sessionTable) free(indices ...uint32) { t.m.Delete(indices...) }

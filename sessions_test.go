@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// TestIndexPrefix: each index that is drawn begins with the prefix. A table that is three quarters full returns an error. If the
-// index that it returns with the error is freed, no index in use is freed.
+// TestIndexPrefix checks that each session index that the table draws begins with the prefix. If three quarters of the indices
+// with this prefix are in use, reserve must return an error. Freeing the index that it returns with the error must not free an
+// index in use.
 func TestIndexPrefix(t *testing.T) {
 	seed := rand.NewChaCha8([32]byte{1})
 	random := func(b []byte) { seed.Read(b) }
@@ -48,7 +49,8 @@ func TestIndexPrefix(t *testing.T) {
 	}
 }
 
-// TestIndexPrefixOnWire: the device's indices in its initiations and responses, and in what peers answer, begin with the prefix.
+// TestIndexPrefixOnWire checks that the device's indices in its initiations and responses, and in the answers of its peers, begin
+// with the prefix.
 func TestIndexPrefixOnWire(t *testing.T) {
 	r, other := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := newEndOf(t, Config{PrivateKey: testKey(1), Peers: []PeerConfig{r.config(), other.config()}, IndexPrefix: IndexPrefix{0xabcd, 16}})
@@ -72,7 +74,7 @@ func TestIndexPrefixOnWire(t *testing.T) {
 	e.line.receive(r.train(r.initiation()))
 	want(e.line.next(t, "a response").b, 4)
 
-	// When the table is full, a message that needs an index is dropped, and nobody waits.
+	// When the table of indices is full, the device drops a message that needs an index, and no goroutine waits for an index.
 	random := rand.NewChaCha8([32]byte{1})
 	for err := error(nil); err == nil; {
 		_, err = e.sessions.reserve(new(peer), func(b []byte) { random.Read(b) })
@@ -96,8 +98,8 @@ func TestIndexPrefixBounds(t *testing.T) {
 	}
 }
 
-// TestIndicesAreUnpredictable: another implementation used consecutive indices. Here, in 1,000 indices of a new device, each bit is
-// set about half of the time, and nearly all differences between one index and the next are different.
+// TestIndicesAreUnpredictable checks 1,000 indices of a new device, because another implementation used consecutive indices. Each
+// bit must be set in about half of the indices, and nearly all differences between an index and the next one must be distinct.
 func TestIndicesAreUnpredictable(t *testing.T) {
 	d, err := New(Config{Tunnel: newDrain(), Bind: newLine()})
 	if err != nil {

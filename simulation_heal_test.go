@@ -11,7 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// heal undoes the harm of the steps, and asserts that within 30 s a new packet arrives in each direction between any two nodes.
+// heal undoes the effects of the earlier steps of an episode. It asserts that within 30 s a new packet arrives in each direction
+// between any two nodes.
 func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 	s.net.Mend(nil, nil)
 	s.calmWire()
@@ -51,8 +52,9 @@ func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 	s.calm(r)
 }
 
-// drain waits for at most 40 s until no packet is under way, and returns how many still are. A late packet from its sender's old
-// address is authentic. It would move an endpoint back after introduce has set it, as in Linux, and would count as an answer.
+// drain waits for at most 40 s until no packet is in flight, and returns the number of packets that still are. A late packet from
+// an old address of its sender would do harm, because it is authentic. It would change an endpoint back after introduce has set
+// it, as in Linux, and would count as an answer to data.
 func (s *sim) drain() (left int) {
 	for i := 0; i < 40 && s.net.Stats().UnderWay > 0; i++ {
 		s.advance(time.Second)
@@ -60,7 +62,7 @@ func (s *sim) drain() (left int) {
 	return s.net.Stats().UnderWay
 }
 
-// reconcile corrects what n knows of o, except o's endpoint.
+// reconcile corrects n's configuration of its peer o, except the endpoint.
 func (s *sim) reconcile(n, o *simNode) {
 	v := &n.views[o.i]
 	if v.present && v.gen != o.gen {
@@ -70,8 +72,8 @@ func (s *sim) reconcile(n, o *simNode) {
 	s.learn(n, o, wireguard.Endpoint{})
 }
 
-// introduce tells one of two nodes the endpoint of the other, if neither knows the other's. Nobody outside can know the endpoint of
-// a node behind a NAT.
+// introduce is for two nodes of which neither knows the other's endpoint. It configures one node's endpoint at the other node.
+// The endpoint of a node behind a NAT cannot be configured, because it is not known outside.
 func (s *sim) introduce(n, o *simNode, r *rand.Rand) {
 	knows := func(n, o *simNode) bool {
 		st, ok := n.Peer(s.key(o.i, o.gen).Public())
@@ -86,7 +88,7 @@ func (s *sim) introduce(n, o *simNode, r *rand.Rand) {
 	s.tellOf(n, o, wireguard.PeerChange{Endpoint: ptr(o.at())})
 }
 
-// broken names the pairs of nodes between which no new packet has arrived since heal called await.
+// broken returns the names of the pairs of nodes between which no new packet has arrived since heal called judge.await.
 func (s *sim) broken() (pairs []string) {
 	for _, n := range s.all {
 		for _, o := range s.others(n) {
@@ -98,7 +100,8 @@ func (s *sim) broken() (pairs []string) {
 	return pairs
 }
 
-// greet sends a packet in each direction between any two nodes. If strangers have come, they send forgeries meanwhile.
+// greet sends a packet in each direction between any two nodes. If strangersCome was called before, it also sends forgeries to
+// each node.
 func (s *sim) greet(r *rand.Rand) {
 	for _, n := range s.all {
 		if s.besieged {
@@ -111,9 +114,10 @@ func (s *sim) greet(r *rand.Rand) {
 	}
 }
 
-// calm sends packets for a while through tunnels that work. It then checks for loss, if no machine sleeps and the wire keeps order.
-// Only packets of a session that the receiver has already given up may be lost. That happens when initiations cross: Linux and this
-// library then free the current keypair, because a responder's `next` keypair takes the place of `previous`.
+// calm sends packets for a while through tunnels that work. If no machine sleeps and the network does not reorder messages, it
+// then checks that no packets are lost. Only packets in a session that the receiver has already removed may be lost. That can
+// happen when initiations cross: Linux and this library then free the current keypair, because a responder's `next` keypair takes
+// the place of `previous`.
 func (s *sim) calm(r *rand.Rand) {
 	s.pass(2 * time.Second)
 	first, before := s.id+1, s.unknown()
@@ -128,7 +132,7 @@ func (s *sim) calm(r *rand.Rand) {
 	}
 }
 
-// unknown returns how many messages of sessions that their receivers had given up arrived.
+// unknown returns how many messages the devices have dropped because the session of the message was already removed or expired.
 func (s *sim) unknown() (n uint64) {
 	for _, o := range s.all {
 		d := o.Status().Drops
@@ -137,7 +141,7 @@ func (s *sim) unknown() (n uint64) {
 	return n
 }
 
-// late puts a packet from n to o on the wire. The packet arrives after d.
+// late sends a packet from n to o. The packet arrives after the delay d.
 func (s *sim) late(n, o *simNode, d time.Duration, r *rand.Rand) {
 	s.net.SetPath(n.end, o.end, pipe.Conditions{Delay: d})
 	s.say(n, tunnel, s.parcel(n, o, tunnel, 10, r))
@@ -145,8 +149,8 @@ func (s *sim) late(n, o *simNode, d time.Duration, r *rand.Rand) {
 	s.calmWire()
 }
 
-// heal tells a node another node's endpoint. A packet that was under way before heal does not undo that, whether one of the nodes
-// is behind a NAT or both moved.
+// heal configures the endpoint of one node at another node. A packet that was in flight before heal must not undo that. The test
+// checks two cases: one of the nodes is behind a NAT, or both have moved.
 func TestHealOutlastsLatePackets(t *testing.T) {
 	for name, harm := range map[string]func(s *sim, a, b *simNode, r *rand.Rand){
 		"NAT": func(s *sim, a, b *simNode, r *rand.Rand) {
@@ -158,9 +162,9 @@ func TestHealOutlastsLatePackets(t *testing.T) {
 		"both move": func(s *sim, a, b *simNode, r *rand.Rand) {
 			s.late(b, a, time.Second, r)
 			s.changePort(b, a, r)
-			s.late(b, a, time.Millisecond, r) // a follows b
+			s.late(b, a, time.Millisecond, r) // a learns the new endpoint of b
 			s.late(a, b, 9*time.Second, r)
-			s.advance(time.Second) // the first packet arrives, and a goes back to b's old place
+			s.advance(time.Second) // the first packet arrives, and a changes back to b's old endpoint
 			s.changePort(a, b, r)
 		},
 	} {
@@ -179,7 +183,7 @@ func TestHealOutlastsLatePackets(t *testing.T) {
 	}
 }
 
-// drain returns the number of packets that take longer than it waits.
+// TestDrainGivesUp checks that drain returns the number of packets that are still in flight after its time limit.
 func TestDrainGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSim(t, &schedule{seed: 1, nodes: 2, delay: time.Millisecond})

@@ -11,18 +11,18 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// The simulation has three hostile parties: strangers who know the public keys and see the wire, a greedy peer, and a peer that
-// goes down and up again and again. They break no invariant of the simulation, and tunnels heal while the strangers keep sending.
+// The simulation has three kinds of attackers: strangers who know the public keys and see all messages, a peer that uses as many
+// resources as it can, and a peer that goes down and up again and again. No attacker may break an invariant of the simulation.
+// Tunnels must heal even while the strangers send.
 
-// strangersCome sends forgeries to n. From then on strangers send some to every node whenever greet is called, while tunnels heal
-// and afterwards.
+// strangersCome sends forgeries to n. From then on, greet also sends forgeries to every node, while tunnels heal and afterwards.
 func (s *sim) strangersCome(n, o *simNode, r *rand.Rand) {
 	s.besieged = true
 	s.forge(n, 1+r.IntN(60), r)
 }
 
-// forge puts forgeries of all types on the wire to n, from many addresses. The mac1 of every second handshake message is valid.
-// Some messages name a session of n that was seen on the wire.
+// forge sends forgeries of all message types to n, from many addresses. About half of the handshake messages have a valid mac1.
+// Some messages have the index of a real session of n, taken from an earlier message.
 func (s *sim) forge(n *simNode, count int, r *rand.Rand) {
 	for range count {
 		kind := pick(r, 1, 1, 1, 2, 3, 4)
@@ -50,8 +50,8 @@ func (s *sim) forge(n *simNode, count int, r *rand.Rand) {
 	}
 }
 
-// greed makes n use as much of o as it can: n sends many packets, with its own sources and those of others, and asks for new
-// sessions.
+// greed makes n use as many resources of o as it can: n sends many packets, with its own source addresses and those of other
+// nodes, and calls Handshake.
 func (s *sim) greed(n, o *simNode, r *rand.Rand) {
 	for range 1 + r.IntN(6) {
 		var ps [][]byte
@@ -64,7 +64,7 @@ func (s *sim) greed(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// flap takes n down and up several times, with short waits in between.
+// flap takes n down and brings it up again several times, with short pauses.
 func (s *sim) flap(n, o *simNode, r *rand.Rand) {
 	for range 1 + r.IntN(12) {
 		n.Down()
@@ -75,8 +75,9 @@ func (s *sim) flap(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// TestHostileParties has two honest nodes and all three hostile parties at once. Within 30 s a packet arrives in each direction
-// between any two nodes, and the strangers' messages were dropped with the right reasons.
+// TestHostileParties simulates two honest nodes and all three kinds of attackers at the same time. Afterwards, within 30 s, a
+// packet must arrive in each direction between any two nodes. The nodes must have dropped the strangers' messages with the
+// correct reasons.
 func TestHostileParties(t *testing.T) {
 	seeds := uint64(6)
 	if testkit.Race || testkit.OneThread {

@@ -14,18 +14,19 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A kind says what a step does to a node n and another node o, and in which schedules it is used.
+// A kind describes a kind of step. It has the function that a step of this kind calls with two nodes (do), and says which
+// schedules use the kind.
 type kind struct {
 	name     string
 	weight   int
 	do       func(s *sim, n, o *simNode, r *rand.Rand)
-	always   bool // in every schedule
-	reorders bool // in schedules whose wire does not keep order
-	sleeps   bool // in schedules whose clocks do not agree
-	crowds   bool // in crowded schedules
+	always   bool // every schedule uses the kind
+	reorders bool // only schedules whose network reorders messages use the kind
+	sleeps   bool // only schedules in which machines sleep use the kind
+	crowds   bool // only crowded schedules use the kind
 }
 
-// heal is the last step of an episode.
+// heal is the kind of the last step of each episode.
 var heal = &kind{name: "heal", do: (*sim).heal}
 
 var kinds = []*kind{
@@ -66,7 +67,7 @@ var kinds = []*kind{
 	{name: "flap", weight: 1, do: (*sim).flap},
 }
 
-// burst sends packets of all sizes from n to o, and sometimes some from o to n.
+// burst sends packets of all sizes from n to o, and in some cases also from o to n.
 func (s *sim) burst(n, o *simNode, r *rand.Rand) {
 	for range 1 + r.IntN(3) {
 		stream := r.IntN(3)
@@ -79,7 +80,7 @@ func (s *sim) burst(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// crowd sends packets from n on several goroutines at once, to nodes drawn at random.
+// crowd sends packets from n to random nodes, on several goroutines at the same time.
 func (s *sim) crowd(n, o *simNode, r *rand.Rand) {
 	var wg sync.WaitGroup
 	for stream := push; stream < push+4; stream++ {
@@ -101,15 +102,15 @@ func (s *sim) crowd(n, o *simNode, r *rand.Rand) {
 	wg.Wait()
 }
 
-// spoof sends packets from n to o with the address of another node as the source. o must not deliver them, unless its allowed IPs
-// give that address to n.
+// spoof sends packets from n to o whose source is the address of another node. o may deliver them only if its allowed IPs give
+// that address to n.
 func (s *sim) spoof(n, o *simNode, r *rand.Rand) {
 	for range 1 + r.IntN(4) {
 		s.say(n, tunnel, s.parcelFrom(n, pick(r, s.others(n)...), o, tunnel, 20, r), s.parcel(n, o, tunnel, 20, r))
 	}
 }
 
-// calmWire ends all conditions of the wire except the delay.
+// calmWire resets all conditions of the network except the delay.
 func (s *sim) calmWire() {
 	s.net.SetConditions(pipe.Conditions{Delay: s.delay})
 	for _, n := range s.all {
@@ -119,7 +120,7 @@ func (s *sim) calmWire() {
 	}
 }
 
-// loss sets conditions under which the wire loses packets but keeps their order.
+// loss sets conditions under which the network loses messages but keeps their order.
 func (s *sim) loss(n, o *simNode, r *rand.Rand) {
 	s.net.SetConditions(pipe.Conditions{
 		Delay: s.delay, Loss: pick(r, 0, 0.01, 0.1, 0.3, 0.6), MTU: pick(r, 0, 0, 1400, 600),
@@ -144,7 +145,7 @@ func (s *sim) weather(n, o *simNode, r *rand.Rand) { s.net.SetConditions(s.weath
 
 func (s *sim) path(n, o *simNode, r *rand.Rand) { s.net.SetPath(n.end, o.end, s.weatherOf(r)) }
 
-// replayOld sends old messages again, from their own source or from a stranger's address.
+// replayOld sends old messages again, from their own source address or from another one.
 func (s *sim) replayOld(n, o *simNode, r *rand.Rand) {
 	s.mu.Lock()
 	samples := slices.Clone(s.samples)
@@ -192,8 +193,7 @@ func (s *sim) changePort(n, o *simNode, r *rand.Rand) {
 	n.port = port
 }
 
-// reboot replaces n's device by another one with the same configuration, except that the new device may not know the endpoints of
-// the others.
+// reboot replaces n's device with a new one that has the same configuration, except that endpoints of peers may be missing.
 func (s *sim) reboot(n, o *simNode, r *rand.Rand) {
 	s.end(n)
 	s.settle()
@@ -216,8 +216,8 @@ func (s *sim) reboot(n, o *simNode, r *rand.Rand) {
 	s.must(n.Up())
 }
 
-// sleep moves n's clock forward as if its machine had slept. Mostly it calls Wake at once. If it does not, the device's timers are
-// late until heal calls Wake.
+// sleep moves n's clock forward, as if its machine had been suspended. In three of four cases it then calls Wake. Otherwise the
+// device's timers are late until heal calls Wake.
 func (s *sim) sleep(n, o *simNode, r *rand.Rand) {
 	most := pick(r, time.Minute, 4*time.Minute, time.Hour)
 	n.clock.leap(time.Second + time.Duration(r.Int64N(int64(most))))
@@ -226,12 +226,12 @@ func (s *sim) sleep(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// key returns the private key of a node in generation gen of that key.
+// key returns a private key of a node. Each number gen stands for a different key.
 func (s *sim) key(node, gen int) (k wireguard.PrivateKey) {
 	return sha256.Sum256(fmt.Append(nil, s.seed, node, gen))
 }
 
-// psk returns the preshared key of two nodes in generation gen of that key. Generation 0 means no preshared key.
+// psk returns a preshared key of two nodes. Each number gen stands for a different key; 0 means no preshared key.
 func (s *sim) psk(n, o *simNode, gen int) (k wireguard.PresharedKey) {
 	if gen > 0 {
 		k = sha256.Sum256(fmt.Append(nil, s.seed, n.i*o.i, n.i+o.i, "psk", gen))
@@ -239,7 +239,7 @@ func (s *sim) psk(n, o *simNode, gen int) (k wireguard.PresharedKey) {
 	return k
 }
 
-// rekey gives n another private key. The others learn it before, after, or from heal.
+// rekey gives n another private key. The other nodes get the new public key before that, after that, or later from heal.
 func (s *sim) rekey(n, o *simNode, r *rand.Rand) {
 	change := func() {
 		n.gen++
@@ -271,7 +271,7 @@ func (s *sim) rekey(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// preshared changes the preshared key, on both ends or on one.
+// preshared changes the preshared key of n and o, at both nodes or only at n.
 func (s *sim) preshared(n, o *simNode, r *rand.Rand) {
 	gen := max(n.views[o.i].psk, o.views[n.i].psk) + 1
 	s.setPSK(n, o, gen)
@@ -287,13 +287,13 @@ func (s *sim) setPSK(n, o *simNode, gen int) {
 	s.tellOf(n, o, wireguard.PeerChange{PresharedKey: &key})
 }
 
-// tellOf changes n's peer o, if n has that peer.
+// tellOf changes n's configuration of its peer o. If n does not have this peer, it does nothing.
 func (s *sim) tellOf(n, o *simNode, c wireguard.PeerChange) {
 	c.PublicKey, c.UpdateOnly = s.key(o.i, n.views[o.i].gen).Public(), true
 	s.must(n.Configure(wireguard.Change{Peers: []wireguard.PeerChange{c}}))
 }
 
-// learn makes o a peer of n, or sets the configuration of that peer.
+// learn makes o a peer of n, or sets n's configuration of its peer o.
 func (s *sim) learn(n, o *simNode, at wireguard.Endpoint) {
 	v := &n.views[o.i]
 	v.present = true
@@ -324,8 +324,8 @@ func (s *sim) readd(n, o *simNode, r *rand.Rand) {
 	}
 }
 
-// moveAllowed changes the allowed IPs of one of n's peers, which may be o itself. It gives o's prefixes, or a part of them, to that
-// peer, or takes them from that peer.
+// moveAllowed changes the allowed IPs of one of n's peers, which may be o itself. It gives this peer the prefixes of o or a part
+// of them, or takes them from the peer.
 func (s *sim) moveAllowed(n, o *simNode, r *rand.Rand) {
 	ps := pick(r, o.networks(), o.subnets(), o.subnets())
 	to := pick(r, s.others(n)...)

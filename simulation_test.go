@@ -22,35 +22,37 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// The simulation runs whole devices in virtual time. A schedule says what happens to them and to the wire between them. It is made
-// from a seed:
+// The simulation runs whole devices in virtual time. A schedule says what happens to the devices and to the network between them.
+// The schedule is computed from a seed:
 //
 //	seed ─▶ schedule ─▶ steps (simulation_steps_test.go) ─▶ devices on a pipe.Network ─▶ judge (kit_judge_test.go)
 //
-// A schedule consists of episodes. In each episode, steps do harm. The last step undoes the harm, and asserts that every tunnel
-// heals.
+// A schedule consists of episodes. In each episode, steps disturb the devices and the network. The last step, heal, undoes that,
+// and asserts that every tunnel works again.
 var (
 	simSchedules = flag.Int("schedules", 0, "how many schedules TestSimulation plays; 0: 200, or 40 with -short")
 	simSeed      = flag.Uint64("seed", 0, "the seed of the first schedule of TestSimulation, and of its only one unless -schedules is given; 0: begin with 1")
 )
 
-// healTime is the longest time from when the wire works again until a tunnel does. At worst, data goes unanswered for 15 s; then
-// the initiation must wait until 5 s after an earlier one; and then it crosses an initiation of the other end.
+// healTime is the maximum time that a tunnel needs to work again after the network works again. In the worst case, data goes
+// unanswered for 15 s; then the initiation must wait until 5 s after an earlier one; and then it crosses an initiation of the
+// other device.
 const healTime = 30 * time.Second
 
-// A schedule is what happens in one run. All of it follows from the seed.
+// A schedule says what happens in one run. All of it is computed from the seed.
 type schedule struct {
 	seed    uint64
 	nodes   int
-	orderly bool          // the wire keeps order
-	crowded bool          // things happen at the same moment, on several processors
+	orderly bool          // the network does not reorder messages
+	crowded bool          // nodes act at the same time, on several processors
 	awake   bool          // no machine sleeps, so that all clocks agree
-	delay   time.Duration // the usual delay of the wire
-	chatter time.Duration // about how long from one packet of the background traffic to the next; 0: no background traffic
+	delay   time.Duration // the usual delay of the network
+	chatter time.Duration // the average time between two packets of the background traffic; 0 means no background traffic
 	steps   []step
 }
 
-// A step is one thing that happens, when gap has passed since the last step. Its kind says what it does with i, j and x.
+// A step is one action of a schedule. It happens when the time gap has passed since the last step. Its kind says what it does
+// with the nodes i and j and the random seed x.
 type step struct {
 	gap  time.Duration
 	kind *kind
@@ -66,7 +68,7 @@ func (st step) random() *rand.Rand { return rand.New(rand.NewPCG(st.x, 1)) }
 
 func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
-// newSchedule makes the schedule of a seed.
+// newSchedule makes the schedule for a seed.
 func newSchedule(seed uint64) *schedule {
 	r := rand.New(rand.NewPCG(seed, 0))
 	s := &schedule{
@@ -75,7 +77,7 @@ func newSchedule(seed uint64) *schedule {
 		delay:   pick(r, 0, time.Millisecond, 20*time.Millisecond, 150*time.Millisecond),
 		chatter: pick(r, 0, 300*time.Millisecond, 2*time.Second, 2*time.Second, 10*time.Second),
 	}
-	// Each schedule uses some of the kinds, so that a few kinds are also combined without the others.
+	// Each schedule uses only some of the kinds of steps, so that different schedules have different combinations.
 	var some []*kind
 	for _, k := range kinds {
 		usable := !(k.reorders && s.orderly) && !(k.sleeps && s.awake) && !(k.crowds && !s.crowded)
@@ -113,33 +115,33 @@ type sim struct {
 	random   *rand.Rand
 	nat      *pipe.NAT
 	natted   *simNode // the node behind the NAT
-	played   int      // steps
-	id       uint64   // of the last packet
+	played   int      // number of steps played
+	id       uint64   // the id of the last packet
 	did      map[string]bool
-	besieged bool      // strangers send forgeries
-	seen     int       // messages on the wire
-	samples  []message // some of them, to be replayed
+	besieged bool      // greet also sends forgeries
+	seen     int       // number of messages sent
+	samples  []message // some of these messages, to be replayed
 	digest   hash.Hash
 }
 
-// A simNode is a node and what it knows of the others.
+// A simNode is a node of the simulation, with its views of the other nodes.
 type simNode struct {
 	*node
 	i      int
-	gen    int  // of its private key
-	slept  bool // its machine slept, and Wake was not called
+	gen    int  // the number of its private key; see sim.key
+	slept  bool // its machine slept, and Wake has not been called since
 	life   *life
 	random *rand.ChaCha8
-	views  []view // of each node
+	views  []view // its view of each node, by number
 }
 
-// A view is what a node knows of another one.
+// A view is a node's configuration of another node as a peer.
 type view struct {
 	present  bool
-	gen, psk int // the generations of the other's private key and of their preshared key
+	gen, psk int // the numbers of the other node's private key and of their preshared key; see sim.key and sim.psk
 }
 
-// newSim makes the devices of a schedule, and makes each of them a peer of the others.
+// newSim makes the devices of a schedule, and makes each device a peer of all others.
 func newSim(t *testing.T, sc *schedule) *sim {
 	w := &world{TB: t, net: pipe.NewNetwork(pipe.Config{Seed: sc.seed}), start: time.Now()}
 	s := &sim{
@@ -169,7 +171,7 @@ func newSim(t *testing.T, sc *schedule) *sim {
 	return s
 }
 
-// attach returns a function that gives a node's configuration a Tunnel whose packets the judge sees.
+// attach returns a function that wraps the Tunnel in a configuration, so that the judge sees all packets that the node delivers.
 func (s *sim) attach(n *simNode) func(c *wireguard.Config) {
 	return func(c *wireguard.Config) {
 		l := n.life
@@ -177,7 +179,8 @@ func (s *sim) attach(n *simNode) func(c *wireguard.Config) {
 	}
 }
 
-// A judgedTunnel passes each delivered packet to see, and then overwrites it instead of queueing it.
+// A judgedTunnel calls its function (see) with each packet that the device delivers. Then it overwrites the packet, and does not
+// queue it.
 type judgedTunnel struct {
 	scribblingTunnel
 	see func(packet []byte)
@@ -215,7 +218,7 @@ func (s *sim) of(e *pipe.End) *simNode {
 	return s.all[i]
 }
 
-// sent is the wire's filter. It tells the judge what a device put on the wire.
+// sent is the filter of the network. It tells the judge which messages the devices send.
 func (s *sim) sent(p *pipe.Packet) pipe.Verdict {
 	n := s.of(p.Sender)
 	le := binary.LittleEndian
@@ -238,7 +241,7 @@ func (s *sim) sent(p *pipe.Packet) pipe.Verdict {
 	return pipe.Pass
 }
 
-// met is the wire's tap. It tells the judge which responses were delivered.
+// met is the tap of the network. It tells the judge which responses have arrived at a device.
 func (s *sim) met(p pipe.Packet) {
 	if p.Fate == pipe.FateDelivered && p.Type == pipe.TypeResponse {
 		n, le := s.of(p.Receiver), binary.LittleEndian
@@ -246,7 +249,7 @@ func (s *sim) met(p pipe.Packet) {
 	}
 }
 
-// parcel returns a new packet from n to o. Each packet has a different payload. Its source is one of n's own addresses.
+// parcel returns a new packet from n to o. Each packet has a different payload. Its source is one of n's addresses.
 func (s *sim) parcel(n, o *simNode, stream, size int, r *rand.Rand) []byte {
 	return s.parcelFrom(n, n, o, stream, size, r)
 }
@@ -269,7 +272,8 @@ func (s *sim) parcelFrom(n, src, o *simNode, stream, size int, r *rand.Rand) []b
 	return p
 }
 
-// Node i has 10.i.0.0/16 and fd00:i::/32 inside the tunnel, and in each of them two subnets with one host.
+// inner4 and inner6 return addresses of node i inside the tunnel. The node has the prefixes 10.i.0.0/16 and fd00:i::/32. Each
+// prefix has two subnets, and each subnet has one address.
 func inner4(i, subnet int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i), byte(subnet), 1}) }
 func inner6(i, subnet int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfd, 3: byte(i), 5: byte(subnet), 15: 1})
@@ -283,13 +287,14 @@ func (n *simNode) subnets() []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(inner4(n.i, 1), 24).Masked(), netip.PrefixFrom(inner6(n.i, 1), 48).Masked()}
 }
 
-// These are the streams. The device reads the packets of stream tunnel from its Tunnel. Those of the others go to Device.Send.
+// Streams have numbers. The device reads the packets of the stream tunnel from its Tunnel. The simulation calls Device.Send with
+// the packets of the other streams.
 const (
 	tunnel = 0
 	push   = 1 // each stream from push on has its own goroutine
 )
 
-// say hands packets of a stream to n. It ignores errors.
+// say gives packets of a stream to the device of n. It ignores errors.
 func (s *sim) say(n *simNode, stream int, packets ...[]byte) {
 	s.tick()
 	if stream == tunnel {
@@ -306,15 +311,15 @@ func (s *sim) say(n *simNode, stream int, packets ...[]byte) {
 	n.Send(b) // the error of a device that is down does not matter
 }
 
-// tick lets a little time pass between the acts of different devices, unless the schedule is crowded. In a crowded schedule they
-// act at the same moment, and the seed does not determine in which order their messages are put on the wire.
+// tick lets a little time pass, so that the actions of different devices happen one after the other. In a crowded schedule it
+// does nothing: the devices act at the same time, and the order of their messages does not depend on the seed alone.
 func (s *sim) tick() {
 	if !s.crowded {
 		s.advance(time.Duration(1 + s.random.IntN(1000)))
 	}
 }
 
-// pass lets time pass, and sends the packets of the background traffic meanwhile.
+// pass lets the time d pass, and sends the packets of the background traffic during that time.
 func (s *sim) pass(d time.Duration) {
 	if s.chatter > 0 {
 		every := max(s.chatter, d/50)
@@ -332,7 +337,7 @@ func (s *sim) between(every time.Duration) time.Duration {
 	return time.Duration((0.5 + s.random.Float64()) * float64(every))
 }
 
-// play plays the schedule to its end and closes the devices.
+// play runs all steps of the schedule, and closes the devices.
 func (s *sim) play() {
 	for _, st := range s.steps {
 		s.pass(st.gap)
@@ -342,7 +347,7 @@ func (s *sim) play() {
 		s.settle()
 		s.verify()
 	}
-	for _, n := range s.all { // in a crowded schedule, the devices close while these packets are under way
+	for _, n := range s.all { // in a crowded schedule, the devices are closed while these packets are in flight
 		s.say(n, tunnel, s.parcel(n, s.others(n)[0], tunnel, 1000, s.random))
 	}
 	s.tick()
@@ -352,8 +357,8 @@ func (s *sim) play() {
 	s.verify()
 }
 
-// end closes a node's device. It checks that the device leaves nothing behind. If the device counted drops with a reason in
-// dropCauses, it checks that a step of the schedule may have caused them.
+// end closes a node's device, and checks that the device leaves no state behind. If the device has counted drops with a reason in
+// dropCauses, end checks that a step of the schedule can have caused them.
 func (s *sim) end(n *simNode) {
 	s.must(n.Close())
 	if b, i, c := wireguard.StagedBytes(n.Device), wireguard.SessionIndices(n.Device), wireguard.Waiters(n.Device); b != 0 || i != 0 || c != 0 {
@@ -366,8 +371,8 @@ func (s *sim) end(n *simNode) {
 	}
 }
 
-// dropCauses says which steps may cause drops with a reason. A drop without such a step is a fault of the library. Drops with
-// reasons that are not in the map may happen in any schedule.
+// dropCauses lists, for each drop reason, the kinds of steps that may cause such drops. A drop without such a step is a fault of
+// the library. Drops with a reason that is not in the map may happen in any schedule.
 var dropCauses = map[wireguard.DropReason][]string{
 	wireguard.DropMalformed:        nil,
 	wireguard.DropStagedBytes:      nil,
@@ -391,7 +396,7 @@ var dropCauses = map[wireguard.DropReason][]string{
 	wireguard.DropSourceNotAllowed: {"spoof", "allowed", "remove", "rekey", "greedy"},
 }
 
-// verify fails if the judge has seen a fault.
+// verify fails if the judge has recorded a fault.
 func (s *sim) verify() {
 	s.Helper()
 	if wrong := s.judge.verdict(); len(wrong) > 0 {
@@ -399,7 +404,7 @@ func (s *sim) verify() {
 	}
 }
 
-// fail ends the test. It shows what is wrong, the command that reproduces it, and the steps that led to it.
+// fail ends the test. It reports the fault, the command that reproduces it, and the steps that led to it.
 func (s *sim) fail(why string) {
 	s.Helper()
 	var b strings.Builder
@@ -419,7 +424,7 @@ func (s *sim) fail(why string) {
 	s.Fatalf("at %v: %s\n\ngo test -run '^TestSimulation$' -seed %d .\n\n%s", s.now(), why, s.seed, b.String())
 }
 
-// simulate plays the schedule of a seed, and returns a digest of everything that was put on the wire.
+// simulate runs the schedule for a seed, and returns a digest of all messages that were sent.
 func simulate(t *testing.T, seed uint64) (digest string) {
 	if !newSchedule(seed).crowded {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that each run of the seed is the same
@@ -432,9 +437,10 @@ func simulate(t *testing.T, seed uint64) (digest string) {
 	return digest
 }
 
-// Whatever happens to a wire and to the devices on it, no packet is delivered twice, altered, from a source that its sender
-// may not use, or under a key that is too old. No counter is used twice. Packets keep their order if the wire does. Tunnels heal
-// within 30 s, and closed devices leave nothing behind.
+// TestSimulation checks that no schedule breaks the following rules. A device does not deliver a packet twice, altered, from a
+// source address that the sender may not use, or with a key that is too old. No counter is used twice. Packets keep their order
+// if the network keeps the order of messages. Tunnels work again within 30 s. Closed devices leave no state and no goroutines
+// behind.
 func TestSimulation(t *testing.T) {
 	n := *simSchedules
 	switch {
@@ -451,12 +457,12 @@ func TestSimulation(t *testing.T) {
 	first := max(*simSeed, 1)
 	for seed := first; seed < first+uint64(n); seed++ {
 		if !t.Run(fmt.Sprint(seed), func(t *testing.T) { simulate(t, seed) }) && n <= 1000 {
-			t.FailNow() // one failure is enough to read
+			t.FailNow() // stop after the first failure
 		}
 	}
 }
 
-// ask calls Handshake on a new goroutine, with a deadline.
+// ask calls Handshake on a new goroutine, with a time limit (within).
 func (s *sim) ask(n, o *simNode, within time.Duration) {
 	d, key := n.Device, s.key(o.i, n.views[o.i].gen).Public()
 	ctx, cancel := context.WithTimeout(context.Background(), within)
@@ -466,9 +472,9 @@ func (s *sim) ask(n, o *simNode, within time.Duration) {
 	}()
 }
 
-// Two runs of one seed put the same bytes on the wire, if the schedule is not crowded. That holds as long as the goroutines of a
-// device that become ready at the same moment run in the same order. On a busy machine they may not, so each seed runs up to six
-// times until two runs are the same.
+// Two runs with the same seed send the same bytes if the schedule is not crowded. That requires that goroutines of a device that
+// become ready at the same time run in the same order. On a busy machine the order may differ, so the test runs each seed up to
+// six times, until two runs are equal.
 func TestSimulationIsReplayed(t *testing.T) {
 	last := uint64(12)
 	if testkit.OneThread {

@@ -9,57 +9,58 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/errorlimit"
 )
 
-// The slow path does the work that needs X25519, or that must not happen on the goroutine that asks for it. It has a bounded
-// queue for each kind of work, and the kinds take turns. Workers start when there is work, and end when there is none.
+// The slow path does the work that needs X25519, and other work that must not run on the goroutine that causes it. It has a
+// bounded queue for each kind of work. Its goroutines, the workers, take work of each kind in turn. A worker starts when there is
+// work, and ends when there is none.
 //
 //	receivers: initiations ────────────┐
 //	receivers: responses and cookies ──┼─▶ work ─▶ exchange.go
 //	peers that want to be visited ─────┤        └▶ Tunnel
 //	ICMP errors for the sink ──────────┘
 const (
-	// A core answers about 5,000 initiations per second, and a sender waits 5 s for the answer to its own. So the queue has
-	// room for what all cores answer in 5 s, or for maxInitiations if that is more.
+	// A core answers about 5,000 initiations per second, and an initiator waits 5 s for its response. So the queue has room for
+	// as many initiations as all cores answer in 5 s, or for maxInitiations if that is more.
 	answersPerCore        = 5000
 	maxInitiations        = 1 << 16
 	maxInitiationsPerCore = answersPerCore * int(rekeyTimeout/second)
 
-	maxAnswers      = 8 // responses and cookie replies that may wait, for each peer
+	maxAnswers      = 8 // responses and cookie replies that may wait for each peer
 	maxUnreachables = 256
 
-	queueAtOnce = 64   // messages that a receiver queues, so that it takes the lock once for all of them
-	takeAtOnce  = 16   // initiations that a worker takes under load, when most of them cost it only a MAC and a cookie reply
-	spareMax    = 1024 // messages that are kept for reuse while there are workers
+	queueAtOnce = 64   // messages that a receiver collects and then queues together, to take the lock once for all
+	takeAtOnce  = 16   // initiations that a worker takes together under load, when most cost only a MAC and a cookie reply
+	spareMax    = 1024 // messages whose memory is kept for reuse while there are workers
 
-	// While all processors run goroutines, the Go runtime looks only every 10 ms for sockets that have become readable, even if
-	// the goroutines yield. So each worker sleeps for a moment from time to time, and a processor that finds nothing to run looks
-	// at the sockets. The moment takes up to 1 ms if the processor has nothing else to do.
+	// While all processors run goroutines, the Go runtime checks only every 10 ms which sockets have become readable, even if the
+	// goroutines yield. A processor that finds no goroutine to run checks the sockets at once. So each worker sleeps for restFor
+	// once per restEvery. The sleep takes up to 1 ms if the processor has nothing else to do.
 	restEvery = second / 500
 	restFor   = time.Microsecond
 )
 
-// A slowPath is the queues of the slow path. The zero value is ready.
+// A slowPath holds the queues of the slow path. The zero value is ready.
 type slowPath struct {
-	mu           sync.Mutex           // guards all below; taken after a peer's
+	mu           sync.Mutex           // guards all fields below but errors; taken after a peer's mutex
 	initiations  messages             // at most maxInitiations, or maxInitiationsPerCore for each core if that is more
 	answers      messages             // responses and cookie replies: at most maxAnswers of each peer
-	peers        backlog.Queue[*peer] // peers that want an initiation, were handed over by a sender, or were supplied by Lookup
+	peers        backlog.Queue[*peer] // each needs an initiation, has runs to send, or was supplied by Lookup; see visit
 	unreachables backlog.Queue[[]byte]
-	spare        []*handshakeMessage // kept for reuse, so that a flood makes no garbage; see spareMax
+	spare        []*handshakeMessage // at most spareMax, kept for reuse so that a flood makes no garbage
 	rotation     int
 	workers      int
-	cores        int // GOMAXPROCS when work was last queued
+	cores        int // the value of GOMAXPROCS when work was last queued
 	closed       bool
 
-	errors errorlimit.Limit // of unreachables; has its own lock
+	errors errorlimit.Limit // limits the ICMP errors in unreachables; has its own lock
 }
 
 // messages are handshake messages in the order of their arrival.
 type messages = backlog.Watched[*handshakeMessage]
 
-// A handshakeMessage is a copy of a message as it arrived.
+// A handshakeMessage is a copy of a handshake message that arrived.
 type handshakeMessage struct {
 	from Endpoint
-	to   *peer // the peer that the receiver index of a response or a cookie reply belongs to; nil for an initiation
+	to   *peer // the peer to which the receiver index of a response or a cookie reply belongs; nil for an initiation
 	at   int64 // when it arrived
 	size uint8
 	b    [initiationSize]byte // initiations are the longest messages
@@ -67,15 +68,16 @@ type handshakeMessage struct {
 
 func (m *handshakeMessage) bytes() []byte { return m.b[:m.size] }
 
-// An arrival is a handshake message in the memory of its socket.
+// An arrival is a handshake message that is still in the memory of the socket.
 type arrival struct {
 	b    []byte
 	from Endpoint
 	to   *peer             // as in handshakeMessage
-	m    *handshakeMessage // the copy of b
+	m    *handshakeMessage // the copy of b; nil until queue makes it
 }
 
-// arrive notes that the handshake message b has arrived. It drops an answer that no peer waits for, or too many of which wait.
+// arrive adds the handshake message b to in.arrivals. It drops a response or a cookie reply with an unknown receiver index. It
+// also drops one if too many wait for the same peer already.
 func (d *Device) arrive(in *inbound, b []byte, from Endpoint) {
 	var to *peer
 	if b[0] != typeInitiation {
@@ -94,9 +96,10 @@ func (d *Device) arrive(in *inbound, b []byte, from Endpoint) {
 	in.arrivals = append(in.arrivals, arrival{b: b, from: from, to: to})
 }
 
-// queue queues copies of the handshake messages that arrived together, and forgets the arrivals. Answers have a queue apart from
-// initiations, and a limit for each peer, so that neither initiations nor the answers to another peer take their places. Copying is
-// most of the work, because other cores used the memory last, so the lock is not held meanwhile.
+// queue queues copies of the handshake messages in in.arrivals, and empties in.arrivals. Responses and cookie replies have a
+// separate queue, and a limit for each peer. So a peer's answers find room in their queue, however many initiations or answers
+// for other peers wait. Copying is most of the work, because other cores used the memory last. So queue does not hold the lock
+// while it copies.
 func (s *slowPath) queue(d *Device, in *inbound) {
 	as := in.arrivals
 	if len(as) == 0 {
@@ -133,11 +136,11 @@ func (s *slowPath) queue(d *Device, in *inbound) {
 		}
 	}
 	s.mu.Unlock()
-	clear(as) // the memory is the socket's
+	clear(as) // the arrivals refer to the memory of the socket
 	in.arrivals = as[:0]
 }
 
-// keep keeps messages for reuse, as far as there is room. mu is held.
+// keep keeps the memory of messages for reuse, up to spareMax messages in all. The caller holds mu.
 func (s *slowPath) keep(ms ...*handshakeMessage) {
 	s.spare = append(s.spare, ms[:min(len(ms), spareMax-len(s.spare))]...)
 }
@@ -153,8 +156,8 @@ func (p *peer) expectAnswer() bool {
 	return ok
 }
 
-// enterSlow notes that p is in the slow path's queue of peers, and reports whether the caller is to put p there: false
-// means that p is there already. p.mu is held.
+// enterSlow marks p as queued in the slow path. It reports whether the caller has to queue p; false means that p is queued
+// already. The caller holds p.mu.
 func (p *peer) enterSlow() bool {
 	queued := p.inSlow
 	p.inSlow = true
@@ -171,11 +174,11 @@ func (s *slowPath) peer(d *Device, p *peer) {
 	}
 }
 
-// unreachable queues an ICMP error for the sender of a packet that has no destination.
+// unreachable queues an ICMP error for the sender of p, a packet whose destination cannot be reached.
 func (s *slowPath) unreachable(d *Device, p []byte, now int64) { s.answer(d, p, 0, now) }
 
-// answer queues an ICMP error for the sender of the packet p, which is larger than mtu or, if mtu is 0, has no destination.
-// s.errors limits how many errors each sender gets.
+// answer queues an ICMP error for the sender of the packet p. The error says that p is larger than mtu or, if mtu is 0, that the
+// destination cannot be reached. s.errors limits how many errors each sender gets.
 func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 	reply := s.errors.Answer(p, mtu, now)
 	if reply == nil {
@@ -189,7 +192,7 @@ func (s *slowPath) answer(d *Device, p []byte, mtu int, now int64) {
 	}
 }
 
-// start starts workers for n pieces of work that were queued, unless there are enough. mu is held.
+// start starts a worker for each of n pieces of work, until there is one worker per core. The caller holds mu.
 func (s *slowPath) start(d *Device, n int) {
 	for s.cores = runtime.GOMAXPROCS(0); n > 0 && s.workers < s.cores && !s.closed; n-- {
 		s.workers++
@@ -200,22 +203,22 @@ func (s *slowPath) start(d *Device, n int) {
 // A slowJob is a piece of work that a worker has taken, of one of the four kinds.
 type slowJob struct {
 	message *handshakeMessage
-	loaded  bool // whether messages of its kind put the device under load
+	loaded  bool // whether the device is under load because of messages of the same kind
 	peer    *peer
 	icmp    []byte
 
-	more backlog.Queue[*handshakeMessage] // initiations taken together with message under load; they follow it
-	used []*handshakeMessage              // messages to keep for reuse
+	more backlog.Queue[*handshakeMessage] // initiations that were taken together with message, under load; handled after it
+	used []*handshakeMessage              // messages whose memory is to be kept for reuse
 }
 
-// next replaces the message by one that was taken with it, if there is one.
+// next replaces the message by the next one in j.more, and reports whether there is one.
 func (j *slowJob) next() bool {
 	j.discard()
 	j.message = j.more.Pop()
 	return j.message != nil
 }
 
-// discard puts the message aside for reuse.
+// discard removes the message from j, and puts its memory aside for reuse.
 func (j *slowJob) discard() {
 	if j.message != nil {
 		*j.message = handshakeMessage{}
@@ -224,9 +227,9 @@ func (j *slowJob) discard() {
 	}
 }
 
-// take takes the next piece of work. It never waits: if there is no work, it returns false and the worker ends. The
-// kinds of work take turns, so that a flood of initiations delays other work by at most one initiation per worker that
-// costs an X25519.
+// take gives j the next piece of work. It never waits: if there is no work, it returns false, and the worker ends. It takes work
+// of the four kinds in turn. So a worker handles at most one initiation that costs an X25519 before it takes work of another
+// kind, even during a flood.
 func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	j.discard()
 	j.loaded, j.peer, j.icmp = false, nil, nil
@@ -258,8 +261,8 @@ func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	return false
 }
 
-// takeInitiations gives j the next initiation. Under load it takes up to takeAtOnce initiations out of the queue, and keeps all but
-// the first in j.more for the next calls. mu is held.
+// takeInitiations gives j the next initiation. Under load, it removes up to takeAtOnce initiations from the queue, and keeps all
+// but the first in j.more for later. The caller holds mu.
 func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	if j.loaded = len(j.more) > 0; !j.loaded {
 		j.loaded = s.flooded(d, now)
@@ -272,8 +275,8 @@ func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 	}
 }
 
-// flooded reports whether initiations put the device under load. They still do if the device answers so many with cookies per
-// second that an X25519 for each would keep half of the cores busy. mu is held.
+// flooded reports whether initiations put the device under load. The load also continues for as long as the device sends so many
+// cookie replies per second that an X25519 for each of them would keep half of the cores busy. The caller holds mu.
 func (s *slowPath) flooded(d *Device, now int64) bool {
 	many := uint64(max(s.cores*answersPerCore/2, 1))
 	return s.initiations.UnderLoad(d.lookups.Crowded(), d.drops[DropCookieRequired].Load(), many, now)
@@ -283,11 +286,12 @@ func (s *slowPath) flooded(d *Device, now int64) bool {
 func (s *slowPath) loaded(d *Device, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	initiations, answers := s.flooded(d, now), s.answers.UnderLoad(false, 0, 1, now) // cookies do not prolong the load of answers
+	// The number of cookie replies prolongs only the load from initiations, not the load from answers.
+	initiations, answers := s.flooded(d, now), s.answers.UnderLoad(false, 0, 1, now)
 	return initiations || answers
 }
 
-// close drops the queued work, and no more is queued afterwards.
+// close drops the queued work. Afterwards no work is queued any more.
 func (s *slowPath) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -295,11 +299,11 @@ func (s *slowPath) close() {
 	s.initiations, s.answers, s.peers, s.unreachables = messages{}, messages{}, nil, nil
 }
 
-// A worker is the memory that a goroutine of the slow path keeps from one message to the next. The zero value is ready.
+// A worker is the state that a worker's goroutine keeps from one message to the next. The zero value is ready.
 type worker struct {
 	checker cookieChecker
 	replies cookieReplies
-	rested  int64 // when the worker slept last, or began
+	rested  int64 // when the worker last slept, or when it started
 }
 
 // work is the body of a worker's goroutine.
@@ -321,11 +325,11 @@ func (d *Device) work() {
 			w.rested = now
 			time.Sleep(restFor)
 		}
-		runtime.Gosched() // to a receiver that woke meanwhile, so that packets do not wait for the whole queue
+		runtime.Gosched() // lets receivers run that have become ready, so that packets do not wait until the queue is empty
 	}
 }
 
-// visit does the work that p was queued for.
+// visit does the work for which p was queued.
 func (d *Device) visit(p *peer) {
 	p.mu.Lock()
 	initiate, handed, found := p.initiating, p.handed, p.found

@@ -11,14 +11,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/backlog"
 )
 
-// newSlowDevice returns a device whose slow path starts no workers. Work that is queued stays there until the test takes it.
+// newSlowDevice returns a device whose slow path starts no workers. Work stays in its queues until the test takes it.
 func newSlowDevice() *Device {
 	d := &Device{clock: new(handClock)}
 	d.slow.workers = runtime.GOMAXPROCS(0)
 	return d
 }
 
-// arrived queues a handshake message.
+// arrived queues the handshake message m, as if it had just arrived.
 func (d *Device) arrived(m []byte) {
 	in := inbound{now: d.now()}
 	d.arrive(&in, m, coreEndpoint)
@@ -34,8 +34,8 @@ func (d *Device) queue(n int) {
 	}
 }
 
-// TestInitiationQueue: the queue has room for as many initiations as the workers can answer in 5 s, and for at least 65,536. It
-// keeps their order.
+// TestInitiationQueue checks that the queue of initiations is long enough for the number of initiations that the workers can
+// answer in 5 s, and for at least 65,536. The queue keeps their order.
 func TestInitiationQueue(t *testing.T) {
 	d := newSlowDevice()
 	room := max(65536, 25000*runtime.GOMAXPROCS(0))
@@ -69,8 +69,8 @@ func TestInitiationQueue(t *testing.T) {
 	}
 }
 
-// TestAnswersHaveTheirOwnQueue: a response from one peer is handled soon, even if the queue of initiations is full and another
-// peer has sent many responses.
+// TestAnswersHaveTheirOwnQueue checks that the device handles a peer's response soon, even if the queue of initiations is full
+// and another peer has sent many responses.
 func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 	d := newSlowDevice()
 	d.queue(max(65536, 25000*runtime.GOMAXPROCS(0)) + 1)
@@ -111,7 +111,8 @@ func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 	}
 }
 
-// TestStaleInitiation: an initiation that waited for 5 s is dropped without any work, since its sender has sent another one.
+// TestStaleInitiation checks that the device drops an initiation that has been in the queue for 5 s, without an X25519, because
+// its sender has sent another one by then.
 func TestStaleInitiation(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	if err := e.Up(); err != nil {
@@ -131,7 +132,8 @@ func TestStaleInitiation(t *testing.T) {
 	}
 }
 
-// TestUnderLoad: the device is "under load from 512" queued initiations on, and the load is "held for 1 s".
+// TestUnderLoad checks that the device is under load when at least 512 initiations are queued, and that it stays under load for 1
+// s after that.
 func TestUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s, now := &d.slow, 100*second
@@ -159,8 +161,9 @@ func TestUnderLoad(t *testing.T) {
 	}
 }
 
-// TestTakeUnderLoad: under load a worker takes 16 initiations at once, and handles them in order. After one that costs an X25519,
-// other kinds of work have their turn. The memory of handled messages is used again, and freed when the last worker ends.
+// TestTakeUnderLoad checks that under load a worker takes 16 initiations from the queue at a time, and handles them in order.
+// After an initiation that costs an X25519, the worker does work of other kinds before it handles the next one. The memory of
+// handled messages is reused, and is freed when the last worker ends.
 func TestTakeUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s := &d.slow
@@ -190,7 +193,7 @@ func TestTakeUnderLoad(t *testing.T) {
 	}
 	s.take(d, &j, d.now())
 	want(takeAtOnce)
-	s.peer(d, p) // as if the last initiation had cost an X25519: the worker does not call next
+	s.peer(d, p) // as if the last initiation had cost an X25519, after which the worker calls take and not next
 	if s.take(d, &j, d.now()); j.peer != p {
 		t.Fatal("the peer waits for all that were taken")
 	}
@@ -221,7 +224,8 @@ func TestTakeUnderLoad(t *testing.T) {
 	}
 }
 
-// TestSlowPathTakesTurns: a flood of messages does not keep the device from making its own initiations and ICMP errors.
+// TestSlowPathTakesTurns checks that during a flood of handshake messages the device still makes its own initiations and ICMP
+// errors.
 func TestSlowPathTakesTurns(t *testing.T) {
 	d := newSlowDevice()
 	d.queue(100)
@@ -257,8 +261,8 @@ func TestSlowPathTakesTurns(t *testing.T) {
 	}
 }
 
-// TestUnreachableRate: for one sender, at most 100 ICMP errors are put into the queue per second, and at most 20 of them at one
-// moment. Packets that get no error do not count. The queue holds at most maxUnreachables errors.
+// TestUnreachableRate checks that for each sender of packets the device queues at most 100 ICMP errors per second, and at most 20
+// at once. Packets that do not get an ICMP error do not count. The queue has at most maxUnreachables errors.
 func TestUnreachableRate(t *testing.T) {
 	d := newSlowDevice()
 	now := d.now()
@@ -288,8 +292,9 @@ func TestUnreachableRate(t *testing.T) {
 	}
 }
 
-// TestHandOverAmidVisit: if a peer is handed over to the slow path while a worker is making its initiation, the peer is visited
-// again. Otherwise the peer would count as queued for ever, and would never initiate again.
+// TestHandOverAmidVisit is about a worker of the slow path that is making an initiation to a peer. If a sender hands its queue
+// for the peer over to the slow path at that moment, a worker must visit the peer again. Otherwise the peer would count as queued
+// forever, and the device would never make another initiation to the peer.
 func TestHandOverAmidVisit(t *testing.T) {
 	d := newSlowDevice()
 	p := &peer{peerState: peerState{endpoint: coreEndpoint}}
@@ -308,11 +313,11 @@ func TestHandOverAmidVisit(t *testing.T) {
 	}
 	amid := &amidClock{Clock: d.clock, call: handOver}
 	d.clock = amid
-	d.visit(p) // no initiation is made, because the device has no identity
+	d.visit(p) // the worker makes no initiation, because the device has no private key
 	if amid.call != nil {
 		t.Fatal("the visit did not come to making an initiation")
 	}
-	handOver() // and once more, while it is queued
+	handOver() // hand over again, while the peer is queued
 	for range 2 {
 		if !d.slow.take(d, &j, d.now()) || j.peer != p {
 			t.Fatal("what was handed over is forgotten")
@@ -328,7 +333,8 @@ func TestHandOverAmidVisit(t *testing.T) {
 	}
 }
 
-// An amidClock calls call when Wall is called for the first time. The device calls Wall when it begins to make an initiation.
+// An amidClock calls its function (call) when the device calls Wall for the first time. The device calls Wall when it begins to
+// make an initiation.
 type amidClock struct {
 	Clock
 	call func()
@@ -365,7 +371,7 @@ func TestSessionTable(t *testing.T) {
 	if s.find(7) != (session{}) {
 		t.Error("the zero value finds something")
 	}
-	// The source of randomness repeats itself. If an index is taken, another one is drawn.
+	// The random generator repeats values. If a drawn index is in use, reserve draws another one.
 	draws := []uint32{7, 7, 7, 0, 0, 7, 1 << 31}
 	random := func(b []byte) {
 		binary.LittleEndian.PutUint32(b, draws[0])
@@ -402,11 +408,12 @@ func TestSessionTable(t *testing.T) {
 	}
 }
 
-// TestCookieRepliesLeaveTogether: a worker under load takes several initiations at once, and sends their cookie replies in one
-// call. Each reply goes to its own source and opens there. Replies of another run of the device are sent in a separate call.
+// TestCookieRepliesLeaveTogether checks that a worker under load takes several initiations at a time, and sends the cookie
+// replies to them in one call of Socket.Send. Each initiator must receive its own reply, and be able to decrypt it. If the device
+// went down and up between two initiations, their replies are sent in separate calls.
 func TestCookieRepliesLeaveTogether(t *testing.T) {
 	e := newEnd(t, testKey(1))
-	e.headroom = 8 // as if the Bind wanted so much headroom
+	e.headroom = 8 // as if the Bind needed this many bytes of headroom
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}

@@ -13,20 +13,20 @@ import (
 //	the new socket is open ─▶ replace: senders use it, its receivers begin ─▶ retire: the old receivers return what arrived
 //	                       ─▶ finishSocket: they ended, close
 //
-// A sender that has loaded the old socket sends on it, or on the new one if the old one refuses; see transmit. Down
-// closes all these sockets. A socket that is not a Renewer is closed instead of retired; Wake closes it before it opens
-// the new one.
+// A goroutine that has loaded the old socket before replace still sends on the old socket. If the old socket refuses, the
+// goroutine sends on the new one; see transmit. Down closes both. An old socket that is not a Renewer is closed instead of
+// retired. Wake closes such a socket before it opens the new one.
 
 // An openSocket is a socket and the goroutines that read it.
 type openSocket struct {
 	Socket
 	port      uint16 // what Port returned; it outlives the socket
 	receivers sync.WaitGroup
-	ctx       context.Context // ends when the device has no more use for what the socket receives
+	ctx       context.Context // canceled when the socket is retired or closed
 	end       context.CancelFunc
 }
 
-// newOpenSocket gives s, which a Bind just opened, the mark. If that fails, it closes s.
+// newOpenSocket sets the mark of s, a socket that a Bind has just opened. If that fails, newOpenSocket closes s.
 func newOpenSocket(s Socket, mark uint32) (*openSocket, error) {
 	if mark != 0 {
 		if err := setMark(s, mark); err != nil {
@@ -50,7 +50,8 @@ func setMark(s Socket, mark uint32) error {
 	return nil
 }
 
-// renewSocket replaces the socket of r by another one on the same port. It returns the old socket. mu is held.
+// renewSocket replaces the socket of r by a new one on the same port, and returns the old socket. If the Bind may choose the
+// port, and the same port cannot be opened, the new socket has another port. The caller holds mu.
 func (d *Device) renewSocket(r *running) (old *openSocket, err error) {
 	old = r.socket.Load()
 	s := d.renewed(old)
@@ -67,7 +68,7 @@ func (d *Device) renewSocket(r *running) (old *openSocket, err error) {
 	return old, err
 }
 
-// renewed opens a socket beside s, on the same port, or returns nil if that is not possible.
+// renewed opens a second socket on the port of s while s stays open. It returns nil if that is not possible.
 func (d *Device) renewed(s *openSocket) *openSocket {
 	r, ok := s.Socket.(Renewer)
 	if !ok || s.isClosed() {
@@ -84,8 +85,8 @@ func (d *Device) renewed(s *openSocket) *openSocket {
 	return nil
 }
 
-// listen opens a socket on the port, with the given mark, while the sockets of r stay open. But it first closes a retired socket
-// of r that still has the port. mu is held.
+// listen opens a socket on the port, and sets its mark. The sockets of r stay open, except that listen first closes a retired
+// socket of r on the same port. The caller holds mu.
 func (d *Device) listen(r *running, port uint16, mark uint32) (*openSocket, error) {
 	for _, s := range r.retired {
 		if s.port == port {
@@ -99,7 +100,8 @@ func (d *Device) listen(r *running, port uint16, mark uint32) (*openSocket, erro
 	return newOpenSocket(s, mark)
 }
 
-// replace makes s the socket of r, and retires the old one; finishSocket must follow. mu is held.
+// replace makes s the socket of r, and retires or closes the old socket. Afterwards the caller has to call finishSocket. The
+// caller holds mu.
 func (d *Device) replace(r *running, s *openSocket) {
 	old := r.socket.Swap(s)
 	d.startReceivers(r, s)
@@ -108,7 +110,8 @@ func (d *Device) replace(r *running, s *openSocket) {
 	}
 }
 
-// finishSocket waits until the receivers of a replaced socket have ended, and closes it. mu is not held.
+// finishSocket waits until the receivers of a replaced socket have ended, and then closes the socket. The caller does not hold
+// mu.
 func (d *Device) finishSocket(r *running, old *openSocket) {
 	old.receivers.Wait()
 	d.mu.Lock()
@@ -119,7 +122,7 @@ func (d *Device) finishSocket(r *running, old *openSocket) {
 	d.mu.Unlock()
 }
 
-// sendRefused uses s to send the trains that a closed socket refused, and reports whether there were any.
+// sendRefused sends on s those trains that a closed socket has refused, and reports whether there were any.
 func (s *openSocket) sendRefused(trains []Train) (some bool) {
 	for from, to := 0, 0; from < len(trains); from++ {
 		for to = from; to < len(trains) && errors.Is(trains[to].Err, net.ErrClosed); to++ {
@@ -133,7 +136,8 @@ func (s *openSocket) sendRefused(trains []Train) (some bool) {
 	return some
 }
 
-// retire is called once a socket is replaced. It reports whether the socket is still open. The configuration lock is held.
+// retire is called once another socket has replaced s. It retires s if s is a Renewer, and closes s if not. It reports whether s
+// is still open. The caller holds the configuration lock.
 func (s *openSocket) retire() bool {
 	if r, ok := s.Socket.(Renewer); ok && !s.isClosed() {
 		s.end()
@@ -144,7 +148,7 @@ func (s *openSocket) retire() bool {
 	return false
 }
 
-// close is called with the configuration lock held.
+// close closes the socket. The caller holds the configuration lock.
 func (s *openSocket) close() {
 	s.end()
 	s.Socket.Close()

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A slowBind takes a while to return from Send. The messages arrive before it returns.
+// A slowBind is a Bind whose sockets are slow: Send sends the messages at once, but returns only after a while (the field takes).
 type slowBind struct {
 	wireguard.Bind
 	takes time.Duration
@@ -34,7 +34,8 @@ func (s slowSocket) Send(ts []wireguard.Train) {
 	time.Sleep(s.b.takes)
 }
 
-// withSlowSocket calls play with a device a whose socket's Send takes a while, and its peer b.
+// withSlowSocket calls play with the devices a and b, which are peers. Send of a's socket returns only after the given time
+// (takes).
 func withSlowSocket(t *testing.T, takes time.Duration, play func(w *world, a, b *node)) {
 	inWorld(t, func(w *world) {
 		slow := &slowBind{}
@@ -48,7 +49,8 @@ func withSlowSocket(t *testing.T, takes time.Duration, play func(w *world, a, b 
 	})
 }
 
-// If an answer arrives before the Send that it answers has returned, it counts as an answer. So there is no handshake 15 s later.
+// If the answer to a packet arrives before Socket.Send has returned, it still counts as an answer. So there is no handshake 15 s
+// later.
 func TestAnswerBeforeSendReturns(t *testing.T) {
 	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
 		a.send(b, "ping")
@@ -69,12 +71,13 @@ func TestAnswerBeforeSendReturns(t *testing.T) {
 	})
 }
 
-// If a peer is removed while the socket is sending its packets, these are sent. Nothing of the peer is used after that.
+// If a peer is removed while the socket is sending packets to the peer, these packets are still sent. Packets that are queued
+// behind them are not.
 func TestPeerRemovedAmidSend(t *testing.T) {
 	withSlowSocket(t, time.Second, func(w *world, a, b *node) {
 		w.advance(125 * time.Second) // so that the next send would renew the session
 		a.send(b, "with the socket")
-		behind := a.NewBatch() // the batch of another sender
+		behind := a.NewBatch() // a batch of another sender
 		behind.Append(a.packet(b, "behind it"))
 		if err := a.Send(behind); err != nil {
 			w.Fatal(err)
@@ -94,8 +97,8 @@ func TestPeerRemovedAmidSend(t *testing.T) {
 	})
 }
 
-// If the socket cannot send, an event says so, at most once per second, with the peer and the error. There is no event if the
-// device closed the socket itself.
+// If the socket cannot send, the device publishes an event with the peer and the error, at most once per second. It publishes no
+// event if it has closed the socket itself.
 func TestSendTrouble(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -120,7 +123,7 @@ func TestSendTrouble(t *testing.T) {
 
 		w.advance(5 * time.Second)
 		a.restart()
-		a.send(b, "x") // an initiation is 148 bytes
+		a.send(b, "x") // needs an initiation of 148 bytes, which is too large
 		w.want("", "an initiation is refused as well")
 		a.wantEvents("a handshake that cannot leave is trouble too", wireguard.EventBindTrouble)
 		w.net.SetConditions(pipe.Conditions{})
@@ -131,8 +134,8 @@ func TestSendTrouble(t *testing.T) {
 	})
 }
 
-// Several senders to one peer keep their order also if each finds another one at the socket, and leaves its packets to that one. A
-// rekey meanwhile does not change this.
+// The packets of several senders to one peer keep their order, even if a sender queues its packets because another sender is
+// inside Socket.Send. They also keep their order during a rekey.
 func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
 		const senders, batches, each = 3, 100, 3
@@ -168,7 +171,7 @@ func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 		}
 		counter, index := uint64(0), uint32(0)
 		sessions := 0
-		for _, m := range append(w.past, w.log...) { // on the wire, too, the counters of a session grow by one with each message
+		for _, m := range append(w.past, w.log...) { // the counter of a session must also grow by one with each message
 			if m.from != a || m.kind != pipe.TypeData && m.kind != pipe.TypeKeepalive {
 				continue
 			}
@@ -188,8 +191,8 @@ func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 	})
 }
 
-// Fault of a peer project: its receiver stopped for ever after one unusual socket error. Here the receiver goes on, and an event
-// tells of the error. If errors repeat, the receiver waits between its attempts.
+// The receiver of another implementation stopped forever after one unusual socket error. Here the receiver continues, and the
+// device publishes an event with the error. If there are more errors, the receiver waits between its attempts.
 func TestReceiverSurvivesErrors(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		w.connect(a, b)
@@ -200,7 +203,7 @@ func TestReceiverSurvivesErrors(t *testing.T) {
 				mood.moods = append(mood.moods, odd)
 			}
 		})
-		b.send(a, "one") // the Receive under way returns this packet, and the next one fails
+		b.send(a, "one") // the pending call of Receive returns this packet, and the next call fails
 		a.wantArrived("before the trouble", "one")
 		w.advance(10 * time.Second)
 		es := a.wantEvents("told once a second at most", wireguard.EventBindTrouble, wireguard.EventBindTrouble, wireguard.EventBindTrouble)
@@ -211,6 +214,6 @@ func TestReceiverSurvivesErrors(t *testing.T) {
 		a.wantArrived("it goes on", "two")
 		mood.set(func() { mood.moods = []error{odd, odd, odd} })
 		b.send(a, "three")
-		a.Close() // while the receiver waits after an error
+		a.Close() // the receiver is waiting after an error
 	})
 }

@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// A renewingBind makes sockets that are Renewers, and records what the device does with them.
+// A renewingBind makes sockets that implement Renewer, and records which of their methods the device calls.
 type renewingBind struct {
 	mu     sync.Mutex
 	did    []string
-	n      int   // sockets made
-	fail   error // of the next Renew
-	noMark error // of the next SetMark
+	n      int   // number of sockets made
+	fail   error // the error of the next call of Renew
+	noMark error // the error of the next call of SetMark
 	drains time.Duration
 }
 
@@ -81,7 +81,7 @@ func (s *renewingSocket) Port() uint16          { return s.port }
 func (s *renewingSocket) Receivers() []Receiver { return []Receiver{s} }
 func (s *renewingSocket) Send([]Train)          {}
 
-// Receive takes a while to end after Retire.
+// Receive waits until the socket is closed. After Retire, it returns after a while (the field drains of the renewingBind).
 func (s *renewingSocket) Receive() ([]Train, error) {
 	select {
 	case <-s.closed:
@@ -95,7 +95,7 @@ func (s *renewingSocket) Receive() ([]Train, error) {
 	return nil, net.ErrClosed
 }
 
-// TestRenewSocket checks what the device does with sockets that are Renewers, and in which order.
+// TestRenewSocket checks which methods of Renewer sockets the device calls, and in which order.
 func TestRenewSocket(t *testing.T) {
 	port := func(n uint16) Change { return Change{ListenPort: &n} }
 	for _, c := range []struct {
@@ -184,7 +184,8 @@ func TestRenewSocket(t *testing.T) {
 	}
 }
 
-// TestTransmitAmidWakes: if sockets are closed while they send, the next socket sends the trains.
+// TestTransmitAmidWakes checks that if a socket is closed while it is sending trains, the device sends the trains through the
+// next socket, even if that happens several times.
 func TestTransmitAmidWakes(t *testing.T) {
 	e := up(t, testKey(1))
 	r := e.running.Load()

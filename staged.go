@@ -9,8 +9,8 @@ import (
 
 // Packets that wait for a session are copied and staged with their peer; see internal/staged.
 
-// relieve drops the oldest packets of the peers that take the most memory, until the pool has no more than Config.StagedBytes.
-// The caller holds no peer's mutex.
+// relieve drops the oldest packets of the peers whose staged packets take the most memory, until all staged packets together take
+// at most Config.StagedBytes. The caller holds no peer's mutex.
 func (d *Device) relieve() {
 	for p, ok := d.pool.Largest(d.maxStagedBytes); ok; p, ok = d.pool.Largest(d.maxStagedBytes) {
 		p.mu.Lock()
@@ -30,7 +30,7 @@ func (d *Device) stageRun(l *load, run *run) {
 	}
 }
 
-// stage appends a copy of a packet to the peer's staged packets. If there are too many, it drops the oldest.
+// stage appends a copy of a packet to the peer's staged packets. If the peer then has too many, stage drops the oldest ones.
 func (d *Device) stage(p *peer, packet []byte) {
 	d.drop(p, DropStagedOverflow, p.staged.Push(packet, d.maxStagedPerPeer))
 }
@@ -41,9 +41,9 @@ type dueFlush struct {
 	keepalive bool // send an empty packet if none is staged
 }
 
-// flushAll sends the packets that are staged with each peer, and keepalives. Packets to many peers are sent in one call to
-// the socket. If a peer has no session, flushAll asks for one. A goroutine that stages a packet behind others also flushes,
-// so nobody is kept here by the packets of others.
+// flushAll sends, for each peer in due, the staged packets or a keepalive. It sends packets to many peers in one call to the
+// socket. If a peer has no session, flushAll asks for one. A goroutine that stages a packet behind others also calls flushAll. So
+// one goroutine need not stay in flushAll to send the packets that others stage meanwhile.
 func (d *Device) flushAll(due []dueFlush) {
 	for len(due) > 0 {
 		l := newLoad(d.headroom)
@@ -53,7 +53,7 @@ func (d *Device) flushAll(due []dueFlush) {
 		}
 		l.now = d.now()
 		some := due[:min(len(due), layout.MaxPackets)]
-		l.runs = slices.Grow(l.runs, len(some)) // a run that is in a queue must not move
+		l.runs = slices.Grow(l.runs, len(some)) // a run that is in a queue must not move in memory
 		for len(some) > 0 && l.Fits(0) && !d.claimStaged(l, &some[0]) {
 			some, due = some[1:], due[1:]
 		}
@@ -64,7 +64,7 @@ func (d *Device) flushAll(due []dueFlush) {
 	}
 }
 
-// claimStaged makes a run of the packets that are staged with a peer, as many as l takes, and numbers it. It reports whether
+// claimStaged makes a run of as many of a peer's staged packets as fit into l, and numbers the run. It reports whether staged
 // packets are left.
 func (d *Device) claimStaged(l *load, f *dueFlush) (more bool) {
 	p := f.p

@@ -8,8 +8,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
-// TestStagedPoolModel makes some peers stage and send packets of two sizes. The pool knows the sum of their bytes, and finds a peer
-// that takes the most memory. relieve takes packets from that peer until the rest fits.
+// TestStagedPoolModel makes some peers stage and send packets of two sizes. The pool must know the total size of all staged
+// packets, and find the peer whose packets use the most memory. relieve must drop packets of that peer until the rest fits into
+// the limit.
 func TestStagedPoolModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := &Device{maxStagedBytes: 20 * (staged.Large + staged.Overhead), maxStagedPerPeer: 1 << 30}

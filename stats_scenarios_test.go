@@ -7,7 +7,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// NextDeadline and NextReason tell what a peer will do next.
+// In a PeerStatus, NextReason says what the device will do next for the peer, and NextDeadline says when.
 func TestStatusOfDeadlines(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		want := func(n, o *node, in time.Duration, reason string) {
@@ -42,8 +42,8 @@ func TestStatusOfDeadlines(t *testing.T) {
 	})
 }
 
-// The time of the last handshake is what the wall clock showed at that moment, even if the clock is set later. So programs can
-// compare it to see whether there was a new handshake.
+// LastHandshake is the time that the wall clock showed when the handshake happened. It does not change if the clock is set later.
+// So a program can compare two values to see whether there was a new handshake.
 func TestLastHandshakeIsFixed(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.advance(1500 * time.Millisecond)

@@ -48,7 +48,7 @@ func TestEventNames(t *testing.T) {
 	}
 }
 
-// TestStatusIsPlain: a status is a value. It has no pointers into the device, and holds no secrets.
+// TestStatusIsPlain checks that a status is a plain value: it has no pointers into the device and no secrets.
 func TestStatusIsPlain(t *testing.T) {
 	for _, v := range []any{Status{}, PeerStatus{}, Event{}} {
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(v)) {

@@ -14,9 +14,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestStorm calls everything at once. Each goroutine draws its calls and their arguments from its own seed. The
-// scheduler decides how the goroutines interleave. In any case, a call fails only if the device is down, no packet
-// arrives twice or changed, and after the storm the tunnel works.
+// TestStorm calls all methods of a device at the same time, on several goroutines. Each goroutine draws its calls and their
+// arguments from its own seed. The scheduler determines the order of the calls. In every order, a call may fail only if the
+// device is down, no packet may arrive twice or changed, and afterwards the tunnel must work.
 func TestStorm(t *testing.T) {
 	seeds := uint64(8)
 	if testkit.OneThread {
@@ -63,7 +63,7 @@ func playStorm(w *world, seed uint64) {
 		}
 		return nil
 	}
-	// These goroutines send, at both ends.
+	// These goroutines send packets from the hub and from its peers.
 	each(2, func(r *rand.Rand) error { return send(h, any(r)) }, func(r *rand.Rand) error { return send(any(r), h) })
 	// These goroutines change the configuration.
 	keep := func(n *node) wireguard.PeerChange { return n.peer().Change() }
@@ -125,12 +125,12 @@ func playStorm(w *world, seed uint64) {
 		h.knows(n)
 		n.update(h, wireguard.PeerChange{Endpoint: ptr(h.at())})
 	}
-	w.advance(20 * time.Second) // until nothing is under way, and the 5 s after any handshake are over
+	w.advance(20 * time.Second) // so that no message is in flight, and every peer may send an initiation again
 	arrived := 0
 	for _, n := range append(spokes, h) {
 		for _, p := range n.arrived() {
 			if p[0] == 'E' {
-				continue // an ICMP error about a packet whose peer was removed
+				continue // this is an ICMP error about a packet whose peer was removed
 			}
 			if arrived++; !sent[p] {
 				w.Fatalf("%q arrived, and was not sent or arrived before", p)

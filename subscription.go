@@ -9,27 +9,27 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/inbox"
 )
 
-// A Subscription keeps the events of a device until its reader reads them. Subscribe makes it; it must not be copied. Any
-// goroutine may call its methods.
+// A Subscription keeps the events of a device until its reader reads them. [Device.Subscribe] makes a Subscription. A
+// Subscription must not be copied. Any goroutine may call its methods.
 //
-// A slow reader never delays the device. At most one event of each kind is unread for each peer: a newer one replaces it,
-// counts it in Merged and keeps the greater timestamps. A peer that causes many events therefore displaces its own events
-// of the same kind, and no others. An unread event takes about 400 bytes.
+// A slow reader never delays the device. At most one event of each kind is unread for each peer. A newer event replaces the
+// unread one, counts it in Merged, and takes the greater timestamps of the two. So a peer that causes many events displaces only
+// its own events of the same kind. An unread event takes about 400 bytes.
 //
-// The unread events of one peer are read together, in the order in which they happened. Peers take turns in the order of
-// their oldest unread event; events that happen while a peer's events are being read wait for its next turn. The device
-// itself counts as one peer.
+// Next returns all unread events of one peer, in the order in which they happened, before those of another peer. It begins with
+// the peer that has the oldest unread event. If more events of a peer happen while Next returns the events of this peer, Next
+// returns those of other peers first. The device itself counts as one peer.
 //
-// Each kind has room for 65,536 peers. While it is full, events of that kind about further peers are lost, and the next
-// event of that kind says in Missed how many.
+// A Subscription keeps the unread events of each kind about at most 65,536 peers. Beyond that, events of the same kind about
+// other peers are lost. The next event of this kind says in Missed how many were lost.
 type Subscription struct {
 	inbox *inbox.Inbox[EventKind, PublicKey, Event]
 }
 
 var errUnsubscribed = fmt.Errorf("wireguard: the subscription is closed: %w", net.ErrClosed)
 
-// Subscribe returns a subscription to the device's events of these kinds from now on, or of all kinds if none is named.
-// Close it when it is no longer read.
+// Subscribe returns a subscription to the device's events of these kinds from now on, or of all kinds if none is named. Close the
+// subscription when it is no longer read.
 func (d *Device) Subscribe(kinds ...EventKind) *Subscription {
 	return &Subscription{d.subscriptions.Open(kinds)}
 }
@@ -55,12 +55,12 @@ func (s *Subscription) Events(ctx context.Context) iter.Seq[Event] {
 // the unread events to be read.)
 func (s *Subscription) Close() { s.inbox.Close(errUnsubscribed) }
 
-// announce publishes an event to the subscribers. To announce the events of one peer in order, the caller holds the peer's
+// announce publishes an event to the subscribers. A caller that has to announce the events of a peer in order holds the peer's
 // mutex.
 func (d *Device) announce(e Event) { d.subscriptions.Publish(e.Kind, e.Peer, e, mergeEvents) }
 
-// mergeEvents returns the event that takes the place of old, which is unread, when e is published. Timestamps protect against
-// replays, so the greatest must not get lost even if the peer was forgotten meanwhile.
+// mergeEvents returns the event that takes the place of old, which is unread, when e is published. It keeps the greatest
+// timestamps, because they protect against replays even after the peer was forgotten.
 func mergeEvents(e, old Event) Event {
 	e.Merged = old.Merged + 1
 	e.Timestamp, e.SentTimestamp = e.Timestamp.latest(old.Timestamp), e.SentTimestamp.latest(old.SentTimestamp)

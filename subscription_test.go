@@ -18,14 +18,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/inbox"
 )
 
-// take takes the next unread event without waiting. If no event is left, it returns the zero value.
+// take removes the next unread event, and returns it. If there is none, it does not wait, and returns the zero value.
 func (s *Subscription) take() (Event, error) {
 	e, missed, _, err := s.inbox.Take()
 	e.Missed = missed
 	return e, err
 }
 
-// unreadEvents reads the events that are unread now.
+// unreadEvents reads and returns all events that are unread now.
 func unreadEvents(t testing.TB, s *Subscription) (all []Event) {
 	t.Helper()
 	for {
@@ -40,7 +40,7 @@ func unreadEvents(t testing.TB, s *Subscription) (all []Event) {
 	}
 }
 
-// eventTexts returns events as texts of the form "kind peer attempt".
+// eventTexts returns a text of the form "kind peer attempt" for each event.
 func eventTexts(events []Event) (all []string) {
 	for _, e := range events {
 		all = append(all, fmt.Sprintf("%v %d %d", e.Kind, e.Peer[0], e.Attempt))
@@ -48,8 +48,8 @@ func eventTexts(events []Event) (all []string) {
 	return all
 }
 
-// TestMergedEvents: a subscription keeps the newest event of each kind, with the greatest timestamps and the number of the events
-// that it replaced.
+// TestMergedEvents checks how a subscription merges unread events of one kind about one peer: it keeps the newest event, with the
+// greatest timestamps of all and the number of events that it replaced.
 func TestMergedEvents(t *testing.T) {
 	place := func(port uint16) Endpoint {
 		return EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), port))
@@ -68,7 +68,7 @@ func TestMergedEvents(t *testing.T) {
 		{"moves", Event{Kind: EventEndpointMoved, Endpoint: place(1)}, Event{Kind: EventEndpointMoved, Endpoint: place(2)},
 			Event{Kind: EventEndpointMoved, Endpoint: place(1)}, Event{Kind: EventEndpointMoved, Endpoint: place(1), Merged: 2}},
 		{"attempts", Event{Kind: EventAttemptFailed, Attempt: 7}, Event{Kind: EventAttemptFailed, Attempt: 8},
-			Event{Kind: EventAttemptFailed, Attempt: 1}, // Attempt is 1 because a handshake came in between; EventHandshake reports it
+			Event{Kind: EventAttemptFailed, Attempt: 1}, // a handshake came in between, so the attempts begin with 1 again
 			Event{Kind: EventAttemptFailed, Attempt: 1, Merged: 2}},
 		{"trouble", Event{Kind: EventBindTrouble, Err: net.ErrClosed}, Event{Kind: EventBindTrouble, Err: net.ErrClosed},
 			Event{Kind: EventBindTrouble, Err: net.ErrWriteToConnected},
@@ -97,7 +97,8 @@ func TestMergedEvents(t *testing.T) {
 	}
 }
 
-// TestEventOrder: a peer's events are read in the order in which they last happened, and peers take turns.
+// TestEventOrder checks that the events of a peer are read in the order in which they last happened, and that the events of
+// different peers alternate.
 func TestEventOrder(t *testing.T) {
 	var d Device
 	s := d.Subscribe()
@@ -135,8 +136,8 @@ func TestEventOrder(t *testing.T) {
 	}
 }
 
-// TestNoPeerIsStarved: a slow reader reads one event whenever each of three peers has had two more. It still reads events of each
-// kind and each peer, all about equally often.
+// TestNoPeerIsStarved is about a slow reader: each time it reads one event, each of three peers has caused two more. The reader
+// must still read events of each kind and each peer, all about equally often.
 func TestNoPeerIsStarved(t *testing.T) {
 	var d Device
 	s := d.Subscribe()
@@ -164,8 +165,9 @@ func peerNumber(i int) (k PublicKey) {
 	return k
 }
 
-// TestFullKind: a subscription has room for unread events of inbox.Max peers of each kind. Events of that kind for further peers
-// are lost and counted. No events of other kinds, of other subscriptions or of peers that have an unread event are lost.
+// TestFullKind checks that for each kind, a subscription keeps unread events of up to inbox.Max peers. It loses and counts events
+// of the same kind about further peers. It must not lose events of other kinds, or about peers that already have an unread event
+// of that kind. Other subscriptions must not lose events.
 func TestFullKind(t *testing.T) {
 	var d Device
 	s, other := d.Subscribe(EventEndpointMoved, EventPeerForgotten), d.Subscribe(EventPeerForgotten)
@@ -204,7 +206,8 @@ func TestFullKind(t *testing.T) {
 	}
 }
 
-// TestUnreadMemory: unread events take about 400 bytes each. The memory is freed once they are read or dropped.
+// TestUnreadMemory checks that an unread event uses about 400 bytes of memory, at most 500, and that the memory is freed when the
+// event is read or dropped.
 func TestUnreadMemory(t *testing.T) {
 	for _, end := range []string{"read", "closed"} {
 		var d Device
@@ -231,7 +234,8 @@ func TestUnreadMemory(t *testing.T) {
 	}
 }
 
-// TestPublishAllocatesNothing: publishing an event allocates nothing if no subscription wants it, or if it replaces an unread one.
+// TestPublishAllocatesNothing checks that publishing an event allocates nothing if no subscription includes its kind, or if it
+// replaces an unread event.
 func TestPublishAllocatesNothing(t *testing.T) {
 	var d Device
 	e := Event{Kind: EventEndpointMoved, Peer: PublicKey{1}}
@@ -249,7 +253,7 @@ func TestPublishAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestNextEnds: Next and the loop over Events end with their context, whether or not something is unread.
+// TestNextEnds checks that Next and a loop over Events end when their context ends, whether or not there are unread events.
 func TestNextEnds(t *testing.T) {
 	var d Device
 	over, cancel := context.WithCancel(t.Context())
@@ -289,7 +293,8 @@ func TestNextEnds(t *testing.T) {
 	}
 }
 
-// TestSubscriptionClose: Subscription.Close drops the unread events. After Device.Close, they can still be read.
+// TestSubscriptionClose checks that Subscription.Close drops the unread events, but that they can still be read after
+// Device.Close.
 func TestSubscriptionClose(t *testing.T) {
 	var d Device
 	event := Event{Kind: EventHandshake, Peer: PublicKey{1}}
@@ -333,9 +338,10 @@ func TestSubscriptionClose(t *testing.T) {
 	}
 }
 
-// TestSubscriptionsConcurrently runs publishers together with readers that share a subscription and sometimes give up, and readers
-// that close their own subscription. Each event is delivered, merged or counted as missed. The only reader of a subscription gets
-// a peer's events in order. No reader waits while an event is unread, and closing the device ends all readers.
+// TestSubscriptionsConcurrently runs publishers together with three kinds of readers: readers that share a subscription and
+// sometimes stop waiting, the only reader of a subscription, and readers that close their own subscriptions. Each event must be
+// delivered, merged or counted as missed. The only reader must get the events of each peer in order. No reader may wait while an
+// event is unread. Closing the device must end all readers.
 func TestSubscriptionsConcurrently(t *testing.T) {
 	const publishers, perPublisher = 4, 5000
 	var d Device
@@ -407,12 +413,13 @@ func TestSubscriptionsConcurrently(t *testing.T) {
 	owners.Wait()
 }
 
-// A yieldingClock lets other goroutines run whenever it is asked for the wall time, which the device does for each event.
+// A yieldingClock lets other goroutines run whenever the device reads the wall time, which it does for each event.
 type yieldingClock struct{ handClock }
 
 func (c *yieldingClock) Wall() time.Time { runtime.Gosched(); return c.handClock.Wall() }
 
-// TestNewestEventWins: if several receivers move a peer's endpoint at once, the newest event still has the peer's present endpoint.
+// TestNewestEventWins checks that if several receivers change a peer's endpoint at the same time, the newest event has the peer's
+// current endpoint.
 func TestNewestEventWins(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e, err := New(Config{Tunnel: newDrain(), Bind: newLine(), Clock: new(yieldingClock), Peers: []PeerConfig{r.config()}})
@@ -441,8 +448,9 @@ func TestNewestEventWins(t *testing.T) {
 	}
 }
 
-// TestFlappingPeer: an authenticated peer sends 100,000 keepalives, each from another port than the last, and nobody reads the
-// events. No event of another peer is lost, nor the event of a forgotten peer, whose timestamp protects against a recording.
+// TestFlappingPeer makes a peer send 100,000 authentic keepalives, each from a different port than the last, while nobody reads
+// the events. The subscription must not lose an event of another peer. It must not lose EventPeerForgotten either, because the
+// timestamp in that event protects against replayed initiations.
 func TestFlappingPeer(t *testing.T) {
 	flaps := 100_000
 	if raceEnabled || testing.Short() {

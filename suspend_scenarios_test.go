@@ -11,13 +11,13 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// In TestSuspend one end sleeps during a session and then sends. In the other tests both ends sleep, or one end
-// sleeps during a handshake in either role, or with something to keep alive. In each case the device sends no data
-// under a key that is too old, and the tunnel works within one retry.
+// These tests suspend the machines of devices: one or both of them, during a session or a handshake, and with or without a
+// persistent keepalive. In each case, the devices must not send data with a key that is too old, and the tunnel must work again
+// after at most one retry.
 
 var naps = []time.Duration{time.Second, 100 * time.Second, 130 * time.Second, 200 * time.Second, time.Hour}
 
-// wantYoungKeys asserts, from now on, that no data is put on the wire under a session that is 180 s old or older. It recognizes a
+// wantYoungKeys asserts that from now on no device sends a data message in a session that is 180 s old or older. It recognizes a
 // session by the indices in its response.
 func (w *world) wantYoungKeys() {
 	made := map[uint32]time.Duration{}
@@ -33,7 +33,8 @@ func (w *world) wantYoungKeys() {
 	})
 }
 
-// Both ends sleep and wake up together. Whether the end that sends first makes a new session depends on the session's age.
+// The machines of both devices sleep and resume at the same time. Whether the device that sends first makes a new session depends
+// on the age of the old session.
 func TestSuspendBoth(t *testing.T) {
 	for _, asleep := range naps {
 		for _, first := range []string{"initiator", "responder"} {
@@ -80,8 +81,8 @@ func TestSuspendBoth(t *testing.T) {
 	}
 }
 
-// The initiator sleeps while the response is under way. If it wakes within 5 s, it accepts the response. Later, its retry has
-// superseded the first initiation, and the response comes too late.
+// The initiator's machine sleeps while the response is in flight. If it resumes within 5 s, the initiator accepts the response.
+// Otherwise the initiator sends a new initiation when it resumes, and drops the response to the old one.
 func TestSuspendAmidHandshakeInitiator(t *testing.T) {
 	for _, asleep := range naps {
 		t.Run(fmt.Sprint(asleep), func(t *testing.T) {
@@ -107,7 +108,7 @@ func TestSuspendAmidHandshakeInitiator(t *testing.T) {
 	}
 }
 
-// The responder sleeps. The initiator sends retries, and gives up after 20 tries, as for any peer that does not answer.
+// The responder's machine sleeps. The initiator retries, and gives up after 20 initiations, as for any peer that does not answer.
 func TestSuspendAmidHandshakeResponder(t *testing.T) {
 	for _, asleep := range naps {
 		t.Run(fmt.Sprint(asleep), func(t *testing.T) {
@@ -139,7 +140,7 @@ func TestSuspendAmidHandshakeResponder(t *testing.T) {
 	}
 }
 
-// With a persistent keepalive, a machine that slept is reachable right after it wakes.
+// If a device has a persistent keepalive, it is reachable as soon as its machine resumes.
 func TestSuspendKeptAlive(t *testing.T) {
 	for _, asleep := range naps {
 		for _, role := range []string{"initiator", "responder"} {
@@ -173,8 +174,9 @@ func TestSuspendKeptAlive(t *testing.T) {
 	}
 }
 
-// The clock is set back while the program is not running. The peer has kept the greatest timestamp, and the device has not. So the
-// device's initiations look like replays until its wall clock catches up (whitepaper, section 5.1). The peer can still initiate.
+// The wall clock is set back while the program is not running. The peer still knows the greatest timestamp, but the new device
+// does not. So the peer refuses the device's initiations as replays until the wall clock has passed that timestamp (whitepaper,
+// section 5.1). The peer can still initiate.
 func TestRestartWithClockSetBack(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -212,8 +214,8 @@ func TestRestartWithClockSetBack(t *testing.T) {
 	})
 }
 
-// A machine sleeps in the middle of a session. The age of the session includes the time asleep. After it wakes, the
-// device drops keys that are too old and begins a handshake where one is due.
+// A machine sleeps during a session. The age of the session includes the time asleep. When the machine resumes, the device
+// removes keys that are too old, and begins a handshake if one is due.
 func TestSuspend(t *testing.T) {
 	for _, asleep := range []time.Duration{time.Second, 100 * time.Second, 200 * time.Second, time.Hour} {
 		for _, role := range []string{"initiator", "responder"} {
@@ -259,8 +261,8 @@ func playSuspend(w *world, a, b *node, asleep time.Duration, role string, wake b
 	a.wantArrived("without delay", "good morning to you")
 }
 
-// A suspended machine loses the packets that were sent to it. The sender notices after 15 s, repeats its attempts,
-// and finds the machine again.
+// A suspended machine loses the packets that are sent to it. The sender notices after 15 s that it gets no answer, and sends
+// initiations until the machine answers again.
 func TestSuspendWhilePeerSends(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -283,7 +285,8 @@ func TestSuspendWhilePeerSends(t *testing.T) {
 	})
 }
 
-// If the system's timers stop during a suspend, Wake does the work that is due: keepalives, retries, wipes.
+// If the system's timers stop while the machine is suspended, Wake handles the timers that are due: those of keepalives, retries
+// and wipes.
 func TestWakeRings(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

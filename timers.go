@@ -1,7 +1,7 @@
 package wireguard
 
-// Time in the core is an int64 of nanoseconds from an arbitrary start. It includes the time that the machine sleeps. 0
-// means "never" or "none". Limits are inclusive: a key is too old when its age equals the limit.
+// The protocol code counts time in nanoseconds from an arbitrary start, as an int64. The time that the machine sleeps counts too.
+// A time of 0 means "never" or "none". Limits are inclusive: a key is too old when its age equals the limit.
 const second int64 = 1e9
 
 // Constants of the protocol (whitepaper, section 6.1; Linux, messages.h).
@@ -11,13 +11,13 @@ const (
 	rekeyAfterTime      = 120 * second
 	rejectAfterTime     = 180 * second
 	rekeyTimeout        = 5 * second
-	maxJitter           = second / 3 // added to rekeyTimeout, so that two ends do not stay in step
+	maxJitter           = second / 3 // the most that is added to rekeyTimeout, so that peers do not stay in step
 	keepaliveTimeout    = 10 * second
 	rekeyOnReceive      = rejectAfterTime - keepaliveTimeout - rekeyTimeout
 	unansweredTimeout   = keepaliveTimeout + rekeyTimeout
-	silenceTimeout      = keepaliveTimeout + second // a peer answers data with a keepalive after 10 s, which needs time to arrive
+	silenceTimeout      = keepaliveTimeout + second // a peer answers data within 10 s, and the answer needs time to arrive
 	wipeAfterTime       = 3 * rejectAfterTime
-	maxAttempts         = 20 // initiations of one series: as many as Linux sends for its REKEY_ATTEMPT_TIME of 90 s
+	maxAttempts         = 20 // initiations in one series; Linux sends as many in its REKEY_ATTEMPT_TIME of 90 s
 	initiationInterval  = second / 50
 	cookieSecretLife    = 120 * second
 )
@@ -33,7 +33,7 @@ const (
 	timerExpiry                  // the current session reaches the end of its life
 	timerWipe                    // no new session for long: forget all keys
 	timerCount
-	timerSilence = timerCount // what next returns for timers.silence, which has no place in timers.at
+	timerSilence = timerCount // next returns this value for the deadline of the method silence, which is not in timers.at
 )
 
 var timerNames = [timerCount + 1]string{
@@ -41,18 +41,18 @@ var timerNames = [timerCount + 1]string{
 	"send a persistent keepalive", "the session expires", "wipe the session", "publish that data went unanswered",
 }
 
-// timers are the deadlines of a peer. The zero value has none.
+// timers are the deadlines of a peer. The zero value has no deadlines.
 type timers struct {
 	at          [timerCount]int64
-	seed        uint32 // of the jitter
+	seed        uint32 // from which jitter is computed
 	attempts    uint8  // initiations sent in this series; a new packet begins a new series
-	unanswered  uint8  // initiations sent since anything was heard from the peer
-	tell        bool   // publish that data went unanswered before timerUnanswered fires
+	unanswered  uint8  // initiations sent since the peer's last authentic message
+	tell        bool   // whether to publish that data went unanswered, before timerUnanswered fires
 	tries       uint32 // initiations sent since a session was last confirmed
 	awaiting    bool   // the last initiation may still be answered
-	needAnother bool   // data was received while timerKeepalive was pending: one more keepalive follows
-	again       bool   // needAnother was set when timerKeepalive fired: set the timer again when that keepalive is sent
-	lastMinute  bool   // a received packet has already asked for a successor of this session
+	needAnother bool   // data was received while timerKeepalive was pending, so one more keepalive follows
+	again       bool   // needAnother was set when timerKeepalive fired, so the timer is set again when the keepalive is sent
+	lastMinute  bool   // a packet that arrived when the session was nearly too old has already asked for a new session
 }
 
 func (t *timers) pending(i timer) bool      { return t.at[i] != 0 }
@@ -73,8 +73,8 @@ func (t *timers) next() (which timer, at int64) {
 	return which, at
 }
 
-// silence returns when to tell subscribers that data went unanswered, or 0 if there is nothing to tell. The time is
-// computed from timerUnanswered, and has the same jitter.
+// silence returns when to publish that data went unanswered, or 0 if this need not be published. The time is computed from that
+// of timerUnanswered, so it has the same jitter.
 func (t *timers) silence() int64 {
 	if at := t.at[timerUnanswered]; at != 0 && t.tell {
 		return at - (unansweredTimeout - silenceTimeout)
@@ -82,8 +82,8 @@ func (t *timers) silence() int64 {
 	return 0
 }
 
-// jitter returns up to a third of a second, computed from the seed and the time, because the core has no source of
-// randomness. The two ends of a tunnel have different seeds.
+// jitter returns up to a third of a second, computed from the seed and the time, because the protocol code has no source of
+// randomness. The two peers of a tunnel have different seeds.
 func (t *timers) jitter(now int64) int64 {
 	x := uint64(now) ^ uint64(t.seed)<<32 ^ uint64(t.seed)
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -91,7 +91,7 @@ func (t *timers) jitter(now int64) int64 {
 	return int64((x ^ x>>31) % uint64(maxJitter+1))
 }
 
-// The methods from here to sessionConfirmed are hooks. The comment of each says when it is called.
+// The methods from here to sessionConfirmed update the timers. The comment of each method says when it is called.
 
 // dataSent is called after a data packet, not a keepalive, was sent, unless something authentic has arrived since the
 // send began.
@@ -152,8 +152,8 @@ func (p *peerState) sessionDerived(now int64) {
 	p.unopened = false
 	p.timers.set(timerWipe, now+wipeAfterTime)
 	if p.lookedUp && p.current == nil {
-		// A replayed initiation makes a keypair, too. Only an initiator that has the private key can confirm the
-		// session.
+		// A replayed initiation makes a keypair, too, so the peer is kept only for 180 s at first. Only an initiator that has the
+		// private key can confirm the session.
 		p.timers.set(timerWipe, now+rejectAfterTime)
 	}
 }
@@ -170,7 +170,7 @@ func (p *peerState) sessionConfirmed(now int64, out *outbox) {
 	out.event(EventHandshake, p.endpoint)
 }
 
-// expire carries out what is due.
+// expire handles the timers that are due at the time now.
 func (p *peerState) expire(now int64, out *outbox) {
 	t := &p.timers
 	if t.due(timerExpiry, now) {
@@ -199,7 +199,7 @@ func (p *peerState) expire(now int64, out *outbox) {
 	}
 	if t.due(timerPersistent, now) {
 		t.cancel(timerPersistent)
-		out.keepalive = out.keepalive || p.persistent != 0 // sending it, or an initiation for it, sets the next deadline
+		out.keepalive = out.keepalive || p.persistent != 0 // sending the keepalive, or an initiation for it, sets the timer again
 	}
 	if t.due(timerWipe, now) {
 		p.wipe(out)
@@ -211,12 +211,13 @@ func (p *peerState) expire(now int64, out *outbox) {
 // were sent.
 func (p *peerState) retransmit(now int64, out *outbox) {
 	p.endpoint.forgetSource()
-	if p.timers.awaiting { // otherwise the initiation was put off
+	if p.timers.awaiting { // otherwise the timer postponed an initiation that was not sent yet
 		p.timers.awaiting = false
 		out.event(EventAttemptFailed, p.endpoint)
 	}
 	if p.timers.unanswered >= maxAttempts || p.timers.attempts >= maxAttempts {
-		// Under traffic the attempts continue, because packets restart the series. Subscribers are told nevertheless.
+		// While packets are sent, the attempts continue, because each packet restarts the series. The event is published
+		// nevertheless.
 		p.timers.unanswered = 0
 		out.event(EventHandshakeFailed, p.endpoint)
 	}

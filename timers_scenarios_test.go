@@ -9,9 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// "after sending a transport data message … if the peer was the original initiator of the handshake and the current
-// session key is Rekey-After-Time ms old, a new handshake is initiated … the responder … does not" (6.2). Limits are
-// inclusive.
+// If the initiator of a session sends a data message when the session is at least 120 s old (Rekey-After-Time), it begins a new
+// handshake. The responder does not (6.2).
 func TestRekeyOnSend(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -29,7 +28,7 @@ func TestRekeyOnSend(t *testing.T) {
 	})
 }
 
-// A keepalive can start a rekey too. Linux calls keep_key_fresh after keepalives as well (wg_packet_create_data_done).
+// Sending a keepalive can also cause a rekey. Linux calls keep_key_fresh after keepalives too (wg_packet_create_data_done).
 func TestRekeyOnKeepalive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -40,8 +39,8 @@ func TestRekeyOnKeepalive(t *testing.T) {
 	})
 }
 
-// "if the peer is the original initiator … after receiving a transport data message … and the session is
-// Reject-After-Time − Keepalive-Timeout − Rekey-Timeout seconds old" (6.2), once a session.
+// If the initiator of a session receives a data message when the session is at least 165 s old (Reject-After-Time −
+// Keepalive-Timeout − Rekey-Timeout, 6.2), it begins a new handshake, at most once per session.
 func TestRekeyOnReceive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -96,8 +95,7 @@ func TestNoRekeyOnReceiveByResponder(t *testing.T) {
 	})
 }
 
-// "if a peer has received a validly-authenticated transport data message … but does not have any packets itself to send
-// back for Keepalive-Timeout seconds, it sends a keepalive message" (6.5).
+// If a device has received data and sends nothing back for 10 s (Keepalive-Timeout), it sends a keepalive (6.5).
 func TestPassiveKeepalive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -108,7 +106,7 @@ func TestPassiveKeepalive(t *testing.T) {
 	})
 }
 
-// "if … it has packets to send back, the keepalive is cancelled": any authenticated packet that is sent cancels it (Linux,
+// If a device that has received data sends any authenticated message within 10 s, it does not send the passive keepalive (Linux,
 // wg_timers_any_authenticated_packet_sent).
 func TestPassiveKeepaliveCancelled(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
@@ -122,8 +120,8 @@ func TestPassiveKeepaliveCancelled(t *testing.T) {
 	})
 }
 
-// As in Linux (peer->timer_need_another_keepalive): if more data is received while the keepalive timer runs, the timer runs for one
-// more period after the keepalive is sent.
+// If a device receives more data while its keepalive timer runs, the timer runs for another period after the keepalive is sent,
+// as in Linux (peer->timer_need_another_keepalive).
 func TestNeedAnotherKeepalive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -139,8 +137,8 @@ func TestNeedAnotherKeepalive(t *testing.T) {
 	})
 }
 
-// A keepalive starts no timer that waits for an answer, at either end (row 10; Linux calls wg_timers_data_sent only for packets
-// that are not empty).
+// A keepalive does not need an answer: neither its sender nor its receiver starts a timer because of it (row 10; Linux calls
+// wg_timers_data_sent only for packets that are not empty).
 func TestKeepaliveAnsweredByNothing(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -151,8 +149,8 @@ func TestKeepaliveAnsweredByNothing(t *testing.T) {
 	})
 }
 
-// "if a packet has been sent … and no packet has been received for Keepalive-Timeout + Rekey-Timeout seconds, initiate a
-// new handshake" (6.5). The time counts from the first packet that went unanswered.
+// If a device has sent data and receives nothing for 15 s (Keepalive-Timeout + Rekey-Timeout, 6.5), it begins a new handshake.
+// The time counts from the first packet that was not answered.
 func TestUnansweredData(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -167,7 +165,7 @@ func TestUnansweredData(t *testing.T) {
 	})
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
-		b.send(a, "first") // the responder is no exception
+		b.send(a, "first") // the same holds for the responder
 		w.lose("a keepalive", 1)
 		w.want("b data", "sent")
 		w.wantAt(10*time.Second, "a keepalive", "which is lost")
@@ -182,11 +180,11 @@ func TestUnansweredData(t *testing.T) {
 	})
 }
 
-// "after Reject-After-Time … a session … is not used": "silent at exactly 180 s on both sides".
+// When a session is exactly 180 s old (Reject-After-Time), neither device sends or receives data in it any more.
 func TestSessionSilentAt180s(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
-		w.judge(func(m *message) pipe.Verdict { // so that nothing renews the session
+		w.judge(func(m *message) pipe.Verdict { // drop all initiations, so that the session is not renewed
 			if m.kind == pipe.TypeInitiation {
 				return pipe.Drop
 			}
@@ -206,14 +204,14 @@ func TestSessionSilentAt180s(t *testing.T) {
 		a.send(b, "x")
 		b.send(a, "x")
 		w.want("b initiation", "no data; a waits for its 5 s, b initiates at once")
-		late.data[8]++ // makes the message a forgery, but a drops it before opening it
+		late.data[8]++ // this makes the message a forgery, but a drops it before it opens the message
 		w.replay(late)
 		a.wantDrops(wireguard.DropExpiredKey, 1, "nor does it receive")
 		a.wantEvents("it expired", wireguard.EventHandshake, wireguard.EventSessionExpired)
 	})
 }
 
-// A message that is sent in time but arrives when the session is 180 s old is refused.
+// A device refuses a message that arrives when the session is 180 s old, even if the message was sent earlier.
 func TestReceiveAt180s(t *testing.T) {
 	for _, late := range []time.Duration{-1, 0} {
 		scenario(t, func(w *world, a, b *node) {
@@ -233,7 +231,7 @@ func TestReceiveAt180s(t *testing.T) {
 	}
 }
 
-// "after Reject-After-Time × 3 … all … are zeroed" (6.3).
+// A device clears all keys of a session when 540 s (3 × Reject-After-Time, 6.3) have passed without a new session.
 func TestWipe(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -256,7 +254,7 @@ func TestWipe(t *testing.T) {
 	})
 }
 
-// The 540 s until the wipe restart with each session, in either role.
+// Each new session, in either role, restarts the 540 s after which the device clears the keys.
 func TestWipeAfterLastSession(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -273,8 +271,9 @@ func TestWipeAfterLastSession(t *testing.T) {
 	})
 }
 
-// When a series of initiations is given up, the device sets the timer of the wipe, if it is not set. Linux: "We set a timer for
-// destroying any residue that might be left of a partial exchange" (wg_expired_retransmit_handshake).
+// When a device gives up a series of initiations, it sets the 540 s timer that clears the keys, unless the timer is already set.
+// Linux does the same: "We set a timer for destroying any residue that might be left of a partial exchange"
+// (wg_expired_retransmit_handshake).
 func TestWipeAfterGiveUp(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(nil, nil)
@@ -296,7 +295,7 @@ func TestWipeAfterGiveUp(t *testing.T) {
 	})
 }
 
-// Linux: the persistent keepalive is sent "if nothing was sent or received" for its interval
+// A device sends a persistent keepalive when it has neither sent nor received anything for the interval, as in Linux
 // (wg_timers_any_authenticated_packet_traversal).
 func TestPersistentKeepaliveIdle(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
@@ -316,7 +315,7 @@ func TestPersistentKeepaliveIdle(t *testing.T) {
 	})
 }
 
-// A tunnel that is in use, in either direction, needs no persistent keepalive.
+// While packets flow through the tunnel, in either direction, the device sends no persistent keepalives.
 func TestPersistentKeepaliveActive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -337,8 +336,8 @@ func TestPersistentKeepaliveActive(t *testing.T) {
 	})
 }
 
-// If a persistent keepalive is turned on and there is no session, the device makes one. So does a device that goes up with a
-// persistent keepalive configured.
+// If a persistent keepalive is turned on and there is no session, the device begins a handshake. It also does so in Up if a
+// persistent keepalive is configured.
 func TestPersistentKeepaliveMakesSession(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
@@ -353,7 +352,7 @@ func TestPersistentKeepaliveMakesSession(t *testing.T) {
 	})
 }
 
-// The endpoint may be configured after the persistent keepalive.
+// If a persistent keepalive is configured before the endpoint, it begins when the endpoint is configured.
 func TestPersistentKeepaliveThenEndpoint(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.node("a"), w.node("b")

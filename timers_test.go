@@ -58,7 +58,8 @@ func TestConstants(t *testing.T) {
 		name      string
 		got, want int
 	}{
-		// REKEY_ATTEMPT_TIME / REKEY_TIMEOUT = 18; Linux gives up when it has sent more than 18 retries after the first one.
+		// REKEY_ATTEMPT_TIME / REKEY_TIMEOUT is 18. Linux gives up when it has sent more than 18 retries after the first
+		// initiation.
 		{"initiations of a series", maxAttempts, 20},
 		{"MAX_QUEUED_INCOMING_HANDSHAKES / 8, from which on the device is under load", backlog.Long, 4096 / 8},
 		{"MAX_STAGED_PACKETS", staged.Max, 128},
@@ -109,7 +110,8 @@ func TestTimersNext(t *testing.T) {
 	}
 }
 
-// TestJitter: the jitter is "0 to 333 ms", and two ends that do the same at the same moment wait for different times.
+// TestJitter checks that the jitter is between 0 and 333 ms, and that two devices that set the same timer at the same time wait
+// for different times.
 func TestJitter(t *testing.T) {
 	least, most := int64(math.MaxInt64), int64(0)
 	same := 0
@@ -154,8 +156,8 @@ func TestUnansweredCountsFromFirstDataPacket(t *testing.T) {
 	c.wantNone(timerUnanswered, "it fired")
 }
 
-// An event says once that data went unanswered, 11 s and the jitter after the data was sent. That is before the device asks for a
-// new session.
+// If data goes unanswered, one event says so, 11 s plus the jitter after the data was sent. That is before the device begins a
+// new handshake.
 func TestUnansweredIsPublished(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
@@ -213,7 +215,8 @@ func TestUnansweredOnlyWhenSent(t *testing.T) {
 	c.wantNone(timerUnanswered, "only when the send succeeded")
 }
 
-// An answer may arrive before the goroutine that sent the data calls sentOn. Then sentOn does not start the timer.
+// An answer may arrive before the goroutine that sent the data calls sentOn. In that case sentOn does not start the timer that
+// waits for an answer.
 func TestUnansweredNotArmedOnceAnswered(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
@@ -327,8 +330,8 @@ func TestPersistentKeepalive(t *testing.T) {
 	c.wantNone(timerPersistent, "it was turned off meanwhile")
 }
 
-// TestPersistentKeepaliveOffAmidSleep: after a sleep, the timer of a persistent keepalive that was turned off may be due together
-// with a passive keepalive. The passive keepalive is still sent.
+// TestPersistentKeepaliveOffAmidSleep is about a persistent keepalive that was turned off but whose timer is still set. After the
+// machine slept, this timer may be due together with that of a passive keepalive. The passive keepalive must still be sent.
 func TestPersistentKeepaliveOffAmidSleep(t *testing.T) {
 	c := newCore(t)
 	c.persistent = 25

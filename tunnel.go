@@ -3,8 +3,8 @@ package wireguard
 // A PacketSource yields IP packets to be tunnelled. The device reads each source separately, one call at a time. The
 // calls may come from different goroutines, but each call sees what the previous one wrote to memory.
 type PacketSource interface {
-	// ReadPackets waits until packets are ready, puts as many as are ready and fit into b, and returns.
-	// It never waits once b holds a packet. b is empty at first, and belongs to the source until ReadPackets returns.
+	// ReadPackets waits until packets are ready, puts as many of them into b as fit, and returns. It never waits once b holds a
+	// packet. At first b is empty. No one else uses b until ReadPackets returns.
 	//
 	// Packets put into b before an error are still sent. io.EOF means that no more packets will follow: the device
 	// stops reading this source. Any other error means that the tunnel is gone: the device ends, and Device.Err returns
@@ -28,16 +28,16 @@ type PacketSink interface {
 	WritePackets(pkts [][]byte) (n int, err error)
 }
 
-// A Tunnel is the plaintext side of a device, in both directions. Packets that arrived through the device go to its
-// WritePackets. For the packets to be sent, a Tunnel also implements one of three interfaces:
+// A Tunnel is the plaintext side of a device, in both directions. The device passes the packets that arrive from peers to
+// WritePackets. To supply the packets that the device sends, a Tunnel also implements one of three interfaces:
 //
 //   - [PacketSource]: the device reads it.
 //   - [Queues]: the device reads several sources separately.
 //   - [Attacher]: the device does not read the Tunnel; the Tunnel calls Device.Send.
 //
-// New refuses a Tunnel that implements none of them. If a Tunnel is an Attacher, the device uses Attach alone. If a Tunnel
-// has both Queues and ReadPackets, the device uses Queues alone. A type that wraps a Tunnel has to implement the interface
-// itself: embedding a Tunnel passes on only the methods of Tunnel.
+// New refuses a Tunnel that implements none of them. If a Tunnel is an Attacher, the device uses Attach alone. If a Tunnel has
+// both Queues and ReadPackets, the device uses Queues alone. A type that wraps a Tunnel has to implement one of the three
+// interfaces itself: a type that embeds a Tunnel gets only the methods of Tunnel.
 type Tunnel interface {
 	PacketSink
 
@@ -45,7 +45,7 @@ type Tunnel interface {
 	// calls MTU from several goroutines, about once per batch.
 	MTU() int
 
-	// Close unblocks every ReadPackets, which then fails with an error that wraps net.ErrClosed or os.ErrClosed.
+	// Close unblocks every call of ReadPackets, which then fails with an error that wraps net.ErrClosed or os.ErrClosed.
 	Close() error
 }
 
@@ -57,7 +57,7 @@ type Queues interface {
 
 // An Attacher is a Tunnel that pushes its packets into the device. No goroutine of the device reads it.
 type Attacher interface {
-	// Attach gives the device to the Tunnel. New calls Attach once. From then on the Tunnel calls Device.Send, from any
+	// Attach gives the device to the Tunnel. New calls Attach once. From then on, the Tunnel may call Device.Send from any
 	// goroutine. Send drops and counts packets before Device.Up and after Device.Down.
 	Attach(d *Device)
 }

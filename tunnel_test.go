@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// A calls records which of a Tunnel's methods were called, in order.
+// The type calls records the names of the Tunnel's methods that the device calls, in order.
 type calls struct {
 	mu    sync.Mutex
 	names []string
-	read  chan struct{} // gets a value when a source is read
+	read  chan struct{} // receives a value when the device reads packets
 }
 
 func (c *calls) note(name string) {
@@ -41,15 +41,15 @@ type attachCalls struct{ *calls }
 
 func (a attachCalls) Attach(*Device) { a.note("Attach") }
 
-// TestTunnelInterfaces: a device takes packets from only one interface of its Tunnel. It prefers Attacher to Queues, and Queues to
-// PacketSource. It refuses a Tunnel that has none of them.
+// TestTunnelInterfaces checks that a device uses only one interface of its Tunnel to get packets. It prefers Attacher to Queues,
+// and Queues to PacketSource. New must refuse a Tunnel that implements none of these interfaces.
 func TestTunnelInterfaces(t *testing.T) {
 	c := &calls{read: make(chan struct{}, 1)}
 	source, queues, attacher := sourceCalls{c, "ReadPackets"}, queuesCalls{c}, attachCalls{c}
 	for _, test := range []struct {
 		name   string
 		tunnel Tunnel
-		calls  []string // nil: refused
+		calls  []string // the expected calls; nil means that New refuses the Tunnel
 	}{
 		{"none", struct{ Tunnel }{newDrain()}, nil},
 		{"source", struct {
@@ -93,7 +93,7 @@ func TestTunnelInterfaces(t *testing.T) {
 				<-c.read
 			}
 			d.Down()
-			if err := d.Up(); err != nil { // must not call the Tunnel's methods again
+			if err := d.Up(); err != nil { // Up must not call the Tunnel's methods again
 				t.Fatal(err)
 			}
 			if err := d.Close(); err != nil {

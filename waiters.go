@@ -5,14 +5,15 @@ import (
 	"slices"
 )
 
-// Handshake waits for a session with a peer on which packets can be expected to arrive: something was received on it since
-// the configuration last changed the peer's endpoint, and no data has been unanswered for 10 s. If there is no such
-// session, Handshake makes one, as Renew does.
+// Handshake waits until there is a live session with a peer. A session is live if something was received on it since the
+// configuration last changed the peer's endpoint, and if no data that was sent on it has been unanswered for 10 s. If there is no
+// live session, Handshake makes one, as Renew does.
 //
-// Handshake fails when ctx ends. It fails with ErrNoAnswer once 20 initiations went unanswered, which takes about 100 s;
-// initiations from before the call count, unless the peer was heard since then. It fails with ErrNoPeer, ErrNoEndpoint,
-// ErrNoPrivateKey or ErrDown, also if the reason arises while it waits. After Close the error wraps net.ErrClosed. When ctx
-// ends, and with ErrNoAnswer, the error also wraps the Bind's error if the last message to the peer was not sent.
+// Handshake fails when ctx ends. It fails with ErrNoAnswer once 20 initiations in a row went unanswered, which takes about 100 s.
+// Initiations from before the call count, if nothing was received from the peer since then. It fails with ErrNoPeer,
+// ErrNoEndpoint, ErrNoPrivateKey or ErrDown, also if the reason arises while it waits. After Close, the error wraps
+// net.ErrClosed. If the last message to the peer could not be sent, an error that wraps ErrNoAnswer or the error of ctx also
+// wraps the Bind's error.
 func (d *Device) Handshake(ctx context.Context, key PublicKey) error {
 	if err := d.await(ctx, key, false); err != nil {
 		return errorf("handshake with %v: %w", key, err)
@@ -20,10 +21,10 @@ func (d *Device) Handshake(ctx context.Context, key PublicKey) error {
 	return nil
 }
 
-// Renew makes a new session with a peer now, even if there is one, and waits for the new one. An endpoint that got an
-// initiation in the last 5 s gets the next one when the 5 s are over. A peer gets at most 4 initiations in 5 s, however
-// often its endpoint changes. Renew fails as Handshake does. If ctx has ended already, Renew begins to make the session
-// and does not wait for it.
+// Renew makes a new session with a peer, even if there is a session already, and waits for the new one. If the device has sent an
+// initiation to the peer's endpoint in the last 5 s, it sends the next one when the 5 s are over. A peer gets at most 4
+// initiations in 5 s, however often its endpoint changes. Renew fails for the same reasons as Handshake. If ctx has ended
+// already, Renew begins to make the session, and does not wait for it.
 func (d *Device) Renew(ctx context.Context, key PublicKey) error {
 	if err := d.await(ctx, key, true); err != nil {
 		return errorf("renew the session with %v: %w", key, err)
@@ -34,9 +35,9 @@ func (d *Device) Renew(ctx context.Context, key PublicKey) error {
 // A wish is a call of Handshake or Renew.
 type wish struct {
 	renew    bool
-	asked    bool       // whether it has asked for an initiation
-	sessions uint32     // the peer's count of sessions when it asked
-	news     chan error // nil says that the session may be there, an error that there will be none
+	asked    bool       // whether the call has asked for an initiation
+	sessions uint32     // the peer's count of sessions when the call asked
+	news     chan error // receives nil if there may be a session now, or the error why there will be none
 }
 
 func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err error) {
@@ -47,7 +48,7 @@ func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err erro
 	w := wish{renew: renew, news: make(chan error, 1)}
 	for waits := true; waits && err == nil; {
 		if waits, err = d.look(p, &w); waits {
-			if ctx.Err() == nil { // if both are ready, a select might take the news
+			if ctx.Err() == nil { // if both channels were ready, the select might choose w.news
 				select {
 				case err = <-w.news:
 					continue
@@ -63,8 +64,8 @@ func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err erro
 	return err
 }
 
-// look reports whether w still has to wait for the session with p. If so, it makes sure that an initiation is made. The error
-// says why no session can be made.
+// look reports whether w still has to wait for the session with p. If it has to, look makes sure that an initiation is sent. The
+// error says why there can be no session.
 func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 	var out outbox
 	now := d.now()
@@ -95,7 +96,8 @@ func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 	return waits, err
 }
 
-// endWaits tells err to the calls that wait for p. p.mu is held.
+// endWaits sends err to the calls of Handshake and Renew that wait for a session with p. After nil, they look again. The caller
+// holds p.mu.
 func (p *peer) endWaits(err error) {
 	for _, c := range p.waits {
 		c <- err

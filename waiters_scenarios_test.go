@@ -13,16 +13,17 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestHandshakeEndings makes Handshake and Renew end in each possible way. No case leaves a waiter behind.
+// TestHandshakeEndings checks each possible outcome of Handshake and Renew. After each one, the device must have no waiting
+// caller left.
 func TestHandshakeEndings(t *testing.T) {
 	sentinels := []error{wireguard.ErrDown, wireguard.ErrNoPeer, wireguard.ErrNoEndpoint, wireguard.ErrNoPrivateKey,
 		wireguard.ErrNoAnswer, net.ErrClosed, context.DeadlineExceeded}
 	for _, test := range []struct {
 		name string
-		// during is called while Handshake or Renew waits.
+		// The function during is called while Handshake or Renew waits.
 		before, during func(w *world, a, b *node)
 		ctx            func() (context.Context, context.CancelFunc)
-		want           error // nil: success
+		want           error // nil means that the call succeeds
 	}{
 		{name: "a session", before: func(w *world, a, b *node) { w.net.Mend(nil, nil) }},
 		{name: "answered late", during: func(w *world, a, b *node) { w.net.Mend(nil, nil); w.advance(6 * time.Second) }},
@@ -33,7 +34,7 @@ func TestHandshakeEndings(t *testing.T) {
 		{name: "stands already", before: func(w *world, a, b *node) {
 			w.net.Mend(nil, nil)
 			w.connect(a, b)
-			w.advance(5 * time.Second) // so that Renew need not wait
+			w.advance(5 * time.Second) // so that Renew does not have to wait for the limit of 5 s
 		}},
 		{name: "no such peer", before: func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, want: wireguard.ErrNoPeer},
 		{name: "no endpoint", before: func(w *world, a, b *node) {
@@ -83,7 +84,7 @@ func TestHandshakeEndings(t *testing.T) {
 					}
 					defer cancel()
 					ended := make(chan error, 2)
-					for range cap(ended) { // several may wait for one peer
+					for range cap(ended) { // several callers may wait for one peer
 						go func() { ended <- wait(a, ctx, b.pub()) }()
 					}
 					w.settle()
@@ -94,7 +95,7 @@ func TestHandshakeEndings(t *testing.T) {
 						test.during(w, a, b)
 					}
 					if name == "Renew" && test.want == nil {
-						w.advance(5*time.Second + jitter) // the second call's initiation is put off for that long
+						w.advance(5*time.Second + jitter) // the initiation of the second call is delayed for that long
 					}
 					w.settle()
 					for range cap(ended) {
@@ -123,8 +124,8 @@ func TestHandshakeEndings(t *testing.T) {
 	}
 }
 
-// If no initiation can be sent, Handshake and Renew return the send error, both when the context ends and after 20
-// attempts.
+// If the device cannot send an initiation, the errors of Handshake and Renew wrap the error of the socket, both when the context
+// ends and after 20 attempts.
 func TestHandshakeSaysWhySendingFails(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{MTU: 60, RefuseTooBig: true})
@@ -148,7 +149,8 @@ func TestHandshakeSaysWhySendingFails(t *testing.T) {
 	})
 }
 
-// The error of Handshake distinguishes a response that does not open from no response.
+// The error of Handshake says whether there was no response, or a response that could not be opened, for example because of a
+// wrong preshared key.
 func TestHandshakeSaysAnswersDoNotOpen(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		psk := wireguard.NewPresharedKey()
@@ -166,8 +168,8 @@ func TestHandshakeSaysAnswersDoNotOpen(t *testing.T) {
 	})
 }
 
-// LastReceived is the time of the last authentic message, keepalives included. It is computed from the present wall clock, so that
-// it moves if the clock is set.
+// LastReceived is the time of the last authentic message, including keepalives. The device computes it from the current wall
+// clock, so it changes if the clock is set.
 func TestLastReceived(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		if got := a.status(b).LastReceived; !got.IsZero() {

@@ -1,9 +1,9 @@
-// Package wireguard is WireGuard as a library: a Device speaks the whole protocol in process, between a packet side and
-// a datagram side that the program chooses.
+// Package wireguard is WireGuard as a library. A Device runs the whole protocol inside the program, between two sides that the
+// program chooses: a packet side for the IP packets inside the tunnel, and a datagram side for the encrypted messages.
 //
-// The packet side is a [Tunnel]: a kernel TUN (transport/tun), a gVisor stack (transport/netstack), an adapter for a
-// wireguard-go device (transport/wgo), or the program's own type. The datagram side is a [Bind]: UDP sockets
-// (transport/udp), an in-memory wire (transport/pipe), or the program's own relay. A device with one peer:
+// The packet side is a [Tunnel]: a kernel TUN (transport/tun), a gVisor stack (transport/netstack), an adapter for a wireguard-go
+// device (transport/wgo), or the program's own type. The datagram side is a [Bind]: UDP sockets (transport/udp), an in-memory
+// wire (transport/pipe), or the program's own relay. This code makes a device with one peer, and starts it:
 //
 //	device, err := wireguard.New(wireguard.Config{
 //		PrivateKey: key,
@@ -20,8 +20,8 @@
 //
 // ARCHITECTURE.md follows a packet through the code, and has a map of the files.
 //
-// Unless its comment says otherwise, a type of this package is a plain value: copy it freely, and read it from any number of
-// goroutines. A zero field means the default that its comment names.
+// A type of this package is a plain value, unless the comment of the type says otherwise: you may copy it, and any number of
+// goroutines may read it. A field with the zero value has the default that the comment of the field names.
 //
 // References to sections are to the whitepaper, https://www.wireguard.com/papers/wireguard.pdf.
 package wireguard
@@ -47,8 +47,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
-// A Device is one end of any number of tunnels. New makes it. It must not be copied. Its methods may be called from any
-// goroutine.
+// A Device is the local end of the tunnels to any number of peers. New makes a Device. A Device must not be copied. Any goroutine
+// may call its methods.
 //
 //	          Up                Down, or Close
 //	(New) ──────────▶ up ──────────────────────▶ down ──▶ ...
@@ -56,56 +56,58 @@ import (
 //	                   └───────────────────────────┘
 //	                                Up
 //
-// Configuration and counters outlive Down; sessions and staged packets do not.
+// Down keeps the configuration and the counters, except for the Drops of each PeerStatus. It drops the sessions, and the packets
+// that wait for a session.
 //
-// Inside a call that the device makes to the program, do not call the following methods of the device. They would wait until
-// that call returns:
+// The device calls methods and functions of the program. Inside such a call, do not call the methods of the device that this list
+// names, because they would wait until the call returns:
 //
 //   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, SetPeer and
-//     RemovePeer. These methods take the configuration lock, which is held during the call.
-//   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure of another port, because they wait
-//     for the receivers' goroutines, which make these calls. Also Handshake and Renew, because they may wait for an
-//     answer that this very goroutine has to receive.
-//   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits for these calls.
-//   - In Config.KeyLog: Close, Handshake and Renew. They wait for handshakes, and handshakes wait for the call.
-//   - In Config.Logger: all methods named above. In Config.Clock: any method of the device.
+//     RemovePeer. All seven need the configuration lock, which the device holds when it calls the Bind or the Socket here.
+//   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure with another port, because these wait
+//     for the goroutines of the receivers, which make such calls. Also Handshake and Renew, because they may wait for a
+//     response that the calling goroutine itself has to receive.
+//   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits until these calls have returned.
+//   - In Config.KeyLog: Close, Handshake and Renew. They wait for handshakes, and a handshake waits for the call.
+//   - In Config.Logger: all methods that this list has named so far.
+//   - In Config.Clock: any method of the device.
 type Device struct {
 	tunnel   Tunnel
 	bind     Bind
-	log      *slog.Logger // nil: silent
+	log      *slog.Logger // nil means that nothing is logged
 	keyLog   keylog.Log
 	clock    Clock
-	start    time.Duration // the time of clock in New
+	start    time.Duration // what clock.Now returned in New
 	random   func([]byte)
 	lookup   func(context.Context, PublicKey) (PeerConfig, error)
-	headroom int // of bind; see Framer
+	headroom int // the Bind's headroom in bytes; see Framer
 	helpers  int // Config.Helpers
 
-	sentTimestamp Timestamp // floor of the timestamps that are sent
+	sentTimestamp Timestamp // Config.SentTimestamp: every timestamp that is sent is greater
 
 	maxStagedBytes, maxStagedPerPeer int64
 
-	// mu is the configuration lock. A goroutine that changes the configuration takes it before any other lock. Nobody
-	// takes it on the path of a packet.
+	// mu is the configuration lock. A goroutine that changes the configuration takes mu before any other lock. The code that
+	// sends and receives packets never takes mu.
 	mu         sync.Mutex
 	port, mark atomic.Uint32 // as configured; written with mu held
 	serial     uint64        // the number of peers that were ever added; guarded by mu
-	reading    bool          // whether the sources' goroutines were started
+	reading    bool          // whether startSources has started to read the tunnel
 	identity   atomic.Pointer[identity]
-	running    atomic.Pointer[running] // nil: down
+	running    atomic.Pointer[running] // nil while the device is down
 	closing    atomic.Bool
 
 	peers    peerTable
 	allowed  allowedIPs[*peer]
 	sessions sessionTable
 
-	cookieSecret atomic.Pointer[cookieSecret] // nil: not yet
-	cookieMu     sync.Mutex                   // held to renew the secret; guards sourceLimit; only deadlines' lock comes after it
+	cookieSecret atomic.Pointer[cookieSecret] // nil until the first secret is made
+	cookieMu     sync.Mutex                   // held to renew cookieSecret; guards sourceLimit; taken before the lock of deadlines
 	sourceLimit  ratelimit.Limiter[ratelimit.Source]
 
 	slow          slowPath
-	deadlines     deadlines.Queue[*peer] // the nil peer stands for the sweep of sourceLimit
-	sweep         int32                  // place of the sweep in deadlines, from 1; guarded by the lock of deadlines
+	deadlines     deadlines.Queue[*peer] // an entry for the nil peer is the next sweep of sourceLimit
+	sweep         int32                  // position of the sweep in deadlines, from 1; 0 means none; guarded by that queue's lock
 	lookups       admission.Desk[PublicKey, *initiation]
 	subscriptions inbox.Inboxes[EventKind, PublicKey, Event]
 	pool          staged.Pool[*peer]
@@ -114,25 +116,25 @@ type Device struct {
 	ecnMismatches atomic.Uint64
 	troubled      atomic.Int64 // when the device last reported that receiving failed
 
-	wg        sync.WaitGroup // receivers, sources, workers, lookups, and keepTime
+	wg        sync.WaitGroup // counts the goroutines of receivers, sources, workers, lookups and keepTime
 	closeOnce sync.Once
 	done      chan struct{}
-	err       error // why the device ended; read after done
-	closeErr  error // the error of closing the tunnel; read after closeOnce
+	err       error // why the device ended; read only after done is closed
+	closeErr  error // the error of Tunnel.Close; read only after closeOnce.Do has returned
 }
 
 // running is the state of a device from Up to Down.
 type running struct {
 	socket    atomic.Pointer[openSocket]
 	retired   []*openSocket  // sockets that were replaced and are still read; guarded by the configuration lock
-	receivers sync.WaitGroup // the receivers of socket, and of the sockets that it replaced
+	receivers sync.WaitGroup // counts the receivers of socket, and of the sockets that it replaced
 	alarm     boottime.Alarm
-	ctx       context.Context // of lookups
+	ctx       context.Context // the context of the calls of Config.Lookup
 	cancel    context.CancelFunc
 }
 
-// New checks c and makes a device from it, which does nothing until Up. The error names everything that is wrong with
-// c.
+// New checks c and makes a device from c. The device does nothing until Up is called. The error names everything that is wrong
+// with c.
 func New(c Config) (*Device, error) {
 	headroom, changes := headroomOf(c.Bind), make([]PeerChange, len(c.Peers))
 	for i := range c.Peers {
@@ -164,12 +166,12 @@ func New(c Config) (*Device, error) {
 	return d, nil
 }
 
-// now returns the time that the core uses, in nanoseconds: one hour plus the time since New. It is never zero, because zero means
-// never.
+// now returns the time in the form in which the device stores times: nanoseconds, counted from one hour before New. It is never
+// zero, because a stored time of zero means never.
 func (d *Device) now() int64 { return int64(d.clock.Now()-d.start) + 3600*second }
 
-// Up opens the socket and starts the device: staged packets are sent and persistent keepalives begin. If the device is
-// up, Up does nothing. The error wraps that of the Bind or, after Close, net.ErrClosed.
+// Up opens the socket and starts the device. The device then reads the tunnel and sends persistent keepalives. If the device is
+// up already, Up does nothing. The error wraps the error of the Bind. After Close, it wraps net.ErrClosed.
 func (d *Device) Up() error {
 	d.mu.Lock()
 	due, err := d.up()
@@ -182,8 +184,8 @@ func (d *Device) Up() error {
 	return err
 }
 
-// up does the part of Up that needs mu, which is held. It returns the peers to which something is to be sent
-// afterwards.
+// up does the part of Up that needs the configuration lock. The caller holds this lock. After the caller has released the lock,
+// it sends what is due to the peers that up returns.
 func (d *Device) up() (due []dueFlush, err error) {
 	if d.closing.Load() {
 		return nil, errClosed
@@ -199,7 +201,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	r.alarm = d.newAlarm()
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.socket.Store(s)
-	d.deadlines.Use(r.alarm) // the alarm rings at once, since deadlines may be left from before
+	d.deadlines.Use(r.alarm) // the alarm rings at once, because deadlines may have passed while the device was down
 	d.running.Store(r)
 	d.wg.Go(func() { d.keepTime(r.alarm) })
 	d.startReceivers(r, s)
@@ -207,7 +209,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	for p := range d.peers.all() {
 		p.mu.Lock()
 		if p.lookedUp {
-			p.timers.set(timerWipe, d.now()+rejectAfterTime) // forgotten, unless it comes back
+			p.timers.set(timerWipe, d.now()+rejectAfterTime) // the peer is forgotten after 180 s, unless it makes a session
 			d.schedule(p)
 		}
 		if p.persistent != 0 || p.staged.N != 0 {
@@ -218,8 +220,9 @@ func (d *Device) up() (due []dueFlush, err error) {
 	return due, nil
 }
 
-// Down closes the socket, drops staged packets and wipes all sessions. Configuration and counters stay, and Up brings
-// the device back. If the device is down, Down does nothing.
+// Down closes the socket, drops the packets that wait for a session, and wipes all sessions. It keeps the configuration and the
+// counters, except for the Drops of each PeerStatus. Up starts the device again. If the device is down already, Down does
+// nothing.
 func (d *Device) Down() {
 	d.mu.Lock()
 	r := d.stop()
@@ -230,7 +233,8 @@ func (d *Device) Down() {
 	}
 }
 
-// stop takes the device down. It returns the state that ended, or nil if the device was down. mu is held.
+// stop takes the device down. It returns the running state that it ended, or nil if the device was down already. The caller holds
+// mu.
 func (d *Device) stop() *running {
 	r := d.running.Swap(nil)
 	if r == nil {
@@ -259,13 +263,13 @@ func (d *Device) stop() *running {
 	return r
 }
 
-// Wake tells the device that the machine slept or that its network changed. Wake opens the socket anew on the same
-// port, does what is due, and sends a packet to each peer with a session, so that the peer learns the device's new
-// address. While the device is down, Wake does nothing. If the socket cannot be opened, the device stays up without one
-// until Wake or a Configure with a ListenPort opens one.
+// Wake brings the device up to date after the machine has slept or its network has changed. Wake opens a new socket on the same
+// port, handles the deadlines that have passed, and sends a packet to each peer with a session. From this packet, the peer learns
+// the device's new address. While the device is down, Wake does nothing. If no socket can be opened, the device stays up without
+// a socket, until Wake or a Configure with a ListenPort opens one.
 //
-// If the socket is a [Renewer], it is closed only after the new one is open, and no packet is lost. Otherwise the old
-// socket is closed first, and packets that are sent or arrive before the new one is open are lost.
+// If the old socket is a [Renewer], Wake closes it only after the new socket is open, and no packet is lost. Otherwise Wake
+// closes the old socket first. Packets that are sent or arrive before the new socket is open are then lost.
 func (d *Device) Wake() error {
 	d.mu.Lock()
 	r := d.running.Load()
@@ -294,14 +298,15 @@ func (d *Device) Wake() error {
 	return err
 }
 
-// Close ends the device, and closes its socket and its tunnel. Close may be called in any state, and several times. It
-// returns when the device has ended. The error is that of closing the tunnel.
+// Close ends the device, and closes its socket and its tunnel. Close may be called in any state, and several times. It returns
+// when the device has ended. The error is that of Tunnel.Close.
 func (d *Device) Close() error {
 	d.end(nil)
 	return d.closeErr
 }
 
-// Done is closed when the device has ended, by Close or because its tunnel failed; see Err.
+// Done returns a channel that is closed when the device has ended, after Close or because its tunnel failed. Err then returns the
+// reason.
 func (d *Device) Done() <-chan struct{} { return d.done }
 
 // Err returns why the device ended. It returns nil while the device has not ended, and after Close.
@@ -314,13 +319,13 @@ func (d *Device) Err() error {
 	}
 }
 
-// end ends the device. why is what Err returns from then on.
+// end ends the device. From then on, Err returns why.
 func (d *Device) end(why error) {
 	d.closeOnce.Do(func() {
 		d.closing.Store(true)
 		d.mu.Lock()
 		d.stop()
-		d.mu.Unlock() // from here on, only goroutines that wg counts add to it
+		d.mu.Unlock() // from here on, only goroutines that wg counts already start others
 		if err := d.tunnel.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
 			d.closeErr = errorf("close the tunnel: %w", err)
 		}
@@ -343,7 +348,7 @@ func (d *Device) newAlarm() boottime.Alarm {
 	return a
 }
 
-// startSources starts to read the tunnel, once in the device's life.
+// startSources starts one goroutine for each source of the tunnel, in the first call only.
 func (d *Device) startSources() {
 	if d.reading {
 		return
@@ -354,7 +359,7 @@ func (d *Device) startSources() {
 	}
 }
 
-// sourceEnded is called when a source returned an error.
+// sourceEnded is called when a source has returned err.
 func (d *Device) sourceEnded(err error) {
 	if errors.Is(err, io.EOF) || d.closing.Load() {
 		return
@@ -363,14 +368,14 @@ func (d *Device) sourceEnded(err error) {
 	go d.end(errorf("the tunnel ended: %w", err))
 }
 
-// release ends a call to the core of p, which has left its requests in out. The caller has locked p.mu. release schedules
-// p's next deadline and publishes events under that lock, unlocks it, and then carries out the other requests.
+// release unlocks p.mu, which the caller has locked, and carries out the requests that methods of p.peerState have left in out.
+// Before it unlocks p.mu, it schedules p's next deadline and publishes the events. It carries out the other requests after that.
 func (d *Device) release(p *peer, out *outbox) {
 	d.pool.Count(p, &p.account, p.staged.Bytes)
 	if !p.removed {
 		d.schedule(p)
 	}
-	d.publish(p, out.events) // in their order
+	d.publish(p, out.events) // in the order in which they happened
 	if out.revived {
 		p.endWaits(nil)
 	}
@@ -381,7 +386,7 @@ func (d *Device) release(p *peer, out *outbox) {
 	if out.dropped.N > 0 {
 		d.drops.add(DropNoSession, out.dropped.Clear())
 	}
-	for _, e := range out.events { // p.mu is released, since logging runs the program's code
+	for _, e := range out.events { // logging runs the program's code, so p.mu is unlocked before
 		if d.log != nil { // otherwise the arguments would be allocated for nothing
 			d.debug(e.kind.String(), "peer", p.key, "endpoint", e.endpoint)
 		}
@@ -397,15 +402,15 @@ func (d *Device) release(p *peer, out *outbox) {
 	}
 }
 
-// releaseBut does what release does, but sends no keepalive. It reports whether the caller is to send one, perhaps
-// together with others.
+// releaseBut does what release does, but sends no keepalive. It reports whether the caller has to send a keepalive to p. So the
+// caller can send the keepalives of several peers together.
 func (d *Device) releaseBut(p *peer, out *outbox) (keepalive bool) {
 	keepalive, out.keepalive = out.keepalive, false
 	d.release(p, out)
 	return keepalive
 }
 
-// drop counts packets or messages of p that are dropped. p.mu is held.
+// drop counts packets or messages of p that are dropped. The caller holds p.mu.
 func (d *Device) drop(p *peer, r DropReason, n int) {
 	if n == 0 {
 		return

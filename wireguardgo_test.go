@@ -13,8 +13,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestWireGuardGo makes whole handshakes between the functions of this package and a wireguard-go device, in both roles,
-// with and without a preshared key, and sends data both ways under the keys.
+// TestWireGuardGo makes handshakes between the functions of this package and a wireguard-go device, in both roles, with and
+// without a preshared key. With the keys of each handshake, it sends data in both directions.
 func TestWireGuardGo(t *testing.T) {
 	for _, psk := range []PresharedKey{{}, PresharedKey(testKey(9))} {
 		for _, initiator := range []bool{true, false} {
@@ -49,7 +49,8 @@ func TestWireGuardGo(t *testing.T) {
 	}
 }
 
-// TestWireGuardGoCookies: each implementation accepts the cookie replies of the other, and the macs made with them.
+// TestWireGuardGoCookies checks that each implementation accepts the cookie replies of the other, and the macs that the other
+// makes with them.
 func TestWireGuardGoCookies(t *testing.T) {
 	x := newExchange(t, PresharedKey{})
 	id, source := x.responder, []byte{192, 0, 2, 7, 0x30, 0x39}
@@ -102,7 +103,8 @@ func TestWireGuardGoCookies(t *testing.T) {
 	})
 }
 
-// TestWireGuardGoReplay gives the same counters to this package's window and to that of wireguard-go.
+// TestWireGuardGoReplay gives the same counters to the replay windows of this package and of wireguard-go, and compares the
+// results.
 func TestWireGuardGoReplay(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var ours window

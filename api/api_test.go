@@ -4,7 +4,8 @@
 //	go test ./api            # what differs
 //	go test ./api -update    # writes the files
 //
-// A file is named after its package: transport_udp.txt is that of transport/udp, and wireguard.txt is that of the module's root.
+// A file is named after its package: transport_udp.txt has the API of transport/udp, and wireguard.txt has the API of the
+// module's root package.
 package api
 
 import (
@@ -33,14 +34,15 @@ const module = "github.com/seed-86b749af/wireguard"
 
 var update = flag.Bool("update", false, "write the files")
 
-// systems are compared by the names that the module exports on them. The text is that of the first system.
+// systems are the operating systems for which TestAPI compares the exported names of the module. The files contain the API on the
+// first of them, and the names that the others lack or add.
 var systems = [][2]string{
 	{"linux", "amd64"}, {"android", "arm64"}, {"darwin", "arm64"}, {"windows", "amd64"}, {"freebsd", "amd64"}, {"openbsd", "amd64"}, {"js", "wasm"},
 }
 
-// TestAPI compares the files with the code.
+// TestAPI checks that the files match the code.
 func TestAPI(t *testing.T) {
-	want := make(map[string][]string) // lines by file
+	want := make(map[string][]string) // the lines of each file
 	for path, pkg := range load(t) {
 		if lines := exported(pkg); len(lines) > 0 {
 			lines = append(lines, differences(t, filepath.Join("..", strings.TrimPrefix(path, module)))...)
@@ -91,7 +93,7 @@ func fileOf(path string) string {
 	return strings.ReplaceAll(path, "/", "_") + ".txt"
 }
 
-// load returns the packages that can be imported, by path, as the compiler exports them.
+// load returns the packages that can be imported, by their import paths. It reads the compiler's export data.
 func load(t *testing.T) map[string]*types.Package {
 	t.Helper()
 	var ours []string
@@ -155,7 +157,8 @@ func (w *writer) add(format string, args ...any) {
 	w.lines = append(w.lines, fmt.Sprintf(format, args...))
 }
 
-// typ returns the text of a type, with the names of other packages before theirs and without the names of parameters.
+// typ returns the text of a type. The name of a type of another package has the package's name in front, and parameters have no
+// names.
 func (w *writer) typ(t types.Type) string {
 	return types.TypeString(nameless(t), func(p *types.Package) string {
 		if p == w.pkg {
@@ -231,8 +234,8 @@ func (w *writer) named(name string, t *types.Named) {
 	}
 }
 
-// fields adds a line for each field, and one for the struct. That one says whether the struct has unexported fields, and if not,
-// whether == compares it.
+// fields adds a line for each field, and one for the struct. The line for the struct says whether it has unexported fields. If it
+// has none, the line says whether == can compare it.
 func (w *writer) fields(name string, t types.Type, u *types.Struct) {
 	trait := ""
 	if types.Comparable(t) {
@@ -304,7 +307,7 @@ func names(t *testing.T, dir string, system [2]string) map[string]bool {
 	return found
 }
 
-// declared calls found with each name that a declaration exports. A method has the name of its type in front.
+// declared calls the function found with each name that a declaration exports. A method has the name of its type in front.
 func declared(d ast.Decl, found func(name string)) {
 	switch d := d.(type) {
 	case *ast.FuncDecl:
@@ -354,7 +357,7 @@ func compare(old, lines []string) string {
 	return strings.Join(out, "\n")
 }
 
-// TestExported: the lines hold everything that a program can name, and no names of parameters.
+// TestExported checks that the lines contain everything that a program can name, and no names of parameters.
 func TestExported(t *testing.T) {
 	const src = `package p
 import "io"

@@ -13,11 +13,12 @@ import (
 	"strings"
 )
 
-// A contest compares this checkout with another one. Both benches execute the same order with their own library, in pairs. The
-// side that goes first alternates from pair to pair.
+// A contest compares this checkout with another one. It takes samples in pairs: the bench of each checkout executes the same
+// order with its own library. The checkout that goes first alternates from pair to pair.
 type contest struct{ ours, theirs *runner }
 
-// otherProgram builds the bench of the checkout at dir into folder. It returns the path of the program and the revision that it was built from.
+// otherProgram builds the bench of the checkout at dir into folder. It returns the program's path, and the revision of the
+// checkout.
 func otherProgram(dir, folder string) (path, revision string, err error) {
 	dir, err = filepath.Abs(dir)
 	if err != nil {
@@ -43,7 +44,7 @@ func otherProgram(dir, folder string) (path, revision string, err error) {
 	return path, revision, nil
 }
 
-// runAgainst runs the program with -against dir. It returns an error only for a sample that fails.
+// runAgainst does what the flag -against dir asks for. A ratio, however bad, is not an error.
 func (r *runner) runAgainst(ctx context.Context, dir string, ms []measure, asJSON bool, table, out io.Writer) error {
 	folder, err := os.MkdirTemp("", "bench-against")
 	if err != nil {
@@ -96,8 +97,8 @@ func (r *runner) runAgainst(ctx context.Context, dir string, ms []measure, asJSO
 	return errors.Join(errs...)
 }
 
-// run measures one name in one pair per round. It returns the matches: one for the figure, and one for the processor time if
-// the samples contain it.
+// run takes one pair of samples of the measure m per round. It returns one match for the measure's figure, and another one for
+// the processor time if the samples contain that.
 func (c *contest) run(ctx context.Context, m *measure) ([]match, error) {
 	rounds := c.ours.rounds
 	ctx, cancel := context.WithTimeout(ctx, c.ours.timeLimit(m))
@@ -122,11 +123,11 @@ func (c *contest) run(ctx context.Context, m *measure) ([]match, error) {
 				return nil, err
 			}
 			select {
-			case <-t.done: // no more samples are needed if this one failed
+			case <-t.done: // if this sample failed, take no more samples
 				if err := failure(i, t); err != nil {
 					return nil, err
 				}
-			default: // the sample rests
+			default: // the sample has not ended, but needs no more processor time
 			}
 			takings[i] = append(takings[i], t)
 		}
@@ -148,8 +149,8 @@ func (c *contest) run(ctx context.Context, m *measure) ([]match, error) {
 	return got, nil
 }
 
-// cost returns the processor time of a sample per packet, or per other unit of its figure. It returns the zero aside if the
-// sample has no processor time.
+// cost returns the processor time of a sample, per packet or per another unit that the aside names. It returns the zero aside if
+// the sample has no processor time.
 func (s sample) cost() aside {
 	for _, a := range s.Aside {
 		if a.Name == "cpu" || strings.HasPrefix(a.Name, "processor") {
@@ -162,11 +163,12 @@ func (s sample) cost() aside {
 // A match compares one figure between the two checkouts.
 type match struct {
 	name, unit, better string
-	ours, theirs       summary // the asides are those of the samples; the median and the extremes are those of the compared figure
+	ours, theirs       summary // median, low and high are those of the compared figure; the asides are those of the samples
 	pairs              []float64
 }
 
-// newMatch compares the figures that figureOf returns for our samples and for theirs.
+// newMatch compares the figures that figureOf returns for the samples of this checkout (samples[0]) and of the other one
+// (samples[1]).
 func newMatch(name, better string, samples [2][]sample, figureOf func(sample) aside) match {
 	m := match{name: name, better: better, unit: figureOf(samples[0][0]).Unit}
 	var values [2][]float64
@@ -185,7 +187,7 @@ func newMatch(name, better string, samples [2][]sample, figureOf func(sample) as
 
 const matchFormat = "%-18s %-14s %11s %-21s %11s %-21s %7s %-13s %s\n"
 
-// printMatches writes one line per figure of a name, and the asides below it.
+// printMatches writes one line per match of a measure, and the asides below these lines.
 func printMatches(w io.Writer, ms []match) {
 	paren := func(low, high float64) string { return "(" + spread(low, high) + ")" }
 	for i, m := range ms {
@@ -204,7 +206,7 @@ func printMatches(w io.Writer, ms []match) {
 	printAsides(w, "theirs", ms[0].theirs.aside)
 }
 
-// A matchRecord is a match as -json prints it.
+// A matchRecord is a match in the form that -json prints.
 type matchRecord struct {
 	Name   string    `json:"name"`
 	Unit   string    `json:"unit"`
@@ -215,7 +217,7 @@ type matchRecord struct {
 	Better string    `json:"better"`
 }
 
-// record writes an infinite ratio as the largest number, because JSON has no infinity.
+// record returns m in the form that -json prints. An infinite ratio becomes the largest number, because JSON has no infinity.
 func (m match) record() matchRecord {
 	r := matchRecord{m.name, m.unit, m.ours.median, m.theirs.median, finite(median(m.pairs)), nil, m.better}
 	for _, p := range m.pairs {

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// otherBench is a bench that knows orders and only one name. It writes each order to a file.
+// otherBench is the source of a bench that executes orders for only one name. It writes each order to a file.
 const otherBench = `package main
 
 import (
@@ -42,7 +42,8 @@ func main() {
 }
 `
 
-// TestAgainst builds another checkout's bench and runs it in pairs with this one. The other bench always measures its own library.
+// TestAgainst checks that runAgainst builds the bench of another checkout and runs it in pairs with this one. The other bench
+// must always measure its own library.
 func TestAgainst(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("needs go")
@@ -87,7 +88,8 @@ func TestAgainst(t *testing.T) {
 	}
 }
 
-// pairOf makes a contest whose samples are those that ours and theirs return for each round.
+// pairOf makes a contest between two sides, A and B. The samples of A are those that ours returns for each round, and the samples
+// of B are those that theirs returns. Each sample's side is appended to log.
 func pairOf(rounds int, log *[]string, ours, theirs func(round int) (sample, error)) *contest {
 	one := func(side string, f func(int) (sample, error)) *runner {
 		round := 0
@@ -136,7 +138,7 @@ func TestPairs(t *testing.T) {
 	}
 }
 
-// The run fails if a sample of either side fails, or if a figure that must be 0 is not.
+// TestFailedPair checks that contest.run fails if a sample of either side fails, or if a figure that must be 0 is not 0.
 func TestFailedPair(t *testing.T) {
 	var log []string
 	good := func(int) (sample, error) { return sample{Value: 1}, nil }
@@ -156,10 +158,11 @@ func TestFailedPair(t *testing.T) {
 	}
 }
 
-// TestLock checks that a bench waits while another process holds the lock, that it says so, and that it can be interrupted.
+// TestLock checks that takeLock waits while another process has locked the file, that it prints a message when it begins to wait,
+// and that it stops waiting when its context ends.
 func TestLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	if os.Getenv("BENCH_LOCK") != "" { // the other process
+	if os.Getenv("BENCH_LOCK") != "" { // this is the other process
 		if _, err := takeLock(t.Context(), os.Getenv("BENCH_LOCK"), io.Discard); err != nil {
 			t.Fatal(err)
 		}

@@ -11,19 +11,20 @@ import (
 	"strings"
 )
 
-// claimTries is how often the bench tries a name that misses half of its claim, because the machine may be busy.
+// claimTries is the largest number of times that the bench measures a name to get at least half of its claim or goal. There is
+// more than one try because the machine may be busy.
 const claimTries = 3
 
-// These match the parts of a table of claims in Markdown. Its columns are the name, ours, wireguard-go's, their ratio, its
-// spread, and the claimed ratio.
+// These expressions match the parts of a table of claims in Markdown. The table's columns are the name, the figure of this
+// library, that of wireguard-go, the ratio of the two, the ratio's spread, and the claimed ratio.
 var (
 	claimsHead = regexp.MustCompile(`^\|.*\| *claimed *\|$`)
 	claimedBy  = regexp.MustCompile(`^\|([^|]*)\|[^|]*\|[^|]*\|[^|]*\|[^|]*\| *([^|]*?) *\|$`)
 	claimName  = regexp.MustCompile("^ *`([^`/ ]+/[^`/ ]+)`")
 )
 
-// claims returns the ratios that text claims, keyed by name. It fails on a row that it cannot read. A row whose last column is
-// empty claims nothing.
+// claims returns the ratios that text claims. The keys of the map are names of measures. claims fails on a row that it cannot
+// read. A row whose last column is empty claims nothing.
 func claims(text string) (map[string]float64, error) {
 	found := map[string]float64{}
 	inTable := false
@@ -49,7 +50,7 @@ func claims(text string) (map[string]float64, error) {
 	return found, nil
 }
 
-// readClaim adds the claim of a table's row to found.
+// readClaim adds the claim in line, which is one row of the table, to found.
 func readClaim(line string, found map[string]float64) error {
 	row := claimedBy.FindStringSubmatch(line)
 	if row == nil {
@@ -74,8 +75,8 @@ func readClaim(line string, found map[string]float64) error {
 	return nil
 }
 
-// checkClaims measures each name for which file claims a ratio, one round at a time. It fails if none of three tries is half as
-// good as the claim.
+// checkClaims takes each measure for which file claims a ratio, up to three times. One try is one round. checkClaims fails if no
+// try of a measure is at least half as good as the claim.
 func (r *runner) checkClaims(ctx context.Context, file string, ms []measure, out io.Writer) error {
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -26,7 +26,7 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// A row that claims cannot read is an error, so that no claim goes unchecked.
+// TestClaimsInDoubt checks that claims returns an error for a row that it cannot read, so that no claim remains unchecked.
 func TestClaimsInDoubt(t *testing.T) {
 	const head = "| | ours | wireguard-go | ratio | spread | claimed |\n|---|---|---|---|---|---|\n"
 	for _, c := range []struct{ row, want string }{
@@ -52,7 +52,7 @@ func TestClaimsInDoubt(t *testing.T) {
 	}
 }
 
-// TestReadmeClaims checks that the check finds the README's rows, and that bench measures each of their names.
+// TestReadmeClaims checks that claims finds the rows of the README, and that bench has a measure for each of their names.
 func TestReadmeClaims(t *testing.T) {
 	text, err := os.ReadFile("../README.md")
 	if err != nil {
@@ -81,8 +81,8 @@ func TestCheckClaims(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name       string
-		more, less float64 // ratios as measured
-		bad        int     // tries that fail before the measured ratios
+		more, less float64 // measured ratios
+		bad        int     // number of tries that fail before a try succeeds
 		want       string  // part of the error; empty means no error
 	}{
 		{"as claimed", 2, 0.25, 0, ""},

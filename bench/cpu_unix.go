@@ -16,7 +16,8 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// contextSwitches returns how often a thread of this process has waited.
+// contextSwitches returns the number of voluntary context switches: how often a thread of this process has given up its core to
+// wait.
 func contextSwitches() int64 {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

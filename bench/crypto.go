@@ -23,9 +23,8 @@ func cryptoMeasures() (ms []measure) {
 	return ms
 }
 
-// runCrypto measures how many packets all cores together seal and open in a second. A tunnel with both ends on this machine
-// would reach this rate if everything else cost nothing. Each packet is sealed and opened in place, in batches of 128, as in
-// a tunnel.
+// runCrypto measures how many packets all cores together seal and open per second. A tunnel with both ends on this machine would
+// reach this rate if all its other work took no time. As in a tunnel, packets are sealed and opened in place, in batches of 128.
 func runCrypto(st *stage, size int) (sample, error) {
 	var packets atomic.Int64
 	var stop, failed atomic.Bool
@@ -51,7 +50,7 @@ func runCrypto(st *stage, size int) (sample, error) {
 	}}, nil
 }
 
-// sealAndOpen seals and opens packets in its own memory until stop. It counts packets once per batch.
+// sealAndOpen seals and opens packets in its own memory until stop is true. It adds each batch to the number of packets.
 func sealAndOpen(size int, packets *atomic.Int64, stop *atomic.Bool) error {
 	aead, err := chacha20poly1305.New(make([]byte, chacha20poly1305.KeySize))
 	if err != nil {

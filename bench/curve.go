@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// curveFamily returns the points of the curve of throughput over packet size. They take minutes, so bench measures them only on
-// demand or for a picture.
+// curveFamily is the name of the family of measures that form the curve of throughput over packet size. They take minutes, so
+// bench takes them only with -only or -plot.
 const curveFamily = "curve"
 
 var curveSizes = []int{64, 128, 256, 512, 1024, 1420, 2048, 4096, 9000, 16000, 32000, 65000}
@@ -24,8 +24,8 @@ func curveMeasures() (ms []measure) {
 	return ms
 }
 
-// runCurve measures the bits per second that a pipeline delivers in packets of one size, with 1,024 packets in flight. If the
-// packet is larger than the usual MTU, its size becomes the tunnel's MTU.
+// runCurve measures the throughput of packets of one size over a wire in memory, in Gbit/s, with 1,024 packets in flight. If the
+// size is larger than the usual MTU, it becomes the tunnel's MTU.
 func runCurve(st *stage, size int) (sample, error) {
 	ab, ba := newFlow(size, addrA, addrB), newFlow(size, addrB, addrA)
 	if err := tunnel(st, newWire(st, st.lib.landings()), ab, ba); err != nil {
@@ -36,7 +36,7 @@ func runCurve(st *stage, size int) (sample, error) {
 	return s, err
 }
 
-// sizeOf returns the packet size of a row of the curve, or 0 for another row.
+// sizeOf returns the packet size in bytes if r belongs to the curve, and otherwise 0.
 func (r *row) sizeOf() float64 {
 	text, ok := strings.CutPrefix(r.name, curveFamily+"/")
 	if !ok {

@@ -14,26 +14,26 @@ import (
 // seqAt is the offset of a packet's number, after the IPv4 and UDP headers.
 const seqAt = 20 + 8
 
-// A flow is one direction of traffic through a tunnel. Its source makes numbered packets of one size. Its sink counts them and
-// checks their numbers. Source and sink cost both libraries the same: per packet, one copy of the template and one
-// comparison.
+// A flow is one direction of traffic through a tunnel. Its source makes numbered packets of one size. Its sink counts the packets
+// and checks their numbers. Source and sink do the same work for both libraries: per packet, the source copies the template, and
+// the sink compares one number.
 type flow struct {
 	template []byte
 
-	ahead  sync.Mutex    // guards the three below
-	window int64         // most packets in flight; 0 means as many as the tunnel accepts
+	ahead  sync.Mutex    // guards window, limit and sent
+	window int64         // largest number of packets in flight; 0 means as many as the tunnel accepts
 	limit  int64         // the source stops after this many packets
-	sent   int64         // packets sent, or about to be
-	wake   chan struct{} // one token: the source may check its limits again
+	sent   int64         // packets that the source has sent or is about to send
+	wake   chan struct{} // holds at most one token, which tells the source to check its limits again
 
 	behind   sync.Mutex // guards next
-	next     int64      // the number expected next
+	next     int64      // the number that the next packet should have
 	received atomic.Int64
-	late     atomic.Int64  // packets that arrived after a later one, or twice
+	late     atomic.Int64  // packets that arrived twice, or after one with a higher number
 	mangled  atomic.Int64  // packets whose length has changed
-	arrival  chan struct{} // one token: something was received
+	arrival  chan struct{} // holds at most one token, which says that packets have arrived
 
-	unordered bool                   // the packets are not numbered
+	unordered bool                   // the sink does not check the packets' numbers
 	report    atomic.Pointer[report] // receives the count of packets; nil means no report
 }
 
@@ -59,8 +59,8 @@ func (f *flow) address(from, to netip.Addr) {
 	binary.BigEndian.PutUint16(p[24:], uint16(len(p)-20))
 }
 
-// take waits until the source may send. It returns the number of the next packet and how many packets the source may send: at
-// most n, and 0 once down is closed. The source must pass unsent packets to giveBack.
+// take waits until the source may send. It returns the number of the next packet (first), and how many packets the source may
+// send (count): at most n, or 0 once down is closed. If the source sends fewer, it must tell giveBack how many it did not send.
 func (f *flow) take(n int, down <-chan struct{}) (first int64, count int) {
 	for {
 		f.ahead.Lock()
@@ -84,20 +84,20 @@ func (f *flow) take(n int, down <-chan struct{}) (first int64, count int) {
 	}
 }
 
-// giveBack returns the last n packets of the latest take.
+// giveBack uncounts the last n packets of the latest take, which the source did not send.
 func (f *flow) giveBack(n int) {
 	f.ahead.Lock()
 	f.sent -= int64(n)
 	f.ahead.Unlock()
 }
 
-// fill writes packet number seq to room, which must be as long as the template.
+// fill writes packet number seq to the buffer room, which must be as long as the template.
 func (f *flow) fill(room []byte, seq int64) {
 	copy(room, f.template)
 	binary.LittleEndian.PutUint64(room[seqAt:], uint64(seq))
 }
 
-// A tally counts one batch for the sink.
+// A tally counts the packets of one batch for the sink of a flow. It locks flow.behind from begin to end.
 type tally struct {
 	f                       *flow
 	next                    int64
@@ -109,7 +109,7 @@ func (f *flow) begin() tally {
 	return tally{f: f, next: f.next}
 }
 
-// add counts one packet.
+// add counts the packet p and checks its number.
 func (t *tally) add(p []byte) {
 	t.received++
 	if len(p) != len(t.f.template) {
@@ -150,7 +150,8 @@ func nudge(c chan struct{}) {
 	}
 }
 
-// open lets the source send without limit, with at most this many packets in flight. 0 means as many as the tunnel accepts.
+// open lets the source send any number of packets, with at most inFlight of them in flight. 0 means as many as the tunnel
+// accepts.
 func (f *flow) open(inFlight int64) {
 	f.ahead.Lock()
 	f.window, f.limit = inFlight, 1<<62
@@ -169,7 +170,7 @@ func (f *flow) allow(n int64) {
 // stop stops the source. Packets that it still sends after stop has returned are already counted as sent.
 func (f *flow) stop() { f.allow(0) }
 
-// missing returns how many packets have not arrived, of those that the source sent or may still send.
+// missing returns how many of the packets that the source has sent or may still send have not arrived.
 func (f *flow) missing() int64 {
 	f.ahead.Lock()
 	defer f.ahead.Unlock()
@@ -186,7 +187,7 @@ func (f *flow) drain(patience time.Duration) error {
 		select {
 		case <-f.arrival:
 			idle = 0
-		case <-tick.C: // also needed because giveBack can end the wait without an arrival
+		case <-tick.C: // the ticks are also needed because giveBack can reduce the missing packets to zero without an arrival
 			if idle++; idle > 100 {
 				return errNothingArrives
 			}
@@ -195,7 +196,8 @@ func (f *flow) drain(patience time.Duration) error {
 	return nil
 }
 
-// A plain is the plaintext side of one node. Its device reads the packets of out and delivers packets to in.
+// A plain is the plaintext side of one node. The node's device reads the packets of the flow out, and delivers received packets
+// to the flow in.
 type plain struct {
 	mtu     int
 	out, in *flow
@@ -203,10 +205,10 @@ type plain struct {
 	once    sync.Once
 }
 
-// close unblocks the source.
+// close ends the wait of the source in flow.take.
 func (p *plain) close() { p.once.Do(func() { close(p.down) }) }
 
-// newPlains makes both sides of a tunnel between a and b, and the flow from a to b.
+// newPlains makes the plaintext sides of two nodes, a and b. The flow ab leads from a to b, and ba leads back.
 func newPlains(ab, ba *flow) (a, b *plain) {
 	mtu := max(mtu, len(ab.template))
 	return &plain{mtu: mtu, out: ab, in: ba, down: make(chan struct{})}, &plain{mtu: mtu, out: ba, in: ab, down: make(chan struct{})}

@@ -20,7 +20,7 @@ func send(f *flow, n int) (packets [][]byte) {
 	return packets
 }
 
-// deliver counts packets in.
+// deliver passes packets to the sink of the flow as one batch.
 func deliver(f *flow, packets ...[]byte) {
 	t := f.begin()
 	for _, p := range packets {
@@ -33,8 +33,8 @@ func TestFlowCountsFaults(t *testing.T) {
 	f := newFlow(64, addrA, addrB)
 	f.allow(10)
 	p := send(f, 10)
-	deliver(f, p[0], p[2], p[1], p[2]) // one overtaken, one twice
-	deliver(f, p[5], p[6][:40])        // two missing, one cut
+	deliver(f, p[0], p[2], p[1], p[2]) // packet 1 arrives after packet 2, and packet 2 arrives twice
+	deliver(f, p[5], p[6][:40])        // packets 3 and 4 are missing, and packet 6 is truncated
 	f.stop()
 	if f.late.Load() != 2 || f.mangled.Load() != 1 || f.missing() != 4 {
 		t.Errorf("late %d, mangled %d, missing %d; want 2, 1, 4", f.late.Load(), f.mangled.Load(), f.missing())
@@ -107,7 +107,8 @@ func TestTemplateIsIPv4(t *testing.T) {
 	}
 }
 
-// crossWire sends numbered datagrams of all sizes in batches of all lengths and checks what lands.
+// crossWire sends numbered datagrams of random sizes over a wire, in batches of random lengths. It checks that they arrive
+// unchanged and in order. receive returns a function that receives one batch.
 func crossWire(t *testing.T, landings int, receive func(*wireSocket) func() ([][]byte, error)) {
 	st := &stage{}
 	defer st.close()
@@ -124,7 +125,7 @@ func crossWire(t *testing.T, landings int, receive func(*wireSocket) func() ([][
 				if err := c.put(d); err != nil {
 					panic(err)
 				}
-				clear(d) // put must have copied it
+				clear(d) // put has copied d, so this must change nothing
 				n++
 			}
 			c.end()
@@ -206,7 +207,7 @@ func TestWireCloses(t *testing.T) {
 				_, err := b.land(l)
 				errs <- err
 			}()
-			go func() { // no receiver takes the second batch
+			go func() { // nobody receives the batches, so put blocks until the wire is closed
 				c := crossing{s: b}
 				for range 3 * wireBatch * max(landings, 1) {
 					if err := c.put([]byte{1}); err != nil {

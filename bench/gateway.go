@@ -13,15 +13,16 @@ import (
 	wgonetstack "golang.zx2c4.com/wireguard/tun/netstack"
 )
 
-// gatewayMeasures are the measures of a forwarder from a tunnel to the host's sockets.
+// gatewayMeasures returns the measures of a gateway, which forwards TCP connections from a tunnel to the host's sockets.
 func gatewayMeasures() []measure {
 	return []measure{{name: "gateway/tcp", unit: "Gbit/s", run: runGateway}}
 }
 
-// far is an address that belongs to neither stack.
+// far is an address and a port. The address belongs to neither stack.
 var far = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, 1}), 80)
 
-// gateway brings up a device without peers that forwards each TCP connection to target. The result says where to dial.
+// gateway brings up a device without peers that forwards each TCP connection to target. A peer may dial any address; gateway
+// returns far.
 func (ours) gateway(st *stage, key wireguard.PrivateKey, target netip.AddrPort) (node, netip.AddrPort, error) {
 	g, err := gateway.New(gateway.Config{Policy: func(gateway.Request) gateway.Verdict {
 		return gateway.Verdict{Allow: true, To: target}
@@ -39,7 +40,7 @@ func (ours) gateway(st *stage, key wireguard.PrivateKey, target netip.AddrPort) 
 	return n, far, err
 }
 
-// gateway forwards what is dialed at the stack's own address, because wireguard-go's stack accepts no other connections.
+// gateway forwards only connections to the stack's own address, because wireguard-go's stack accepts no others.
 func (rival) gateway(st *stage, key wireguard.PrivateKey, target netip.AddrPort) (node, netip.AddrPort, error) {
 	to := netip.AddrPortFrom(addrB, far.Port())
 	t, stack, err := wgonetstack.CreateNetTUN([]netip.Addr{addrB}, nil, mtu)
@@ -70,8 +71,8 @@ func (rival) gateway(st *stage, key wireguard.PrivateKey, target netip.AddrPort)
 	return n, to, nil
 }
 
-// runGateway measures a download through the forwarder, from a TCP socket of the host. The client is a stack of the same
-// library.
+// runGateway measures a download from a TCP socket of the host through the gateway. The client is an in-process stack of the same
+// library, at the other side of the tunnel.
 func runGateway(st *stage) (sample, error) {
 	l, err := net.Listen("tcp", netip.AddrPortFrom(loopback, 0).String())
 	if err != nil {

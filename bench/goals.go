@@ -7,14 +7,14 @@ import (
 	"io"
 )
 
-// checkGoals measures each name of ms for this library, one round at a time. It fails if none of three tries is half as good as the
-// name's goal, with every figure 0 that must be 0.
+// checkGoals takes each measure of ms for this library, up to three times. One try is one round. A try succeeds if its figure is
+// at least half as good as the goal, and every figure that must be 0 is 0. checkGoals fails if all three tries of a measure fail.
 func (r *runner) checkGoals(ctx context.Context, ms []measure, out io.Writer) error {
 	r.rounds = 1
 	var errs []error
 	for i := range ms {
 		m := &ms[i]
-		m.bound, m.alone = nil, true // a goal concerns neither the limit nor the other library
+		m.bound, m.alone = nil, true // a goal concerns this library alone
 		if why := m.missing(); why != "" {
 			errs = append(errs, fmt.Errorf("%s cannot be measured: %s", m.name, why))
 			continue

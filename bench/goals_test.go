@@ -11,8 +11,8 @@ import (
 func TestCheckGoals(t *testing.T) {
 	for _, c := range []struct {
 		name             string
-		more, less, lost float64 // as measured
-		bad              int     // tries that fail before these figures
+		more, less, lost float64 // measured figures
+		bad              int     // number of tries that fail before a try succeeds
 		want             string  // part of the error; empty means no error
 	}{
 		{"as wanted", 40, 5, 0, 0, ""},
@@ -51,7 +51,7 @@ func TestCheckGoals(t *testing.T) {
 	}
 }
 
-// Each quick name has a goal, or a figure that must be 0, and belongs to the family load.
+// TestQuickNames checks that each quick measure belongs to the family load, and has a goal or a figure that should be low.
 func TestQuickNames(t *testing.T) {
 	n := 0
 	for _, m := range onDemand() {

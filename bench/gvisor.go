@@ -16,7 +16,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// joinByNothing joins two gVisor stacks with a link that passes packets unchanged. It shows the limit of gVisor alone.
+// joinByNothing connects two gVisor stacks with a link that passes packets unchanged, without a tunnel. It shows the limit of
+// gVisor alone.
 func joinByNothing(st *stage) (*stacks, error) {
 	a, b := newGvisorLink(st), newGvisorLink(st)
 	a.other, b.other = b, a
@@ -31,7 +32,7 @@ func joinByNothing(st *stage) (*stacks, error) {
 	return listen(st, from, to)
 }
 
-// gvisorNetwork is a stack with the options that wireguard-go's tun/netstack sets.
+// A gvisorNetwork is a gVisor stack with the options that wireguard-go's tun/netstack sets.
 type gvisorNetwork struct{ stack *stack.Stack }
 
 const nic = 1
@@ -71,14 +72,14 @@ func (n gvisorNetwork) ping(context.Context, netip.Addr) (time.Duration, error) 
 	return 0, errors.ErrUnsupported
 }
 
-// A gvisorLink is one end of a link between two stacks of this process. It has a queue and a goroutine that delivers the queued
-// packets; every inbound path from outside the process needs both. The link accepts segments of up to 64 KiB and omits
-// checksums. Only the TCP windows limit the queue.
+// A gvisorLink is one end of a link between two stacks of this process. It has a queue, and a goroutine that delivers the queued
+// packets to its stack. Packets from outside the process would need both too. The link accepts segments of up to 64 KiB and omits
+// checksums. Only the TCP windows limit the length of the queue.
 type gvisorLink struct {
 	other *gvisorLink
 
-	mu    sync.Mutex // guards all below
-	some  *sync.Cond // signaled when queue or down changes
+	mu    sync.Mutex // guards the fields below
+	some  *sync.Cond // signaled when packets are added to queue, or down becomes true
 	queue []gvisorPacket
 	up    stack.NetworkDispatcher
 	down  bool
@@ -131,7 +132,8 @@ func (l *gvisorLink) deliver() {
 	}
 }
 
-// WritePackets queues copies, because an outgoing packet carries state that an incoming packet must not have.
+// WritePackets adds copies of pkts to the queue of the other end. It copies because an outgoing packet carries state that an
+// incoming packet must not have.
 func (l *gvisorLink) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	o := l.other
 	o.mu.Lock()

@@ -14,7 +14,7 @@ import (
 
 func hubMeasures() []measure { return []measure{hubMeasure(100, 0, 0), hubMeasure(10000, 0, 3)} }
 
-// receiversMeasures are hubs with several receivers.
+// receiversMeasures returns the measures of a hub with several receivers.
 func receiversMeasures() []measure { return []measure{hubMeasure(10000, 4, 3)} }
 
 func hubMeasure(n, receivers, rounds int) measure {
@@ -26,24 +26,24 @@ func hubMeasure(n, receivers, rounds int) measure {
 	return measure{name: name, unit: "packets/s", run: run, rounds: rounds}
 }
 
-// The generator reports these events about returned packets, with one byte each.
+// The generator reports these events about the packets that the hub forwards to it. Each report is one byte.
 const (
-	reportStep = iota // returnStep more packets have returned
+	reportStep = iota // returnStep more packets have arrived
 	reportStall
-	reportLate // a counter was not higher than the previous one of its session
+	reportLate // a packet's counter was not higher than the previous one of its session
 )
 
 const returnStep = 4 * manyStep
 
-// returns counts and reports the packets that a hub forwards to the peers of a crowd.
+// A returns counts and reports the packets that a hub forwards to the generator's peers.
 type returns struct {
-	nests    int // peer i is in nest i modulo nests
+	nests    int // number of nests; peer i is in nest i modulo nests
 	received atomic.Int64
 	steps    chan<- int
 	out      io.Writer
 }
 
-// take counts the packets of one Receive for the peers of a nest. One goroutine per nest calls it.
+// take counts the packets that one call of Receive returned to the nest n. Only one goroutine per nest calls take.
 func (r *returns) take(n *nest, ts []wireguard.Train) {
 	packets := int64(0)
 	for i := range ts {
@@ -89,9 +89,9 @@ func (r *reportReader) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// runHub measures a hub that forwards packets of 200 bytes between n peers, which send in turn. The hub and its tunnel are in
-// this process, and the peers in another one, the generator. The generator has at most 1,024 packets in flight and counts those
-// that return.
+// runHub measures a hub that forwards packets of 200 bytes between n peers, which send in turn. The hub is in this process, and
+// the peers are in another one, the generator. The generator has at most 1,024 packets in flight, and counts the packets that the
+// hub forwards to its peers.
 func runHub(st *stage, n, receivers int) (sample, error) {
 	key := wireguard.NewPrivateKey()
 	hub, err := st.lib.node(st, nodeConfig{key: key, relay: true, receivers: receivers})
@@ -101,7 +101,7 @@ func runHub(st *stage, n, receivers int) (sample, error) {
 	peers, keys := identities(min(n, st.Peers))
 	c := crowd{Hub: key.Public(), Port: hub.port(), Relay: true}
 	for i := range peers {
-		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // until the peer's first message
+		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // a placeholder; the peer's first message replaces it
 		c.Keys = append(c.Keys, keys[i])
 	}
 	if err := hub.plan(peers...)(); err != nil {
@@ -123,7 +123,7 @@ func runHub(st *stage, n, receivers int) (sample, error) {
 		return sample{}, err
 	}
 	runtime.ReadMemStats(&after)
-	// The process itself makes some allocations in that time, which do not depend on the number of packets.
+	// Subtract 500 allocations for those that the process makes during the measurement whatever the number of packets.
 	allocations := aside{Name: "allocations", Unit: "per packet", Value: max(0, float64(after.Mallocs-before.Mallocs)-500) / s.n}
 	if _, ok := st.lib.(ours); ok {
 		allocations.Wrong = allocations.Value > 0.005

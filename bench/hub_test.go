@@ -7,13 +7,14 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// TestReturns checks that the generator reports each step of returned packets, and each counter that did not rise in its session.
+// TestReturns checks that the generator writes a report for every returnStep packets that the hub forwards to it, and for each
+// packet whose counter is not higher than the previous one of its session.
 func TestReturns(t *testing.T) {
 	const nests, size, perTrain = 2, 64, 64
 	var got reportReader
 	steps := make(chan int, 100)
 	r := returns{nests: nests, steps: steps, out: &got}
-	n := &nest{peers: []*initiator{{}, {}}} // peers 1 and 3 of the crowd, as it has two nests
+	n := &nest{peers: []*initiator{{}, {}}} // peers 1 and 3 of the crowd, because the crowd has two nests
 	counters := map[uint32]uint64{}
 	train := func(index uint32) wireguard.Train {
 		data := make([]byte, perTrain*size)

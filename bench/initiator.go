@@ -24,12 +24,12 @@ type initiator struct {
 	receiver    uint32
 	counter     uint64
 	sealer      cipher.AEAD
-	packet      []byte // what it sends, padded; nil means a keepalive
-	heard       uint64 // the highest received counter plus one
+	packet      []byte // the padded packet that seal encrypts; nil means a keepalive
+	heard       uint64 // the counter that was received last, plus one
 	nonce       []byte
 
-	prefix          []byte   // of the initiation, up to the timestamp
-	stampKey, stamp [32]byte // the key of the timestamp, and the hash before it
+	prefix          []byte   // the bytes of the initiation before the sealed timestamp
+	stampKey, stamp [32]byte // the key that seals the timestamp, and the handshake hash before the timestamp
 }
 
 const (
@@ -85,7 +85,8 @@ func write(h hash.Hash, parts ...[]byte) {
 	}
 }
 
-// mix mixes input into the chaining key and returns one or two keys.
+// mix mixes input into the chaining key. It returns the second and the third output of the KDF; the first output is the new
+// chaining key.
 func (n *initiator) mix(input []byte) (second, third [32]byte) {
 	prk := mac(n.chain[:], input)
 	n.chain = mac(prk[:], []byte{1})
@@ -107,7 +108,7 @@ func aead(key [32]byte) cipher.AEAD {
 	return a
 }
 
-// initiation makes the first message.
+// initiation makes an initiation from a new ephemeral private key.
 func (n *initiator) initiation(ephemeral [32]byte) []byte {
 	n.prepare(ephemeral)
 	return n.stamped()
@@ -124,7 +125,7 @@ func (n *initiator) prepare(ephemeral [32]byte) {
 
 	m := make([]byte, 0, initiationSize)
 	m = binary.LittleEndian.AppendUint32(m, 1)
-	m = append(m, 0, 0, 0, 0) // n.index, in stamped
+	m = append(m, 0, 0, 0, 0) // the function stamped writes n.index here
 	m = append(m, public[:]...)
 	n.hash = sum(n.hash[:], public[:])
 	n.mix(public[:])
@@ -144,7 +145,7 @@ func (n *initiator) seals(m []byte, key [32]byte, plain []byte) []byte {
 	return m
 }
 
-// stamped makes the initiation that was prepared, with the present time. It may be called again.
+// stamped completes the initiation that prepare began, with the present time as its timestamp. It may be called more than once.
 func (n *initiator) stamped() []byte {
 	m := append(make([]byte, 0, initiationSize), n.prefix...)
 	binary.LittleEndian.PutUint32(m[4:], n.index)
@@ -161,7 +162,7 @@ func (n *initiator) stamped() []byte {
 	return append(m, make([]byte, 16)...)
 }
 
-// response reads the response. After that, seal works.
+// response processes the device's response m and derives the session's key, so that seal can be called.
 func (n *initiator) response(m []byte) error {
 	n.receiver = binary.LittleEndian.Uint32(m[4:])
 	e := x25519.Key(m[12:44])
@@ -181,7 +182,7 @@ func (n *initiator) response(m []byte) error {
 	return nil
 }
 
-// seal makes the next data message in m, which has 32 bytes more than the packet.
+// seal writes the next data message to m. The message contains the packet, and m must be 32 bytes longer than the packet.
 func (n *initiator) seal(m []byte) {
 	binary.LittleEndian.PutUint32(m, 4)
 	binary.LittleEndian.PutUint32(m[4:], n.receiver)

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// loadMeasures returns the measures of a device under the load of many clients, or of one hostile party.
+// loadMeasures returns the measures of a device that many clients use at once, or that one attacker floods.
 func loadMeasures() []measure {
 	return []measure{
 		{name: "load/storm", unit: "s", lower: true, alone: true, rounds: 1, goal: 15, run: func(st *stage) (sample, error) { return runStorm(st, false) }},
@@ -32,7 +32,8 @@ func loadMeasures() []measure {
 	}
 }
 
-// A loadTunnel is a tunnel that counts what arrives and sends what its user hands to the device.
+// A loadTunnel is a wireguard.Tunnel that counts the UDP packets that arrive. It sends nothing itself: its user calls
+// Device.Send.
 type loadTunnel struct {
 	dev *wireguard.Device
 	n   atomic.Int64
@@ -51,15 +52,15 @@ func (t *loadTunnel) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-// A windowSocket is a socket in memory. It delivers the messages that next returns until next returns nil, each from a
-// different address. It keeps a fixed number of messages in flight: after each message that the device sends, it delivers
-// another one.
+// A windowSocket is a socket in memory. The function next makes the messages that it delivers to the device, until next returns
+// nil. Each message has a different source address. The socket keeps a fixed number of messages in flight: for each message that
+// the device sends, it delivers one more.
 type windowSocket struct {
 	next   func() []byte
-	credit atomic.Int64  // messages that may be delivered
-	more   chan struct{} // tells the receiver that credit is not zero any more
-	count  int           // messages that were delivered
-	sent   atomic.Int64  // messages that the device sent
+	credit atomic.Int64  // number of messages that the socket may deliver now
+	more   chan struct{} // holds a token when credit is no longer zero, for a Receive that waits
+	count  int           // number of messages that the socket has delivered
+	sent   atomic.Int64  // number of messages that the device has sent
 	closed chan struct{}
 	once   sync.Once
 	trains []wireguard.Train
@@ -105,7 +106,7 @@ func (s *windowSocket) Receive() ([]wireguard.Train, error) {
 		m := s.next()
 		if m == nil {
 			if len(s.trains) == 0 {
-				return nil, nil // the credit is void: next has no more
+				return nil, nil // next has no more messages, so drop the credit
 			}
 			break
 		}
@@ -118,9 +119,10 @@ func (s *windowSocket) Receive() ([]wireguard.Train, error) {
 	return s.trains, nil
 }
 
-// runHandshakes measures how many initiations a core answers per second: in a first round, the device computes the shared secrets
-// of the static keys, and a second round is measured. With a Lookup, which takes no time, the device knows no peer beforehand, and
-// the first round is measured. The handshakes are as many as st.Peers, and 24 are in flight, so that the device is not under load.
+// runHandshakes measures how many initiations one core answers per second. Each of st.Peers callers initiates twice, and only the
+// second round is measured, because in the first round the device computes the shared secrets of the static keys. If lookup is
+// true, the device does not know its peers beforehand: its Config.Lookup finds them without delay. Then there is only one round,
+// and it is measured. 24 initiations are in flight, so that the device is not under load.
 func runHandshakes(st *stage, lookup bool) (sample, error) {
 	key := wireguard.NewPrivateKey()
 	all := newCallers(st.Peers, key.Public())
@@ -135,8 +137,8 @@ func runHandshakes(st *stage, lookup bool) (sample, error) {
 			messages = append(messages, c.message)
 		}
 	}
-	first := len(messages) - len(all) // not measured
-	begin := make(chan struct{})      // closed when the round that is measured begins
+	first := len(messages) - len(all) // number of initiations before the measured round
+	begin := make(chan struct{})      // closed when the measured round begins
 	var s *windowSocket
 	s = newWindowSocket(24, func() (m []byte) {
 		if len(messages) == len(all) {
@@ -178,7 +180,7 @@ func runHandshakes(st *stage, lookup bool) (sample, error) {
 	if err := await(first); err != nil {
 		return sample{}, err
 	}
-	time.Sleep(30 * time.Millisecond) // the device drops initiations that follow others of their peers within 20 ms
+	time.Sleep(30 * time.Millisecond) // the device drops an initiation that arrives within 20 ms of the same peer's previous one
 	t, c0, n0 := time.Now(), cpuTime(), s.sent.Load()
 	close(begin)
 	if err := await(first + len(all)); err != nil {
@@ -191,8 +193,9 @@ func runHandshakes(st *stage, lookup bool) (sample, error) {
 	}}, nil
 }
 
-// runCookies measures how many forged initiations a device under load answers with cookies per second on two cores, over one. One
-// core and two take turns, so that a change of the machine's speed meets both, and the medians count.
+// runCookies measures how many forged initiations per second a device under load answers with cookies. The figure is the rate on
+// two cores divided by the rate on one core. runCookies measures three times on one core and three times on two, alternately, so
+// that a change of the machine's speed affects both. It compares the medians.
 func runCookies(st *stage) (sample, error) {
 	var rates [2][]float64
 	for range 3 {
@@ -214,8 +217,8 @@ func runCookies(st *stage) (sample, error) {
 	}}, nil
 }
 
-// cookieCrypto returns how often per second this number of goroutines does the cryptography of a cookie reply: mac1, the cookie,
-// mac2 and the seal. They share nothing, so the result is the limit of the machine's cores.
+// cookieCrypto returns how often per second several goroutines together do the cryptography of a cookie reply: mac1, the cookie,
+// mac2 and the seal. The goroutines share no memory while they work, so only the machine's cores limit the result.
 func cookieCrypto(goroutines int, span time.Duration) float64 {
 	var done atomic.Int64
 	var all sync.WaitGroup
@@ -259,8 +262,9 @@ func cookieRate(st *stage) (float64, error) {
 	return c.n / c.took.Seconds(), err
 }
 
-// runStaged measures how many of a peer's first packets are lost while one sender has 128 packets waiting for each of 64 absent
-// peers, and keeps sending to them.
+// runStaged measures how many of the first 5 packets to a peer are lost while the device also has packets waiting for absent
+// peers: 128 packets for each of 64 peers that do not answer. One goroutine sends all packets, and it keeps sending to the absent
+// peers.
 func runStaged(st *stage) (sample, error) {
 	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}
 	var nodes [2]*ourNode
@@ -317,14 +321,15 @@ func runStaged(st *stage) (sample, error) {
 	return sample{float64(lost), []aside{mustBeZero("lost", lost)}}, nil
 }
 
-// wakes is how often runWake wakes each end.
+// wakes is how often runWake calls Device.Wake of each device.
 const wakes = 10
 
-// runWake measures how many packets are lost while both ends wake up in turn, ten times each, amid traffic in both directions. At
-// most 256 packets of each direction are in flight, because sockets drop what overflows them.
+// runWake measures how many packets are lost when Device.Wake is called during traffic in both directions. It calls Wake of the
+// two devices in turn, ten times each. In each direction, at most 256 packets are in flight, because a socket drops packets when
+// its buffer is full.
 func runWake(st *stage) (sample, error) {
 	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)
-	ab.unordered, ba.unordered = true, true // two sockets deliver while one replaces the other
+	ab.unordered, ba.unordered = true, true // while a device replaces its socket, both sockets deliver packets
 	a, b := newPlains(ab, ba)
 	var nodes [2]*ourNode
 	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}

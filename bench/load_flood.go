@@ -17,7 +17,7 @@ import (
 // floodRate is the number of forged initiations per second.
 const floodRate = 40000
 
-// forgeries makes initiations to hub in which only mac1 is valid.
+// forgeries makes n initiations to the device with the public key hub. Only their mac1 is valid.
 func forgeries(hub wireguard.PublicKey, n int) [][]byte {
 	macKey := sum([]byte("mac1----"), hub[:])
 	pool := make([][]byte, n)
@@ -32,7 +32,8 @@ func forgeries(hub wireguard.PublicKey, n int) [][]byte {
 	return pool
 }
 
-// floodForged is the generator's process: it sends forged initiations from many addresses until its standard input is closed.
+// floodForged runs in the generator's process. It sends forged initiations from many addresses until in, its standard input, is
+// closed.
 func floodForged(c crowd, in io.Reader) error {
 	s, err := new(udp.Bind).Listen(0)
 	if err != nil {
@@ -58,21 +59,22 @@ func floodForged(c crowd, in io.Reader) error {
 	}
 }
 
-// flooded calls the function do while forged initiations to hub arrive at port.
+// flooded calls the function do while forged initiations to the device with the public key hub arrive at the given UDP port.
 func flooded(st *stage, hub wireguard.PublicKey, port uint16, do func() error) error {
 	in, ended, err := gather(st, crowd{Hub: hub, Port: port, Flood: floodRate}, io.Discard)
 	if err != nil {
 		return err
 	}
-	time.Sleep(st.Warm) // the generator starts, and the device comes under load
+	time.Sleep(st.Warm) // until the generator has started and the device is under load
 	err = do()
 	in.(io.Closer).Close()
 	<-ended
 	return err
 }
 
-// runFlood measures the throughput of packets of 1,420 bytes between two devices while forged initiations arrive at one of them,
-// divided by the throughput while the same flood arrives at a socket that nobody reads. The sender always has more.
+// runFlood measures how much a flood of forged initiations slows a tunnel down. It measures the throughput of packets of 1,420
+// bytes between two devices while the flood arrives at the receiving device. It divides this by the throughput while the same
+// flood arrives at a socket that nobody reads. The source always has more packets.
 func runFlood(st *stage) (sample, error) {
 	other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -120,8 +122,8 @@ func runFlood(st *stage) (sample, error) {
 	}}, nil
 }
 
-// runFloodPing measures the 99th percentile of the round trips of pings, 500 per second, while forged initiations arrive at the
-// device that answers. A ping without an answer counts as 1 s.
+// runFloodPing measures the 99th percentile of the round trips of pings while forged initiations arrive at the device that
+// answers. It waits 2 ms between an answer and the next ping. A ping without an answer counts as 1 s.
 func runFloodPing(st *stage) (sample, error) {
 	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}
 	na, a, err := st.lib.stack(st, keys[0], addrA, nil)
@@ -153,7 +155,7 @@ func runFloodPing(st *stage) (sample, error) {
 				one, cancel := context.WithTimeout(context.Background(), time.Second)
 				took, err := a.ping(one, addrB)
 				if cancel(); err != nil {
-					took = time.Second // lost
+					took = time.Second // the ping was lost
 				}
 				trips[i] = append(trips[i], took.Seconds()*1000)
 				time.Sleep(2 * time.Millisecond)

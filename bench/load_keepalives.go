@@ -12,7 +12,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// keptAlive is how often a peer of load/keepalives gets a keepalive.
+// keptAlive is the interval at which the device of load/keepalives sends a keepalive to each peer.
 const keptAlive = 25 * time.Second
 
 // runKeepalives measures the processor time of a device that sends keepalives to 100,000 peers.
@@ -21,19 +21,19 @@ func runKeepalives(st *stage) (sample, error) {
 	return sample{100 * k.cpu.Seconds() / k.took.Seconds(), k.asides()}, err
 }
 
-// runKeepaliveWakes measures how often that device wakes up to send: its system calls, of which each carries the keepalives that
-// are due.
+// runKeepaliveWakes measures how many system calls per second a device makes to send keepalives to 100,000 peers. One call sends
+// all keepalives that are due.
 func runKeepaliveWakes(st *stage) (sample, error) {
 	k, err := keepAlive(st)
 	return sample{k.calls / k.took.Seconds(), k.asides()}, err
 }
 
-// A keptSpan is two intervals of a device with many persistent keepalives.
+// A keptSpan is what keepAlive measured over two intervals of keptAlive.
 type keptSpan struct {
 	span            // n counts keepalives
 	calls   float64 // system calls that sent them
-	waits   float64 // context switches of the process's threads, of which most are the runtime's monitor
-	missing int64   // keepalives
+	waits   float64 // context switches of the process's threads; the Go runtime's monitor thread makes most of them
+	missing int64   // keepalives that were due and were not sent
 }
 
 func (k *keptSpan) asides() []aside {
@@ -46,8 +46,9 @@ func (k *keptSpan) asides() []aside {
 	}
 }
 
-// keepAlive lets 100,000 peers, ten times st.Peers, make a session with a device that keeps them alive. Each has an address of its
-// own. Then nothing but the device's keepalives is sent, to a socket that nobody reads.
+// keepAlive measures a device that sends persistent keepalives to 100,000 peers, ten times st.Peers. First, each peer makes a
+// session with the device, from a different address. Then only the device sends: its keepalives arrive at a socket that nobody
+// reads.
 func keepAlive(st *stage) (k keptSpan, err error) {
 	key := wireguard.NewPrivateKey()
 	all := newCallers(10*st.Peers, key.Public())
@@ -74,15 +75,15 @@ func keepAlive(st *stage) (k keptSpan, err error) {
 	after := st.sockets[0].Stats()
 	k.took, k.cpu, k.waits = time.Since(t0), cpuTime()-c0, float64(contextSwitches()-w0)
 	k.n, k.calls = float64(after.SentDatagrams-before.SentDatagrams), float64(after.SendCalls-before.SendCalls)
-	k.missing = max(0, due*95/100-int64(k.n)) // some are due at the very end, or a little late
+	k.missing = max(0, due*95/100-int64(k.n)) // 5 % may be missing: keepalives that are due at the very end, or a little late
 	if passed := time.Since(begun); passed > 3*time.Minute {
 		return k, fmt.Errorf("it took %v, and a session lasts 180 s: the machine is too slow", passed)
 	}
 	return k, nil
 }
 
-// meet lets the callers make their sessions, a few at a time, so that the device asks for no cookies. It returns when all are
-// confirmed.
+// meet makes a session for each caller. Only 256 handshakes are in flight at a time, so that the device does not answer with
+// cookies. meet returns when all callers have confirmed their sessions with a keepalive.
 func meet(st *stage, n *ourNode, all []*caller) error {
 	const inFlight = 256
 	s, err := new(udp.Bind).Listen(0)
@@ -97,7 +98,7 @@ func meet(st *stage, n *ourNode, all []*caller) error {
 		s.Send([]wireguard.Train{{Data: m, Size: len(m), Endpoint: e}})
 	}
 	var met atomic.Int64
-	tokens := make(chan struct{}, len(all)+inFlight) // one per caller that may begin
+	tokens := make(chan struct{}, len(all)+inFlight) // one token per caller that may begin
 	for _, r := range s.Receivers() {
 		go func() {
 			for met.Load() < int64(len(all)) {
@@ -131,7 +132,7 @@ func meet(st *stage, n *ourNode, all []*caller) error {
 	for i, c := range all {
 		select {
 		case <-tokens:
-		case <-time.After(5 * time.Second): // for those that were lost
+		case <-time.After(5 * time.Second): // a message was lost; begin the next handshake anyway
 		}
 		send(c, c.call(i))
 	}

@@ -17,20 +17,21 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// A caller is a client that has lost its session. It initiates every 5 s, and up to a third of a second later, until the response
-// to its newest initiation arrives. It prepares its initiations beforehand, so that its X25519 do not take the gateway's time.
+// A caller is a client that has lost its session. It sends an initiation every 5 s, plus a random delay of up to a third of a
+// second, until the response to its newest initiation arrives. It computes the X25519 operations of its initiations beforehand,
+// so that they do not take processor time from the gateway.
 type caller struct {
 	initiator
 	public   wireguard.PublicKey
 	source   netip.Addr
 	message  []byte // the newest initiation
-	cookie   []byte // nil means none
+	cookie   []byte // the cookie that the gateway sent last; nil means none
 	attempts int
 	due      time.Time
 	done     bool
 }
 
-// newCallers prepares n callers of the device with the key hub.
+// newCallers prepares n callers of the device whose public key is hub.
 func newCallers(n int, hub wireguard.PublicKey) []*caller {
 	all := make([]*caller, n)
 	for i := range all {
@@ -71,10 +72,11 @@ func configs(all []*caller) (peers []wireguard.PeerConfig) {
 	return peers
 }
 
-// callerBits is how many bits of an index name the caller. The other bits count the attempts.
+// callerBits is the number of low bits of a sender index that hold the caller's number. The other bits hold the number of the
+// attempt.
 const callerBits = 20
 
-// call makes the next initiation of caller number i.
+// call makes the next initiation of the caller, whose number is i.
 func (c *caller) call(i int) []byte {
 	c.attempts++
 	c.index = uint32(i) | uint32(c.attempts)<<callerBits
@@ -86,19 +88,19 @@ func (c *caller) call(i int) []byte {
 	return c.message
 }
 
-// A storm is a group of callers behind one socket, each with its own address.
+// A storm is a group of callers that share one socket. Each caller sends from a different source address.
 type storm struct {
 	socket wireguard.Socket
 	hub    wireguard.Endpoint
 
-	mu      sync.Mutex // guards all below
+	mu      sync.Mutex // guards the fields below
 	all     []*caller
 	left    int // callers without a session
 	cookies int
-	forged  int // responses that are not authentic; one caller in 100 looks
+	forged  int // responses that are not authentic; only one caller in 100 checks its response
 }
 
-// begin makes the callers of the gateway n, which is up, and starts to receive.
+// begin opens the socket through which all callers reach the gateway n, and starts to receive. n must be up.
 func (s *storm) begin(st *stage, n *ourNode, all []*caller) (err error) {
 	if s.socket, err = new(udp.Bind).Listen(0); err != nil {
 		return err
@@ -128,7 +130,7 @@ func (s *storm) receive(r wireguard.Receiver) {
 	}
 }
 
-// take takes an answer of the gateway. mu is held.
+// take processes one message from the gateway. Call it only while mu is locked.
 func (s *storm) take(m []byte) {
 	at := 8
 	if m[0] == 3 {
@@ -140,7 +142,7 @@ func (s *storm) take(m []byte) {
 	index := binary.LittleEndian.Uint32(m[at:])
 	i := int(index & (1<<callerBits - 1))
 	if i >= len(s.all) || s.all[i].index != index || s.all[i].done {
-		return // an answer to an attempt that was given up
+		return // the message answers an earlier attempt, or the caller already has a session
 	}
 	switch c := s.all[i]; {
 	case m[0] == 2 && len(m) == responseSize:
@@ -163,7 +165,7 @@ func (s *storm) take(m []byte) {
 	}
 }
 
-// send lets all callers that are due initiate. It returns how many have no session.
+// send sends an initiation of each caller that is due. It returns how many callers have no session.
 func (s *storm) send(now time.Time) (left int) {
 	var ts []wireguard.Train
 	flush := func() {
@@ -195,7 +197,8 @@ func (s *storm) send(now time.Time) (left int) {
 
 var errStorm = errors.New("a minute later not all callers have a session")
 
-// run lets the callers call until all have a session, and returns how long that took.
+// run sends initiations until all callers have a session or limit has passed, and returns the time that this took. About every 10
+// ms it also calls the function beside.
 func (s *storm) run(limit time.Duration, beside func()) time.Duration {
 	for t := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		now := time.Now()
@@ -205,8 +208,9 @@ func (s *storm) run(limit time.Duration, beside func()) time.Duration {
 	}
 }
 
-// runStorm measures the time until the clients of a gateway that lost its sessions all have one again. 50,000 of them, five times
-// st.Peers, initiate at once, each from an address of its own. The gateway knows them, or asks a Lookup that takes 20 ms.
+// runStorm measures how long a gateway that lost its sessions takes until all its clients have a session again. There are 50,000
+// clients, five times st.Peers. They send their first initiations at once, each from a different address. Without lookup, the
+// gateway is configured with all clients. With lookup, it calls a Config.Lookup that takes 20 ms per client.
 func runStorm(st *stage, lookup bool) (sample, error) {
 	key := wireguard.NewPrivateKey()
 	all := newCallers(5*st.Peers, key.Public())
@@ -249,7 +253,7 @@ func runStorm(st *stage, lookup bool) (sample, error) {
 
 var errStranger = errors.New("a stranger")
 
-// slowLookup returns a Config.Lookup that knows some peers and takes the given time.
+// slowLookup returns a Config.Lookup that knows the given peers, and refuses all others. Each call takes as long as takes says.
 func slowLookup(known map[wireguard.PublicKey]wireguard.PeerConfig, takes time.Duration) func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error) {
 	return func(_ context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
 		time.Sleep(takes)
@@ -260,8 +264,9 @@ func slowLookup(known map[wireguard.PublicKey]wireguard.PeerConfig, takes time.D
 	}
 }
 
-// runStrangers measures how many of 40 clients have a session by their second attempt, through a Lookup of 200 ms. Beside them
-// 5,000 strangers per second initiate, each from an address of its own, and none of them receives the answers.
+// runStrangers measures how many of 40 clients have a session by their second attempt. The device finds its peers with a
+// Config.Lookup that takes 200 ms. At the same time, strangers send 5,000 initiations per second, each from a different address.
+// The strangers do not read the answers.
 func runStrangers(st *stage) (sample, error) {
 	const clients = 40
 	key := wireguard.NewPrivateKey()
@@ -294,7 +299,7 @@ func runStrangers(st *stage) (sample, error) {
 		}
 		deaf.Send(ts)
 	}
-	for time.Since(begin) < time.Second { // the strangers begin a second before the clients
+	for time.Since(begin) < time.Second { // the strangers begin one second before the clients
 		shout()
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// tableMeasures returns the measures of what large tables cost a device that has little traffic.
+// tableMeasures returns measures of a device with many peers or prefixes and little traffic.
 func tableMeasures() []measure {
 	return []measure{
 		{name: "load/table", unit: "µs", lower: true, alone: true, rounds: 3, goal: 50, quick: true, run: runTableMove},
@@ -26,17 +26,17 @@ func tableMeasures() []measure {
 	}
 }
 
-// million is 100 times st.Peers: 1,000,000.
+// million is 100 times st.Peers, which is 1,000,000 with the full effort.
 func million(st *stage) int { return 100 * st.Peers }
 
-// madeUpKey is the public key of number i. No private key belongs to it.
+// madeUpKey returns an invented public key for peer number i. No private key belongs to it.
 func madeUpKey(i int) (key wireguard.PublicKey) {
-	binary.BigEndian.PutUint64(key[:], uint64(i+1)*0x9e3779b97f4a7c15) // spread as real keys are
+	binary.BigEndian.PutUint64(key[:], uint64(i+1)*0x9e3779b97f4a7c15) // spreads the keys evenly, as real keys are
 	key[31] = 1
 	return key
 }
 
-// still makes a device that is not up.
+// still makes a device and does not bring it up.
 func still(st *stage, c wireguard.Config) (*wireguard.Device, error) {
 	c.PrivateKey, c.Tunnel, c.Bind = wireguard.NewPrivateKey(), new(loadTunnel), countedBind{st: st}
 	d, err := wireguard.New(c)
@@ -46,7 +46,7 @@ func still(st *stage, c wireguard.Config) (*wireguard.Device, error) {
 	return d, err
 }
 
-// prefixes returns n prefixes of one address each.
+// prefixes returns n different prefixes, each of which contains one address.
 func prefixes(n int) []netip.Prefix {
 	all := make([]netip.Prefix, n)
 	for i := range all {
@@ -66,15 +66,15 @@ func mean1000(do func(i int) error) (float64, error) {
 	return time.Since(t).Seconds() / 1000, nil
 }
 
-// runTableMove measures a change that moves one of 1,000,000 prefixes from a peer to another one. The asides measure a change that
-// removes such a prefix, and a change that adds it.
+// runTableMove measures how long a change takes that moves one of 1,000,000 prefixes from one peer to another. The asides are the
+// times of a change that removes such a prefix, and of a change that adds it.
 func runTableMove(st *stage) (sample, error) {
 	all := prefixes(million(st))
 	d, err := still(st, wireguard.Config{Peers: []wireguard.PeerConfig{{PublicKey: madeUpKey(1), AllowedIPs: all}, {PublicKey: madeUpKey(2)}}})
 	if err != nil {
 		return sample{}, err
 	}
-	if _, err := weigh(); err != nil { // otherwise the collection of New's garbage takes a core meanwhile
+	if _, err := weigh(); err != nil { // otherwise the collector frees New's garbage on one core during the measurement
 		return sample{}, err
 	}
 	nth := func(i int) []netip.Prefix { i *= 997; return all[i%len(all):][:1] }
@@ -102,7 +102,7 @@ func runTableMove(st *stage) (sample, error) {
 	}}, err
 }
 
-// runTablePeer measures Device.Peer for a peer with 1,000,000 prefixes.
+// runTablePeer measures how long Device.Peer takes for a peer with 1,000,000 prefixes.
 func runTablePeer(st *stage) (sample, error) {
 	d, err := still(st, wireguard.Config{Peers: []wireguard.PeerConfig{{PublicKey: madeUpKey(1), AllowedIPs: prefixes(million(st))}}})
 	if err != nil {
@@ -117,8 +117,8 @@ func runTablePeer(st *stage) (sample, error) {
 	return sample{took * 1e3, nil}, err
 }
 
-// runTableFirst measures how long range Device.Peers takes to the first of 1,000,000 peers. The aside is a page of 100 peers from
-// the middle.
+// runTableFirst measures how long a loop over Device.PeersAfter takes until it has the first of 1,000,000 peers. The aside is the
+// time for 100 peers from the middle.
 func runTableFirst(st *stage) (sample, error) {
 	c := wireguard.Config{Peers: make([]wireguard.PeerConfig, million(st))}
 	for i := range c.Peers {
@@ -147,23 +147,23 @@ func runTableFirst(st *stage) (sample, error) {
 	return sample{first * 1e3, []aside{{Name: "a page of 100", Unit: "ms", Value: page * 1e3}}}, err
 }
 
-// showPeers is the number of peers of load/show, as many as 65,000.
+// showPeers is the number of peers of load/show: 65,000 with the full effort.
 func showPeers(st *stage) int { return 65 * st.Peers / 10 }
 
-// runShow measures the processor time that a program with package uapi needs for wg show.
+// runShow measures the processor time that a process with a device and package uapi uses while it serves one call of wg show.
 func runShow(st *stage) (sample, error) {
 	cpu, memory, err := show(st)
 	return sample{cpu, []aside{{Name: "memory above rest", Unit: "MiB", Value: memory}}}, err
 }
 
-// runShowMemory measures how much more memory is resident at the peak than before.
+// runShowMemory measures how much the resident memory of that process grows, at its peak, while it serves wg show.
 func runShowMemory(st *stage) (sample, error) {
 	cpu, memory, err := show(st)
 	return sample{memory, []aside{{Name: "cpu", Unit: "s", Value: cpu}}}, err
 }
 
-// show runs wg(8) on the control socket of a device with 65,000 peers, which is in this process. The resident memory before wg runs
-// is read after a garbage collection.
+// show runs wg(8) on the control socket of a device with 65,000 peers. The device is in this process, and the results are this
+// process's processor time and the growth of its resident memory. show collects garbage before it runs wg.
 func show(st *stage) (cpu, memory float64, err error) {
 	c := wireguard.Config{Peers: make([]wireguard.PeerConfig, showPeers(st))}
 	for i := range c.Peers {
@@ -187,7 +187,7 @@ func show(st *stage) (cpu, memory float64, err error) {
 	if _, err := weigh(); err != nil {
 		return 0, 0, err
 	}
-	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // restarts VmHWM
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // resets VmHWM to VmRSS
 		return 0, 0, fmt.Errorf("the peak of the resident memory cannot be reset: %w", err)
 	}
 	before, err := residentBytes("VmHWM")
@@ -202,7 +202,7 @@ func show(st *stage) (cpu, memory float64, err error) {
 	defer out.Close()
 	c0 := cpuTime()
 	cmd := exec.Command("wg", "show", name)
-	cmd.Stdout = out // the tool writes there itself
+	cmd.Stdout = out // wg writes to the file itself, so this process does not copy the output
 	if err := cmd.Run(); err != nil {
 		return 0, 0, fmt.Errorf("wg show: %w", err)
 	}

@@ -13,9 +13,9 @@ import (
 
 const tenants = 1000
 
-// runTenants measures the memory of 1,000 devices on one UDP port, each with one peer: heap and stacks for each, after garbage
-// collection. The asides show the processor time that the port takes to find the device of a datagram among all, and how that
-// compares with a port of one device.
+// runTenants measures the memory of 1,000 devices that share one UDP port and have one peer each. The figure is heap and stacks
+// per device after garbage collection. Two asides concern the search for the device to which a datagram belongs: the processor
+// time that it takes among 1,000 devices, and the time on a port with one device divided by that.
 func runTenants(st *stage) (sample, error) {
 	n := min(tenants, st.Peers)
 	before, err := weigh()
@@ -43,7 +43,7 @@ func runTenants(st *stage) (sample, error) {
 			return sample{}, err
 		}
 	}
-	time.Sleep(st.Warm) // let their goroutines settle
+	time.Sleep(st.Warm) // until the devices' goroutines have started
 	after, err := weigh()
 	if err != nil {
 		return sample{}, err
@@ -65,8 +65,9 @@ func runTenants(st *stage) (sample, error) {
 	}}, nil
 }
 
-// searchCost returns the processor time, in µs, that one datagram takes from a socket to its device on a port of n devices, all of
-// which are down: the port finds the device, and discards the datagram. The datagrams of a train are for different devices.
+// searchCost returns the processor time in µs that one datagram costs on a port that n devices share, from the sending socket to
+// the search for its device. No device runs, so the port finds out to which device a datagram belongs, and then discards it. The
+// datagrams of one train belong to different devices.
 func searchCost(st *stage, n int) (float64, error) {
 	const length, perTrain, inFlight = 64, 64, 1024
 	shared, err := (&udp.Bind{Address: loopback, Receivers: 1}).Share(0)

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// alone wraps start: the first call waits until no other bench of this user measures on this machine. The process keeps the lock
-// until it ends. On a system without such a lock, alone does not wait.
+// alone returns a function that calls start. Its first call waits for a lock, so that only one bench of this user measures on
+// this machine at a time. The process keeps the lock until it ends. On a system without such a lock, the first call does not
+// wait.
 func alone(messages io.Writer, start func(context.Context, order) (*taking, error)) func(context.Context, order) (*taking, error) {
 	var lock *os.File
 	return func(ctx context.Context, o order) (_ *taking, err error) {

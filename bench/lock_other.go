@@ -4,5 +4,5 @@ package main
 
 import "os"
 
-// tryLock always succeeds. Only Unix systems have this lock.
+// tryLock always reports success, because this lock exists only on Unix systems.
 func tryLock(*os.File) (bool, error) { return true, nil }

@@ -11,7 +11,8 @@ import (
 	"strings"
 )
 
-// residentBytes reads a line of /proc/self/status, in bytes. VmRSS is the memory in RAM now, VmHWM its peak.
+// residentBytes returns a value of /proc/self/status in bytes. The name VmRSS means this process's memory in RAM now, and VmHWM
+// means the peak of that memory.
 func residentBytes(name string) (float64, error) {
 	line, ok := lineOf("/proc/self/status", name)
 	kib, err := strconv.ParseFloat(strings.TrimSuffix(line, " kB"), 64)
@@ -35,7 +36,7 @@ func lineOf(file, name string) (value string, ok bool) {
 	return "", false
 }
 
-// printMachine prints the machine of the measurement and the versions that it compares.
+// printMachine prints what the figures depend on: the machine, the Go version, and the versions of the libraries.
 func printMachine(w io.Writer) {
 	model, ok := lineOf("/proc/cpuinfo", "model name")
 	if !ok {

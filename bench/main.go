@@ -1,4 +1,4 @@
-// Bench measures this library and wireguard-go side by side. README.md describes how, and what limits each figure.
+// Bench measures this library and wireguard-go side by side. README.md describes how each figure is measured and what limits it.
 package main
 
 import (
@@ -15,13 +15,13 @@ import (
 
 const defaultRounds = 7
 
-// measures returns all measures in the order of the table.
+// measures returns the measures that run by default, in the order of the table.
 func measures() []measure {
 	return slices.Concat(netstackMeasures(), stackMeasures(), pipelineMeasures(), manyMeasures(), hubMeasures(), cryptoMeasures(), scalingMeasures(), memoryMeasures(), peersMeasures(),
 		proxyMeasures(), tunMeasures())
 }
 
-// onDemand returns the measures that run only with -only.
+// onDemand returns the measures that run only with -only or -goals. The family curve also runs with -plot.
 func onDemand() []measure {
 	return slices.Concat(curveMeasures(), sendersMeasures(), receiversMeasures(), wanMeasures(), loadMeasures(), tableMeasures(), gatewayMeasures())
 }
@@ -50,7 +50,7 @@ func exit(err error) {
 	os.Exit(0)
 }
 
-// run runs the program with args.
+// run does what the command line args asks for.
 func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(messages)
@@ -155,10 +155,11 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 	return errors.Join(errs...)
 }
 
-// noSuchName is the error text for an unknown name. The bench of another checkout recognizes it, so never change it.
+// noSuchName is the error text for an unknown name. The bench of another checkout recognizes this text, so never change it.
 const noSuchName = "there is no such name"
 
-// pick selects measures by names or families, separated by commas. An empty string selects all of them.
+// pick selects measures as the flag -only does. The argument lists names of measures or of families, separated by commas. An
+// empty argument selects all measures.
 func pick(all []measure, only string) ([]measure, error) {
 	if only == "" {
 		return all, nil

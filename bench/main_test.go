@@ -11,7 +11,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain lets the test binary act as the process that takes one sample, as the program does.
+// TestMain lets the test binary also act as the generator or as the process that takes one sample, as bench does.
 func TestMain(m *testing.M) {
 	if os.Getenv(generatorEnv) != "" {
 		exit(generate(os.Stdin, os.Stdout))

@@ -18,35 +18,37 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// generatorEnv names the variable that makes a process play the peers of many/200.
+// generatorEnv is the name of an environment variable. A process of bench in which it is set is the generator: it sends as the
+// peers of a hub.
 const generatorEnv = "WIREGUARD_BENCH_PEERS"
 
 const (
 	manyPeers   = 1000
 	manySockets = 16
-	manySize    = 208 // at least 200 bytes, padded before sealing, so that sealing adds no padding
-	manyStep    = 128 // packets per report of the hub, and per send of the generator
+	manySize    = 208 // 200 bytes rounded up to a multiple of 16; packets are padded to this size before they are sealed
+	manyStep    = 128 // packets per report of the hub, and per call of nest.send
 	manyTrain   = 64  // packets in one train
 	manyWindow  = window / manyStep
-	theEnd      = -1 // replaces a number of steps when standard input is closed
+	theEnd      = -1 // sent in place of a number of steps when standard input is closed
 )
 
 func manyMeasures() []measure {
 	return []measure{{name: "many/200", unit: "packets/s", run: runMany}}
 }
 
-// A crowd tells the generator what it plays: 1,000 peers of one hub, on a few sockets.
+// A crowd is the configuration of the generator, which sends as all the peers of one hub through a few sockets.
 type crowd struct {
 	Hub  wireguard.PublicKey
 	Port uint16
 	Keys [][32]byte // the peers' private keys
 
-	Flood int  // instead of all this, send so many forged initiations per second to Port
-	Relay bool // the hub forwards each peer's packets to another peer, and the generator counts those that return
+	Flood int  // if not zero, the generator only sends this many forged initiations per second to Port
+	Relay bool // the hub forwards each peer's packets to another peer, and the generator counts the packets that it receives
 }
 
-// runMany measures one hub, alone in its process, that receives packets of 200 bytes from 1,000 peers in turn. The
-// generator has at most 1,024 packets in flight. It receives one byte through a pipe per 128 packets that the hub delivered.
+// runMany measures one hub that receives packets of 200 bytes from 1,000 peers in turn. The peers are in another process, the
+// generator, which has at most 1,024 packets in flight. For every 128 packets that the hub has delivered, this process writes one
+// byte to the generator through a pipe.
 func runMany(st *stage) (sample, error) {
 	in := newFlow(200, addrA, addrB)
 	in.unordered = true
@@ -58,7 +60,7 @@ func runMany(st *stage) (sample, error) {
 	}
 	peers, keys := identities(min(manyPeers, st.Peers))
 	for i := range peers {
-		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // until the peer's first message
+		peers[i].endpoint = netip.AddrPortFrom(loopback, 9) // a placeholder; the peer's first message replaces it
 	}
 	if err := hub.plan(peers...)(); err != nil {
 		return sample{}, err
@@ -87,7 +89,8 @@ func runMany(st *stage) (sample, error) {
 	}, st.calls()...)}, nil
 }
 
-// gather starts the generator. in is its standard input, and out gets its output. ended delivers the reason why it ended.
+// gather starts the generator, whose standard output goes to out. It returns the generator's standard input (in), and a channel
+// that delivers the reason when the generator ends (ended).
 func gather(st *stage, c crowd, out io.Writer) (in io.Writer, ended <-chan error, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -144,12 +147,12 @@ func (c byteCounter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A report tells another process how far a flow has progressed. It writes one byte whenever step more packets have
-// passed.
+// A report tells another process how many packets of a flow have arrived. It writes one byte each time that step more packets
+// have arrived.
 type report struct {
 	to   io.Writer
 	step int64
-	done int64 // reported steps
+	done int64 // bytes written so far
 }
 
 func (r *report) received(n int64) {
@@ -159,8 +162,8 @@ func (r *report) received(n int64) {
 	}
 }
 
-// generate plays the peers until its standard input is closed. It writes a byte to out whenever it gives up on packets; the type
-// returns writes its reports there too.
+// generate is the main function of the generator. It sends as the peers until in, its standard input, is closed. It writes a byte
+// to out whenever it counts the packets in flight as lost. If the hub relays, the type returns writes reports to out too.
 func generate(in io.Reader, out io.Writer) error {
 	var c crowd
 	d := json.NewDecoder(in)
@@ -215,14 +218,14 @@ func generate(in io.Reader, out io.Writer) error {
 		}
 	}
 	patience := 20 * time.Millisecond
-	if c.Relay { // loss is rare here, and a slow hub must not get more than the window
+	if c.Relay { // packets are rarely lost here, and a slow hub must not receive more than the window
 		patience = time.Second / 2
 	}
 	return flood(sockets, steps, out, patience)
 }
 
-// A nest is a group of peers behind one address, as behind a NAT or a relay. It sends trains of datagrams, so that the generator
-// makes few system calls and the hub determines the figure.
+// A nest is a group of peers that share one socket and so one address, as peers behind a NAT do. A nest sends trains of
+// datagrams, so that the generator makes few system calls, and the hub limits the rate.
 type nest struct {
 	wireguard.Socket
 	hub       wireguard.Endpoint
@@ -245,7 +248,8 @@ func newNest(port uint16) (*nest, error) {
 	return n, nil
 }
 
-// receive reads the hub's messages to the nest until its socket is closed. If the hub relays, back counts the packets.
+// receive reads the messages from the hub until the nest's socket is closed. If the hub relays, back counts the packets among
+// them; otherwise back is nil.
 func (n *nest) receive(back *returns) {
 	for r := n.Receivers()[0]; ; {
 		ts, err := r.Receive()
@@ -265,9 +269,9 @@ func (n *nest) receive(back *returns) {
 	}
 }
 
-// shakeAll makes the handshake and the packet of each peer of the nest. crowd is the number of peers in all nests. The packet is
-// addressed to addrB or, if the hub relays, to the peer half the crowd away. A keepalive confirms each session, so that the hub
-// may use it too.
+// shakeAll makes a handshake for each peer of the nest. A keepalive then confirms the session, so that the hub may send with it
+// too. shakeAll also prepares the packet that the peer will send. If the hub does not relay, the packet's destination is addrB.
+// If it does, the destination is the peer whose number is larger by half of crowd, the number of peers in all nests.
 func (n *nest) shakeAll(crowd int, relay bool) error {
 	packet := newFlow(200, addrA, addrB)
 	for _, p := range n.peers {
@@ -292,7 +296,7 @@ func (n *nest) shakeAll(crowd int, relay bool) error {
 
 var errNoResponse = errors.New("the device did not answer five initiations")
 
-// shake makes the handshake of one peer.
+// shake makes the handshake of peer p. It tries up to five times.
 func (n *nest) shake(p *initiator) error {
 	for range 5 {
 		var ephemeral [32]byte
@@ -313,7 +317,7 @@ func (n *nest) shake(p *initiator) error {
 					*p = q
 					return nil
 				}
-				continue // a late answer to the previous initiation
+				continue // a late response to the previous initiation
 			case <-late:
 			}
 			break
@@ -322,7 +326,7 @@ func (n *nest) shake(p *initiator) error {
 	return errNoResponse
 }
 
-// send sends manyStep packets. The nest's peers take turns.
+// send sends manyStep packets. The peers of the nest send in turn.
 func (n *nest) send() error {
 	for i := range n.trains {
 		t := &n.trains[i]
@@ -341,8 +345,9 @@ func (n *nest) send() error {
 	return nil
 }
 
-// flood lets the nests send in turn, as far as the window allows. If no report arrives for the duration patience, it counts the
-// packets in flight as lost.
+// flood calls send of the nests in turn. Each call is a step of manyStep packets, and at most manyWindow steps are in flight. The
+// channel steps delivers how many steps have arrived. If it delivers nothing for the duration patience, flood counts all packets
+// in flight as lost.
 func flood(nests []*nest, steps <-chan int, out io.Writer, patience time.Duration) error {
 	stall := time.NewTimer(time.Hour)
 	flying := 0

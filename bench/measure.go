@@ -12,24 +12,25 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// mtu is the MTU of both libraries' tunnels, which is WireGuard's usual one. Only larger packets need a larger MTU.
+// mtu is WireGuard's usual MTU. The tunnels of both libraries use it, unless a measure sends larger packets.
 const mtu = 1420
 
-// A measure is one name of the table.
+// A measure is something that bench can measure. Each measure has a name, and one row of the table.
 type measure struct {
 	name, unit string
-	lower      bool // lower is better
+	lower      bool // a lower figure is better
 
-	// run takes one sample. Each process calls it once.
+	// run takes one sample. A process takes only one sample, so it calls run at most once.
 	run func(*stage) (sample, error)
 
-	// alike means that run uses neither library, so that one sample per round serves both.
+	// alike means that run uses neither library, so one sample per round counts for both sides.
 	alike bool
 
-	// alone means that run measures only this library, because the other one has no equivalent.
+	// alone means that run measures only this library, because wireguard-go has no equivalent.
 	alone bool
 
-	// bound measures the limit of every library, for the line below the row. Nil means that there is no such line.
+	// bound takes one sample of a limit that holds for every library. The table shows it in a line below the row. Nil means that
+	// the measure has no such limit.
 	bound     func(*stage) (sample, error)
 	boundName string
 
@@ -42,24 +43,25 @@ type measure struct {
 	// daemons means that run starts the side's program as daemons and runs in its own namespaces.
 	daemons bool
 
-	// rounds is the most rounds that fit into the minute that each name may take. Zero means no limit.
+	// rounds is the largest number of rounds. It keeps the measure within the minute that each measure may take. Zero means no
+	// limit.
 	rounds int
 
-	// goal is a figure that this library should reach. -goals wants half of it; see checkGoals. Zero means no such figure: then only
-	// those that must be 0 count.
+	// goal is a figure that this library should reach. With -goals, bench fails if the result is not half as good; see
+	// checkGoals. Zero means that the measure has no such figure: then -goals checks only the asides that must be 0.
 	goal float64
 
-	// quick means that -goals measures the name unless -only names others.
+	// quick means that -goals without -only runs this measure.
 	quick bool
 
-	// spans is how many times effort.Transfer a sample takes, in addition to the time of a usual sample.
+	// spans is the extra time of a sample, as a multiple of effort.Transfer. Zero means no extra time.
 	spans int
 }
 
 // single reports whether the measure has only one side.
 func (m *measure) single() bool { return m.alike || m.alone }
 
-// better returns the word in the JSON output, lower or higher.
+// better returns the word in the JSON output that says which figures are better: lower or higher.
 func (m *measure) better() string {
 	if m.lower {
 		return "lower"
@@ -67,10 +69,10 @@ func (m *measure) better() string {
 	return "higher"
 }
 
-// A sample is the result of one run.
+// A sample is the result of one call of measure.run or measure.bound.
 type sample struct {
 	Value float64
-	Aside []aside // the medians over all rounds are printed below the row
+	Aside []aside // figures that explain Value; the table prints their medians over all rounds below the row
 }
 
 // An aside is a figure that explains a sample.
@@ -78,15 +80,15 @@ type aside struct {
 	Name, Unit string
 	Value      float64
 
-	Wrong bool `json:",omitempty"` // the figure must be zero and is not
-	Apart bool `json:",omitempty"` // the two sides are compared in a separate line
+	Wrong bool `json:",omitempty"` // Value must be zero and is not
+	Apart bool `json:",omitempty"` // the table compares the two sides' Value in a separate line
 }
 
 // An effort says how much work a sample does.
 type effort struct {
 	Warm   time.Duration // traffic before the measured span
 	Span   time.Duration // the measured span
-	Settle time.Duration // the half minute of memory/after
+	Settle time.Duration // how long an idle process waits before its memory is measured
 	Echoes int
 	Peers  int
 
@@ -111,7 +113,7 @@ type stage struct {
 	program string // path of the side's daemon, if the measure uses daemons
 	round   int    // from 0
 
-	// rest announces that the sample needs no more processor time, so that another sample may begin.
+	// rest tells the runner that this sample needs no more processor time, so another sample may begin.
 	rest func()
 
 	cuts, closers []func()
@@ -119,13 +121,14 @@ type stage struct {
 	sockets []*udp.Socket // the sockets of this library's devices
 }
 
-// atClose makes close run f. A process that ends after its one sample does not call close.
+// atClose makes close call f. A process that ends after its one sample does not call close.
 func (st *stage) atClose(f func()) { st.closers = append(st.closers, f) }
 
-// atCut makes close run f before everything else, to unblock goroutines that would wait for ever.
+// atCut makes close call f before all functions that atClose registers. Such an f unblocks goroutines that would otherwise wait
+// for ever.
 func (st *stage) atCut(f func()) { st.cuts = append(st.cuts, f) }
 
-// close takes the stage down in reverse order.
+// close calls the functions that atCut registered, and then, in reverse order, those that atClose registered.
 func (st *stage) close() {
 	for _, f := range st.cuts {
 		f()
@@ -136,7 +139,8 @@ func (st *stage) close() {
 	st.cuts, st.closers = nil, nil
 }
 
-// A span is the progress within the measured time of a sample.
+// A span is what one sample counted: the growth of the counter (n), the time that this took, and the processor time of this
+// process.
 type span struct {
 	n         float64
 	took, cpu time.Duration
@@ -144,7 +148,8 @@ type span struct {
 
 var errNothingHappens = errors.New("nothing came through in ten seconds")
 
-// count warms up and then measures how much n grows. If n does not grow, count extends the time.
+// count sleeps for the duration warm, and then measures how much n grows in the duration during. If n does not grow, count
+// measures for longer, up to about ten seconds.
 func count(n *atomic.Int64, warm, during time.Duration) (span, error) {
 	time.Sleep(warm)
 	n0, c0, t0 := n.Load(), cpuTime(), time.Now()
@@ -160,57 +165,58 @@ func count(n *atomic.Int64, warm, during time.Duration) (span, error) {
 	}
 }
 
-// throughput returns the Gbit/s of a span that counted bytes, and the processor time of each GB before the other asides.
+// throughput returns a sample in Gbit/s from a span that counted bytes. Its asides are the processor time per GB, and then the
+// other asides.
 func (s span) throughput(others []aside) sample {
 	gigabytes := s.n / 1e9
 	cpu := aside{Name: "cpu", Unit: "s/GB", Value: s.cpu.Seconds() / gigabytes}
 	return sample{8 * gigabytes / s.took.Seconds(), append([]aside{cpu}, others...)}
 }
 
-// A library is what the measures need of a WireGuard implementation. Traffic, wire and timing are the same code for both
-// libraries.
+// A library makes devices of one WireGuard implementation for the measures. The code for traffic, wire and timing is the same for
+// both libraries.
 type library interface {
-	// landings is the number of landings that each end of a wire provides.
+	// landings is the number of landings that each end of a wire provides. See wire.
 	landings() int
 
-	// used is the number of peers that memory/peer uses.
+	// used is the number of peers to which memory/peer sends packets.
 	used(st *stage) int
 
 	// node brings up a device without peers.
 	node(st *stage, c nodeConfig) (node, error)
 
-	// stack brings up a device without peers over bind. Nil means loopback sockets. An in-process TCP/IP stack at addr sends and
-	// receives its packets.
+	// stack brings up a device without peers over bind. A nil bind means loopback sockets. An in-process TCP/IP stack with the
+	// address addr sends and receives the device's packets.
 	stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wireguard.Bind) (node, network, error)
 
-	// gateway brings up a device without peers over loopback sockets. It forwards each TCP connection to a socket of the host
-	// at target. The address is where a peer dials.
+	// gateway brings up a device without peers over loopback sockets. The device forwards each TCP connection to a socket of the
+	// host at target. A peer dials the address that gateway returns.
 	gateway(st *stage, key wireguard.PrivateKey, target netip.AddrPort) (node, netip.AddrPort, error)
 }
 
 // A nodeConfig describes a device to make.
 type nodeConfig struct {
 	key   wireguard.PrivateKey
-	plain *plain // its packets
-	end   *end   // its datagrams; nil means loopback sockets
+	plain *plain // source and sink of the device's plaintext packets
+	end   *end   // carries the device's datagrams; nil means loopback sockets
 	relay bool   // the node forwards received packets and does not use plain
 
-	receivers int // sockets per family, if the library can choose; 0 means its default
+	receivers int // sockets per address family, if the library can choose; 0 means the library's default
 
-	byHand bool // only wipe advances the node's clock, if the library allows that
+	byHand bool // only node.wipe advances the device's clock, if the library allows that
 }
 
 // A node is a device that is up.
 type node interface {
 	// port returns the UDP port on which the device listens.
 	port() uint16
-	// plan prepares one call that adds all peers, and returns that call.
+	// plan returns a function that adds all peers in one call. plan prepares the call's input beforehand.
 	plan(peers ...peer) func() error
 	// become changes the private key of the device.
 	become(key wireguard.PrivateKey) error
-	// routes checks that the prefix of each peer leads to it.
+	// routes checks that the device routes the prefix of each peer to that peer.
 	routes(peers []peer) error
-	// wipe does what the device does to a peer 540 seconds after its last session, for all peers.
+	// wipe erases the session state of all peers, as the device does for a peer 540 seconds after the peer's last session began.
 	wipe(peers []peer) error
 }
 
@@ -225,6 +231,6 @@ type peer struct {
 type network interface {
 	dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 	listen(port uint16) (net.Listener, error)
-	// ping returns how long an echo request and its answer took.
+	// ping sends an ICMP echo request and returns the time until the reply arrives.
 	ping(ctx context.Context, to netip.Addr) (time.Duration, error)
 }

@@ -21,14 +21,14 @@ func memoryMeasures() []measure {
 	}
 }
 
-// A footprint is the memory that this process holds.
+// A footprint is the memory that this process uses.
 type footprint struct {
 	heap, stack float64 // bytes in use after garbage collection
 	resident    float64 // bytes of memory in RAM
 	goroutines  int
 }
 
-// weigh collects garbage until no more is freed, and returns free memory to the system.
+// weigh collects all garbage, returns free memory to the system, and then reads the footprint of this process.
 func weigh() (footprint, error) {
 	for range 3 { // freeing the contents of a sync.Pool takes two collections
 		runtime.GC()
@@ -40,7 +40,7 @@ func weigh() (footprint, error) {
 	return footprint{float64(m.HeapAlloc), float64(m.StackInuse), resident, runtime.NumGoroutine()}, err
 }
 
-// lone brings up one device without peers at one end of a wire, and measures the memory that it costs.
+// lone brings up one device without peers at one end of a wire, and returns how much the footprint of this process grows.
 func lone(st *stage) (node, footprint, error) {
 	w := newWire(st, st.lib.landings())
 	p, _ := newPlains(newFlow(64, addrA, addrB), newFlow(64, addrB, addrA))
@@ -53,7 +53,7 @@ func lone(st *stage) (node, footprint, error) {
 	if err != nil {
 		return nil, before, err
 	}
-	time.Sleep(st.Warm) // let its goroutines settle
+	time.Sleep(st.Warm) // until the device's goroutines have started
 	after, err := weigh()
 	runtime.KeepAlive(w)
 	return n, footprint{
@@ -76,8 +76,8 @@ func runDeviceGoroutines(st *stage) (sample, error) {
 	return sample{Value: float64(f.goroutines)}, err
 }
 
-// runMemoryAfter measures the resident memory of a whole process, with both ends and this program in it, half a minute after a
-// bulk run. Nothing here requests a garbage collection.
+// runMemoryAfter measures the resident memory of this process half a minute after a bulk transfer. The process contains both
+// devices and the bench itself. The bench requests no garbage collection.
 func runMemoryAfter(st *stage) (sample, error) {
 	before, err := residentBytes("VmRSS")
 	if err != nil {
@@ -106,8 +106,8 @@ func runMemoryAfter(st *stage) (sample, error) {
 	}}, err
 }
 
-// runNetstackMemory measures the resident memory of a whole process while four TCP connections send from one in-process stack
-// to another. The figure is the mean over the measured span.
+// runNetstackMemory measures the resident memory of this process while four TCP connections send from one in-process stack to
+// another. The figure is the mean of several readings during the measured span.
 func runNetstackMemory(st *stage) (sample, error) {
 	s, err := joinByTunnel(st)
 	if err != nil {
@@ -128,7 +128,7 @@ type weight struct {
 	err  error
 }
 
-// meanResident reads the resident memory of this process during the measured span, and delivers the mean.
+// meanResident starts to read the resident memory of this process during the measured span. The channel delivers the mean.
 func meanResident(st *stage) <-chan weight {
 	during := st.Span
 	weighed := make(chan weight, 1)
@@ -149,7 +149,7 @@ func meanResident(st *stage) <-chan weight {
 	return weighed
 }
 
-// identities makes n peers with a prefix and an endpoint each, and their private keys.
+// identities makes n peers, each with a prefix and an endpoint, and returns them with their private keys.
 func identities(n int) (peers []peer, keys []wireguard.PrivateKey) {
 	for i := range n {
 		key := wireguard.NewPrivateKey()
@@ -168,16 +168,17 @@ func inner(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 1 + byte(i>>16), byte(i >> 8), byte(i)})
 }
 
-// A hub is a device with many peers. A second device, the visitor, plays one of them at a time.
+// A hub is a device with many peers. A second device, the visitor, acts as one of these peers at a time: it uses the peer's
+// private key.
 type hub struct {
 	node, visitor node
 	key           wireguard.PrivateKey
 	peers         []peer
 	keys          []wireguard.PrivateKey
-	in, out       *flow // in leads from the visitor to the hub, out back
+	in, out       *flow // in leads from the visitor to the hub, and out leads back
 }
 
-// newHub brings up both devices, without peers.
+// newHub brings up both devices. The hub has no peers yet, and the visitor's only peer is the hub.
 func newHub(st *stage, peers int) (*hub, error) {
 	w := newWire(st, st.lib.landings())
 	h := &hub{key: wireguard.NewPrivateKey(), in: newFlow(64, addrA, addrB), out: newFlow(64, addrB, addrA)}
@@ -196,8 +197,9 @@ func newHub(st *stage, peers int) (*hub, error) {
 	return h, h.visitor.plan(peer{h.key.Public(), w.ends[0].addr, all})()
 }
 
-// use lets the visitor play each of the first n peers: a handshake, and a packet in each direction. The hub sends before it
-// receives for the last time, so that it expects no answer of a peer that the visitor no longer plays.
+// use lets the visitor act as each of the first n peers in turn. For each, the visitor makes a handshake and sends a packet, the
+// hub sends a packet, and the visitor sends another one. Because of that last packet, the hub does not wait for an answer from a
+// peer when the visitor already acts as the next one.
 func (h *hub) use(n int) error {
 	for i := range n {
 		if err := h.visitor.become(h.keys[i]); err != nil {
@@ -215,8 +217,8 @@ func (h *hub) use(n int) error {
 	return nil
 }
 
-// runPeerMemory measures bytes of heap and stack per peer. It takes the larger of two figures: for peers never used, and for peers
-// used and then wiped.
+// runPeerMemory measures the bytes of heap and stacks per peer. The figure is the larger of two: that of peers that were never
+// used, and that of peers that had a session and were then wiped.
 func runPeerMemory(st *stage) (sample, error) {
 	h, err := newHub(st, st.Peers)
 	if err != nil {

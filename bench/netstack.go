@@ -16,10 +16,10 @@ import (
 
 const chunk = 128 << 10 // bytes per Write and per Read of a bulk transfer
 
-// A stacks is two connected in-process TCP/IP stacks.
+// A stacks is a pair of in-process TCP/IP stacks that are connected with each other.
 type stacks struct {
-	dial     func(context.Context) (net.Conn, error) // from one stack
-	listener net.Listener                            // on the other
+	dial     func(context.Context) (net.Conn, error) // opens a connection from one stack to the other
+	listener net.Listener                            // accepts the connections on the other stack
 }
 
 func netstackMeasures() []measure {
@@ -48,7 +48,7 @@ func netstackMeasures() []measure {
 	}
 }
 
-// joinByTunnel joins two stacks with the measured library, over loopback sockets.
+// joinByTunnel connects two stacks with a tunnel of the measured library, over loopback sockets.
 func joinByTunnel(st *stage) (*stacks, error) {
 	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	a, from, err := st.lib.stack(st, ka, addrA, nil)
@@ -65,7 +65,7 @@ func joinByTunnel(st *stage) (*stacks, error) {
 	return listen(st, from, to)
 }
 
-// listen is the last step of joining two stacks.
+// listen makes a listener on one stack, to. The result's function dial connects to this listener from the other stack, from.
 func listen(st *stage, from, to network) (*stacks, error) {
 	const port = 80
 	l, err := to.listen(port)
@@ -95,7 +95,7 @@ func (s *stacks) serve(f func(net.Conn)) {
 	}()
 }
 
-// open dials. Its time limit allows for a handshake and one retry.
+// open dials. Its time limit is long enough for a WireGuard handshake and one retry.
 func (s *stacks) open() (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 12*time.Second)
 	defer cancel()
@@ -111,7 +111,7 @@ func fill(c net.Conn) error {
 	}
 }
 
-// drain reads from c until a read fails, and adds the bytes to total.
+// drain reads from c until a read fails, and adds the number of bytes to total.
 func drain(c net.Conn, total *atomic.Int64) {
 	for b := make([]byte, chunk); ; {
 		n, err := c.Read(b)
@@ -122,7 +122,7 @@ func drain(c net.Conn, total *atomic.Int64) {
 	}
 }
 
-// drainOne opens a connection, reads it, and measures how much it carries.
+// drainOne opens a connection, reads from it, and measures its throughput.
 func (s *stacks) drainOne(st *stage) (sample, error) {
 	c, err := s.open()
 	if err != nil {
@@ -135,7 +135,7 @@ func (s *stacks) drainOne(st *stage) (sample, error) {
 	return n.throughput(nil), err
 }
 
-// runBulk measures how much the streams carry in one direction.
+// runBulk measures the throughput of several TCP connections together, all of which send in the same direction.
 func runBulk(st *stage, s *stacks, streams int) (sample, error) {
 	var total atomic.Int64
 	s.serve(func(c net.Conn) { drain(c, &total) })
@@ -174,7 +174,7 @@ func echo(c net.Conn) {
 	}
 }
 
-// ping sends one byte to echo and waits for it.
+// ping sends one byte over c and waits until echo, at the other side, has sent the byte back.
 func ping(c net.Conn) error {
 	b := [1]byte{1}
 	if _, err := c.Write(b[:]); err != nil {
@@ -184,7 +184,7 @@ func ping(c net.Conn) error {
 	return err
 }
 
-// runEcho measures the round trip of one byte.
+// runEcho measures the median round trip of one byte.
 func runEcho(st *stage, s *stacks) (sample, error) {
 	s.serve(echo)
 	c, err := s.open()
@@ -194,7 +194,7 @@ func runEcho(st *stage, s *stacks) (sample, error) {
 	st.atClose(func() { c.Close() })
 	trips := make([]float64, st.Echoes)
 	var c0 time.Duration
-	for i := -st.Echoes / 5; i < st.Echoes; i++ { // the first ones warm up
+	for i := -st.Echoes / 5; i < st.Echoes; i++ { // the echoes with a negative i are not measured
 		if i == 0 {
 			c0 = cpuTime()
 		}
@@ -216,8 +216,8 @@ func runEcho(st *stage, s *stacks) (sample, error) {
 
 var errNone = errors.New("no connection succeeded within the measured time")
 
-// runConnect measures connections per second, one after another. Each carries a byte and its echo, which proves that both sides
-// are connected.
+// runConnect measures how many connections per second one client opens, one after another. Each connection carries a byte and its
+// echo, which proves that both sides are connected.
 func runConnect(st *stage, s *stacks) (sample, error) {
 	s.serve(echo)
 	one := func() error {

@@ -40,7 +40,8 @@ func (t *ourTunnel) WritePackets(pkts [][]byte) (int, error) {
 func (t *ourTunnel) MTU() int     { return t.plain.mtu }
 func (t *ourTunnel) Close() error { t.plain.close(); return nil }
 
-// An ourRelay sends each packet that arrives to the peer that owns its destination, on the goroutine that delivered it.
+// An ourRelay sends each packet that arrives to the peer that owns the packet's destination address. It does so on the goroutine
+// that delivered the packet.
 type ourRelay struct {
 	dev     *wireguard.Device
 	batches sync.Pool

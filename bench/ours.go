@@ -14,10 +14,11 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// ours is this library.
+// ours implements library with this library.
 type ours struct{}
 
-// landings is more than one, because the device opens messages in place: it keeps one landing while the wire fills the next.
+// landings is more than one, because the device decrypts messages in the landing itself: the device uses one landing while the
+// wire fills the next.
 func (ours) landings() int { return 4 }
 
 func (ours) used(st *stage) int { return st.Peers }
@@ -77,8 +78,8 @@ func (b groupBind) Listen(port uint16) (wireguard.Socket, error) {
 	return b.listen(&udp.Bind{Receivers: b.receivers}, port)
 }
 
-// calls returns how many datagrams the sockets of this library's devices moved per system call, over a whole sample.
-// wireguard-go does not count them.
+// calls returns how many datagrams the sockets of this library's devices sent and received per system call during the whole
+// sample. It returns nothing for wireguard-go, which does not count system calls.
 func (st *stage) calls() []aside {
 	if len(st.sockets) == 0 {
 		return nil
@@ -137,9 +138,9 @@ func (n *ourNode) routes(peers []peer) error {
 	return nil
 }
 
-// wipe advances the clock until no peer has a pending timer. That takes 540 seconds as a rule. It takes longer if the
-// device recorded a sent packet only after the answer had arrived. The device then thinks that the packet is
-// unanswered, and first attempts a handshake that nobody answers.
+// wipe advances the clock until no peer has a pending timer. Usually 540 seconds are enough. More are needed if the device
+// recorded a sent packet only after the answer had arrived. The device then takes the packet for unanswered, and first attempts a
+// handshake that nobody answers.
 func (n *ourNode) wipe([]peer) error {
 	for range 60 {
 		n.clock.passed.Add(int64(time.Minute))
@@ -165,7 +166,7 @@ func (n *ourNode) idle() bool {
 	return true
 }
 
-// A handClock advances only when passed grows.
+// A handClock is a clock whose time advances only when a caller increases passed.
 type handClock struct {
 	start  time.Time
 	passed atomic.Int64
@@ -174,7 +175,7 @@ type handClock struct {
 func (c *handClock) Now() time.Duration { return time.Hour + time.Duration(c.passed.Load()) }
 func (c *handClock) Wall() time.Time    { return c.start.Add(time.Duration(c.passed.Load())) }
 
-// ourNetwork is a stack of transport/netstack.
+// An ourNetwork is a TCP/IP stack of transport/netstack.
 type ourNetwork struct{ net *netstack.Net }
 
 func (n ourNetwork) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {

@@ -10,9 +10,9 @@ func peersMeasures() []measure {
 	return []measure{{name: "peers/add", unit: "µs/peer", lower: true, run: runAdd}}
 }
 
-// runAdd measures how long a call takes, per peer, that adds many peers to a device that is up. After the call, it checks that
-// each peer's prefix leads to the peer. An aside shows calls with one peer each. The input of a call, which is text for
-// wireguard-go, is prepared beforehand.
+// runAdd measures the time that one call takes to add many peers to a device that is up, divided by the number of peers. After
+// the call, runAdd checks that the device routes each peer's prefix to that peer. An aside shows the time when each call adds
+// only one peer. The input of the calls is prepared beforehand; for wireguard-go it is text.
 func runAdd(st *stage) (sample, error) {
 	peers, _ := identities(st.Peers)
 	fresh := func() (node, error) {

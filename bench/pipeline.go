@@ -9,10 +9,11 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// window is the most packets in flight over sockets, which drop packets when their buffers are full.
+// window is the largest number of packets in flight over sockets. It is limited because sockets drop packets when their buffers
+// are full.
 const window = 1024
 
-// patience is how long no packet may arrive before missing packets count as lost.
+// patience is a waiting time. If no packet arrives for that long, the missing packets count as lost.
 const patience = 2 * time.Second
 
 var (
@@ -35,8 +36,8 @@ func pipelineMeasures() (ms []measure) {
 	return append(ms, measure{name: "udp/1420", unit: "packets/s", run: runUDP})
 }
 
-// tunnel brings up two nodes that are peers of each other, over w, or over loopback sockets if w is nil. It returns after the
-// first packet from a has reached b.
+// tunnel brings up two nodes, a and b, that are peers of each other. They communicate over w, or over loopback sockets if w is
+// nil. tunnel returns when the first packet from a has reached b.
 func tunnel(st *stage, w *wire, ab, ba *flow) error {
 	a, b := newPlains(ab, ba)
 	ca := nodeConfig{key: wireguard.NewPrivateKey(), plain: a}
@@ -62,7 +63,7 @@ func tunnel(st *stage, w *wire, ab, ba *flow) error {
 	return nil
 }
 
-// introduce makes a and b peers of each other, at loopback addresses.
+// introduce makes a and b peers of each other. Their endpoints are loopback addresses.
 func introduce(a, b node, ka, kb wireguard.PrivateKey) error {
 	at := func(n node) netip.AddrPort {
 		return netip.AddrPortFrom(loopback, n.port())
@@ -73,8 +74,9 @@ func introduce(a, b node, ka, kb wireguard.PrivateKey) error {
 	return b.plan(peer{ka.Public(), at(a), netip.PrefixFrom(addrA, 32)})()
 }
 
-// runPipeline measures packets delivered per second over a wire in memory, from a source that always has more. An aside shows
-// the rate of a source with a limited number of packets in flight. Full queues cause a part of the difference.
+// runPipeline measures how many packets per second a tunnel over a wire in memory delivers, if its source always has more
+// packets. An aside shows the rate with at most 1,024 packets in flight. Full queues cause a part of the difference between the
+// two rates.
 func runPipeline(st *stage, size int) (sample, error) {
 	ab, ba := newFlow(size, addrA, addrB), newFlow(size, addrB, addrA)
 	if err := tunnel(st, newWire(st, st.lib.landings()), ab, ba); err != nil {
@@ -89,7 +91,7 @@ func runPipeline(st *stage, size int) (sample, error) {
 	return s, err
 }
 
-// runUDP measures packets delivered per second over loopback sockets.
+// runUDP measures how many packets per second a tunnel over loopback sockets delivers.
 func runUDP(st *stage) (sample, error) {
 	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)
 	if err := tunnel(st, nil, ab, ba); err != nil {
@@ -100,8 +102,8 @@ func runUDP(st *stage) (sample, error) {
 	return s, err
 }
 
-// measure opens the flow for a while and then stops it. It counts all losses since the flow was made. A lost packet keeps its
-// place in the window, because the source does not learn of the loss.
+// measure opens the flow, counts the packets that arrive, and then stops the flow. It reports all losses since the flow was made.
+// A lost packet counts as in flight for good, because the source does not learn of the loss.
 func (f *flow) measure(inFlight int64, warm, during time.Duration) (sample, error) {
 	f.open(inFlight)
 	c, err := count(&f.received, warm, during)

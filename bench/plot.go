@@ -11,7 +11,7 @@ import (
 const (
 	plotWidth = 960
 	plotLeft  = 175 // start of the axis
-	plotRight = 345 // room for the values: the ratio and, after plotValue, the figures that it compares
+	plotRight = 345 // space for the values: the ratio and, plotValue pixels to the right, the two medians
 	plotValue = 80
 	plotTop   = 84
 	plotRow   = 26
@@ -46,8 +46,8 @@ polyline { fill: none; stroke-width: 2.5; stroke-linejoin: round }
 // plotFloor is the smallest ratio that the axis can show, because zero has no logarithm.
 const plotFloor = 0.001
 
-// plot returns an SVG. It draws the ratios as bars from 1 on a logarithmic axis, and the curve below them if it was measured. It
-// omits rows that do not have two sides.
+// plot returns an SVG. It draws each ratio as a bar that begins at 1 on a logarithmic axis. Below the bars, it draws the curve if
+// that was measured. It omits rows that do not have two sides.
 func plot(rows []row) string {
 	var shown []row
 	least, most := 0.5, 2.0
@@ -93,7 +93,7 @@ func plot(rows []row) string {
 	return b.String()
 }
 
-// bar draws one row, with its name on the left and its values on the right.
+// bar draws one row: its name on the left, its bar, and its values on the right.
 func (r *row) bar(x func(float64) float64, y int) string {
 	left, right := min(x(r.ratio), x(1)), max(x(r.ratio), x(1))
 	class, arrow := "good", "↑"
@@ -110,7 +110,7 @@ func (r *row) bar(x func(float64) float64, y int) string {
 			figure(r.ours.median), figure(r.theirs.median), html.EscapeString(r.unit))
 }
 
-// ticks returns a few round ratios between two powers of ten.
+// ticks returns a few round ratios for the axis. from and to are the decimal logarithms of the axis's ends.
 func ticks(from, to float64) (ts []float64) {
 	steps := []float64{1, 2, 5}
 	if to-from > 2 {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// The dimensions of the second panel, in pixels from its top.
+// The dimensions of the panel that shows the curve, in pixels. The panel is below the bars.
 const (
 	curveTitle  = 30
 	curveTop    = 66
@@ -16,8 +16,8 @@ const (
 	curveRight  = 30
 )
 
-// plotCurve draws the throughput of both libraries over the packet size, starting at top. It needs the height curvePanel. It
-// returns nothing if fewer than two points were measured.
+// plotCurve draws the throughput of both libraries over the packet size. The drawing begins top pixels below the picture's upper
+// edge, and is curvePanel pixels high. plotCurve returns an empty string if fewer than two points were measured.
 func plotCurve(rows []row, top int) string {
 	var points []row
 	most := 0.0
@@ -65,7 +65,7 @@ func plotCurve(rows []row, top int) string {
 
 const curvePanel = curveTop + curveHeight + curveFoot
 
-// roundStep returns the least number that is 1, 2 or 5 times a power of ten and not less than v.
+// roundStep returns the smallest number that is at least v and is 1, 2 or 5 times a power of ten.
 func roundStep(v float64) float64 {
 	power := math.Pow(10, math.Floor(math.Log10(v)))
 	for _, s := range []float64{1, 2, 5} {

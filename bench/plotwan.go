@@ -10,12 +10,13 @@ import (
 // The dimensions of the picture of the family wan, in pixels. Each cell has a bar per side.
 const (
 	wanLeft  = 320 // start of the axis
-	wanRight = 140 // room for the values
+	wanRight = 140 // space for the values
 	wanBar   = 12
 	wanRow   = 3*wanBar + 14
 )
 
-// onlyWan reports whether all rows are of the family wan. Their picture and table show the kernel's TCP beside both libraries.
+// onlyWan reports whether there are rows, and all of them are of the family wan. For such rows, the picture and the table show the
+// kernel's TCP beside both libraries.
 func onlyWan(rows []row) bool {
 	for _, r := range rows {
 		if !strings.HasPrefix(r.name, wanFamily+"/") {
@@ -25,7 +26,7 @@ func onlyWan(rows []row) bool {
 	return len(rows) > 0
 }
 
-// A wanSide is a side of a row of the family wan.
+// A wanSide is what one row of the family wan shows for one side: this library, wireguard-go or the kernel's TCP.
 type wanSide struct {
 	name, class string
 	*summary    // nil if it was not measured
@@ -35,7 +36,7 @@ func (r *row) wanSides() []wanSide {
 	return []wanSide{{"this library", "good", &r.ours}, {"wireguard-go", "rival", &r.theirs}, {"the kernel's TCP", "kernel", r.bound}}
 }
 
-// wanPath returns the path of the cell in words.
+// wanPath describes the path that the row measures in words.
 func (r *row) wanPath() string {
 	for _, c := range append(wanCells, wanUpload) {
 		if wanFamily+"/"+c.name == r.name {
@@ -49,7 +50,7 @@ func (r *row) wanPath() string {
 	return ""
 }
 
-// plotWan returns an SVG with the medians of the family wan on a logarithmic axis: a group of bars for each cell.
+// plotWan returns an SVG with the medians of the family wan on a logarithmic axis. Each row is a group of bars.
 func plotWan(rows []row) string {
 	least, most := 1.0, 10.0
 	for i := range rows {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// wanRows are two rows of the family wan: one with all three sides, and one without the kernel's.
+// wanRows returns two rows of the family wan: one with all three sides, and one without the kernel's TCP.
 func wanRows(t *testing.T) []row {
 	t.Helper()
 	ms, err := pick(wanMeasures(), "wan/500m-50ms-1,wan/upload-ping")
@@ -41,7 +41,8 @@ func TestWanTable(t *testing.T) {
 	}
 }
 
-// The picture is well-formed, has a bar for each side that was measured, and has no element outside its frame.
+// TestPlotWan checks that the picture is well-formed XML, has a bar for each side that was measured, and has no element outside
+// its frame.
 func TestPlotWan(t *testing.T) {
 	rs := wanRows(t)
 	if !onlyWan(rs) || onlyWan(append(rows(), rs...)) || onlyWan(nil) {

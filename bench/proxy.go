@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/proxy"
 )
 
-// proxyMeasures are the measures of a SOCKS5 server whose targets are behind a tunnel.
+// proxyMeasures returns the measures of a SOCKS5 server whose targets are behind a tunnel.
 //
 //	client ── loopback ──▶ SOCKS5 ─ stack ══ tunnel ══ stack of this library ── target
 func proxyMeasures() []measure {
@@ -26,8 +26,9 @@ func proxyMeasures() []measure {
 	}
 }
 
-// joinByProxy makes a stack of the measured library with a SOCKS5 server, and a stack of this library behind the tunnel. The
-// target's stack is that of this library, whichever library is measured. So the figures differ only by the proxy's side.
+// joinByProxy makes a stack of the measured library with a SOCKS5 server on it, and a second stack with the target, at the other
+// side of a tunnel. The second stack is always one of this library. So the figures of the two libraries differ only because of
+// the proxy's side.
 func joinByProxy(st *stage) (*stacks, error) {
 	ka, kb := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	a, near, err := st.lib.stack(st, ka, addrA, nil)
@@ -57,8 +58,8 @@ func joinByProxy(st *stage) (*stacks, error) {
 
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
-// serveSOCKS runs the proxy of the measured side on the stack near of the device a: what wgproxy does for this library, which is
-// package proxy and internal/idlemem, or else what wireproxy does.
+// serveSOCKS runs a SOCKS5 server that dials through near, the stack of the device a. For this library, the server consists of
+// package proxy and internal/idlemem, as in wgproxy. For wireguard-go, the server does what wireproxy does.
 func serveSOCKS(st *stage, a node, near network, l net.Listener) {
 	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
 		to, err := netip.ParseAddrPort(address)
@@ -81,7 +82,7 @@ func serveSOCKS(st *stage, a node, near network, l net.Listener) {
 
 var errSOCKS = errors.New("the SOCKS5 server refused")
 
-// dialSOCKS connects to port 80 of addrB through a proxy.
+// dialSOCKS connects to port 80 of addrB through a SOCKS5 server, whose address is at.
 func dialSOCKS(ctx context.Context, at string) (net.Conn, error) {
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", at)
 	if err != nil {
@@ -109,7 +110,7 @@ func dialSOCKS(ctx context.Context, at string) (net.Conn, error) {
 	return c, c.SetDeadline(time.Time{})
 }
 
-// runProxyDownload measures how much one connection through the proxy carries from the target to the client.
+// runProxyDownload measures the throughput of one connection through the proxy, from the target to the client.
 func runProxyDownload(st *stage) (sample, error) {
 	s, err := joinByProxy(st)
 	if err != nil {
@@ -118,14 +119,15 @@ func runProxyDownload(st *stage) (sample, error) {
 	return download(st, s)
 }
 
-// download fills the connections that s accepts, and measures one of them.
+// download lets the target write to each connection that it accepts. It opens one connection and measures its throughput.
 func download(st *stage, s *stacks) (sample, error) {
 	s.serve(func(c net.Conn) { _ = fill(c) })
 	return s.drainOne(st)
 }
 
-// runProxyMemory measures the resident memory of the whole process, client and target included, half a minute after a download. It
-// requests no garbage collection. wgproxy does, 10 to 15 seconds after a load.
+// runProxyMemory measures the resident memory of the whole process, client and target included, half a minute after a download.
+// The bench requests no garbage collection. For this library, internal/idlemem requests one 10 to 15 seconds after the download,
+// as in wgproxy.
 func runProxyMemory(st *stage) (sample, error) {
 	before, err := residentBytes("VmRSS")
 	if err != nil {
@@ -153,7 +155,7 @@ func runProxyMemory(st *stage) (sample, error) {
 	}}, err
 }
 
-// runProxyConnect measures connections through the proxy per second, one after another, as runConnect does.
+// runProxyConnect measures how many connections per second one client opens through the proxy, one after another. See runConnect.
 func runProxyConnect(st *stage) (sample, error) {
 	s, err := joinByProxy(st)
 	if err != nil {
@@ -162,8 +164,8 @@ func runProxyConnect(st *stage) (sample, error) {
 	return runConnect(st, s)
 }
 
-// runProxyIdle measures the bytes of heap and stack per idle connection through the proxy, after garbage collection. They include
-// the client's connection and the target's, which no goroutine reads.
+// runProxyIdle measures the bytes of heap and stacks per idle connection through the proxy, after garbage collection. They
+// include the connections of the client and of the target, which no goroutine reads.
 func runProxyIdle(st *stage) (sample, error) {
 	s, err := joinByProxy(st)
 	if err != nil {

@@ -19,13 +19,14 @@ import (
 	"golang.zx2c4.com/wireguard/tun/netstack"
 )
 
-// rival is wireguard-go, built as its own programs build it.
+// rival implements library with wireguard-go. It makes devices as wireguard-go's own programs do.
 type rival struct{}
 
 // landings returns 0: wireguard-go passes its own buffers to its bind, so the wire provides no memory for received datagrams.
 func (rival) landings() int { return 0 }
 
-// used returns a tenth of the peers, because handshakes of wireguard-go with all of them would take more than the minute.
+// used returns a tenth of the peers, because the handshakes of wireguard-go with all peers would take longer than the minute that
+// each measure may take.
 func (rival) used(st *stage) int { return st.Peers / 10 }
 
 func (rival) node(st *stage, c nodeConfig) (node, error) {
@@ -55,7 +56,7 @@ func (rival) stack(st *stage, key wireguard.PrivateKey, addr netip.Addr, bind wi
 	return node, rivalNetwork{n}, err
 }
 
-// A rivalNode is a device of wireguard-go. Text configures it; plan writes that text before the timed call.
+// A rivalNode is a device of wireguard-go. Text configures the device; plan makes that text before the timed call.
 type rivalNode struct{ dev *device.Device }
 
 func newRivalNode(st *stage, key wireguard.PrivateKey, t tun.Device, b conn.Bind) (node, error) {
@@ -106,7 +107,7 @@ func (n *rivalNode) routes(peers []peer) error {
 	return nil
 }
 
-// wipe calls the functions that the 540-second timer calls.
+// wipe calls the function that wireguard-go's timer calls for a peer 540 seconds after the peer's last session began.
 func (n *rivalNode) wipe(peers []peer) error {
 	for _, p := range peers {
 		if q := n.dev.LookupPeer(device.NoisePublicKey(p.key)); q != nil {
@@ -116,7 +117,7 @@ func (n *rivalNode) wipe(peers []peer) error {
 	return nil
 }
 
-// rivalNetwork is the stack of wireguard-go's tun/netstack.
+// A rivalNetwork is a TCP/IP stack of wireguard-go's tun/netstack.
 type rivalNetwork struct{ net *netstack.Net }
 
 func (n rivalNetwork) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {

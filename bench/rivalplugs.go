@@ -169,7 +169,8 @@ func (b *rivalBind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	return &rivalEndpoint{a}, err
 }
 
-// A rivalEndpoint is as large as the endpoint of wireguard-go's own bind.
+// A rivalEndpoint is the address of a peer. It is as large as the endpoint of wireguard-go's own bind, so that it costs the same
+// memory.
 type rivalEndpoint struct{ netip.AddrPort }
 
 func (e *rivalEndpoint) ClearSrc()           {}

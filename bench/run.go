@@ -16,33 +16,34 @@ import (
 	"time"
 )
 
-// The sides of a round run in this order.
+// The sides of a round. Their samples are taken in this order.
 const (
 	sideOurs   = "ours"
 	sideTheirs = "wireguard-go"
 	sideBound  = "bound"
 )
 
-// orderEnv names the variable that tells a process to take one sample instead of all of them.
+// orderEnv is the name of an environment variable. A process of bench that finds an order there takes one sample, and does
+// nothing else.
 const orderEnv = "WIREGUARD_BENCH_SAMPLE"
 
-// An order asks a new process to take one sample. So each sample starts with the same heap and the same warm-up, without traces of
-// an earlier one, and a crash ends only one sample.
+// An order asks a new process to take one sample. Each sample has its own process, so it starts with a fresh heap and the same
+// warm-up, and a crash ends only one sample.
 type order struct {
 	Name, Side string
 	Effort     effort
 	Profile    string // a file for a CPU profile; empty means no profile
-	Program    string // a daemon; empty means that the sample needs none
-	Isolated   bool   // the sample runs in its own namespaces, as one with a daemon does
-	Round      int    // from 0; the seed of what is drawn at random
+	Program    string // path of the side's daemon; empty means that the sample needs no daemon
+	Isolated   bool   // the sample runs in its own namespaces; a sample with a daemon always does
+	Round      int    // counts from 0; the seed of the random losses in the family wan
 }
 
 func (o *order) isolated() bool { return o.Isolated || o.Program != "" }
 
 // A reply is one line of the standard output of a process that executes an order.
 type reply struct {
-	Resting bool    // the process needs no more processor time, so the next sample may begin
-	Sample  *sample // the last line
+	Resting bool    // the process needs no more processor time; the next sample may begin
+	Sample  *sample // set only in the last line
 }
 
 // answer executes an order in this process and prints the sample.
@@ -80,7 +81,7 @@ func answer(text string, out *os.File) error {
 	return replies.Encode(reply{Sample: &s})
 }
 
-// take runs a measure for one side.
+// take takes one sample of a measure for one side: sideOurs, sideTheirs or sideBound.
 func (st *stage) take(m *measure, side string) (sample, error) {
 	switch side {
 	case sideOurs:
@@ -95,14 +96,15 @@ func (st *stage) take(m *measure, side string) (sample, error) {
 
 // A taking is a process that executes an order.
 type taking struct {
-	// free is closed when another sample may begin: when the process says that it needs no more processor time, or else after done.
+	// free is closed when another sample may begin. That is when the process says that it needs no more processor time. If it
+	// never says so, free is closed after done.
 	free chan struct{}
 	done chan struct{} // closed when sample and err are set
 	sample
 	err error
 }
 
-// start runs an order in a new process of this program.
+// start starts a new process of this program that executes an order.
 func start(ctx context.Context, o order) (*taking, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -111,7 +113,7 @@ func start(ctx context.Context, o order) (*taking, error) {
 	return startProgram(ctx, self, o)
 }
 
-// startProgram runs an order in a new process of the bench at path.
+// startProgram starts a new process that executes an order. path is the bench program that it runs.
 func startProgram(ctx context.Context, path string, o order) (*taking, error) {
 	text, err := json.Marshal(o)
 	if err != nil {
@@ -145,7 +147,7 @@ func (t *taking) follow(cmd *exec.Cmd, lines *bufio.Scanner, trouble *bytes.Buff
 	for lines.Scan() {
 		var r reply
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			continue // output of a library
+			continue // a library printed this line
 		}
 		if r.Resting && !resting {
 			resting = true
@@ -165,7 +167,7 @@ func (t *taking) follow(cmd *exec.Cmd, lines *bufio.Scanner, trouble *bytes.Buff
 	}
 }
 
-// A runner takes samples and alternates between the sides.
+// A runner starts one process per sample and alternates between the sides.
 type runner struct {
 	rounds  int
 	effort  effort
@@ -174,7 +176,8 @@ type runner struct {
 	workshop
 }
 
-// begin starts one sample and returns when another one may begin. label is the side's name in the file name of a profile.
+// begin starts one sample. It returns when another sample may begin, which may be before the first one ends. label stands for the
+// side in the name of the profile's file.
 func (r *runner) begin(ctx context.Context, m *measure, side, label string, round int) (*taking, error) {
 	o := order{Name: m.name, Side: side, Effort: r.effort, Round: round, Isolated: side == sideBound && m.boundRoot}
 	if m.daemons {
@@ -194,10 +197,11 @@ func (r *runner) begin(ctx context.Context, m *measure, side, label string, roun
 	return t, nil
 }
 
-// perSample is longer than any sample takes, except for its spans.
+// perSample is longer than any sample takes, apart from the time that measure.spans adds.
 const perSample = time.Minute
 
-// run measures one name. It alternates samples: ours, wireguard-go, ours, wireguard-go, and so on.
+// run takes all samples of one measure. In each round it takes one sample of this library, one of wireguard-go and one of the
+// bound, as far as the measure has them.
 func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeLimit(m))
 	defer cancel()
@@ -240,7 +244,7 @@ func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 	return w, nil
 }
 
-// timeLimit returns the longest time that m may take for all its rounds. A round has up to three samples: of this library, of
+// timeLimit returns the longest time that all rounds of m may take together. A round has up to three samples: of this library, of
 // wireguard-go and of the bound.
 func (r *runner) timeLimit(m *measure) time.Duration {
 	return time.Duration(r.rounds) * (perSample + 3*time.Duration(m.spans)*r.effort.Transfer)

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// small is an effort of a few hundredths of a second.
+// small is an effort with which most samples take a few hundredths of a second.
 var small = effort{
 	Warm:   10 * time.Millisecond,
 	Span:   30 * time.Millisecond,
@@ -23,7 +23,7 @@ var small = effort{
 	Peers:  40,
 }
 
-// ended returns a process that has ended.
+// ended returns a taking whose process has ended with the given sample and error.
 func ended(s sample, err error) *taking {
 	t := &taking{free: make(chan struct{}), done: make(chan struct{}), sample: s, err: err}
 	close(t.free)
@@ -73,7 +73,7 @@ func TestBoundAndAlike(t *testing.T) {
 	}
 }
 
-// A resting sample lets the next one begin before it has ended.
+// TestRestingSamplesOverlap checks that the next sample begins as soon as the previous one rests, even if that has not ended.
 func TestRestingSamplesOverlap(t *testing.T) {
 	var waiting []*taking
 	r := runner{rounds: 2, start: func(context.Context, order) (*taking, error) {
@@ -105,7 +105,7 @@ func TestFailedSample(t *testing.T) {
 	}
 }
 
-// took takes a sample in a new process.
+// took executes an order in a new process, and returns the sample when the process has ended.
 func took(t *testing.T, o order) (sample, error) {
 	t.Helper()
 	k, err := start(t.Context(), o)
@@ -127,11 +127,11 @@ func TestProcessOfItsOwn(t *testing.T) {
 	}
 }
 
-// Each measure runs on each side and ends.
+// TestMeasures checks that each measure returns a plausible sample for each side.
 func TestMeasures(t *testing.T) {
 	var shop workshop
 	defer shop.close()
-	minutes := []string{"load/storm-lookup", "load/strangers"} // these take seconds even with a small effort
+	minutes := []string{"load/storm-lookup", "load/strangers"} // these measures take seconds even with a small effort
 	for _, m := range slices.Concat(measures(), sendersMeasures(), receiversMeasures(), loadMeasures()) {
 		if slices.Contains(minutes, m.name) {
 			continue
@@ -160,9 +160,10 @@ func TestMeasures(t *testing.T) {
 	}
 }
 
-// takeSmall takes a small sample. It uses a new process if the measure starts daemons, or if it is a difference of the heap,
-// which shrinks when goroutines of earlier samples end. It also does so for a proxy on wireguard-go's stack, which panics if it
-// is closed while connections still send. Otherwise it uses this process.
+// takeSmall takes a sample with the effort small. It uses a new process if the measure starts daemons. It also does so if the
+// figure is a difference of heap sizes, because the heap of this process shrinks when goroutines of earlier samples end. And it
+// does so for a proxy on wireguard-go's stack, which panics if it is closed while connections still send. Otherwise it uses this
+// process.
 func takeSmall(t *testing.T, m *measure, side string, shop *workshop) (sample, error) {
 	if m.unit == "bytes" || side == sideTheirs && strings.HasPrefix(m.name, "proxy/") {
 		return took(t, order{Name: m.name, Side: side, Effort: small})
@@ -182,7 +183,7 @@ func takeSmall(t *testing.T, m *measure, side string, shop *workshop) (sample, e
 	return took(t, order{Name: m.name, Side: side, Effort: small, Program: program})
 }
 
-// If this machine cannot measure a name, bench prints the reason and does not fail.
+// TestLeftOut checks that bench prints a reason and does not fail if this machine cannot run a measure.
 func TestLeftOut(t *testing.T) {
 	m := measure{name: "x/y"}
 	if why := m.missing(); why != "" {
@@ -202,7 +203,8 @@ func TestLeftOut(t *testing.T) {
 	}
 }
 
-// The search doubles and then halves. It ends slightly below the limit and returns the rate really sent.
+// TestHighest checks that highest returns a rate slightly below the limit, and that this is the rate that the sender really
+// reached.
 func TestHighest(t *testing.T) {
 	for _, limit := range []float64{0.3, 0.9, 1, 1.7, 5, 100} {
 		got, err := highest(1, 8, func(rate float64) (float64, bool, error) { return rate, rate <= limit, nil })

@@ -6,8 +6,9 @@ func scalingMeasures() []measure {
 	return []measure{{name: "seal/scaling", unit: "x", run: runScaling}}
 }
 
-// runScaling measures how much more one source sends to one peer on two cores than on one. The datagrams are discarded, so only
-// reading the source, sealing and passing on datagrams take time. The two settings alternate within the sample.
+// runScaling measures the rate at which one source sends to one peer on two cores, divided by the rate on one core. The wire
+// discards the datagrams, so only three steps take time: reading from the source, sealing, and passing datagrams to the wire.
+// Within a sample, runScaling alternates between one core and two.
 func runScaling(st *stage) (sample, error) {
 	w := newWire(st, st.lib.landings())
 	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)

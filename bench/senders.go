@@ -22,12 +22,13 @@ func sendersMeasures() (ms []measure) {
 	return ms
 }
 
-// A senderTunnel is the plaintext side of both devices. One device sends with Device.Send, and the other counts.
+// A senderTunnel is the plaintext side of a device. Two devices use one each: the first sends with Device.Send, and the second
+// counts the packets that arrive.
 type senderTunnel struct {
 	dev *wireguard.Device
 
 	mu       sync.Mutex // guards next
-	next     []uint64   // the next number expected, indexed by sender
+	next     []uint64   // for each sender, the number that its next packet should have
 	received atomic.Int64
 	late     atomic.Int64
 }
@@ -53,8 +54,9 @@ func (t *senderTunnel) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-// runSenders measures n goroutines that send packets of one size, one by one, to one peer over loopback sockets, as fast as they
-// can. It counts packets that arrive, because packets sent faster than the device seals are dropped.
+// runSenders measures n goroutines that send packets of one size to one peer over loopback sockets. Each goroutine sends one
+// packet per call, as fast as it can. runSenders counts the packets that arrive, because the device drops packets when it cannot
+// seal them fast enough.
 func runSenders(st *stage, n, size int) (sample, error) {
 	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}
 	var nodes [2]*ourNode

@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	stackConns = 2000 // connections at once
-	stackDials = 32   // dials at the same time
+	stackConns = 2000 // connections that are open at the same time
+	stackDials = 32   // dials that run at the same time
 )
 
-// stackMeasures are the names with many connections between two stacks.
+// stackMeasures returns the measures with many connections between two stacks.
 func stackMeasures() []measure {
 	return []measure{
 		{name: "stack/2000", unit: "Gbit/s", run: runCrowd},
@@ -51,14 +51,15 @@ func (s *stacks) openMany(st *stage, n int) ([]net.Conn, error) {
 	return conns, errs[0]
 }
 
-// A crowdRun is a bulk transfer over many connections that has begun.
+// A crowdRun is a bulk transfer over many connections that is in progress.
 type crowdRun struct {
-	total  atomic.Int64 // bytes that the readers got
+	total  atomic.Int64 // bytes that the readers have received
 	failed atomic.Pointer[error]
 	first  float64 // bytes in the first second after the writers began
 }
 
-// Write counts what a reader copies to it. A run has no ReadFrom, so io.Copy uses a WriteTo of the connection, or a buffer.
+// Write counts the bytes that io.Copy reads from a connection. A crowdRun has no ReadFrom, so io.Copy uses the connection's
+// WriteTo if it exists, and otherwise a buffer.
 func (r *crowdRun) Write(b []byte) (int, error) {
 	r.total.Add(int64(len(b)))
 	return len(b), nil
@@ -76,7 +77,7 @@ func startCrowd(st *stage) (*crowdRun, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, chunk) // shared, because nobody changes it
+	b := make([]byte, chunk) // all writers can share b, because none changes it
 	for _, c := range conns {
 		go func() {
 			for {
@@ -109,8 +110,8 @@ func runCrowd(st *stage) (sample, error) {
 	return c.throughput(append([]aside{first}, st.calls()...)), nil
 }
 
-// runCrowdMemory measures the resident memory of the whole process, with both ends in it, while all connections carry data.
-// Before that it lets their buffers fill, which takes about ten seconds.
+// runCrowdMemory measures the resident memory of this process, which contains both ends, while all connections carry data. It
+// begins to measure after about ten seconds, when the connections' buffers have filled.
 func runCrowdMemory(st *stage) (sample, error) {
 	r, err := startCrowd(st)
 	if err != nil {
@@ -128,8 +129,8 @@ func runCrowdMemory(st *stage) (sample, error) {
 
 var errNotAccepted = errors.New("the listener did not accept all connections")
 
-// runIdleMemory measures the bytes of heap and stack per connection at one end, for connections that have carried a byte in each
-// direction and that nobody reads or writes.
+// runIdleMemory measures the bytes of heap and stacks that one end of an idle connection uses. Each connection has carried one
+// byte in each direction. While it is measured, no goroutine reads or writes it.
 func runIdleMemory(st *stage) (sample, error) {
 	s, err := joinByTunnel(st)
 	if err != nil {
@@ -143,9 +144,9 @@ func runIdleMemory(st *stage) (sample, error) {
 	}}, err
 }
 
-// weighIdle opens conns connections, and weighs the process after the first one, which makes the tunnel's session, and after
-// the last one. n is the number of connections that were opened in between. Each of them has carried a byte in each direction,
-// and no goroutine reads it.
+// weighIdle opens conns connections. The result before is the footprint when the first connection is open, which has also made
+// the tunnel's session. The result after is the footprint when all connections are open. The result n is the number of
+// connections that weighIdle opened in between. Each of these has carried one byte in each direction, and no goroutine reads it.
 func (s *stacks) weighIdle(st *stage, conns int) (before, after footprint, n float64, err error) {
 	kept := s.keep(conns)
 	if _, err := s.openMany(st, 1); err != nil {
@@ -175,7 +176,8 @@ func (s *stacks) weighIdle(st *stage, conns int) (before, after footprint, n flo
 	return before, after, float64(len(opened)), err
 }
 
-// keep sends back one byte on each of at most n connections, and then leaves them in the channel, without a goroutine.
+// keep accepts connections. On each one, it sends the first byte back, and then puts the connection into the channel, which has
+// space for n of them. After that, no goroutine of keep uses the connection.
 func (s *stacks) keep(n int) <-chan net.Conn {
 	kept := make(chan net.Conn, n)
 	go func() {
@@ -184,7 +186,7 @@ func (s *stacks) keep(n int) <-chan net.Conn {
 			if err != nil {
 				return
 			}
-			go func() { // this goroutine ends, so that its stack is not measured
+			go func() { // this goroutine ends before the measurement, so its stack is not measured
 				var b [1]byte
 				if _, err := c.Read(b[:]); err == nil {
 					_, _ = c.Write(b[:])

@@ -8,7 +8,7 @@ import (
 // A summary condenses the samples of one side.
 type summary struct {
 	median, low, high float64
-	aside             []aside // medians, in the order of the samples' asides; Wrong if the aside is wrong in any sample
+	aside             []aside // medians, in the order of the samples' asides; an aside is Wrong if it is Wrong in any sample
 	n                 int
 	values            []float64 // in the order of the rounds
 }
@@ -30,7 +30,7 @@ func median(vs []float64) float64 {
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
-// summarize needs at least one sample.
+// summarize condenses samples, of which it needs at least one.
 func summarize(samples []sample) summary {
 	values := make([]float64, len(samples))
 	for i, s := range samples {
@@ -59,13 +59,14 @@ type row struct {
 	*measure
 	ours, theirs summary
 	bound        *summary
-	withoutBound string // why bound is nil although the measure has a bound
+	withoutBound string // why bound is nil although the measure has one
 
-	// ratio is ours / theirs, computed from the medians. low and high are the extremes of the rounds' ratios.
+	// ratio is the median of ours divided by the median of theirs. low and high are the lowest and the highest ratio of a single
+	// round.
 	ratio, low, high float64
 }
 
-// newRow compares samples of both sides, taken alternately.
+// newRow compares the samples of both sides. Samples with the same index belong to the same round.
 func newRow(m *measure, ours, theirs, bound []sample) row {
 	r := row{measure: m, ours: summarize(ours), theirs: summarize(theirs)}
 	r.ratio = quotient(r.ours.median, r.theirs.median)
@@ -89,7 +90,7 @@ func quotient(a, b float64) float64 {
 	return a / b
 }
 
-// wrong reports whether any figure that must be zero is not.
+// wrong reports whether a figure that must be zero is not zero.
 func (r *row) wrong() bool {
 	bad := func(a aside) bool { return a.Wrong }
 	return slices.ContainsFunc(r.ours.aside, bad) || slices.ContainsFunc(r.theirs.aside, bad)

@@ -42,7 +42,7 @@ func printHead(w io.Writer) {
 	fmt.Fprintf(w, rowFormat, "name", "unit", "ours", "(spread)", "wireguard-go", "(spread)", "ratio", "(spread)  better")
 }
 
-// printRow writes the row and, below it, the figures that explain it.
+// printRow writes the row and, below it, lines with the figures that explain the row.
 func printRow(w io.Writer, r row) {
 	paren := func(low, high float64) string { return "(" + spread(low, high) + ")" }
 	if r.single() {
@@ -101,7 +101,7 @@ func printWorst(w io.Writer, r *row) {
 	}
 }
 
-// printAsides writes the asides of one side as a line below a row, if any.
+// printAsides writes the asides of one side as one line below a row. It writes nothing if there are none.
 func printAsides(w io.Writer, who string, as []aside) {
 	if len(as) == 0 {
 		return
@@ -115,7 +115,7 @@ func printAsides(w io.Writer, who string, as []aside) {
 	fmt.Fprintf(w, "  %-13s %s\n", who, strings.Join(parts, ", "))
 }
 
-// String returns the figure with its name and unit, and a warning if it is wrong.
+// String returns the aside's name, value and unit, and a warning if the value must be 0 and is not.
 func (a aside) String() string {
 	s := strings.TrimSpace(a.Name + " " + figure(a.Value) + " " + a.Unit)
 	if a.Wrong {
@@ -124,7 +124,7 @@ func (a aside) String() string {
 	return s
 }
 
-// A record is a row as -json prints it.
+// A record is a row in the form that -json prints.
 type record struct {
 	Name   string  `json:"name"`
 	Unit   string  `json:"unit"`

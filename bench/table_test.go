@@ -73,7 +73,8 @@ func TestFigure(t *testing.T) {
 	}
 }
 
-// rows returns rows that cover all that a row can contain.
+// rows returns rows of every kind: one with a bound, one for which a lower figure is better, one with a figure of zero, and one
+// whose samples count for both sides.
 func rows() []row {
 	of := func(v float64) []sample {
 		return []sample{{v, []aside{{Name: "cpu", Unit: "µs", Value: 1}, {Name: "apart", Unit: "u", Value: v, Apart: true}}}}
@@ -133,7 +134,8 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// The picture is well-formed, has a bar for each row with two sides, and has no element outside its frame.
+// TestPlot checks that the picture is well-formed XML, has a bar for each row with two sides, and has no element outside its
+// frame.
 func TestPlot(t *testing.T) {
 	for _, rs := range [][]row{rows(), nil} {
 		bars, text := 0, ""
@@ -171,7 +173,8 @@ func TestPlot(t *testing.T) {
 	}
 }
 
-// The curve is a separate panel below the bars. It has one line per library, from the smallest size to the largest.
+// TestPlotCurve checks that the picture of the curve has one line per library, with a point for each packet size, and no bars. If
+// only one point was measured, the picture has no line.
 func TestPlotCurve(t *testing.T) {
 	var rs []row
 	for i, m := range curveMeasures() {

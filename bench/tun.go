@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// tunMeasures compare daemons: our cmd/wg0 and wireguard-go's own. Each sample uses two hosts, which are network namespaces joined
-// by a veth pair. Each host runs one daemon:
+// tunMeasures returns the measures that compare daemons: cmd/wg0 of this library, and the daemon of wireguard-go. Each sample
+// uses two hosts, which are network namespaces that a veth pair connects. Each host runs one daemon:
 //
 //	iperf3, ping ─▶ wg1 10.77.0.1 ─▶ daemon ─▶ v0 ══════ v0 ─▶ daemon ─▶ wg2 10.77.0.2 ─▶ iperf3
 func tunMeasures() []measure {
@@ -24,7 +24,7 @@ func tunMeasures() []measure {
 	}
 }
 
-// missing returns why this host cannot take the measure, or an empty string if it can.
+// missing returns why this machine cannot run the measure, or an empty string if it can.
 func (m *measure) missing() string {
 	if !m.daemons {
 		return ""
@@ -34,7 +34,7 @@ func (m *measure) missing() string {
 
 // A workshop builds each daemon when it is first needed.
 type workshop struct {
-	module string // the folder of the module to build; empty means the current folder
+	module string // the folder in which the workshop runs go build; empty means the current folder
 	dir    string
 	built  map[string]string // maps a side to the path of its daemon
 }
@@ -70,7 +70,7 @@ func (w *workshop) daemon(side string) (string, error) {
 	return "", fmt.Errorf("%w; run bench inside its module", errors.Join(errs...))
 }
 
-// goBuild builds a main package, seen from a folder. An empty folder means the current one.
+// goBuild runs go build in folder. It builds the main package source into the file path. An empty folder means the current one.
 func goBuild(folder, path, source string) error {
 	cmd := exec.Command("go", "build", "-o", path, source)
 	cmd.Dir = folder
@@ -87,8 +87,9 @@ func (w *workshop) close() {
 	}
 }
 
-// highest searches for the highest rate that holds. It doubles from low until a rate does not hold, and then bisects steps times.
-// try returns the rate really reached, and whether it held. highest returns an error if no rate holds.
+// highest searches for the highest rate at which few packets are lost. The function try sends at a rate. It returns the rate that
+// the sender really reached (reached), and whether few packets were lost (held). highest doubles the rate, beginning with low,
+// until held is false. Then it bisects steps times. It returns an error if held is false at every rate.
 func highest(low float64, steps int, try func(rate float64) (reached float64, held bool, err error)) (float64, error) {
 	best, good, bad := 0.0, 0.0, 0.0
 	for rate := low; ; {
@@ -102,7 +103,7 @@ func highest(low float64, steps int, try func(rate float64) (reached float64, he
 			bad = rate
 		}
 		switch {
-		case bad == 0 && reached < 0.8*rate: // the sender can do no more
+		case bad == 0 && reached < 0.8*rate: // the sender cannot send faster
 			return best, nil
 		case bad == 0:
 			rate *= 2
@@ -117,7 +118,7 @@ func highest(low float64, steps int, try func(rate float64) (reached float64, he
 	}
 }
 
-// roundTrips returns the times in the output of ping, in µs.
+// roundTrips returns the round trips in the output of ping(8), in µs.
 func roundTrips(out string) (times []float64) {
 	for line := range strings.Lines(out) {
 		_, text, ok := strings.Cut(line, " time=")

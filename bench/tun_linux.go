@@ -14,19 +14,20 @@ import (
 
 func missingForDaemons() string { return netlab.Missing("go", "ip", "wg", "ping", "iperf3") }
 
-// isolate and enterIsolated give the process of a sample its own mount, process and network namespaces.
+// isolate and enterIsolated give the process of a sample its own mount, process and network namespaces. The parent calls isolate
+// before it starts the process. The process itself calls enterIsolated.
 func isolate(cmd *exec.Cmd) { netlab.Isolate(cmd) }
 func enterIsolated() error  { return netlab.Enter() }
 
 var tunB = netip.MustParseAddr("10.77.0.2")
 
-// A site is one end of the tunnel.
+// A site is one end of the tunnel: a host and the daemon on it.
 type site struct {
 	*netlab.Host
 	*netlab.Daemon
 }
 
-// sites sets up both ends and waits until they have a session.
+// sites sets up both ends of the tunnel, and waits until a ping through the tunnel is answered.
 func sites(st *stage) (a, b site, err error) {
 	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}
 	ends := [2]*site{&a, &b}
@@ -78,7 +79,7 @@ func cpu(a, b site) (time.Duration, error) {
 	return x + y, err
 }
 
-// runTunTCP measures how much the receiving iperf3 gets over a number of TCP connections.
+// runTunTCP measures the throughput that the receiving iperf3 reports for a number of TCP connections together.
 func runTunTCP(connections int) func(*stage) (sample, error) {
 	return func(st *stage) (sample, error) {
 		a, b, err := sites(st)
@@ -142,8 +143,8 @@ func runTunRTT(st *stage) (sample, error) {
 	return sample{Value: median(times), Aside: []aside{{Name: "of 100 the slowest", Unit: "µs", Value: times[len(times)*99/100]}}}, nil
 }
 
-// runTunMemory measures the resident memory of the larger of the two daemons half a minute after bulk runs over TCP and UDP.
-// Nothing requests a garbage collection.
+// runTunMemory measures the resident memory of the larger of the two daemons half a minute after bulk runs over TCP and UDP. The
+// bench requests no garbage collection.
 func runTunMemory(st *stage) (sample, error) {
 	a, b, err := sites(st)
 	if err != nil {

@@ -18,16 +18,17 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// wanFamily measures TCP over long paths. A sample takes 20 seconds, so bench measures the family only on demand.
+// wanFamily is the name of the family of measures of TCP over long paths. A sample takes 20 seconds, so bench measures the family
+// only on demand.
 const wanFamily = "wan"
 
-// A wanCell is a path: the same line in each direction.
+// A wanCell is a long path. Its properties are the same in each direction.
 type wanCell struct {
 	name  string
-	rate  float64       // Mbit/s of IP packets that carry the tunnel
-	trip  time.Duration // of a packet and its answer, without queues
-	queue time.Duration // the time that a full queue takes to drain; packets beyond it are dropped
-	loss  float64       // probability
+	rate  float64       // in Mbit/s; counts the whole IP packets that carry the tunnel's datagrams
+	trip  time.Duration // round-trip time while the queues are empty
+	queue time.Duration // the time that a full queue takes to drain; packets that find it full are dropped
+	loss  float64       // probability that a packet is lost
 }
 
 var wanCells = []wanCell{
@@ -44,7 +45,8 @@ var wanCells = []wanCell{
 // wanUpload is the path of wan/upload-ping: a home with a slow uplink and a deep queue.
 var wanUpload = wanCell{"upload-ping", 50, 30 * time.Millisecond, 250 * time.Millisecond, 0}
 
-// wanUploadSpans is how many times as long a sample of wan/upload-ping takes as another sample of the family.
+// wanUploadSpans is the duration of a sample of wan/upload-ping as a multiple of effort.Transfer. Other samples of the family
+// take one effort.Transfer.
 const wanUploadSpans = 3
 
 func wanMeasures() (ms []measure) {
@@ -76,7 +78,7 @@ func (c wanCell) measure(unit string, spans int, run func(*stage, *wanPath) (sam
 	}
 }
 
-// conditions returns what the wire does in each direction.
+// conditions returns the path's properties as conditions of a wire, which apply to each direction.
 func (c wanCell) conditions() pipe.Conditions {
 	perSecond := c.rate * 1e6 / 8
 	return pipe.Conditions{
@@ -87,21 +89,21 @@ func (c wanCell) conditions() pipe.Conditions {
 	}
 }
 
-// wire makes the path. All sides of a round draw their losses from the same seed.
+// wire makes the path. All sides of one round use the same seed for the random losses.
 func (c wanCell) wire(st *stage) *pipe.Network {
-	// The sockets' queues are large, so that only the path's own queue drops.
+	// The sockets' queues are large, so that only the path's own queue drops datagrams.
 	n := pipe.NewNetwork(pipe.Config{Seed: uint64(st.round), Queue: 64 << 20})
 	n.SetConditions(c.conditions())
 	return n
 }
 
-// A wanPath is two stacks, joined by the path of a cell.
+// A wanPath is two TCP/IP stacks that the path of a cell connects.
 type wanPath struct {
 	*stacks
-	ping func(context.Context) (time.Duration, error) // from the stack that dials to the other one
+	ping func(context.Context) (time.Duration, error) // sends a ping from the stack that dials to the other one
 }
 
-// joinByWan joins two stacks with the measured library.
+// joinByWan connects two stacks with a tunnel of the measured library over the path c.
 func joinByWan(st *stage, c wanCell) (*wanPath, error) {
 	n := c.wire(st)
 	ea, eb := n.NewEnd(), n.NewEnd()
@@ -128,8 +130,8 @@ func joinByWan(st *stage, c wanCell) (*wanPath, error) {
 	return &wanPath{s, func(ctx context.Context) (time.Duration, error) { return from.ping(ctx, addrB) }}, nil
 }
 
-// runDownload measures the goodput of one connection, whose dialer reads. The time begins with the dial, so it includes the
-// handshakes and the slow start.
+// runDownload measures the goodput of one TCP connection, on which the side that dialed reads. The measured time begins with the
+// dial, so it includes the handshakes of WireGuard and TCP, and TCP's slow start.
 func runDownload(st *stage, p *wanPath) (sample, error) {
 	p.serve(func(c net.Conn) { _ = fill(c) })
 	c0, begin := cpuTime(), time.Now()
@@ -168,8 +170,8 @@ func runDownload(st *stage, p *wanPath) (sample, error) {
 // pingEvery is the time between two pings of wan/upload-ping.
 const pingEvery = 100 * time.Millisecond
 
-// runUploadPing measures the 95th percentile of pings beside an upload. A ping without an answer within 5 seconds counts as 5
-// seconds.
+// runUploadPing measures the 95th percentile of the round trips of pings during an upload. A ping without an answer within 5
+// seconds counts as 5 seconds.
 func runUploadPing(st *stage, p *wanPath) (sample, error) {
 	var received atomic.Int64
 	p.serve(func(c net.Conn) { drain(c, &received) })
@@ -201,7 +203,8 @@ func echoRequest(number uint32) ([]byte, error) {
 	return m.Marshal(nil)
 }
 
-// pings sends a ping every pingEvery until end. It returns how long each took, in milliseconds, and how many got no answer.
+// pings sends a ping every pingEvery until end. It returns the round trip of each ping in milliseconds (trips), and how many
+// pings got no answer (lost). A lost ping counts as a round trip of 5 seconds.
 func pings(p *wanPath, end time.Time) (trips []float64, lost int) {
 	const patience = 5 * time.Second
 	var mu sync.Mutex // guards trips and lost

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Each side carries something over a path, and the kernel too where this host allows that.
+// TestWan checks that each side transfers data over two of the paths. It checks the kernel's TCP only if this machine can run it.
 func TestWan(t *testing.T) {
 	effort := small
 	effort.Transfer = time.Second
@@ -36,7 +36,8 @@ func TestWan(t *testing.T) {
 	}
 }
 
-// The dialer reads for the time of a transfer, which begins with the dial: the goodput counts the time until the first byte.
+// TestDownloadCountsFromTheDial checks that the time of a transfer begins with the dial. So the goodput includes the time before
+// the first byte arrives.
 func TestDownloadCountsFromTheDial(t *testing.T) {
 	const late, transfer = 200 * time.Millisecond, 400 * time.Millisecond
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -62,7 +63,7 @@ func TestDownloadCountsFromTheDial(t *testing.T) {
 	}
 }
 
-// A ping without an answer counts as five seconds, so that it cannot improve the figure.
+// TestLostPingsCount checks that a ping without an answer counts as five seconds, so that lost pings cannot improve the figure.
 func TestLostPingsCount(t *testing.T) {
 	n := 0
 	p := &wanPath{ping: func(context.Context) (time.Duration, error) {
@@ -78,7 +79,8 @@ func TestLostPingsCount(t *testing.T) {
 	}
 }
 
-// The row of a cell names the worst sample of each side, and says why the kernel is left out.
+// TestWorst checks that a row of the family wan shows the worst sample of each side. If the kernel's TCP was not measured, the
+// row must say why.
 func TestWorst(t *testing.T) {
 	of := func(vs ...float64) (ss []sample) {
 		for _, v := range vs {

@@ -22,14 +22,15 @@ import (
 
 func missingForKernel() string { return netlab.Missing("ip") }
 
-// overhead is what WireGuard adds to a packet besides the header of the datagram. The kernel's packets carry it too, so that
-// all sides have the same rate to fill.
+// overhead is the number of bytes that WireGuard adds to a packet, apart from the IP and UDP headers of the datagram. The packets
+// of the kernel's TCP are extended by as many bytes, so that the path has the same capacity for all sides.
 const overhead = 16 + 16
 
-// kernelBuffer is the largest buffer of a kernel's connection. The default of 6 MiB is too small for half of the cells.
+// kernelBuffer is the size in bytes to which the kernel may grow the buffers of a TCP connection. The default of 6 MiB is too
+// small for half of the cells.
 const kernelBuffer = 64 << 20
 
-// joinKernels joins the TCP of two network namespaces by the same wire as joinByWan, without a tunnel:
+// joinKernels connects the TCP of two network namespaces over the same path as joinByWan, but without a tunnel:
 //
 //	TCP ─▶ TUN of a ─▶ end of the wire ══════ end of the wire ─▶ TUN of b ─▶ TCP
 func joinKernels(st *stage, c wanCell) (*wanPath, error) {
@@ -59,7 +60,8 @@ func joinKernels(st *stage, c wanCell) (*wanPath, error) {
 // kernelPort is the port of each end of the wire.
 const kernelPort = 1
 
-// joinKernel makes a TUN in h and carries its packets from one end of the wire to the other.
+// joinKernel makes a TUN interface in the host h, and connects it with one end of the wire, from. A packet that the kernel sends
+// through the interface goes to the other end, to. A packet that arrives at from goes to the kernel.
 func joinKernel(st *stage, h *netlab.Host, from, to *pipe.End, own, other netip.Addr) error {
 	tun, err := openTUN(h)
 	if err != nil {
@@ -105,7 +107,7 @@ func joinKernel(st *stage, h *netlab.Host, from, to *pipe.End, own, other netip.
 			for _, t := range ts {
 				for data := t.Data; len(data) > overhead; {
 					n := min(t.Size, len(data))
-					_, _ = tun.Write(data[overhead:n]) // the kernel may drop
+					_, _ = tun.Write(data[overhead:n]) // ignore errors: the kernel may drop packets
 					data = data[n:]
 				}
 			}
@@ -143,7 +145,7 @@ type kernelNetwork struct {
 	addr netip.Addr
 }
 
-// dial blocks in connect(2), which blocks the thread too. It does not return early when ctx ends.
+// dial calls connect(2), which blocks the thread until the connection exists or fails. It does not return earlier when ctx ends.
 func (k kernelNetwork) dial(ctx context.Context, to netip.AddrPort) (c net.Conn, err error) {
 	err = k.socket(func(fd int, f *os.File) (err error) {
 		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
@@ -166,8 +168,8 @@ func (k kernelNetwork) listen(port uint16) (l net.Listener, err error) {
 	return l, err
 }
 
-// socket calls the function use with a new TCP socket of the namespace and its descriptor. It closes the socket then,
-// so use must copy what it keeps.
+// socket calls the function use with the descriptor and the file of a new TCP socket in the namespace. After use returns, it
+// closes the socket, so use must duplicate the descriptor if it keeps the socket.
 func (k kernelNetwork) socket(use func(fd int, f *os.File) error) error {
 	return k.host.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -183,10 +185,10 @@ func (k kernelNetwork) socket(use func(fd int, f *os.File) error) error {
 	})
 }
 
-// pingNumber tells the kernel's pings of this process apart.
+// pingNumber is the number of the latest ping that kernelNetwork.ping sent. The number identifies the reply.
 var pingNumber atomic.Uint32
 
-// ping opens a socket for each request.
+// ping sends one echo request through a new socket, and returns the time until the reply arrives.
 func (k kernelNetwork) ping(ctx context.Context, to netip.Addr) (took time.Duration, err error) {
 	var c *icmp.PacketConn
 	err = k.host.Do(func() (err error) {

@@ -9,26 +9,27 @@ import (
 )
 
 const (
-	wireBatch = 128  // most datagrams per batch
-	wireRoom  = 2048 // average room per datagram, in bytes
+	wireBatch = 128  // largest number of datagrams per batch
+	wireRoom  = 2048 // memory per datagram of a landing, on average, in bytes
 )
 
-// A wire joins two ends in memory, for either library. It loses no datagrams, keeps their order, and makes a sender wait when it is
-// full.
+// A wire carries datagrams between two devices in memory, for either library. It loses no datagrams, keeps their order, and makes
+// a sender wait when it is full.
 //
-// A receiver offers memory, called a landing. A sender copies its datagrams there once and passes the landing on. The libraries
-// differ only in the source of that memory. wireguard-go calls its bind with buffers to fill, and those buffers are the landing.
-// Our bind lends memory to the device, so it has its own landings and reuses them in turn.
+// The receiving end offers memory, called a landing. The sender copies its datagrams into the landing and passes the landing to
+// the receiver. The libraries differ only in who provides the memory. wireguard-go calls its bind with buffers to fill, and these
+// buffers are the landing. This library's bind lends memory to the device, so the bind has landings of its own and reuses them in
+// turn.
 type wire struct{ ends [2]end }
 
-// An end is one of the two ends of a wire.
+// An end is one of the two ends of a wire. One device uses it.
 type end struct {
 	out, in *lane
-	addr    netip.AddrPort // only for configurations and logs, because a wire has only two ends
+	addr    netip.AddrPort // used only in configurations and logs, because a datagram can only go to the other end
 	remote  netip.AddrPort
 	cut     <-chan struct{}
-	void    atomic.Bool  // discard what this end sends
-	voided  atomic.Int64 // datagrams discarded so far
+	void    atomic.Bool  // if true, this end discards the datagrams that its device sends
+	voided  atomic.Int64 // number of datagrams discarded so far
 }
 
 // A lane carries datagrams in one direction.
@@ -43,7 +44,8 @@ type landing struct {
 	n    int
 }
 
-// newWire makes a wire with this many landings at each end. Use zero for sockets whose caller provides buffers.
+// newWire makes a wire with the given number of landings at each end. The number is zero if the device provides buffers when it
+// receives.
 func newWire(st *stage, landings int) *wire {
 	cut := make(chan struct{})
 	st.atCut(func() { close(cut) })
@@ -61,7 +63,7 @@ func newWire(st *stage, landings int) *wire {
 	}}
 }
 
-// A wireSocket is an end while a device has it open. A device may open an end again before it closes the old socket.
+// A wireSocket is an end that a device has opened. A device may open an end again before it closes the previous socket.
 type wireSocket struct {
 	*end
 	down chan struct{}
@@ -72,7 +74,7 @@ func (e *end) open() *wireSocket { return &wireSocket{end: e, down: make(chan st
 
 func (s *wireSocket) close() { s.once.Do(func() { close(s.down) }) }
 
-// swallow counts n datagrams and reports true if the end discards what it sends.
+// swallow reports whether the end discards the datagrams that its device sends. If so, it counts n discarded datagrams.
 func (e *end) swallow(n int) bool {
 	if !e.void.Load() {
 		return false
@@ -81,13 +83,13 @@ func (e *end) swallow(n int) bool {
 	return true
 }
 
-// A crossing is one call of Send. It fills one landing after another.
+// A crossing is the state of one call of Send, which fills one landing after another.
 type crossing struct {
 	s *wireSocket
 	l *landing
 }
 
-// put copies a datagram into a landing.
+// put copies a datagram into a landing. If none is available, it waits for one.
 func (c *crossing) put(datagram []byte) error {
 	if c.l != nil && !c.l.fits(datagram) {
 		c.end()
@@ -135,7 +137,7 @@ func (l *landing) put(datagram []byte) {
 	l.n++
 }
 
-// land offers l if it is not nil, and waits for the next filled landing.
+// land offers the landing l to the sender, unless l is nil. Then it waits for the next filled landing and returns it.
 func (s *wireSocket) land(l *landing) (*landing, error) {
 	if l != nil {
 		l.n, l.used = 0, 0
@@ -148,7 +150,7 @@ func (s *wireSocket) land(l *landing) (*landing, error) {
 	case <-s.cut:
 	}
 	if l != nil && l.bufs != nil {
-		// The buffers return to their owner now, so no sender may hold them any more.
+		// The buffers in l go back to the device now, so take l back from the sender.
 		select {
 		case <-s.in.offered:
 		case <-s.in.arrived:

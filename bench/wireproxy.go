@@ -8,7 +8,7 @@ import (
 )
 
 // serveLikeWireproxy is a SOCKS5 server that does what wireproxy does: it dials through wireguard-go's netstack, and copies each
-// direction with a buffer of 32 KiB. It knows only CONNECT to IPv4 addresses, because the bench sends nothing else.
+// direction with a buffer of 32 KiB. It supports only CONNECT to IPv4 addresses, because the bench sends no other requests.
 func serveLikeWireproxy(l net.Listener, dial dialFunc) {
 	for {
 		c, err := l.Accept()
@@ -47,7 +47,7 @@ func acceptSOCKS(c net.Conn, dial dialFunc) (net.Conn, error) {
 	return to, err
 }
 
-// copyHalf copies one direction and passes its end on. An error closes both connections.
+// copyHalf copies from src to dst. When src ends, it closes dst for writing. After an error it closes both connections.
 func copyHalf(dst, src net.Conn) {
 	_, err := io.CopyBuffer(dst, src, make([]byte, 32<<10))
 	if w, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {

@@ -1,15 +1,17 @@
 // Package conf reads and writes the configuration files of wg(8) and wg-quick(8).
 //
-// [ReadFile] and [Parse] return a [File] of typed values. [File.Config] makes a [wireguard.Config] of it for a new device, and
-// [File.Change] a [wireguard.Change] for a running one. [File.Resolve] resolves the names of endpoints first; nothing else
-// does. A program that changes values writes the file with [File.Text]: comments, order, spelling and keys that this package
-// does not know stay as they were.
+// [ReadFile] and [Parse] return a [File] of typed values. For a new device, [File.Config] makes a [wireguard.Config] from the
+// File. For a running device, [File.Change] makes a [wireguard.Change]. If endpoints have names, call [File.Resolve] first: no
+// other method resolves names. [File.Text] returns the text of the file with the values that a program has changed. Comments,
+// order, spelling and keys that this package does not know stay as they were.
 //
 //	f, err := conf.ReadFile("office.conf")
 //	...
 //	err = f.Resolve(ctx, conf.Resolution{})
 //	...
-//	stack, err := netstack.New(netstack.Config{Addresses: f.Addrs(), DNS: f.Interface.DNS, Search: f.Interface.Search, MTU: f.Interface.MTU})
+//	stack, err := netstack.New(netstack.Config{
+//		Addresses: f.Addrs(), DNS: f.Interface.DNS, Search: f.Interface.Search, MTU: f.Interface.MTU,
+//	})
 //	...
 //	config, err := f.Config()
 //	config.Tunnel, config.Bind = stack, &udp.Bind{}
@@ -17,28 +19,30 @@
 //
 // # The format
 //
-// Keys and names of sections may be in upper or lower case, and white space in them or around them is ignored. Only #
-// begins a comment; a ; belongs to the value. Repeated lines of Address, DNS, AllowedIPs and the four hooks add up. Of any
-// other key except Endpoint, the last line counts. Several [Interface] sections count as one. Several [Peer] sections with
-// one key change one peer in turn: a later section replaces the AllowedIPs of an earlier one, and keeps what it does not
-// set. The value of a hook is its line, exactly as written. An empty value of a key that only wg-quick(8) knows, and of
-// AllowedIPs, sets nothing.
+// Keys and names of sections may be in upper or lower case, and white space in them or around them is ignored. Only the
+// character "#" begins a comment; a semicolon is part of the value. Repeated lines of Address, DNS, AllowedIPs and the four
+// hooks add up. If any other key except Endpoint is repeated, its last line counts. Several [Interface] sections count as one.
+// Several [Peer] sections with the same PublicKey describe one peer, and apply in order. A later section replaces the
+// AllowedIPs of an earlier one, unless one of its prefixes has a plus or minus sign. Other values that the later section does
+// not set keep their earlier values. The value of a hook is the text between the = and a comment, exactly as written except for
+// white space at its ends. An empty value is valid only for AllowedIPs and for the keys that only wg-quick(8) knows, except
+// SaveConfig. An empty value of MTU or Table restores the default, even after a line with a value, as in wg-quick(8). Other
+// empty values set nothing.
 //
-// In one respect a file may say more than wg(8) understands: a peer may have several Endpoint lines. The first line
-// says where the peer is at first, and the others say where to look for it when it does not answer. wg(8) uses only the
-// last line.
+// One extension goes beyond wg(8): a peer may have several Endpoint lines. The first line gives the peer's initial endpoint. The
+// others give endpoints to try when the peer does not answer. wg(8) uses only the last line.
 //
-// In another respect this package accepts less than wg(8): an Endpoint needs a port from 1 to 65535, written as a
-// number, and its address must be that of one host.
+// One rule is stricter than in wg(8): an Endpoint needs a port from 1 to 65535, written as a number, and its address must be
+// neither unspecified nor multicast.
 //
 // Unknown keys are most often misspelt. [File.Config], [File.Change] and [File.Addition] refuse them, and [File.Unknown] lists
 // them. A program that keeps its own sections and keys in the file declares them in a [Syntax].
 //
 // # Secrets
 //
-// A File holds private and preshared keys. If a program prints the File, the keys are left out; only Text writes them. No
-// error repeats a key, or a text that could be a key or a part of one, such as a line that lost its beginning. It gives the
-// number of the line instead.
+// A File holds private and preshared keys. If a program prints the File, these keys are left out; only File.Text writes them. No
+// error quotes a key, or a text that could be a part of a key, such as a line that lost its beginning. The error gives the number
+// of the line instead.
 package conf
 
 import (
@@ -58,24 +62,25 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// A File is a configuration: one [Interface] and any number of [Peer] sections. The zero value is an empty file. A File is
-// for one goroutine at a time. A copy shares its slices.
+// A File is a configuration: one [Interface] and any number of [Peer] sections. The zero value is an empty file. Only one
+// goroutine at a time may use a File. A copy of a File shares its slices with the original.
 type File struct {
 	Interface Interface // the [Interface] section
 	Peers     []Peer    // the [Peer] sections, in the order of the file
 
-	sections []*section // as read, in order; the first holds the lines above all sections
-	first    place      // the place of the first section
-	syntax   *Syntax    // with which the file was read; nil means the zero Syntax
+	sections []*section // the sections as they were read, in order; the first one holds the lines above all headers
+	first    place      // the number of sections[0]
+	syntax   *Syntax    // the Syntax that the parser used; nil means the zero Syntax
 }
 
-// A place is the number of a section among all sections that this process has read. 0 means none. A place replaces a
-// pointer, which package fmt would follow to the keys in the text.
+// A place is the number of a section among all sections that this process has read. 0 means no section. An Interface or a Peer
+// has a place, and not a pointer to its section, because package fmt would follow the pointer and print the keys in the section's
+// text.
 type place uint64
 
-var places atomic.Uint64 // the last place given out
+var places atomic.Uint64 // the last number that settle assigned
 
-// at returns the section of f at a place, or nil if f does not have it.
+// at returns the section of f whose number is p, or nil if f has no such section.
 func (f *File) at(p place) *section {
 	if n := uint64(len(f.sections)); p == 0 || p < f.first || uint64(p-f.first) >= n {
 		return nil
@@ -86,46 +91,46 @@ func (f *File) at(p place) *section {
 // An Interface is the [Interface] section. The zero value of a field means that the file does not set it. wg(8) knows the
 // keys PrivateKey, ListenPort and FwMark, and wg-quick(8) knows the others.
 //
-// A copy of an Interface belongs to the same place in the file.
+// A copy of an Interface describes the same section of the file.
 type Interface struct {
 	PrivateKey wireguard.PrivateKey // the identity of the device
 	ListenPort uint16               // the UDP port; 0 lets the Bind choose
-	FwMark     uint32               // the mark of what the sockets send; 0 means none
+	FwMark     uint32               // the firewall mark of the packets that the sockets send; 0 means no mark
 
-	Addresses  []netip.Prefix // key Address; an address without a length is a prefix of one address; see File.Addrs
-	DNS        []netip.Addr   // key DNS: its name servers
-	Search     []string       // key DNS: its domains to search
+	Addresses  []netip.Prefix // the key Address; an address without a prefix length gets the full length; see File.Addrs
+	DNS        []netip.Addr   // the name servers of the key DNS
+	Search     []string       // the search domains of the key DNS
 	MTU        int            // in bytes; 0 leaves the choice to the program
 	Table      string         // TableAuto, TableOff, or a routing table's number or name; empty means TableAuto
-	PreUp      []string       // hooks for a shell before the interface goes up, in order; see ExpandHook
-	PostUp     []string       // hooks after it went up
-	PreDown    []string       // hooks before it goes down
-	PostDown   []string       // hooks after it went down
-	SaveConfig bool           // whether wg-quick down writes the file anew
+	PreUp      []string       // shell commands to run before the interface goes up, in order; see ExpandHook
+	PostUp     []string       // shell commands to run after the interface went up
+	PreDown    []string       // shell commands to run before the interface goes down
+	PostDown   []string       // shell commands to run after the interface went down
+	SaveConfig bool           // whether wg-quick down saves the running configuration in the file
 
 	from place
 }
 
-// Values of Interface.Table that are not a table.
+// Values of Interface.Table that do not name a routing table.
 const (
-	TableAuto = "auto" // routes go where wg-quick(8) puts them
+	TableAuto = "auto" // wg-quick(8) chooses the routing table
 	TableOff  = "off"  // no routes are added
 )
 
 // A Peer is a [Peer] section. The zero value of a field means that the file does not set it.
 //
-// A copy of a Peer belongs to the same place in the file. Of two Peers of one File that belong to one place, the first takes it,
-// and Text writes the other as a new section.
+// A copy of a Peer describes the same section of the file. If two Peers of one File describe the same section, Text writes the
+// first Peer there, and the other one as a new section.
 type Peer struct {
 	PublicKey           wireguard.PublicKey    // the peer's identity
 	PresharedKey        wireguard.PresharedKey // zero means none
-	Endpoint            Endpoint               // where the peer is at first; zero means that the peer makes contact
-	MoreEndpoints       []Endpoint             // further lines of Endpoint: where else to look for the peer; nil means nowhere
+	Endpoint            Endpoint               // the initial endpoint; zero means that the peer must contact this device first
+	MoreEndpoints       []Endpoint             // from further Endpoint lines, to try when the peer does not answer; nil means none
 	PersistentKeepalive time.Duration          // in whole seconds; 0 means off
 
-	// AllowedIPs are the peer's prefixes as written, with the bits beyond their lengths. RemoveAllowedIPs are those that
-	// the file has with a - before them. Any + or - makes the list Incremental: for wg addconf and syncconf it is then a
-	// difference to the prefixes that the peer has, and not all of them.
+	// AllowedIPs are the peer's prefixes as written: bits after the prefix length are not cleared. RemoveAllowedIPs are the
+	// prefixes that have a minus sign before them in the file. A plus or minus sign before any prefix sets Incremental: wg
+	// addconf and wg syncconf then add and remove these prefixes, and the peer keeps its other prefixes.
 	AllowedIPs       []netip.Prefix
 	RemoveAllowedIPs []netip.Prefix
 	Incremental      bool
@@ -133,10 +138,10 @@ type Peer struct {
 	from place
 }
 
-// An Error is one thing that is wrong with a file. It is a value that nobody changes.
+// An Error describes one fault in a file. It is not changed after it is made.
 type Error struct {
-	Line int    // from 1; 0 if no line is to blame, as for a peer that the program added
-	Key  string // as the format's documentation spells it, an unknown key as written, a section's name in brackets, or empty
+	Line int    // the line number, from 1; 0 if the fault is in no line, as for a peer that the program added
+	Key  string // a known key in its documented spelling, an unknown key as written, a section's name in brackets, or empty
 	Err  error  // what is wrong, and what to write instead
 }
 
@@ -155,7 +160,7 @@ func (e *Error) Error() string {
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Errors returns the Errors that err joins or wraps, in their order. It returns nil for an error that holds none.
+// Errors returns the Errors that err joins or wraps, in their order. It returns nil if err contains no Error.
 func Errors(err error) (es []*Error) {
 	switch e := err.(type) {
 	case *Error:
@@ -170,28 +175,28 @@ func Errors(err error) (es []*Error) {
 	return es
 }
 
-// A section holds lines of the file.
+// A section holds the lines of one section of the file, or the lines above all sections.
 type section struct {
-	name  string // "Interface", "Peer", as a Syntax spells it, or "" above all sections and where the name is unknown
-	label string // how an unknown section is spelt, without brackets; empty if that may be a secret
-	line  int    // of the header, from 1
+	name  string // "Interface", "Peer" or a name that the Syntax declares; "" above all sections, or if the name is unknown
+	label string // the name of an unknown section as written, without brackets; empty if it may be a part of a secret
+	line  int    // the line number of the header, from 1
 	above []line // comments directly above the header
 	head  line   // the header; empty for the lines above all sections
 	lines []line
 }
 
-// A line is a line of the file, with its end of line if it has one.
+// A line is one line of the file, including its line ending if it has one.
 type line struct {
 	text string
-	key  string // in lower case; empty for a comment or a blank line
+	key  string // the key in lower case; empty for a comment or a blank line
 }
 
-// Parse parses the text of a file. If anything is wrong, the file is nil, and the error joins one [Error] with its line for
-// each thing. Unknown keys and sections are not errors here, see [File.Unknown]. [File.Validate] checks the file as a whole.
-// Parse knows the keys of wg(8) and wg-quick(8); [Syntax.Parse] knows more.
+// Parse parses the text of a file. If the text has faults, the File is nil, and the error joins one [Error], with its line, for
+// each fault. Unknown keys and sections are not faults here; see [File.Unknown]. [File.Validate] checks the file as a whole.
+// Parse knows the keys of wg(8) and wg-quick(8); [Syntax.Parse] also knows the keys that a Syntax declares.
 func Parse(text []byte) (*File, error) { return Syntax{}.Parse(text) }
 
-// Parse does what the function [Parse] does, and knows the sections and keys of x too.
+// Parse does what the function [Parse] does, and also knows the sections and keys that x declares.
 func (x Syntax) Parse(text []byte) (*File, error) {
 	p := parser{file: &File{syntax: &x}, section: new(section)}
 	p.file.sections = []*section{p.section}
@@ -205,10 +210,11 @@ func (x Syntax) Parse(text []byte) (*File, error) {
 	return p.file, nil
 }
 
-// ReadFile reads and parses the file with that name. An error of [Parse] then begins with the name.
+// ReadFile reads and parses the file with that name. If the text has faults, the error begins with the file's name and wraps
+// that of [Parse].
 func ReadFile(name string) (*File, error) { return Syntax{}.ReadFile(name) }
 
-// ReadFile does what the function [ReadFile] does, and knows the sections and keys of x too.
+// ReadFile does what the function [ReadFile] does, and also knows the sections and keys that x declares.
 func (x Syntax) ReadFile(name string) (*File, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -221,8 +227,8 @@ func (x Syntax) ReadFile(name string) (*File, error) {
 	return f, nil
 }
 
-// settle gives the sections their places. Before settle, the field from of an Interface or a Peer is the index of its
-// section.
+// settle numbers the sections of f. Before settle, the field "from" of an Interface or a Peer is an index of f.sections;
+// afterwards it is the section's number.
 func (f *File) settle() {
 	n := uint64(len(f.sections))
 	f.first = place(places.Add(n) - n + 1)
@@ -234,7 +240,7 @@ func (f *File) settle() {
 	}
 }
 
-// splitLines splits s into lines and keeps their ends.
+// splitLines splits s into lines and keeps the line endings.
 func splitLines(s string) []string {
 	lines := strings.SplitAfter(s, "\n")
 	if lines[len(lines)-1] == "" {
@@ -245,7 +251,7 @@ func splitLines(s string) []string {
 
 type parser struct {
 	file    *File
-	section *section // the last section
+	section *section // the section to which the next line belongs
 	errs    []error
 }
 
@@ -256,7 +262,7 @@ func (p *parser) wrong(n int, key string, format string, args ...any) {
 func (p *parser) line(n int, text string) {
 	content, _, _ := strings.Cut(text, "#")
 	if n == 1 {
-		content = strings.TrimPrefix(content, "\ufeff") // some editors begin a file with this mark; wg(8) refuses it
+		content = strings.TrimPrefix(content, "\ufeff") // some editors write this byte order mark; wg(8) refuses it
 	}
 	content = strings.Trim(content, space)
 	switch {
@@ -295,7 +301,8 @@ func (p *parser) header(n int, text, content string) {
 	p.section = s
 }
 
-// takeComments takes the comments at the end of s, up to a blank line. They belong to the next section.
+// takeComments removes the comment lines at the end of s, directly above the next header, and returns them, because they belong
+// to the next section.
 func (s *section) takeComments() []line {
 	i := len(s.lines)
 	for i > 0 && strings.HasPrefix(strings.TrimLeft(s.lines[i-1].text, space), "#") {
@@ -336,7 +343,7 @@ func (p *parser) keyValue(n int, text, content string) {
 	}
 }
 
-// each returns the errors that err was joined from.
+// each returns the errors that err joins, or err alone.
 func each(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
@@ -348,7 +355,7 @@ const (
 	sectionInterface = "Interface"
 	sectionPeer      = "Peer"
 
-	space = " \t\n\v\f\r" // isspace of the C locale
+	space = " \t\n\v\f\r" // the characters that isspace(3) accepts in the C locale
 )
 
 // squeeze removes all white space from s.
@@ -368,8 +375,8 @@ var (
 	hostRun   = regexp.MustCompile(`^[a-z0-9]{1,19}(/[0-9]{1,3})?$`)
 )
 
-// quote returns a value for an error, in quotes and of bounded length. It hides a value that could be a part of a
-// secret. Use it only for keys whose values are not secret.
+// quote returns the value s for use in an error, in quotes and cut to a bounded length. If s could contain a part of a secret,
+// quote returns "the value" instead. Use quote only for keys whose values are not secret.
 func quote(s string) string {
 	switch {
 	case secretive(s):
@@ -380,9 +387,8 @@ func quote(s string) string {
 	return fmt.Sprintf("%q", s)
 }
 
-// secretive reports whether a part of s could be a part of a secret: eight characters of base64 in a row. White space
-// between them does not count. A number is not secret, and neither is a text that as a whole looks like a host's name
-// or an address.
+// secretive reports whether s contains text that could be a part of a secret: eight base64 characters in a row, not counting
+// white space between them. A number is not secret, nor is a text that as a whole looks like a host name or an address.
 func secretive(s string) bool {
 	s = squeeze(s)
 	host := hostLike.MatchString(s)
@@ -391,7 +397,7 @@ func secretive(s string) bool {
 	})
 }
 
-// cut splits a line without its comment into key and value.
+// cut splits content, which is a line without its comment, into key and value.
 func cut(content string) (key, value string, ok bool) {
 	key, value, ok = strings.Cut(content, "=")
 	return squeeze(key), strings.Trim(value, space), ok
@@ -400,7 +406,7 @@ func cut(content string) (key, value string, ok bool) {
 // String returns how many peers the file has, and no secret.
 func (f *File) String() string { return fmt.Sprintf("(configuration of %d peers)", len(f.Peers)) }
 
-// Format prints String for every verb, so that none prints a key.
+// Format prints the result of String for every verb, so that no verb prints a key.
 func (f *File) Format(s fmt.State, _ rune) { io.WriteString(s, f.String()) }
 
 // LogValue returns String.
@@ -409,9 +415,9 @@ func (f *File) LogValue() slog.Value { return slog.StringValue(f.String()) }
 // ExpandHook returns a hook with %i replaced by the interface's name, as wg-quick(8) passes it to a shell.
 func ExpandHook(hook, iface string) string { return strings.ReplaceAll(hook, "%i", iface) }
 
-// Strip returns f without the keys that only wg-quick(8) knows, as `wg-quick strip` prints it for `wg setconf`. It also leaves out
-// the sections and keys that only f's [Syntax] declares. Of each peer's endpoints it keeps only the first, because wg(8) would use
-// the last one. Unknown keys stay. Strip fails as Text does.
+// Strip returns f without the keys that only wg-quick(8) knows, as `wg-quick strip` prints it for `wg setconf`. It also leaves
+// out the sections and keys that only f's [Syntax] declares. Of each peer's endpoints it keeps only the first, because wg(8)
+// would use the last one. Unknown keys stay. Strip fails if f has a value that cannot be written.
 func (f *File) Strip() (*File, error) {
 	if err := f.writable(); err != nil {
 		return nil, err

@@ -21,7 +21,7 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// Keys of the documentation of wg(8).
+// Keys from the documentation of wg(8).
 const (
 	privateText = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
 	pskText     = "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE="
@@ -88,7 +88,7 @@ func parse(t *testing.T, text string) *File {
 	return f
 }
 
-// values returns f without its text.
+// values returns the values of f, without its text.
 func values(f *File) File {
 	v := File{Interface: f.Interface}
 	v.Interface.from = 0
@@ -126,7 +126,7 @@ func TestParseFull(t *testing.T) {
 	}
 }
 
-// TestParseValues parses single lines as wg(8) and wg-quick(8) do.
+// TestParseValues checks that Parse reads single lines as wg(8) and wg-quick(8) do.
 func TestParseValues(t *testing.T) {
 	for _, c := range []struct {
 		line string
@@ -173,7 +173,7 @@ func TestParseEndpoint(t *testing.T) {
 		{"192.0.2.1:51820", "192.0.2.1", "192.0.2.1:51820"},
 		{"[2001:db8::1]:51820", "2001:db8::1", "[2001:db8::1]:51820"},
 		{"[fe80::1%eth0]:51820", "fe80::1%eth0", "[fe80::1%eth0]:51820"},
-		{"fe80::1:51820", "fe80::1", "[fe80::1]:51820"}, // wg(8) takes it, and the port cannot belong to the address
+		{"fe80::1:51820", "fe80::1", "[fe80::1]:51820"}, // wg(8) accepts this; 51820 is too long to be a part of the address
 		{"a_b.example.com.:51820", "a_b.example.com.", "a_b.example.com.:51820"},
 		{"[name]:51820", "name", "name:51820"},
 		{"2001:db8::1:51820", "2001:db8::1", "[2001:db8::1]:51820"},
@@ -245,7 +245,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// leaks reports whether eight characters in a row of a key are in a text.
+// leaks reports whether a text contains eight consecutive characters of a key.
 func leaks(text, key string) bool {
 	for i := range len(key) - 7 {
 		if strings.Contains(text, key[i:i+8]) {
@@ -255,7 +255,8 @@ func leaks(text, key string) bool {
 	return false
 }
 
-// TestBrokenKeys checks that no error contains a part of a secret, wherever its line is broken and whatever the name before it.
+// TestBrokenKeys checks that no error contains a part of a secret, wherever the secret is broken into lines, and whatever name is
+// before it.
 func TestBrokenKeys(t *testing.T) {
 	before := []string{"", "[Interface]\n", "[Peer]\n", "[Interface]\nJc = ", "[Interface]\nUnknown"}
 	for _, n := range new(Syntax).keys(sectionInterface) {
@@ -292,7 +293,8 @@ func TestBrokenKeys(t *testing.T) {
 	})
 }
 
-// TestPrintable checks that errors contain misspelt names and the names of other programs' keys, but not the end of a secret.
+// TestPrintable checks that errors contain misspelt names and the names of other programs' keys, but not the second half of a
+// broken secret.
 func TestPrintable(t *testing.T) {
 	for line, want := range map[string]string{
 		"PersistantKeepalive = 25": "PersistantKeepalive", "Adress = 10.0.0.1": "Adress", "Allowed IP = ::/0": "AllowedIP", "Jmin = 8": "Jmin",

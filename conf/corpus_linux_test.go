@@ -14,8 +14,9 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// TestCorpusWithWg: for each file of the corpus, the device and the settings of wg-quick are what `wg-quick strip | wg setconf` and
-// wg-quick's own parser make of it, as the first line of its .want file says.
+// TestCorpusWithWg checks whether wg and wg-quick understand each file of the corpus as the first line of its .want file says. It
+// compares the device's configuration with that which `wg-quick strip | wg setconf` makes, and the settings of wg-quick with
+// those which wg-quick's own parser reads.
 func TestCorpusWithWg(t *testing.T) {
 	d := newDevice(t)
 	program, err := exec.LookPath("wg-quick")
@@ -51,7 +52,7 @@ func TestCorpusWithWg(t *testing.T) {
 
 var exampleName = regexp.MustCompile(`[a-z0-9.-]+\.example\b`)
 
-// A quick is what wg-quick understands of a file.
+// A quick is what wg-quick reads from a file.
 type quick struct {
 	stripped string // what `wg-quick strip` prints
 	values   map[string][]string
@@ -83,7 +84,7 @@ for f; do
 	printf "\0"
 done`, program}
 	dir := t.TempDir()
-	for i, name := range names { // gives each file a short name, because wg-quick limits its length
+	for i, name := range names { // gives each file a short name, because wg-quick limits the length of names
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -116,7 +117,7 @@ done`, program}
 	return out
 }
 
-// outcome describes, as the function outcome does, what wg-quick and wg make of a file.
+// outcome describes how wg-quick and wg understand a file, in the format of the function outcome.
 func (d *device) outcome(name string, q quick) string {
 	d.Helper()
 	if q.refused {
@@ -136,7 +137,7 @@ func (d *device) outcome(name string, q quick) string {
 	return device + quickText(q.values)
 }
 
-// inOurWords spells a value of wg-quick as this package does.
+// inOurWords returns a value of wg-quick in the spelling of this package.
 func inOurWords(key, value string) string {
 	switch key {
 	case "Address":

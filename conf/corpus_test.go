@@ -15,11 +15,11 @@ import (
 )
 
 // The corpus has files with random keys in the forms that providers and server panels write, and unusual files. Beside each file
-// NAME.conf there is NAME.want. Its first line says whether wg understands the file as this package does, and the others say
-// how this package understands it, as outcome writes it.
+// NAME.conf there is NAME.want. The first line of NAME.want says whether wg understands the file as this package does. The other
+// lines say how this package understands the file, in the format of outcome.
 var update = flag.Bool("update", false, "write the corpus's .want files anew; needs wg, wg-quick and root")
 
-// The first lines of .want files: how wg and wg-quick understand a file, compared with this package.
+// Possible first lines of a .want file. Each says how wg and wg-quick understand the file, compared with this package.
 const (
 	sameAsWg = "wg: the same"
 	refused  = "wg: refuses the file"
@@ -60,7 +60,7 @@ func outcome(name string) string {
 	return text + quickPart(f)
 }
 
-// describe writes what a new device gets of f, with peers and prefixes sorted.
+// describe returns the configuration that a new device gets from f, as text with peers and prefixes sorted.
 func describe(f *conf.File) (string, error) {
 	c, err := f.Config()
 	if err != nil {
@@ -68,7 +68,7 @@ func describe(f *conf.File) (string, error) {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "private key %s, port %d, mark %#x\n", c.PrivateKey.Text(), c.ListenPort, c.FirewallMark)
-	owner := make(map[netip.Prefix]int) // the last peer with a prefix has it
+	owner := make(map[netip.Prefix]int) // maps each prefix to the index of the last peer that has it
 	for i, p := range c.Peers {
 		for _, a := range p.AllowedIPs {
 			owner[a.Masked()] = i
@@ -94,7 +94,7 @@ func describe(f *conf.File) (string, error) {
 	return b.String() + strings.Join(peers, ""), nil
 }
 
-// quickPart writes the values of f that are for wg-quick.
+// quickPart returns the values of f that only wg-quick uses, as text.
 func quickPart(f *conf.File) string {
 	i := &f.Interface
 	mtu := ""
@@ -107,7 +107,7 @@ func quickPart(f *conf.File) string {
 	})
 }
 
-// quickText writes the values of keys in the order of the keys' names, without empty ones.
+// quickText returns the values of keys as text, in the order of the keys' names and without empty values.
 func quickText(values map[string][]string) string {
 	var b strings.Builder
 	for _, key := range slices.Sorted(func(yield func(string) bool) {
@@ -133,8 +133,8 @@ func texts[T fmt.Stringer](vs []T) (out []string) {
 	return out
 }
 
-// TestCorpus checks that this package understands each file of the corpus as its .want file says. TestCorpusWithWg compares
-// with the real programs.
+// TestCorpus checks that this package understands each file of the corpus as its .want file says. TestCorpusWithWg compares this
+// package with wg and wg-quick.
 func TestCorpus(t *testing.T) {
 	for _, name := range corpus(t) {
 		want, err := os.ReadFile(strings.TrimSuffix(name, ".conf") + ".want")

@@ -11,9 +11,9 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// Validate checks f as a whole. Its error joins an [Error] for each peer without a key, for each address that the interface
-// has twice, and for each value that cannot be written. It does not look for unknown keys; see [File.Unknown].
-// [File.Warnings] lists what is accepted although it is most often a mistake.
+// Validate checks f as a whole. Its error joins an [Error] for each peer without a key, for each address that the interface has
+// twice, and for each value that cannot be written. It does not look for unknown keys; see [File.Unknown]. [File.Warnings] lists
+// what is valid but most often a mistake.
 func (f *File) Validate() error {
 	errs := append([]error{f.writable()}, f.addressesTwice()...)
 	for i := range f.Peers {
@@ -25,13 +25,13 @@ func (f *File) Validate() error {
 	return errors.Join(errs...)
 }
 
-// addressesTwice returns an error for each address that the system would refuse to add to the interface a second time.
-// The system refuses an IPv4 address that the interface has with the same prefix length, and an IPv6 address that it
-// has with any length.
+// addressesTwice returns an error for each address that the system would refuse to add to the interface a second time. It would
+// refuse an IPv4 address that the interface already has with the same prefix length, and an IPv6 address that the interface
+// already has with any prefix length.
 func (f *File) addressesTwice() (errs []error) {
 	as := f.Interface.Addresses
 	lines := f.addressLines()
-	first := make(map[netip.Prefix]int, len(as)) // maps to an index of as
+	first := make(map[netip.Prefix]int, len(as)) // from an address to the first index of as that has it
 	for n, p := range as {
 		a := p.Addr()
 		if a.Is6() {
@@ -50,8 +50,8 @@ func (f *File) addressesTwice() (errs []error) {
 	return errs
 }
 
-// addressLines returns the line of each address of the interface. If a program has changed the addresses, it returns
-// the line of the last ones.
+// addressLines returns the line number of each address of the interface. If a program has changed the addresses, addressLines
+// returns the number of the last Address line for all of them.
 func (f *File) addressLines() (lines []int) {
 	var read Interface
 	for _, s := range f.interfaces() {
@@ -81,7 +81,8 @@ func (f *File) writable() error {
 	return errors.Join(errs...)
 }
 
-// check parses what would be written, so that a program's values follow the same rules as a file's.
+// check parses each value of v in the form in which it would be written. So values that a program sets follow the same rules as
+// values that were read from a file.
 func check[T any](v *T, lineOf func(key string) int, fields []field[T]) (errs []error) {
 	for _, f := range fields {
 		for _, value := range f.values(v) {
@@ -93,7 +94,7 @@ func check[T any](v *T, lineOf func(key string) int, fields []field[T]) (errs []
 	return errs
 }
 
-// checkValue returns an error unless value would be read again unchanged.
+// checkValue returns an error if the value, once written, would not be read back unchanged.
 func checkValue[T any](f *field[T], value string) error {
 	var scratch T
 	if err := f.parse(&scratch, value); err != nil {
@@ -105,8 +106,8 @@ func checkValue[T any](f *field[T], value string) error {
 	return nil
 }
 
-// Addrs returns the addresses of the interface without their prefix lengths, in the order of the file and without repeats. A network
-// stack in the program takes them; a kernel's interface takes Interface.Addresses.
+// Addrs returns the addresses of the interface without their prefix lengths, in the order of the file and without repeats. A
+// network stack in the program needs these addresses; an interface of the kernel needs the prefixes in Interface.Addresses.
 func (f *File) Addrs() (as []netip.Addr) {
 	for _, p := range f.Interface.Addresses {
 		if !slices.Contains(as, p.Addr()) {
@@ -116,12 +117,13 @@ func (f *File) Addrs() (as []netip.Addr) {
 	return as
 }
 
-// Config returns f as the configuration of a new device, without a Tunnel and a Bind. It refuses unknown keys and sections, and
-// names the nearest known one, unless Syntax.AllowUnknown lets them pass. Names of endpoints must have been resolved.
+// Config returns f as the configuration of a new device, without a Tunnel and a Bind. It refuses unknown keys and sections unless
+// Syntax.AllowUnknown is set, and its error suggests similar known names. The names of endpoints must have been resolved; see
+// [File.Resolve].
 //
-// As with wg(8), sections with the same key make one peer, an Incremental peer gets the prefixes that are added, and if two
-// peers have the same prefix, the last one gets it. A peer with the interface's own key or the all-zero key, which could
-// never have a session, is left out. See [File.Warnings]. The result shares slices with f.
+// As with wg(8), sections with the same PublicKey make one peer, an Incremental peer gets the prefixes that the file adds, and if
+// two peers have the same prefix, the last one gets it. Config leaves out a peer with the interface's own key or the all-zero
+// key, because such a peer could never have a session. See [File.Warnings]. The result shares slices with f.
 func (f *File) Config() (wireguard.Config, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Config{}, err
@@ -135,7 +137,7 @@ func (f *File) Config() (wireguard.Config, error) {
 	return c, nil
 }
 
-// usable returns the peers that can have a session: not the interface itself, and not the all-zero key.
+// usable returns the peers that can have a session: all except those with the interface's own key or the all-zero key.
 func (f *File) usable() (peers []Peer) {
 	own := f.Interface.PrivateKey.Public()
 	for _, p := range f.Peers {
@@ -146,8 +148,8 @@ func (f *File) usable() (peers []Peer) {
 	return peers
 }
 
-// joined returns the usable peers, one for each key. Each stands where its last section does, so that it gets the prefixes
-// that wg setconf would give to it.
+// joined returns the usable peers, one for each PublicKey, in the order of their last sections. In this order, each peer gets the
+// prefixes that wg setconf would give to it.
 func (f *File) joined() (peers []Peer) {
 	at := make(map[wireguard.PublicKey]int, len(f.Peers))
 	gone := make([]bool, 0, len(f.Peers))
@@ -168,7 +170,7 @@ func (f *File) joined() (peers []Peer) {
 	return kept
 }
 
-// join returns what p becomes when a later section with its key is applied.
+// join returns the peer that results when a later section with the same PublicKey changes p.
 func (f *File) join(p, later Peer) Peer {
 	s := f.at(later.from)
 	if later.PresharedKey.IsZero() && !s.has("presharedkey") {
@@ -216,11 +218,11 @@ func (p *Peer) config() wireguard.PeerConfig {
 	return c
 }
 
-// Change returns the change that gives a device the configuration in f, as `wg syncconf` does. It removes peers that f does
-// not name. The others keep their sessions, and keep the endpoint that they were heard from if f gives none. They lose a
-// preshared key and a keepalive that f does not give (older versions of wg syncconf keep these). The device keeps its listen
-// port if f gives none. Names of endpoints must have been resolved, and Change refuses what [File.Config] refuses. The result
-// shares slices with f.
+// Change returns the change that gives a device the configuration in f, as `wg syncconf` does. It removes peers that f does not
+// name. The other peers keep their sessions. A peer for which f gives no endpoint keeps its present one. A peer loses a preshared
+// key and a keepalive that f does not give (older versions of wg syncconf keep these). The device keeps its listen port if f
+// gives none. The names of endpoints must have been resolved, and Change refuses what [File.Config] refuses. The result shares
+// slices with f.
 func (f *File) Change() (wireguard.Change, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Change{}, err
@@ -244,9 +246,9 @@ func (p *Peer) change() wireguard.PeerChange {
 	return c
 }
 
-// Addition returns the change that adds f to a device, as `wg addconf` does. What the file does not set stays as it is. A key
-// with an empty value, such as off, is set. Names of endpoints must have been resolved, and Addition refuses what
-// [File.Config] refuses. The result shares slices with f.
+// Addition returns the change that adds f to a device, as `wg addconf` does. Values that the file does not set stay as they are.
+// A key that the file sets to zero or off counts as set. The names of endpoints must have been resolved, and Addition refuses
+// what [File.Config] refuses. The result shares slices with f.
 func (f *File) Addition() (wireguard.Change, error) {
 	if err := f.checkDevice(); err != nil {
 		return wireguard.Change{}, err
@@ -275,7 +277,8 @@ func (f *File) Addition() (wireguard.Change, error) {
 	return c, nil
 }
 
-// checkDevice does what Validate does, refuses unknown keys, and checks that each peer with endpoints has an address.
+// checkDevice does what Validate does, and refuses unknown keys and sections unless AllowUnknown is set. It also refuses a peer
+// that has endpoints, but none with an address.
 func (f *File) checkDevice() error {
 	errs := []error{f.Validate()}
 	if !f.syntax.orZero().AllowUnknown {

@@ -17,7 +17,7 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// A device has a control socket for the real wg.
+// A device has a control socket to which the real wg connects.
 type device struct {
 	*testing.T
 	*wireguard.Device
@@ -54,7 +54,7 @@ func newDevice(t *testing.T) *device {
 	return &device{t, d, iface}
 }
 
-// wg runs wg with the text as a file.
+// wg runs the real wg with a file that contains the text.
 func (d *device) wg(command, text string) {
 	d.Helper()
 	file := filepath.Join(d.TempDir(), "x.conf")
@@ -113,8 +113,8 @@ AllowedIPs = 10.192.122.3/32, 10.192.124.0/24, fd00::/8
 Endpoint = 192.95.5.67:1234
 `
 
-// TestSetconfAndShowconf checks that wg setconf accepts what Text writes, that Parse reads the same values from what wg
-// showconf writes, and that the device then has what Config returns.
+// TestSetconfAndShowconf checks that wg setconf accepts the output of Text, that Parse reads the same values from the output of
+// wg showconf, and that the device then has the configuration that Config returns.
 func TestSetconfAndShowconf(t *testing.T) {
 	d := newDevice(t)
 	f := parse(t, first)
@@ -144,7 +144,7 @@ func TestSetconfAndShowconf(t *testing.T) {
 	}
 }
 
-// same compares without regard to the order of peers and of prefixes.
+// same reports whether two changes are equal if the order of peers and of prefixes does not count.
 func same(a, b wireguard.Change) bool { return reflect.DeepEqual(byKey(a), byKey(b)) }
 
 func byKey(c wireguard.Change) map[string]any {

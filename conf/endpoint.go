@@ -12,18 +12,18 @@ import (
 	"time"
 )
 
-// An Endpoint is where a peer is reached: an address or a name, and a port. It is a comparable value. The zero value means
-// that there is none.
+// An Endpoint is the address or the name of a peer's host, and a UDP port. Endpoints can be compared with ==. The zero value
+// means no endpoint.
 type Endpoint struct {
 	Host string // an address without brackets, or a name
 	Port uint16 // 0 only in the zero Endpoint
 
-	// Addr is the address of a Host that is a name. File.Resolve sets it, or the program does. Text does not write it.
+	// Addr is the resolved address if Host is a name. File.Resolve or the program sets it. File.Text does not write it.
 	Addr netip.Addr
 }
 
-// ParseEndpoint parses "192.0.2.1:51820", "[2001:db8::1]:51820" or "vpn.example.com:51820". As wg(8) does, it takes what
-// follows the last colon as the port, even of an IPv6 address without brackets.
+// ParseEndpoint parses "192.0.2.1:51820", "[2001:db8::1]:51820" or "vpn.example.com:51820". Like wg(8), it takes the text after
+// the last colon as the port, even if the address is an IPv6 address without brackets.
 func ParseEndpoint(s string) (Endpoint, error) {
 	i := strings.LastIndexByte(s, ':')
 	if i < 0 || strings.HasSuffix(s, "]") {
@@ -58,7 +58,7 @@ func newEndpoint(host string, port uint16, written string) (Endpoint, error) {
 // IsZero reports whether e is the zero Endpoint.
 func (e Endpoint) IsZero() bool { return e == Endpoint{} }
 
-// AddrPort returns the address and the port of e. ok is false if e is zero, or a name that was not resolved.
+// AddrPort returns the address and the port of e. ok is false if e is zero, or if its Host is a name that was not resolved.
 func (e Endpoint) AddrPort() (a netip.AddrPort, ok bool) {
 	addr, err := netip.ParseAddr(e.Host)
 	if err != nil {
@@ -86,11 +86,11 @@ type Resolution struct {
 	// Resolver is the resolver to ask. Nil means net.DefaultResolver.
 	Resolver Resolver
 
-	// Network limits the answers to one family: "ip4" or "ip6". Empty means "ip", which is both.
+	// Network limits the answers to one family: "ip4" or "ip6". Empty means "ip": both families.
 	Network string
 
-	// Retries is how often to ask again after an error that may pass, such as no answer. The answer that a name does
-	// not exist is final. Zero means 15, and a negative number means never.
+	// Retries is the number of retries after a temporary error, such as a timeout. A name that does not exist is not retried.
+	// Zero means 15, and a negative number means no retries.
 	Retries int
 
 	// Waiting is called before each wait for a retry. Nil means no call.
@@ -112,9 +112,9 @@ func (r Resolution) Lookup(ctx context.Context, host string) (netip.Addr, error)
 	return as[0], nil
 }
 
-// LookupAll returns the addresses of a name, with the best one first and without repeats. It returns at least one unless it
-// fails. An address as host needs no resolver. The wait before a retry is 1 s at first and then grows by a fifth each time,
-// up to 20 s. LookupAll fails when ctx ends.
+// LookupAll returns the addresses of a name, with the best one first and without repeats. It returns at least one address, or an
+// error. If host is an address, LookupAll returns it without asking the resolver. The wait before a retry is 1 s at first and
+// then grows by a fifth each time, up to 20 s. LookupAll fails when ctx ends.
 func (r Resolution) LookupAll(ctx context.Context, host string) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{a.Unmap()}, nil
@@ -184,10 +184,10 @@ func mayPass(err error) bool {
 	return false
 }
 
-// Resolve sets the Addr of each peer's endpoint that is a name. The error joins one [Error], with its line, for each peer
-// of which no endpoint could be resolved. The other names are resolved nevertheless. For a peer with MoreEndpoints, one
-// endpoint with an address suffices. Resolve asks once for each name of such a peer. If then no endpoint of the peer has an
-// address, Resolve retries the name in Endpoint, as r says. Peers that share a name share its address.
+// Resolve sets the Addr of each endpoint whose Host is a name. If no endpoint of a peer can be resolved, Resolve continues with
+// the other peers. The error joins one [Error], with its line, for each such peer. For a peer with MoreEndpoints, one endpoint
+// with an address suffices: Resolve first looks up each name of the peer once. If no endpoint of the peer has an address even
+// then, Resolve retries only the name in Endpoint, as often as r says. Peers that have the same name get the same address.
 func (f *File) Resolve(ctx context.Context, r Resolution) error {
 	type answer struct {
 		addr netip.Addr
@@ -229,8 +229,7 @@ func (f *File) Resolve(ctx context.Context, r Resolution) error {
 	return errors.Join(errs...)
 }
 
-// Endpoints returns Endpoint and MoreEndpoints without zero ones: all places to look for the peer, in the order in which to try
-// them.
+// Endpoints returns Endpoint and MoreEndpoints, without zero Endpoints, in the order in which to try them.
 func (p *Peer) Endpoints() (es []Endpoint) {
 	for _, e := range append([]Endpoint{p.Endpoint}, p.MoreEndpoints...) {
 		if !e.IsZero() {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// resolver has a list of answers for each name. Each question gets the next answer, and the last answer is repeated.
+// resolver has a list of answers for each name. Each lookup gets the next answer, and the last answer is repeated.
 type resolver map[string][]any // netip.Addr or error
 
 func (r resolver) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
@@ -33,8 +33,8 @@ var (
 	timeout  = &net.DNSError{Err: "i/o timeout", IsTimeout: true, IsTemporary: true}
 )
 
-// TestLookupRetries checks that Lookup tries again after a temporary error, 15 times, with the same waits as wg(8), and
-// does not after a final error.
+// TestLookupRetries checks that Lookup retries 15 times after a temporary error, with the same waits as wg(8), and does not retry
+// after a permanent error.
 func TestLookupRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := netip.MustParseAddr("::ffff:192.0.2.1")
@@ -70,7 +70,7 @@ func TestLookupRetries(t *testing.T) {
 	})
 }
 
-// TestLookupEnds checks that the end of the context ends the wait, and that the error wraps the context's error and its
+// TestLookupEnds checks that Lookup stops waiting when the context ends, and that the error wraps the context's error and its
 // cause.
 func TestLookupEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -85,7 +85,7 @@ func TestLookupEnds(t *testing.T) {
 	})
 }
 
-// TestResolve checks that Resolve asks once for each name and never for an address, and that each error has its line.
+// TestResolve checks that Resolve looks up each name once and never an address, and that each error has its line number.
 func TestResolve(t *testing.T) {
 	text := "[Peer]\nEndpoint = a:1\n[Peer]\nEndpoint = a:2\n[Peer]\nEndpoint = 192.0.2.9:3\n[Peer]\n[Peer]\nEndpoint = gone:4\n[Peer]\nEndpoint = empty:5\n"
 	f := parse(t, text)

@@ -8,7 +8,7 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// A program changes a value, and the rest of the file stays as people wrote it.
+// A program changes a value, and the rest of the file stays as it was written.
 func Example() {
 	f, err := conf.Parse([]byte(`# the office
 [Interface]
@@ -46,7 +46,7 @@ Endpoint = 192.0.2.1:51820
 	// Endpoint = vpn.example.com:51820
 }
 
-// Parse reports everything that is wrong at once, with the lines.
+// Parse reports all faults of a file at once, with their line numbers.
 func ExampleParse_errors() {
 	_, err := conf.Parse([]byte("[Interface]\nPrivateKey = oops\nMTU = 9\n[Peer]\nEndpoint = 192.0.2.1\n"))
 	fmt.Println(err)

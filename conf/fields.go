@@ -13,12 +13,12 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// A kind says how the file holds a key's values.
+// A kind says how many values a key may have, and how the file lists them.
 type kind uint8
 
 const (
-	single kind = iota // one value; the last line counts
-	list               // any number of lines, each with values between commas
+	single kind = iota // one value: that of the last line with the key
+	list               // any number of lines, each with values separated by commas
 	lines              // one value per line
 )
 
@@ -66,7 +66,7 @@ var peerFields = []field[Peer]{
 	}},
 }
 
-// find returns the field that key names, in upper or lower case, or nil.
+// find returns the field whose name is key, in upper or lower case, or nil.
 func find[T any](fields []field[T], key string) *field[T] {
 	for i := range fields {
 		if strings.EqualFold(fields[i].name, key) {
@@ -125,7 +125,7 @@ func texts[T fmt.Stringer](vs []T, before string) (ts []string) {
 	return ts
 }
 
-// keyError returns the root package's error without that package's name in front.
+// keyError removes the prefix that package wireguard adds, such as "wireguard: private key: ", from an error.
 func keyError(err error) error {
 	if err == nil {
 		return nil
@@ -264,7 +264,7 @@ func parseAddress(i *Interface, v string) error {
 	return errors.Join(errs...)
 }
 
-// parsePrefix parses a prefix, or an address as a prefix of one address. Neither may have a zone.
+// parsePrefix parses a prefix, or an address, which becomes a prefix of full length. It refuses zones and IPv4-mapped addresses.
 func parsePrefix(s string) (netip.Prefix, error) {
 	address, length, hasLength := strings.Cut(s, "/")
 	a, err := netip.ParseAddr(address)
@@ -312,7 +312,8 @@ func parsePeerEndpoint(p *Peer, v string) error {
 	return nil
 }
 
-// parseAllowedIPs applies a line to p. A later entry for a prefix replaces an earlier one.
+// parseAllowedIPs adds the prefixes of one line to p. If p has the same prefix with and without a minus sign, the later of the
+// two replaces the other.
 func parseAllowedIPs(p *Peer, v string) error {
 	v = squeeze(v)
 	if v == "" {
@@ -342,7 +343,8 @@ func parseAllowedIPs(p *Peer, v string) error {
 	return errors.Join(errs...)
 }
 
-// isIncremental is also true for a peer that a program made and that has prefixes to remove.
+// isIncremental reports whether p changes the prefixes of a peer instead of replacing them all. It also returns true if a program
+// has set RemoveAllowedIPs without Incremental.
 func (p *Peer) isIncremental() bool { return p.Incremental || len(p.RemoveAllowedIPs) > 0 }
 
 func allowedIPsValues(p *Peer) []string {

@@ -8,39 +8,41 @@ import (
 	"strings"
 )
 
-// A Syntax says what a file may have in addition to the sections and keys of wg(8) and wg-quick(8), for a program that keeps its own
-// settings in the same file. The zero value adds nothing. It may be copied, and is safe for concurrent use while nobody
-// changes it.
+// A Syntax declares sections and keys that a file may have in addition to those of wg(8) and wg-quick(8). With it, a program can
+// keep its own settings in the same file. The zero value adds nothing. A Syntax may be copied. Concurrent use is safe as long as
+// no goroutine changes it.
 type Syntax struct {
-	// Sections maps the name of each further section, such as "Socks5", to the names of its keys. "Interface" and "Peer"
-	// give these sections further keys. "" gives the keys that precede all sections. Upper and lower case do not matter.
-	// Nil adds nothing.
+	// Sections maps the name of each further section, such as "Socks5", to the names of its keys. The names "Interface" and
+	// "Peer" add keys to these sections. The name "" declares keys above all sections. Upper and lower case do not matter. Nil
+	// adds nothing.
 	Sections map[string][]string
 
-	// Semicolons makes lines that begin with a ; comments, as in INI files. False leaves them errors, as in wg(8).
+	// Semicolons makes each line that begins with a semicolon a comment, as in INI files. False means that such a line is an
+	// error or, if it has a =, an unknown key. wg(8) refuses both.
 	Semicolons bool
 
 	// AllowUnknown lets File.Config, File.Change and File.Addition accept a file with unknown keys and sections. False makes
-	// these errors. File.Unknown lists them in both cases.
+	// unknown keys and sections errors. File.Unknown lists them in both cases.
 	AllowUnknown bool
 }
 
 // A Section is one section of a file, with the keys that a [Syntax] declares. Copies share Entries.
 type Section struct {
-	Name    string  // as in Syntax.Sections
-	Line    int     // of its header, from 1; 0 for what precedes all sections
-	Entries []Entry // in the order of the file; of Interface and Peer only those that the Syntax declares
+	Name    string  // spelled as in Syntax.Sections
+	Line    int     // the line number of its header, from 1; 0 for the lines above all sections
+	Entries []Entry // in the order of the file; only keys that the Syntax declares
 }
 
-// An Entry is a line of a [Section]. Its Value may be a password: an Entry prints it like any string.
+// An Entry is a line of a [Section]. The Value may be a password, and it is not hidden when a program prints the Entry.
 type Entry struct {
-	Key   string // as in Syntax.Sections
+	Key   string // spelled as in Syntax.Sections
 	Value string // without the white space around it, and without a comment
-	Line  int    // from 1
+	Line  int    // the line number, from 1
 }
 
-// Sections returns the sections that the file's [Syntax] declares, in the order of the file, and those of its sections
-// Interface and Peer that have declared keys. They are as they were read; a program cannot change them.
+// Sections returns the sections that the file's [Syntax] declares, and those Interface and Peer sections that have declared keys,
+// in the order of the file. It also returns declared keys above all sections. The result holds the values as they were read.
+// Changing the result does not change the file.
 func (f *File) Sections() (sections []Section) {
 	for i, s := range f.sections {
 		out := Section{Name: s.name, Line: s.line}
@@ -64,7 +66,7 @@ func (x *Syntax) orZero() Syntax {
 	return *x
 }
 
-// section returns the name of a known section as it is documented or declared, and an empty string for other names.
+// section returns the documented or declared spelling of a known section's name, or an empty string if the section is unknown.
 func (x *Syntax) section(name string) string {
 	for _, known := range x.sections() {
 		if strings.EqualFold(known, name) {
@@ -131,11 +133,11 @@ func (x *Syntax) keys(section string) (keys []string) {
 	return keys
 }
 
-// Unknown returns an Error for each key and each section that neither wg(8) nor wg-quick(8) nor the file's [Syntax] knows.
-// The Error names the nearest known key, if one is near. Text keeps unknown keys. [File.Config] refuses them unless
-// Syntax.AllowUnknown is set.
+// Unknown returns an Error for each key and each section that neither wg(8) nor wg-quick(8) nor the file's [Syntax] knows. The
+// Error suggests a known name if one is similar. Text keeps unknown keys. [File.Config] refuses them unless Syntax.AllowUnknown
+// is set.
 func (f *File) Unknown() (es []*Error) {
-	explained := false // whether an Error has said what AmneziaWG is
+	explained := false // whether an earlier Error has explained AmneziaWG
 	for i, s := range f.sections {
 		if i > 0 && s.name == "" {
 			es = append(es, f.syntax.unknownSection(s))
@@ -175,7 +177,7 @@ func (x *Syntax) unknownSection(s *section) *Error {
 	return e
 }
 
-// guess says why a key is unknown, and which key it may stand for.
+// guess returns the text of an error for an unknown key: why it is unknown, and which known key may be meant.
 func (x *Syntax) guess(section, key string) string {
 	what := fmt.Sprintf("not a key of [%s]", section)
 	if said := foreign(key); said != "" {
@@ -194,7 +196,7 @@ func (x *Syntax) guess(section, key string) string {
 
 var amnezia = regexp.MustCompile(`^(jc|jmin|jmax|[sh][1-4]|[ij][1-5]|itime)$`)
 
-// foreign says what a key means to other programs. It returns an empty string for a key that it does not know.
+// foreign says what a key of AmneziaWG or Cloudflare WARP means. For all other keys, it returns an empty string.
 func foreign(key string) string {
 	switch {
 	case amnezia.MatchString(key):
@@ -207,14 +209,14 @@ func foreign(key string) string {
 	return ""
 }
 
-// meant returns the name of a section's key of which key is a misspelling, or an empty string.
+// meant returns the known key of a section that a misspelled key probably means, or an empty string.
 func (x *Syntax) meant(section, key string) string { return nearest(x.keys(section), key) }
 
-// meantSection returns the name of the section of which name is a misspelling, or an empty string.
+// meantSection returns the known section that a misspelled name probably means, or an empty string.
 func (x *Syntax) meantSection(name string) string { return nearest(x.sections(), name) }
 
-// nearest returns the name that is nearest to word, if it is near enough for a misspelling: at most two letters differ, and
-// fewer than half of them.
+// nearest returns the name that is most similar to word. It returns an empty string if word is too different to be a
+// misspelling of any name: if three or more letters differ, or at least half of the name's letters.
 func nearest(names []string, word string) (name string) {
 	least := 3
 	for _, n := range names {
@@ -227,10 +229,10 @@ func nearest(names []string, word string) (name string) {
 
 var short = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,6}$`)
 
-// printable returns an unknown key's name for an error, or an empty string if the line could be the end of a secret
-// that was broken in two. Such a line consists of letters and a = with nothing after it. So the key must have a value.
-// The name must also be a misspelling of a known name, or short, as the names of other programs' keys are (Jc, Jmin,
-// S1).
+// printable returns the name of an unknown key for use in an error. It returns an empty string if the line could be the second
+// half of a secret that was broken in two. Such a line consists of letters and a = with nothing after it. So a name is printable
+// if it is known in some section. Otherwise the key must have a value, and the name must be a misspelling of a known name, a key
+// of another program, or short (Jc, Jmin, S1).
 func (x *Syntax) printable(name, value string) string {
 	for _, section := range append(x.sections(), "") {
 		if x.known(section, name) || value != "" && x.meant(section, name) != "" {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// proxySyntax is what a proxy might keep in the file.
+// proxySyntax declares what a proxy might keep in the file.
 var proxySyntax = Syntax{
 	Sections: map[string][]string{
 		"":          {"WGConfig"},
@@ -39,7 +39,8 @@ Endpoint = 192.0.2.1:1
 Endpoint = [2001:db8::1]:2
 `
 
-// TestSections: a program gets the sections and keys that it declares, in order and with their lines, and they are not unknown.
+// TestSections checks that a program gets the sections and keys that it declares, in order and with their line numbers. It also
+// checks that these sections and keys are not unknown.
 func TestSections(t *testing.T) {
 	f := must(proxySyntax.Parse([]byte(foreignFile)))
 	want := []Section{
@@ -113,7 +114,8 @@ func TestRefusesUnknown(t *testing.T) {
 	}
 }
 
-// TestAmnezia checks that the error for each key of AmneziaWG names AmneziaWG, and that no key of WireGuard is taken for one.
+// TestAmnezia checks that the error for each key of AmneziaWG names AmneziaWG, and that no key of WireGuard is mistaken for a key
+// of AmneziaWG.
 func TestAmnezia(t *testing.T) {
 	names := []string{"Jc", "Jmin", "Jmax", "Itime"}
 	for n := range 5 {
@@ -135,7 +137,7 @@ func TestAmnezia(t *testing.T) {
 	}
 }
 
-// TestNearest checks that the nearest known name is found, and none for a word that resembles none.
+// TestNearest checks that nearest returns the most similar name, and returns no name for a word that resembles none of them.
 func TestNearest(t *testing.T) {
 	for word, want := range map[string]string{
 		"postupp": "PostUp", "predwn": "PreDown", "mt": "MTU", "dn": "DNS", "x": "", "s1": "", "tables": "Table", "publickeyy": "PublicKey",

@@ -19,8 +19,8 @@ func tool(t *testing.T, name string) string {
 	return path
 }
 
-// TestAsSetconf checks that wg setconf accepts and refuses the same lines. wg reads the whole file before it finds out
-// that the interface does not exist, and its error shows whether the file or the interface was wrong.
+// TestAsSetconf checks that wg setconf and this package accept and refuse the same lines. wg reads the whole file before it finds
+// out that the interface does not exist. So its error shows whether the file or only the interface is wrong.
 func TestAsSetconf(t *testing.T) {
 	wg := tool(t, "wg")
 	const peer = "[Peer]\nPublicKey = " + publicText + "\n"
@@ -89,7 +89,7 @@ func TestAsStrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// In wg-quick, the shell's read removes the white space around a line, and echo adds a line.
+	// wg-quick removes the white space around each line, and adds an empty line at the end.
 	trim := func(text []byte) (s string) {
 		for l := range strings.Lines(strings.TrimRight(string(text), "\n")) {
 			s += strings.TrimSpace(l) + "\n"

@@ -10,8 +10,8 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// Warnings returns an Error for each thing that wg(8), wg-quick(8) and this package accept, although it is most often a mistake
-// or means something else elsewhere. They follow the order of the lines.
+// Warnings returns an Error for each thing that this package accepts, but that is most often a mistake, or that wg(8) refuses or
+// reads differently. The Errors are in the order of their lines.
 func (f *File) Warnings() []*Error {
 	es := f.repeatedKeys()
 	es = append(es, f.repeatedPeers()...)
@@ -21,9 +21,9 @@ func (f *File) Warnings() []*Error {
 	return es
 }
 
-// repeatedKeys warns of lines that a later line with the same key replaces.
+// repeatedKeys warns of each line that replaces the value of an earlier line with the same key.
 func (f *File) repeatedKeys() (es []*Error) {
-	before := make(map[string]int) // the line of each key of the interface
+	before := make(map[string]int) // the number of the last line so far with each key
 	for _, s := range f.interfaces() {
 		es = append(es, repeatedKeys(s, interfaceFields, before)...)
 	}
@@ -50,7 +50,7 @@ func repeatedKeys[T any](s *section, fields []field[T], before map[string]int) (
 	return es
 }
 
-// repeatedPeers warns of peers with the same key, and of those that could never have a session.
+// repeatedPeers warns of peers with the same PublicKey, and of peers that could never have a session.
 func (f *File) repeatedPeers() (es []*Error) {
 	own := f.Interface.PrivateKey.Public()
 	first := make(map[wireguard.PublicKey]int, len(f.Peers))
@@ -81,7 +81,7 @@ func (f *File) repeatedPeers() (es []*Error) {
 	return es
 }
 
-// sharedPrefixes warns of prefixes that a later peer takes from an earlier one.
+// sharedPrefixes warns of each prefix that two peers have: the later peer gets it.
 func (f *File) sharedPrefixes() (es []*Error) {
 	type owner struct {
 		key  wireguard.PublicKey
@@ -105,7 +105,7 @@ func (f *File) sharedPrefixes() (es []*Error) {
 	return es
 }
 
-// oddLines warns of lines that mean something else to wg(8), or to the people who write them.
+// oddLines warns of lines that wg(8) reads differently, and of lines whose author probably meant something else.
 func (f *File) oddLines() (es []*Error) {
 	if len(f.sections) > 0 && f.startsWithMark() {
 		es = append(es, &Error{Line: 1, Err: errors.New("wg(8) refuses the byte order mark before this line; save the file as UTF-8 without one")})
@@ -132,7 +132,7 @@ func (f *File) oddLines() (es []*Error) {
 	return es
 }
 
-// oddPrefixes warns of an empty line of AllowedIPs, and of bits that do not count.
+// oddPrefixes warns of an AllowedIPs line without a value, and of prefixes with bits set after the prefix length.
 func oddPrefixes(line int, value string) (es []*Error) {
 	var p Peer
 	parseAllowedIPs(&p, value)

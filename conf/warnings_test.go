@@ -10,7 +10,8 @@ import (
 	wireguard "github.com/seed-86b749af/wireguard"
 )
 
-// TestWarnings checks that likely mistakes are reported in the order of their lines, and are not errors.
+// TestWarnings checks that Warnings reports likely mistakes in the order of their lines, and that Parse and Validate accept these
+// mistakes.
 func TestWarnings(t *testing.T) {
 	own := must(wireguard.ParsePrivateKey(privateText)).Public().String()
 	zero := strings.Repeat("A", 43) + "="
@@ -73,7 +74,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// TestJoined: sections with the same key make one peer, as wg setconf makes it.
+// TestJoined checks that sections with the same PublicKey make one peer, as they do in wg setconf.
 func TestJoined(t *testing.T) {
 	const a, b = "[Peer]\nPublicKey = " + publicText + "\n", "[Peer]\nPublicKey = " + publicText2 + "\n"
 	f := parse(t, a+"PresharedKey = "+pskText+"\nPersistentKeepalive = 9\nEndpoint = 192.0.2.1:1\nAllowedIPs = 10.0.0.0/24, 10.0.1.0/24\n"+
@@ -99,7 +100,7 @@ func TestJoined(t *testing.T) {
 	}
 }
 
-// TestMoreEndpoints checks that a peer is at first at its first endpoint that has an address, and that a name without an
+// TestMoreEndpoints checks that a peer's initial endpoint is the first one that has an address, and that a name without an
 // address is an error only if the peer has no other endpoint.
 func TestMoreEndpoints(t *testing.T) {
 	const peer = "[Peer]\nPublicKey = " + publicText + "\n"

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// Text returns the file, with its secret keys. What the program did not change stays as it was read, and what it changed is
-// edited in its place. New keys follow the last key of their section, and new peers follow the last section. Text fails if
-// a value cannot be written, and does not check anything else.
+// Text returns the text of the file, including its secret keys. Values that the program did not change stay as they were read,
+// and changed values replace the old ones on their lines. New keys follow the last key of their section, and new peers follow the
+// last section. Text fails if a value cannot be written, and makes no other checks.
 func (f *File) Text() ([]byte, error) {
 	if err := f.writable(); err != nil {
 		return nil, err
@@ -20,7 +20,7 @@ func (f *File) Text() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// written returns the sections to write.
+// written returns the sections as they are to be written, with the changes of the program.
 func (f *File) written() (out []*section) {
 	used := make(map[*section]*Peer, len(f.Peers))
 	var added []*section
@@ -60,8 +60,8 @@ func (f *File) written() (out []*section) {
 	return out
 }
 
-// editInterface returns a changed copy of s, one of the sections that make the interface, so that together they hold the
-// values of f.Interface. A key whose value has changed moves to home.
+// editInterface returns a copy of s, which is one of the Interface sections, with the changes of f.Interface. It writes a changed
+// key into home, the first Interface section, and removes the key from the other Interface sections.
 func (f *File) editInterface(s, home *section) *section {
 	var old Interface
 	for _, s := range f.interfaces() {
@@ -89,7 +89,7 @@ func (f *File) editInterface(s, home *section) *section {
 	return e
 }
 
-// interfaces returns the sections that make f.Interface, or none if the file was not read with it.
+// interfaces returns the sections from which f.Interface was read, or none if f.Interface was not read from this file.
 func (f *File) interfaces() (sections []*section) {
 	if f.at(f.Interface.from) == nil {
 		return nil
@@ -102,8 +102,8 @@ func (f *File) interfaces() (sections []*section) {
 	return sections
 }
 
-// interfaceLine returns the last line of the interface's sections that has key. If none has it, interfaceLine returns
-// the line of the interface's header, and 0 if the file has no such section.
+// interfaceLine returns the number of the last line that has key in an Interface section. If no line has the key, interfaceLine
+// returns the line number of the first Interface header, or 0 if the file has no Interface section.
 func (f *File) interfaceLine(key string) int {
 	for _, s := range slices.Backward(f.interfaces()) {
 		if s.has(key) {
@@ -113,7 +113,7 @@ func (f *File) interfaceLine(key string) int {
 	return f.at(f.Interface.from).lineOf("")
 }
 
-// interfaceHas reports whether the interface's sections have key.
+// interfaceHas reports whether an Interface section has key.
 func (f *File) interfaceHas(key string) bool {
 	return slices.ContainsFunc(f.interfaces(), func(s *section) bool { return s.has(key) })
 }
@@ -134,7 +134,7 @@ func newSection(name, eol string) *section {
 	return &section{name: name, head: line{text: "[" + name + "]" + eol}}
 }
 
-// eol returns the end of line that the file uses.
+// eol returns the line ending that the file uses.
 func (f *File) eol() string {
 	for _, s := range f.sections {
 		if strings.HasSuffix(s.head.text, "\r\n") {
@@ -144,7 +144,7 @@ func (f *File) eol() string {
 	return "\n"
 }
 
-// reread returns the values that s holds.
+// reread parses the lines of s again, and returns their values.
 func reread[T any](s *section, fields []field[T]) (v T) {
 	for _, l := range s.lines {
 		if f := find(fields, l.key); f != nil && l.key != "" {
@@ -154,7 +154,7 @@ func reread[T any](s *section, fields []field[T]) (v T) {
 	return v
 }
 
-// edit returns a copy of s, which holds old, changed to hold v. It does not change s.
+// edit returns a copy of s in which the values of v replace those of old. It does not change s.
 func edit[T any](s *section, old, v *T, fields []field[T]) *section {
 	e := *s
 	for _, f := range fields {
@@ -195,14 +195,14 @@ func (s *section) putSingle(key string, values []string) {
 	}
 }
 
-// putLines writes the values of key, one per line, over the lines with old. Unchanged values at the start and at the
-// end keep their lines.
+// putLines writes the values of key, one per line, in place of the lines with the old values. Unchanged values at the start and
+// at the end keep their lines.
 func (s *section) putLines(key string, old, values []string) {
 	at := slices.DeleteFunc(s.indexes(key), func(n int) bool { return s.lines[n].value() == "" })
 	for len(old) > 0 && len(values) > 0 && old[0] == values[0] {
 		at, old, values = at[1:], old[1:], values[1:]
 	}
-	next := s.end() // where to insert
+	next := s.end() // the index at which to insert the next new line
 	if all := s.indexes(key); len(all) > 0 {
 		next = all[len(all)-1] + 1
 	}
@@ -224,9 +224,9 @@ func (s *section) putLines(key string, old, values []string) {
 	}
 }
 
-// putList writes the values of key with commas between. Each value keeps its line, with the line's comment, where the
-// order allows. A new value goes to the last line. putList removes a line without values. read returns the values of a
-// line.
+// putList writes the values of key, separated by commas. A value stays on its line, with the line's comment, if the order of
+// the values allows it. The other values go to the end of the last line that keeps a value, or to the first line if none does.
+// putList removes a line that keeps no value. The function read returns the values of a line.
 func (s *section) putList(key string, values []string, read func(line string) []string) {
 	at := s.indexes(key)
 	if len(at) == 0 || len(values) == 0 {
@@ -261,7 +261,7 @@ func (s *section) indexes(key string) (at []int) {
 	return at
 }
 
-// end returns the index after the last key.
+// end returns the index after the last line with a key.
 func (s *section) end() int {
 	for i := len(s.lines); i > 0; i-- {
 		if s.lines[i-1].key != "" {
@@ -301,7 +301,7 @@ func (l *line) setValue(v string) {
 	}
 }
 
-// write writes s without the lines that keep refuses. If a line has no end of line, write adds one before the next
+// write writes s without the lines for which keep returns false. If a line has no line ending, write adds one before the next
 // line.
 func (s *section) write(b *bytes.Buffer, keep func(line) bool) {
 	write := func(l line) {
@@ -324,8 +324,8 @@ func (s *section) write(b *bytes.Buffer, keep func(line) bool) {
 // has reports whether s has key. s may be nil.
 func (s *section) has(key string) bool { return s != nil && len(s.indexes(key)) > 0 }
 
-// lineOf returns the last line of s that has key. If none has it, lineOf returns the line of the header, and 0 if s is
-// nil.
+// lineOf returns the number of the last line of s that has key. If no line has the key, lineOf returns the line number of the
+// header. It returns 0 if s is nil.
 func (s *section) lineOf(key string) int {
 	if s == nil {
 		return 0
@@ -336,7 +336,7 @@ func (s *section) lineOf(key string) int {
 	return s.line
 }
 
-// firstLineOf does what lineOf does, for the first line that has key.
+// firstLineOf is like lineOf, but returns the number of the first line that has key.
 func (s *section) firstLineOf(key string) int {
 	if s != nil {
 		if at := s.indexes(key); len(at) > 0 {

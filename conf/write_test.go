@@ -23,7 +23,7 @@ func TestTextUnchanged(t *testing.T) {
 	}
 }
 
-// TestTextEdited checks that a changed value is written in its place, and that all else stays.
+// TestTextEdited checks that Text writes a changed value in place of the old one, and keeps the rest of the file.
 func TestTextEdited(t *testing.T) {
 	const file = `# mine
 [Interface]
@@ -54,7 +54,7 @@ Endpoint = 192.0.2.1:51820
 	for _, c := range []struct {
 		name      string
 		edit      func(f *File)
-		old, want string // of the text
+		old, want string // a part of the text, and what replaces it
 	}{
 		{"of two lines the last counts", func(f *File) { f.Interface.ListenPort = 7 }, "  51820   #", "  7   #"},
 		{"a value that goes takes its lines", func(f *File) { f.Interface.ListenPort = 0 },
@@ -109,8 +109,8 @@ Endpoint = 192.0.2.1:51820
 	}
 }
 
-// TestTextOfTwoInterfaces: a key that changes is written in the first of several [Interface] sections, and the other keys stay in
-// theirs. A line without a value is not edited.
+// TestTextOfTwoInterfaces checks that Text writes a changed key in the first of several [Interface] sections, and keeps the other
+// keys in their sections. Text does not edit a line without a value.
 func TestTextOfTwoInterfaces(t *testing.T) {
 	text := "[Interface]\nMTU = 1300\nPostUp =\nPostUp = a\n[Interface]\nMTU =\nPostUp = b\nListenPort = 7\n"
 	f := parse(t, text)
@@ -127,10 +127,10 @@ func TestTextOfTwoInterfaces(t *testing.T) {
 	}
 }
 
-// TestTextNew checks the text of a File that a program made from nothing, and of one that gets an interface later.
+// TestTextNew checks the text of a File that was not read from a text, and of a file whose program adds the [Interface] section.
 func TestTextNew(t *testing.T) {
 	f := parse(t, full)
-	made := values(f) // as if made from nothing
+	made := values(f) // as if a program had made it
 	text, err := made.Text()
 	if err != nil {
 		t.Fatal(err)
@@ -175,7 +175,7 @@ Endpoint = [2001:db8::1]:1
 	}
 }
 
-// TestTextRefuses checks that Text refuses a value that would be read as something else.
+// TestTextRefuses checks that Text and Strip refuse a value that would be read back differently.
 func TestTextRefuses(t *testing.T) {
 	for name, f := range map[string]File{
 		"a hook with a comment":   {Interface: Interface{PostUp: []string{"a # b"}}},
@@ -201,8 +201,8 @@ func TestTextRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParse checks that Parse does not panic, that Text writes a file that was read byte by byte, and that Parse reads
-// the same values from a text that was written anew or edited.
+// FuzzParse checks that Parse does not panic, and that Text returns an unchanged file byte for byte. It also checks that Parse
+// reads the same values back after Text has written them as a new file or into another file.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{full, foreignFile, "[Interface]\nMTU=1\nPostUp=\n[Interface]\nMTU=\n[Peer]\nEndpoint=a:1\nEndpoint=[b]:2\n", "[Peer]\nAllowedIPs=+1.2.3.4,-::/0\nEndpoint=[fe80::1%x]]:1", "\ufeff[interface]\r\nPostUp=a\rb", "[x]\n[y"} {
 		f.Add([]byte(s))
@@ -247,7 +247,7 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		same("anew", &want)
-		// The values of another file are replaced by those of this one.
+		// The values of the fuzzed file replace those of another file.
 		other := must(Parse([]byte(full + "[Interface]\nMTU = 1300\nFwMark = off\nPostDown =\nPostDown = gone too\n")))
 		home := other.Interface.from
 		other.Interface = want.Interface
@@ -270,7 +270,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// firstEndpoints returns the peers as Strip leaves them.
+// firstEndpoints returns copies of the peers without MoreEndpoints, as Strip should return them.
 func firstEndpoints(peers []Peer) (out []Peer) {
 	for _, p := range peers {
 		p.MoreEndpoints = nil
@@ -279,7 +279,7 @@ func firstEndpoints(peers []Peer) (out []Peer) {
 	return out
 }
 
-// Strip leaves out a second endpoint, and keeps the keys behind it.
+// TestStripKeepsWhatFollowsAnEndpoint checks that Strip leaves out a second endpoint, and keeps the keys after it.
 func TestStripKeepsWhatFollowsAnEndpoint(t *testing.T) {
 	f := parse(t, `[Peer]
 PublicKey = TYeVGkVjUXSL7uBfrr53gRr5hgHkZlRMmp1OSKJUjAc=

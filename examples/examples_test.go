@@ -119,7 +119,7 @@ func (p *process) ends(status int) {
 	}
 }
 
-// interrupt presses Ctrl-C.
+// interrupt sends the signal of Ctrl-C, and checks that the example ends with status 0.
 func (p *process) interrupt() {
 	p.t.Helper()
 	if runtime.GOOS == "windows" {
@@ -140,7 +140,7 @@ func writeFile(t *testing.T, text string) (name string) {
 	return name
 }
 
-// serverFile and clientFile are the two ends of a tunnel: 10.0.0.1 and 10.0.0.2.
+// serverFile and clientFile write the files of the two ends of a tunnel, 10.0.0.1 and 10.0.0.2.
 func serverFile(t *testing.T, key wireguard.PrivateKey, client wireguard.PublicKey) (name string) {
 	return writeFile(t, fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.0.0.1/24\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.0.0.2/32\n", key.Text(), client))
 }
@@ -150,7 +150,8 @@ func clientFile(t *testing.T, key wireguard.PrivateKey, server wireguard.PublicK
 		key.Text(), server, port))
 }
 
-// The server sends a page to the client, and through forward to a client without a tunnel.
+// TestServer checks that the example server sends a page to the example client, and through the example forward to a client
+// without a tunnel:
 //
 //	server 10.0.0.1:80 ── tunnel ─┬─ client 10.0.0.2
 //	                              └─ forward 10.0.0.2 ── 127.0.0.1 ── this test
@@ -183,7 +184,8 @@ func TestServer(t *testing.T) {
 	server.interrupt()
 }
 
-// Each direction of a forwarded connection ends independently, and a refused connection ends.
+// TestForward checks that each direction of a forwarded connection ends independently, and that a connection ends if the target
+// refuses it.
 func TestForward(t *testing.T) {
 	serverKey, key := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	file := clientFile(t, key, serverKey.Public(), startEcho(t, serverKey, key.Public()))
@@ -215,7 +217,7 @@ func TestForward(t *testing.T) {
 	refused.says(`10\.0\.0\.1:9: connect: connection refused`)
 }
 
-// A client without root reaches the host's network through the gateway, which has no root either.
+// TestGateway checks that a client reaches the host's network through the example gateway. Neither of them needs root:
 //
 //	client 10.0.0.2 ── tunnel ── gateway 10.0.0.1 ── sockets of the host ── this test, at an address of the host
 func TestGateway(t *testing.T) {
@@ -247,7 +249,7 @@ func TestGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	go func() { // ends its own direction first
+	go func() { // this server ends its own direction first
 		for c, err := tcp.Accept(); err == nil; c, err = tcp.Accept() {
 			io.WriteString(c, "hello")
 			c.(*net.TCPConn).CloseWrite()
@@ -308,7 +310,7 @@ func TestGateway(t *testing.T) {
 	}
 }
 
-// startEcho starts a device whose stack says "echo: " and echoes on TCP port 7 of 10.0.0.1.
+// startEcho starts a device whose stack serves TCP port 7 of 10.0.0.1: it writes "echo: " and then what it reads.
 func startEcho(t *testing.T, key wireguard.PrivateKey, client wireguard.PublicKey) (port uint16) {
 	t.Helper()
 	stack, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
@@ -335,7 +337,7 @@ func startEcho(t *testing.T, key wireguard.PrivateKey, client wireguard.PublicKe
 	return d.Status().ListenPort
 }
 
-// These examples need no configuration file.
+// TestAlone runs the examples that need no configuration file, and checks what they print.
 func TestAlone(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"quickstart -size 3000000", `^3000000 bytes in \S+, [0-9.]+ Gbit/s; CRC-32 1e893519, sent 1e893519\nhandshake at [0-9:]+; on the wire 3\d{6} bytes out, \d+ in\n$`},
@@ -352,7 +354,8 @@ func TestAlone(t *testing.T) {
 	}
 }
 
-// An example reports an error in its arguments or its file in one line, which names the program or the file.
+// TestErrors checks that each example reports an error in its arguments or its file in one line, which names the program or the
+// file.
 func TestErrors(t *testing.T) {
 	key := wireguard.NewPrivateKey()
 	good := clientFile(t, key, wireguard.NewPrivateKey().Public(), 1)
@@ -383,7 +386,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// An example is one file of at most 60 lines.
+// TestLength checks that each example is one file of at most 60 lines.
 func TestLength(t *testing.T) {
 	files, err := filepath.Glob("*/*.go")
 	if err != nil || len(files) < 7 {

@@ -9,20 +9,20 @@ import (
 
 // Changes calls changed after each change of the machine's network, and each time the machine resumes from sleep. Call
 // [wireguard.Device.Wake] in changed. A [Follower] does that already. Changes returns nil when ctx ends, and an error if the
-// system does not report changes; that error is errors.ErrUnsupported on systems other than those below. When Changes returns,
-// none of its goroutines and sockets is left. It calls changed on one goroutine, without overlap.
+// system does not report changes; that error wraps errors.ErrUnsupported on systems other than those below. When Changes
+// returns, its goroutines have ended and its sockets are closed. It calls changed on one goroutine, so calls do not overlap.
 //
 // A change is an address, a link with an address, or a default route that appears, disappears or is replaced. Addresses whose
-// scope is only the link or the host do not count. Neither do changes of the interface named tunnel and of routes through it:
-// tunnel is the name of the device's own interface, or "" if it has none.
+// scope is only the link or the host do not count. Changes of the device's own interface, and of routes through it, do not count
+// either: tunnel is the name of that interface, or "" if the device has no interface.
 //
 // Changes in quick succession cause one call: Changes waits until nothing has changed for 500 ms, or until 5 s have passed
 // since the first change.
 //
 // Linux reports all this without polling, through netlink and a timer of the kernel. macOS and the BSDs report it through the
-// route socket, and Windows through NotifyIpInterfaceChange and NotifyUnicastIpAddressChange. On these systems, a tick every
-// 15 s notices a resume. On Windows, a change of default route that changes no address goes unnoticed. Only Linux is tested.
-// Since version 11, Android does not let apps open these sockets, and Changes returns an error: use ConnectivityManager
+// route socket, and Windows through NotifyIpInterfaceChange and NotifyUnicastIpAddressChange. On macOS, the BSDs and Windows, a
+// check every 15 s detects a resume. On Windows, a change of default route that changes no address goes unnoticed. Only Linux is
+// tested. Since version 11, Android does not let apps open these sockets, and Changes returns an error: use ConnectivityManager
 // there.
 func Changes(ctx context.Context, tunnel string, changed func()) error {
 	network, err := openNetwork(tunnel)
@@ -42,7 +42,7 @@ func Changes(ctx context.Context, tunnel string, changed func()) error {
 	signal := func() {
 		select {
 		case signals <- struct{}{}:
-		default: // one is waiting already
+		default: // a signal is already waiting
 		}
 	}
 	var wg sync.WaitGroup
@@ -53,7 +53,7 @@ func Changes(ctx context.Context, tunnel string, changed func()) error {
 				cancel(fmt.Errorf("follow: watching for changes: %w", err))
 			}
 		})
-		defer w.Close() // ends watch, before wg.Wait
+		defer w.Close() // ends the call of watch, before wg.Wait
 	}
 	merge(ctx, signals, changed)
 	if err := context.Cause(ctx); err != ctx.Err() {
@@ -70,8 +70,8 @@ type watch interface {
 }
 
 const (
-	quiet   = 500 * time.Millisecond // after the last signal of a burst
-	longest = 5 * time.Second        // after the first signal of the burst
+	quiet   = 500 * time.Millisecond // how long merge waits after the last signal of a burst
+	longest = 5 * time.Second        // how long merge waits at most after the first signal of a burst
 )
 
 // merge calls changed once for each burst of signals, until ctx ends.

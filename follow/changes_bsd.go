@@ -59,7 +59,7 @@ func (n *network) watch(signal func()) error {
 	}
 }
 
-// changes reports whether the messages in b are about a change that counts. Messages of unknown kinds do not parse, and do
+// changes reports whether the messages in b contain a change that counts. A message of an unknown kind does not parse, and does
 // not count.
 func (n *network) changes(b []byte) (changed bool) {
 	messages, err := route.ParseRIB(route.RIBTypeRoute, b)
@@ -89,7 +89,7 @@ func isDefault(m *route.RouteMessage) bool {
 	return isZero(m.Addrs[unix.RTAX_DST]) && isZero(m.Addrs[unix.RTAX_NETMASK])
 }
 
-// isZero reports whether a is absent, or an address or a mask of zeros.
+// isZero reports whether a is nil, or an address or a mask of which all bytes are zero.
 func isZero(a route.Addr) bool {
 	switch a := a.(type) {
 	case nil:
@@ -102,7 +102,7 @@ func isZero(a route.Addr) bool {
 	return false
 }
 
-// counts reports whether an interface is not the device's own.
+// counts reports whether changes of an interface count: whether it is not the device's own interface.
 func (n *network) counts(index int) bool {
 	if n.scene.tunnel == "" {
 		return true

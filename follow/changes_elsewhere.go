@@ -12,15 +12,15 @@ import (
 	"time"
 )
 
-// A scene is the state of the network at the last look. Each event of the system is compared with it, since events also
-// arrive when nothing changes.
+// A scene is the state of the network at the last call of the method changed. The system also reports events when nothing has
+// changed, so changed compares the new state with the old one.
 type scene struct {
-	tunnel string // the name of the interface that does not count
+	tunnel string // the name of the device's own interface, whose changes do not count
 	last   string
 }
 
-// changed looks at the interfaces that have addresses, and reports whether they differ from those of the last look. An error
-// of the system counts as a difference.
+// changed reads the interfaces that have addresses, and reports whether they differ from those at the last call. An error of the
+// system counts as a difference.
 func (s *scene) changed() bool {
 	now, err := look(s.tunnel)
 	if err == nil && now == s.last {
@@ -30,7 +30,8 @@ func (s *scene) changed() bool {
 	return true
 }
 
-// look returns a line for each interface that has an address, except for addresses of the link and of the host alone.
+// look returns one line for each interface that has an address, except for the interface named tunnel. An address whose scope is
+// only the link or the host does not count.
 func look(tunnel string) (string, error) {
 	all, err := net.Interfaces()
 	if err != nil {
@@ -58,11 +59,11 @@ func look(tunnel string) (string, error) {
 
 const (
 	tick = 15 * time.Second
-	late = 10 * time.Second // how late a tick may be on a loaded machine
+	late = 10 * time.Second // how late a tick may be on a loaded machine that did not sleep
 )
 
-// A sleep notices that the machine slept, because the next tick is late by the wall clock or by the monotonic clock. A
-// wall clock that someone sets forward looks the same.
+// A sleep detects that the machine slept: the next tick is then late by the wall clock or by the monotonic clock. A sleep also
+// reports a wall clock that someone sets forward.
 type sleep struct {
 	done chan struct{}
 	once sync.Once

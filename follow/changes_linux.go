@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A network watches the machine's network. It has a netlink socket that reports changes, and the state that the messages have told.
+// A network watches the machine's network. It has a netlink socket that receives messages about changes, and the state of the
+// network that the messages have reported.
 type network struct {
 	events *os.File
 	known  topology
@@ -38,7 +39,7 @@ func netlinkSocket(flags int, groups uint32) (fd int, err error) {
 
 func (n *network) Close() error { return n.events.Close() }
 
-// watch subscribes to changes before it asks for the present state, so a change that happens meanwhile is not lost.
+// watch asks for the present state after openNetwork has subscribed to changes, so a change that happens meanwhile is not lost.
 func (n *network) watch(signal func()) error {
 	if err := n.learn(); err != nil {
 		return err
@@ -64,8 +65,8 @@ func (n *network) watch(signal func()) error {
 	}
 }
 
-// learn replaces the known state. It asks for links first, because they have the names of the interfaces to which
-// addresses and routes belong.
+// learn replaces the known state by the present one. It asks for links first, because only links have the names of the interfaces
+// to which addresses and routes belong.
 func (n *network) learn() error {
 	n.known = topology{tunnel: n.known.tunnel}
 	for _, question := range []uint16{unix.RTM_GETLINK, unix.RTM_GETADDR, unix.RTM_GETROUTE} {
@@ -76,7 +77,7 @@ func (n *network) learn() error {
 	return nil
 }
 
-// list asks the kernel for all links, addresses or routes. The kernel writes the answer while list reads it.
+// list asks the kernel for all links, all addresses or all routes. The kernel produces the answer while list reads it.
 func (n *network) list(question uint16) error {
 	fd, err := netlinkSocket(0, 0)
 	if err != nil {
@@ -92,7 +93,7 @@ func (n *network) list(question uint16) error {
 	q := native.AppendUint32(nil, size)
 	q = native.AppendUint16(q, question)
 	q = native.AppendUint16(q, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	q = append(q, make([]byte, size-len(q))...) // all families
+	q = append(q, make([]byte, size-len(q))...) // zeros ask for all address families
 	if err := unix.Sendto(fd, q, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return os.NewSyscallError("sendto", err)
 	}
@@ -120,14 +121,14 @@ func isEnd(b []byte) (end bool) {
 	return end
 }
 
-// A sleep is a timer that is due once, in 2038. The kernel cancels it when the wall clock moves against CLOCK_MONOTONIC. That
-// happens when the machine resumes and when someone sets the clock.
+// A sleep is a timer that is due once, in 2038. The kernel cancels the timer when the wall clock jumps relative to
+// CLOCK_MONOTONIC. The wall clock jumps when the machine resumes and when someone sets it.
 type sleep struct {
 	timer *os.File
-	slept time.Duration // since the machine started
+	slept time.Duration // how long the machine has slept since it started
 }
 
-// nap is the shortest sleep that counts. A shorter one ends no session, and leaves the network as it was.
+// nap is the shortest sleep that counts. A shorter sleep ends no session, and leaves the network as it was.
 const nap = 3 * time.Second
 
 func openSleep() (*sleep, error) {

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// inNamespace is testkit.InNamespace with these interfaces:
+// inNamespace calls testkit.InNamespace, and adds these interfaces to the namespace:
 //
 //	eth0 ── veth ── eth1    both up, and eth0 with an address and a default route
 //	wg7                     the tunnel's interface, up
@@ -35,7 +35,7 @@ func inNamespace(t *testing.T) bool {
 	return true
 }
 
-// ip runs ip(8) once, with these lines.
+// ip runs ip(8) once, with these lines as its input.
 func ip(t *testing.T, lines ...string) {
 	t.Helper()
 	cmd := exec.Command("ip", "-batch", "-")
@@ -45,7 +45,8 @@ func ip(t *testing.T, lines ...string) {
 	}
 }
 
-// watched runs f while Changes watches. calls has an element for each call. Changes knows the network when f is called.
+// watched runs f while Changes runs. The channel calls gets an element for each change that Changes reports. Changes knows the
+// state of the network before f begins.
 func watched(t *testing.T, f func(calls <-chan time.Time)) {
 	t.Helper()
 	defer exec.Command("ip", "addr", "flush", "dev", "eth0", "to", "203.0.113.0/24").Run()
@@ -90,8 +91,8 @@ func wantNone(t *testing.T, calls <-chan time.Time, why string) {
 	}
 }
 
-// TestChanges checks that Changes calls changed for an address that appears, a few times for a burst of them even on a slow
-// machine, and not for reports of the kernel that do not count. It prints how long a call takes.
+// TestChanges checks that Changes reports an address that appears. It checks that a burst of addresses causes only a few calls,
+// even on a slow machine, and that kernel messages that do not count cause no call. It logs how long the first call takes.
 func TestChanges(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -129,22 +130,24 @@ func TestChanges(t *testing.T) {
 	})
 }
 
-// TestChangesOfRoutes replaces a default route, and takes down a link, whose default route the kernel removes without a message.
+// TestChangesOfRoutes checks that Changes reports a replaced default route and a link that goes down. The kernel removes the
+// default route of such a link without a message.
 func TestChangesOfRoutes(t *testing.T) {
 	testChanges(t,
 		"route replace default via 192.0.2.253 dev eth0 metric 100",
-		"route replace default via 192.0.2.254 dev eth0 metric 100", // back
+		"route replace default via 192.0.2.254 dev eth0 metric 100", // restores the first gateway
 		"link set eth0 down",
 		"link set eth0 up",
 		"route add default via 192.0.2.254 dev eth0 metric 100")
 }
 
-// TestChangesOfLinks takes the other end of the cable down and up, and then deletes the link.
+// TestChangesOfLinks checks that Changes reports when the other end of the veth pair goes down and up, and when the link is
+// deleted.
 func TestChangesOfLinks(t *testing.T) {
 	testChanges(t, "link set eth1 down", "link set eth1 up", "link del eth1")
 }
 
-// testChanges runs ip(8) with each of lines, and checks that Changes calls its function after each.
+// testChanges runs ip(8) once for each of the lines, and checks that Changes calls its function after each run.
 func testChanges(t *testing.T, lines ...string) {
 	if !inNamespace(t) {
 		return
@@ -157,7 +160,8 @@ func testChanges(t *testing.T, lines ...string) {
 	})
 }
 
-// TestChangesLost checks that messages that the kernel had to drop are a change, although none of them would count.
+// TestChangesLost checks that Changes reports a change if the kernel had to drop messages, although none of these messages would
+// count.
 func TestChangesLost(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -203,10 +207,11 @@ func TestChangesEnd(t *testing.T) {
 		return
 	}
 	goroutines := goleak.IgnoreCurrent()
-	watched(t, func(<-chan time.Time) {}) // afterwards the runtime and the tests keep some goroutines and descriptors
+	// After this first run, the runtime and the tests keep some goroutines and descriptors.
+	watched(t, func(<-chan time.Time) {})
 	before := descriptors(t)
 	for range 2 {
-		// The context ends amid a burst.
+		// The context ends during a burst.
 		watched(t, func(<-chan time.Time) { ip(t, "addr add 192.0.2.7/24 dev eth0", "addr del 192.0.2.7/24 dev eth0") })
 	}
 	goleak.VerifyNone(t, goroutines)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestMerge checks that a burst of signals is one change, and that signals that never stop are one change every 5 s.
+// TestMerge checks that merge reports one change for a burst of signals, and one change every 5 s for signals that never stop.
 func TestMerge(t *testing.T) {
 	const ms = time.Millisecond
 	every := func(gap, until time.Duration) (at []time.Duration) {
@@ -51,7 +51,7 @@ func TestMerge(t *testing.T) {
 	}
 }
 
-// TestMergeEnds checks that the end of the context is not a change, even during a burst.
+// TestMergeEnds checks that merge reports no change when the context ends, even during a burst.
 func TestMergeEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

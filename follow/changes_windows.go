@@ -16,9 +16,9 @@ type network struct {
 	done chan struct{}
 }
 
-// watching has all networks. Callbacks cannot be freed, so there is one for all.
+// watching holds all networks. A callback for Windows cannot be freed, so all networks use the same callback.
 var watching struct {
-	mu       sync.Mutex // guards all; the callback takes it, so nobody holds it while calling the system
+	mu       sync.Mutex // guards all; the callback locks mu, so no goroutine may hold mu while it calls the system
 	all      map[*network]bool
 	callback func() uintptr
 }

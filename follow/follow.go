@@ -1,20 +1,21 @@
-// Package follow keeps the endpoints of a device's peers up to date. When a peer does not answer, it resolves the names
+// Package follow keeps the endpoints of a device's peers up to date. When a peer does not answer, a [Follower] resolves the names
 // of the peer's endpoints again, and tries all their addresses until the peer answers.
 //
 //	f := follow.New(device, follow.Config{})
 //	f.Set(follow.Endpoints(file))
 //	go f.Run(ctx)
 //
-// A peer does not answer if data has been unanswered for 11 s, or if an initiation has been unanswered for 5 s. A peer that is
-// heard keeps its endpoint, whatever its names resolve to. So trouble with DNS does not end a tunnel that works. The first
-// place that answers is used, in the spirit of RFC 8305.
+// A peer does not answer if the device has received nothing for 11 s after it sent data, or for 5 s after it sent an initiation.
+// A peer that answers keeps its endpoint, even if its names resolve to other addresses. So a fault of DNS does not break a tunnel
+// that works. A Follower uses the first address that answers, in the spirit of RFC 8305.
 //
-// After a change of the machine's network and after a resume from sleep, a Follower wakes the device, and begins to look
-// anew for the peers that do not answer. [Changes] reports both to a program that has no Follower.
+// After a change of the machine's network, and after the machine resumes from sleep, a Follower calls [wireguard.Device.Wake],
+// and restarts its search for the peers that do not answer. A program without a Follower can use [Changes] to learn of changes
+// and resumes.
 //
-// [NewPlan] says what would change if the device got the configuration of another file, and [Follower.Apply] changes it.
+// [NewPlan] compares two configuration files, and [Follower.Apply] changes the device from the first to the second.
 //
-// search.go says where to look for a peer, and names.go resolves names. changes.go merges what each system reports.
+// search.go searches for peers, names.go resolves names, and changes.go merges the reports of the operating system.
 package follow
 
 import (
@@ -28,33 +29,35 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// A Config says how to follow. The zero value uses the host's resolver and logs nothing.
+// A Config configures a [Follower]. The zero value uses the host's resolver and logs nothing.
 type Config struct {
-	// Resolution says how to resolve names. Its Retries and Waiting are for Apply alone: while a peer does not answer, names
-	// are resolved again every 5 s at first and every minute later.
+	// Resolution says how to resolve names. Only Apply uses its Retries and Waiting. While a peer does not answer, Run resolves
+	// the peer's names repeatedly, at intervals that grow from 5 s to a minute.
 	Resolution conf.Resolution
 
-	// Changes calls changed when the network changed or the machine woke up, until ctx ends; it must return then. Run calls
-	// [wireguard.Device.Wake] each time, and looks anew for peers that do not answer. Nil means the function Changes, with no
-	// tunnel. A function that returns nil at once turns this off; tests in virtual time need that.
+	// Changes calls the function changed each time the network changes or the machine resumes from sleep. Changes must return
+	// when ctx ends. After each call of changed, Run calls [wireguard.Device.Wake], and restarts the search for peers that do not
+	// answer. Nil means the function [Changes] with an empty tunnel name. To turn these reports off, as tests in virtual time
+	// must, set a function that returns nil at once.
 	Changes func(ctx context.Context, changed func()) error
 
-	// Logger gets a line when a peer was found at another endpoint, one when the system does not report changes, and at
-	// Debug one for each change and for each name that does not resolve. Nil means no log.
+	// Logger gets a line when a peer answers at another endpoint, and when the system does not report changes. At level Debug, it
+	// also gets a line for each change and for each name that does not resolve. Nil means no log.
 	Logger *slog.Logger
 }
 
-// A Follower follows the peers of one device. New makes it. It must not be copied. Any goroutine may call its methods.
+// A Follower keeps the endpoints of one device's peers up to date. Make it with New, and do not copy it. Any goroutine may call
+// its methods.
 type Follower struct {
 	device     *wireguard.Device
-	config     Config          // with a Resolution for Run
+	config     Config          // for Run; its Resolution does not retry
 	resolution conf.Resolution // for Apply
 
 	mu        sync.Mutex // guards endpoints, which Set replaces and Run reads
 	endpoints map[wireguard.PublicKey][]conf.Endpoint
 }
 
-// New makes a Follower of a device's peers. It follows none until Set names them, and does nothing until Run.
+// New makes a Follower of a device's peers. Call Set to name the peers to follow, and Run to start.
 func New(d *wireguard.Device, c Config) *Follower {
 	f := &Follower{device: d, resolution: c.Resolution}
 	c.Resolution.Retries, c.Resolution.Waiting = -1, nil
@@ -68,8 +71,8 @@ func New(d *wireguard.Device, c Config) *Follower {
 	return f
 }
 
-// Endpoints returns the endpoints of each peer in a file, in the order in which to try them. A peer without endpoints is not
-// in the map. Of several sections with one key, the last with an endpoint counts.
+// Endpoints returns the endpoints of each peer in a file, in the order in which to try them. A peer without endpoints is not in
+// the map. If several sections have the same PublicKey, the last one with an endpoint counts.
 func Endpoints(f *conf.File) map[wireguard.PublicKey][]conf.Endpoint {
 	all := make(map[wireguard.PublicKey][]conf.Endpoint)
 	for i := range f.Peers {
@@ -80,8 +83,8 @@ func Endpoints(f *conf.File) map[wireguard.PublicKey][]conf.Endpoint {
 	return all
 }
 
-// Set replaces the endpoints of all peers. A peer that is not in the map is not followed. Set moves no peer: the device
-// keeps the endpoints that it has until a peer does not answer.
+// Set replaces the endpoints of all peers. A peer that is not in the map is not followed. Set changes nothing in the device: a
+// peer keeps its present endpoint until it does not answer.
 func (f *Follower) Set(endpoints map[wireguard.PublicKey][]conf.Endpoint) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -94,8 +97,8 @@ func (f *Follower) endpointsOf(key wireguard.PublicKey) []conf.Endpoint {
 	return f.endpoints[key]
 }
 
-// Run follows the peers until ctx ends or the device closes. When it returns, none of its goroutines is left. Do not call
-// Run again before it has returned.
+// Run follows the peers until ctx ends or the device closes. When Run returns, all its goroutines have ended. Do not call Run
+// again before it has returned.
 func (f *Follower) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{
@@ -122,15 +125,16 @@ func (f *Follower) Run(ctx context.Context) {
 	r.loop(news)
 }
 
-// A run is the state of one call of Run. Only the goroutine of Run uses it, except for lookups and watch.
+// A run is the state of one call of Run. Only the goroutine of Run uses a run, except that the methods lookup and watch run on
+// other goroutines.
 type run struct {
 	*Follower
 	ctx      context.Context
 	searches map[wireguard.PublicKey]*search // the peers that do not answer
 	names    map[string]*name
 	answers  chan answer
-	lookups  chan struct{} // one element for each lookup under way
-	changes  chan struct{} // of the network
+	lookups  chan struct{} // one element for each lookup in progress
+	changes  chan struct{} // gets an element for each change of the network
 	wg       sync.WaitGroup
 }
 
@@ -158,7 +162,7 @@ func (r *run) loop(news <-chan wireguard.Event) {
 	}
 }
 
-// watch passes changes of the network on to loop, on its own goroutine.
+// watch runs on its own goroutine, and passes each change of the network to loop.
 func (r *run) watch() {
 	err := r.config.Changes(r.ctx, func() {
 		select {
@@ -171,7 +175,8 @@ func (r *run) watch() {
 	}
 }
 
-// changed wakes the device and begins all searches anew, because each place may answer now, and each name may resolve.
+// changed calls Device.Wake and restarts all searches, because after a change of the network every address may answer, and every
+// name may resolve.
 func (r *run) changed(now time.Time) {
 	r.config.Logger.Debug("the network changed, or the machine woke up")
 	if err := r.device.Wake(); err != nil {
@@ -186,7 +191,7 @@ func (r *run) changed(now time.Time) {
 	}
 }
 
-// next returns when the next search is due, or zero.
+// next returns when the next search is due, or the zero time if none is.
 func (r *run) next() (at time.Time) {
 	for _, s := range r.searches {
 		if !s.due.IsZero() && (at.IsZero() || s.due.Before(at)) {

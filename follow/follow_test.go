@@ -60,7 +60,7 @@ func (w *world) LookupNetIP(_ context.Context, network, name string) ([]netip.Ad
 	return slices.Clone(w.addrs), w.err
 }
 
-// resolves sets the answer.
+// resolves sets the answer of LookupNetIP.
 func (w *world) resolves(err error, addrs ...netip.Addr) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -81,8 +81,8 @@ func at(a netip.Addr) wireguard.Endpoint {
 	return wireguard.EndpointOf(netip.AddrPortFrom(a, port))
 }
 
-// inWorld calls f with a server at serverAt and a client whose peer has these endpoints. The client's device begins
-// with the address first.
+// inWorld calls f with a server at serverAt and a client whose peer has these endpoints. At the start, the client's endpoint for
+// the server is the address 192.0.2.1 (first).
 func inWorld(t *testing.T, serverAt netip.Addr, endpoints []conf.Endpoint, f func(*world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -114,7 +114,8 @@ func inWorld(t *testing.T, serverAt netip.Addr, endpoints []conf.Endpoint, f fun
 	})
 }
 
-// talk sends a packet to the server every 200 ms until the server gets one, or until limit. It returns how long that took.
+// talk sends a packet to the server every 200 ms until the server gets one, or until limit has passed. It returns how long that
+// took.
 func (w *world) talk(limit time.Duration) (took time.Duration, heard bool) {
 	for w.serverTunnel.TryReceive() != nil {
 	}
@@ -161,7 +162,7 @@ func (w *world) serverMoves(a netip.Addr) {
 	w.serve(a)
 }
 
-// TestNameChanges checks a goal: at most 17 s pass from the server's move until there is traffic again.
+// TestNameChanges checks that traffic flows again at most 17 s after the server has moved and its name has the new address.
 func TestNameChanges(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -178,7 +179,7 @@ func TestNameChanges(t *testing.T) {
 	})
 }
 
-// TestNameChangesLater lets DNS learn of the move only later, and fail until then.
+// TestNameChangesLater checks that traffic flows again if DNS fails for a minute after the server's move.
 func TestNameChangesLater(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -196,7 +197,7 @@ func TestNameChangesLater(t *testing.T) {
 	})
 }
 
-// TestDeadAtStart checks another goal: at most 7 s pass until there is a session with the second endpoint.
+// TestDeadAtStart checks that the client has a session within 7 s if the server does not answer at its first endpoint.
 func TestDeadAtStart(t *testing.T) {
 	for name, c := range map[string]struct {
 		server    netip.Addr
@@ -228,7 +229,7 @@ func TestDeadAtStart(t *testing.T) {
 	}
 }
 
-// TestWorkingTunnelStays checks that neither an answer of DNS nor a lost message moves a peer that is heard.
+// TestWorkingTunnelStays checks that neither a DNS answer nor a lost datagram changes the endpoint of a peer that answers.
 func TestWorkingTunnelStays(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -236,7 +237,7 @@ func TestWorkingTunnelStays(t *testing.T) {
 		w.net.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond, Loss: 0.05})
 		answer := time.NewTicker(3 * time.Second)
 		defer answer.Stop()
-		for range 400 { // 6 min 40 s, with some handshakes and lost messages
+		for range 400 { // 6 min 40 s, with some handshakes and lost datagrams
 			w.tunnel.TrySend(pipe.UDPPacket(insideClient, insideServer, []byte("hello")))
 			time.Sleep(time.Second)
 			w.wantEndpoint(first, "the server answers there")
@@ -247,7 +248,7 @@ func TestWorkingTunnelStays(t *testing.T) {
 	})
 }
 
-// TestOneWay checks that the keepalive of a server that sends no data, after 10 s, counts as an answer.
+// TestOneWay checks that a keepalive counts as an answer. A server that has no data to send sends one after 10 s.
 func TestOneWay(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		for range 100 {
@@ -261,7 +262,7 @@ func TestOneWay(t *testing.T) {
 	})
 }
 
-// TestAbsent checks that attempts to reach a peer that is nowhere end, and begin again with new packets.
+// TestAbsent checks that the attempts to reach a peer end if the peer answers nowhere, and that new packets start them again.
 func TestAbsent(t *testing.T) {
 	inWorld(t, netip.MustParseAddr("192.0.2.77"), []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		w.tunnel.TrySend(pipe.UDPPacket(insideClient, insideServer, []byte("hello")))
@@ -292,7 +293,7 @@ func TestNotFollowed(t *testing.T) {
 	})
 }
 
-// TestEndpoints reads the endpoints from a file.
+// TestEndpoints checks that Endpoints returns the endpoints of a file in their order, without peers that have none.
 func TestEndpoints(t *testing.T) {
 	a, b := wireguard.NewPrivateKey().Public(), wireguard.NewPrivateKey().Public()
 	f, err := conf.Parse([]byte("[Peer]\nPublicKey=" + a.String() + "\nEndpoint=192.0.2.1:51820\nEndpoint=" + host + ":51820\n[Peer]\nPublicKey=" + b.String() + "\n"))
@@ -304,7 +305,8 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-// TestChangeWakes checks that the peer hears from the device after a change of the network, although the device has nothing to send.
+// TestChangeWakes checks that the peer receives something from the device after a change of the network, although the device has
+// no data to send.
 func TestChangeWakes(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -322,8 +324,9 @@ func TestChangeWakes(t *testing.T) {
 	})
 }
 
-// TestChangeSearchesAnew: all places were tried while there was no network and no DNS. The search restarts when the network
-// is back, and does not wait until the device's attempts reach the place, or until a name may be resolved again.
+// TestChangeSearchesAnew checks that a search restarts when the network is back, after all its places were tried without a
+// network and without DNS. The search waits neither for the device's own attempts nor for the time at which a name is resolved
+// again.
 func TestChangeSearchesAnew(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")
@@ -343,8 +346,8 @@ func TestChangeSearchesAnew(t *testing.T) {
 	})
 }
 
-// TestChangeTriesAgain: a place that was tried without a network is tried again soon after the network is back, and not only
-// when an attempt of the device has failed, 5 s later.
+// TestChangeTriesAgain checks that a place that was tried without a network is tried again soon after the network is back. The
+// search does not wait until an attempt of the device has failed, 5 s later.
 func TestChangeTriesAgain(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{literal(first), literal(second)}, func(w *world) {
 		w.wantHeard(time.Second, "the server is there")

@@ -11,20 +11,20 @@ import (
 )
 
 const (
-	maxLookups    = 16 // at once
+	maxLookups    = 16 // lookups at the same time
 	maxNames      = 4 * maxSearches
-	maxAddrs      = 16               // used of one name
-	lookupTimeout = 15 * time.Second // of one lookup
+	maxAddrs      = 16               // addresses that are used per name
+	lookupTimeout = 15 * time.Second // for one lookup
 	firstGap      = 5 * time.Second  // between two lookups of a name
 	longestGap    = time.Minute
 )
 
-// A name is the name of an endpoint that was resolved because a peer did not answer.
+// A name holds the addresses to which the name of an endpoint was resolved because a peer did not answer.
 type name struct {
-	addrs  []netip.Addr // of the last answer that had any
-	asking bool         // whether a lookup is under way
+	addrs  []netip.Addr // from the last lookup that succeeded
+	asking bool         // whether a lookup is in progress
 	asked  time.Time
-	gap    time.Duration // until the next lookup
+	gap    time.Duration // the shortest time from asked to the next lookup
 }
 
 // An answer is the result of a lookup.
@@ -34,7 +34,7 @@ type answer struct {
 	err   error
 }
 
-// ask resolves the names of a peer's endpoints, unless they were resolved lately.
+// ask begins to resolve each name in a peer's endpoints, unless that name was resolved lately.
 func (r *run) ask(key wireguard.PublicKey, now time.Time) {
 	for _, e := range r.endpointsOf(key) {
 		if isAddr(e) {
@@ -65,7 +65,8 @@ func isAddr(e conf.Endpoint) bool {
 	return err == nil
 }
 
-// forgetNames makes room. A name that is still needed is resolved again.
+// forgetNames makes room for other names: it removes all names that are not being resolved. A name that is still needed is
+// resolved again later.
 func (r *run) forgetNames() {
 	for host, n := range r.names {
 		if !n.asking {
@@ -92,8 +93,8 @@ func (r *run) lookup(host string) {
 	}
 }
 
-// answer notes the addresses of a name, and continues the searches that wait for them. If the lookup failed, the old addresses
-// stay.
+// answer stores the addresses of a name, and continues the searches that wait for them. If the lookup failed, the name keeps its
+// old addresses.
 func (r *run) answer(a answer) {
 	n := r.names[a.host]
 	n.asking = false
@@ -108,15 +109,15 @@ func (r *run) answer(a answer) {
 		if !slices.ContainsFunc(es, func(e conf.Endpoint) bool { return e.Host == a.host }) {
 			continue
 		}
-		// A search that has just begun waits for the present place to answer. It goes on at once if no endpoint names
-		// that place any more.
+		// A search that has just begun waits for an answer from the peer's present endpoint. If no configured endpoint resolves
+		// to that address any more, the search continues at once.
 		if s.due.IsZero() || len(s.tried) == 1 && r.left(es, s) {
 			s.due = now
 		}
 	}
 }
 
-// left reports whether none of the endpoints names the place where a search began.
+// left reports whether none of the endpoints es has the address and port that the peer had when the search began.
 func (r *run) left(es []conf.Endpoint, s *search) bool {
 	return !slices.ContainsFunc(es, func(e conf.Endpoint) bool {
 		n := r.names[e.Host]
@@ -128,7 +129,8 @@ func (r *run) left(es []conf.Endpoint, s *search) bool {
 	})
 }
 
-// interleave returns at most maxAddrs addresses, in their order but with the two families in turn (RFC 8305, section 4).
+// interleave returns at most maxAddrs addresses, in their order, except that IPv4 and IPv6 addresses alternate (RFC 8305, section
+// 4).
 func interleave(addrs []netip.Addr) (out []netip.Addr) {
 	var families [2][]netip.Addr // the family of the first address, and the other one
 	for _, a := range addrs {

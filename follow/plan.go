@@ -12,23 +12,24 @@ import (
 	"github.com/seed-86b749af/wireguard/conf"
 )
 
-// A Plan says what changes when a device that has the configuration of one file gets that of another. NewPlan makes it. The
-// lists of peers are in the order of the new file, except for Removed, which is in the order of the old one.
+// A Plan says what changes when a device with the configuration of one file gets the configuration of another file. NewPlan makes
+// a Plan. The lists of peers are in the order of the new file, except that Removed is in the order of the old file.
 type Plan struct {
 	Added   []wireguard.PublicKey // peers that only the new file has
 	Removed []wireguard.PublicKey // peers that only the old file has; their sessions end
 	Changed []Difference          // peers that both files have, with different values; their sessions stay
-	Kept    []wireguard.PublicKey // peers of which nothing changes
+	Kept    []wireguard.PublicKey // peers that do not change
 
 	// Interface has the keys of [Interface] that change: PrivateKey, ListenPort and FwMark. A new PrivateKey ends all
 	// sessions.
 	Interface []string
 
-	// Reopen has the keys of [Interface] that change and that Apply leaves alone, because they are not the device's: Address,
-	// DNS, MTU and so on. They take effect when the tunnel is opened anew.
+	// Reopen has the keys of [Interface] that change, but that Apply ignores, because a device has no such settings: Address,
+	// DNS, MTU and so on. The new values take effect when the program opens the tunnel again.
 	Reopen []string
 
-	// Change is what Apply gives to the device, without the endpoints of peers. A program may alter it before Apply.
+	// Change is the change that Apply makes to the device, without the endpoints of peers, which Apply adds. A program may edit
+	// Change before it calls Apply.
 	Change wireguard.Change
 
 	to      *conf.File
@@ -41,8 +42,8 @@ type Difference struct {
 	Keys []string            // what changes: PresharedKey, Endpoint, PersistentKeepalive, AllowedIPs
 }
 
-// NewPlan compares two files. It resolves no names, so two names of one address are different endpoints. The error is that
-// of [conf.File.Change] for one of the files.
+// NewPlan compares two files. It resolves no names, so two names for the same address are different endpoints. NewPlan fails if
+// [conf.File.Change] would fail for one of the files with all its names resolved.
 func NewPlan(old, new *conf.File) (*Plan, error) {
 	from, err := withoutEndpoints(old).Change()
 	if err != nil {
@@ -58,7 +59,7 @@ func NewPlan(old, new *conf.File) (*Plan, error) {
 	return p, nil
 }
 
-// withoutEndpoints returns a copy of f that needs no names to be resolved.
+// withoutEndpoints returns a copy of f whose peers have no endpoints, so that no names need to be resolved.
 func withoutEndpoints(f *conf.File) *conf.File {
 	g := *f
 	g.Peers = slices.Clone(f.Peers)
@@ -68,8 +69,9 @@ func withoutEndpoints(f *conf.File) *conf.File {
 	return &g
 }
 
-// compareInterfaces also removes the port and the mark from p.Change if both files have the same. So the device keeps a
-// port or a mark that it got in another way.
+// compareInterfaces lists the keys of [Interface] that differ. It removes the listen port from p.Change if both files have the
+// same port, and the firewall mark if both files have the same mark. So the device keeps a port or a mark that was set by other
+// means.
 func (p *Plan) compareInterfaces(old, new *conf.Interface) {
 	differ := func(keys *[]string, key string, differs bool) bool {
 		if differs {
@@ -139,7 +141,7 @@ func (p *Plan) comparePeers(old *conf.File, from []wireguard.PeerChange) {
 	}
 }
 
-// sameEndpoints compares what the files say, and not what names resolved to.
+// sameEndpoints compares hosts and ports as the files have them, and not the addresses to which names resolve.
 func sameEndpoints(a, b []conf.Endpoint) bool {
 	return slices.EqualFunc(a, b, func(a, b conf.Endpoint) bool { return a.Host == b.Host && a.Port == b.Port })
 }
@@ -159,7 +161,7 @@ func samePrefixes(a, b *wireguard.PeerChange) bool {
 	return a.ReplaceAllowedIPs == b.ReplaceAllowedIPs && maps.Equal(set(a), set(b))
 }
 
-// String returns one line for each thing that changes, and one for the number of peers that stay as they are. It contains no
+// String returns one line for each change, and one line with the number of peers that stay as they are. The text contains no
 // secret.
 func (p *Plan) String() string {
 	var b strings.Builder
@@ -186,9 +188,10 @@ func (p *Plan) String() string {
 	return b.String()
 }
 
-// Apply carries a plan out, as a whole or not at all, and follows the endpoints of the new file from then on. It resolves the
-// names of peers that are new or have other endpoints. A peer stays at its present place unless its endpoints changed and the
-// place is not among them. Peers that the new file does not name are removed.
+// Apply carries out a plan, as a whole or not at all. Afterwards the Follower follows the endpoints of the new file. Apply
+// resolves the names of peers that are new or have other endpoints. Such a peer gets the first of its endpoints in the new file
+// that has an address, unless its present endpoint is one of them. All other peers keep their present endpoints. Peers that the
+// new file does not name are removed.
 func (f *Follower) Apply(ctx context.Context, p *Plan) error {
 	if p.to == nil {
 		return errors.New("follow: this Plan is empty; make it with NewPlan")
@@ -214,8 +217,8 @@ func (f *Follower) Apply(ctx context.Context, p *Plan) error {
 	return nil
 }
 
-// place returns the first of a peer's endpoints that has an address, or nil if the peer stays where it is, because it gets no
-// new endpoints or its present place is one of them.
+// place returns the first of a peer's new endpoints that has an address. It returns nil if the peer keeps its present endpoint,
+// because there are no new endpoints or because the present endpoint is one of them.
 func (f *Follower) place(key wireguard.PublicKey, endpoints []conf.Endpoint) (first *wireguard.Endpoint) {
 	p, _ := f.device.Peer(key)
 	for _, e := range endpoints {

@@ -25,7 +25,7 @@ func parse(t testing.TB, format string, args ...any) *conf.File {
 	return f
 }
 
-// TestPlan compares two files that differ in everything.
+// TestPlan checks the Plan for two files that differ in everything.
 func TestPlan(t *testing.T) {
 	var k [5]wireguard.PublicKey
 	for i := range k {
@@ -106,8 +106,8 @@ leave MTU as it is until the tunnel is opened anew
 	}
 }
 
-// TestApply keeps the session and the place of a peer that stays, adds one whose name resolves, and changes nothing if it does
-// not resolve.
+// TestApply checks that Apply keeps the session and the endpoint of a peer that stays. Apply adds a peer whose name resolves, and
+// changes nothing if the name does not resolve.
 func TestApply(t *testing.T) {
 	inWorld(t, second, nil, func(w *world) {
 		added := wireguard.NewPrivateKey().Public()
@@ -116,7 +116,7 @@ func TestApply(t *testing.T) {
 		w.follower.Set(follow.Endpoints(old))
 		w.resolves(nil, second)
 		w.wantHeard(10*time.Second, "the server is followed to its second place")
-		w.tunnel.TrySend() // nothing is under way
+		w.tunnel.TrySend() // queues no packet
 		time.Sleep(11 * time.Second)
 		before, _ := w.client.Peer(w.serverKey.Public())
 		apply := func(to *conf.File) error {
@@ -150,7 +150,7 @@ func TestApply(t *testing.T) {
 		}
 		synctest.Wait()
 
-		// An added Endpoint line does not move a peer whose place is still among the lines.
+		// An added Endpoint line does not change the endpoint of a peer whose present endpoint is still in the file.
 		two := parse(w, "%s", strings.Replace(text, "Endpoint=", "Endpoint=192.0.2.1:51820\nEndpoint=192.0.2.2:51820\n#", 1))
 		if err := apply(two); err != nil {
 			w.Fatal(err)

@@ -10,42 +10,44 @@ import (
 )
 
 const (
-	// maxSearches bounds the peers that are searched for at once. At the bound, a failed attempt or unanswered data of another
-	// peer begins a search only if an older search has had its share. The oldest search then ends.
+	// maxSearches is the largest number of searches at once. If so many searches run, a search for another peer begins only if
+	// the oldest search has run for at least share. The oldest search then ends.
 	maxSearches = 1024
 
-	// share is how long a search runs at least, before room may end it to let another peer's search begin.
+	// share is how long a search may run before the method room may end it in order to begin another search.
 	share = time.Minute
 
-	// maxPlaces bounds the places where a peer is looked for.
+	// maxPlaces is the largest number of places per search. A place is an address and a port at which the peer may be.
 	maxPlaces = 64
 
-	// patience is how long a place has to answer before the next one is asked. A device sends a peer at most four
-	// initiations in 5 s.
+	// patience is how long a search waits for an answer from one place before it tries the next place. It is 1.25 s because a
+	// device sends a peer at most four initiations in 5 s.
 	patience = 1250 * time.Millisecond
 
-	// attempt is how long a device waits for the answer to an initiation.
+	// attempt is how long a device waits for the response to an initiation.
 	attempt = 5 * time.Second
 
-	// maxTurns is how often the peer is moved without a new packet for it. A device in whose queue a packet waits begins a
-	// new series of attempts whenever the endpoint changes, and would never give up.
+	// maxTurns is how often the method turn changes a peer's endpoint without a new packet for the peer. Without this bound, a
+	// device with a packet in the peer's queue would never give up, because it begins a new series of attempts whenever the
+	// endpoint changes.
 	maxTurns = 10
 )
 
-// A search looks for a peer that does not answer. It asks each place once, and waits for patience after each. After that, the
-// device's own attempts continue, one in 5 s, and each goes to another place. Without new packets they end a minute later than
+// A search looks for a peer that does not answer. It tries each place once: it sets the place as the peer's endpoint, starts a
+// handshake, and waits for patience. After that, the device continues with its own handshake attempts, one every 5 s, and the
+// search sets another place before each attempt. If no new packets are sent to the peer, the attempts end a minute later than
 // they would without a Follower.
 type search struct {
 	began    time.Time
-	first    wireguard.Endpoint // where the peer was when the search began
-	received uint64             // the bytes received until then
-	tried    []try              // at most maxPlaces, the latest last
-	due      time.Time          // of the next step; zero means that an event or an answer continues the search
-	waiting  uint64             // the packets that waited or were dropped, at the last turn
-	turns    int                // since waiting changed
+	first    wireguard.Endpoint // the peer's endpoint when the search began
+	received uint64             // the number of bytes received from the peer before the search
+	tried    []try              // the places that were tried, the latest last; at most maxPlaces
+	due      time.Time          // when the next step is due; zero means that the search waits for an event or for a DNS answer
+	waiting  uint64             // the number of packets for the peer that were staged or dropped, at the last call of turn
+	turns    int                // the number of calls of turn since waiting changed
 }
 
-// A try is a place that was asked.
+// A try is a place that was tried, and when it was tried last.
 type try struct {
 	at   wireguard.Endpoint
 	last time.Time
@@ -56,7 +58,7 @@ func (r *run) event(e wireguard.Event) {
 	now, s := time.Now(), r.searches[e.Peer]
 	if s != nil && e.Kind != wireguard.EventHandshake {
 		if p, ok := r.device.Peer(e.Peer); !ok || p.Received.Bytes != s.received {
-			delete(r.searches, e.Peer) // the peer was heard, and is silent again
+			delete(r.searches, e.Peer) // the peer answered during the search, and is silent again
 			s = nil
 		}
 	}
@@ -78,26 +80,26 @@ func (r *run) event(e wireguard.Event) {
 	}
 }
 
-// begin begins to search for a peer, unless it was heard meanwhile.
+// begin begins a search for a peer, unless the device received something from the peer less than 5 s before the event.
 func (r *run) begin(e wireguard.Event, now time.Time) {
 	p, ok := r.device.Peer(e.Peer)
-	heard := e.Time.Sub(p.LastReceived) // both by the device's wall clock
+	heard := e.Time.Sub(p.LastReceived) // both times are of the device's wall clock
 	if !ok || heard < attempt || !r.room(now) {
-		return // if it was heard lately, one message was lost and the path works
+		return // if the peer was heard lately, one datagram was lost and the path works
 	}
 	s := &search{began: now, first: p.Endpoint, received: p.Received.Bytes, tried: []try{{p.Endpoint, now}}, due: now}
 	r.searches[e.Peer] = s
 	r.ask(e.Peer, now)
 	if e.Kind == wireguard.EventUnanswered {
-		r.renew(e.Peer) // a peer that is still there answers now
+		r.renew(e.Peer) // a peer that is still at its endpoint answers this initiation
 	}
 	if !p.LastReceived.IsZero() {
 		s.due = now.Add(patience)
 	}
 }
 
-// room reports whether another search may begin. If there are maxSearches, it ends the oldest one that has had its share, so that
-// peers that are gone for good do not keep the others from being found.
+// room reports whether another search may begin. If maxSearches searches are running, room ends the oldest one, if that has run
+// for at least share. So peers that never answer do not prevent the search for other peers.
 func (r *run) room(now time.Time) bool {
 	if len(r.searches) < maxSearches {
 		return true
@@ -113,7 +115,8 @@ func (r *run) room(now time.Time) bool {
 	return len(r.searches) < maxSearches
 }
 
-// step asks the next place that was not asked yet. If none is left, attempts of the device continue the search.
+// step tries the next place that was not tried yet. If no such place is left, the device's own attempts continue the search; see
+// turn.
 func (r *run) step(key wireguard.PublicKey, s *search, now time.Time) {
 	p, ok := r.device.Peer(key)
 	if !ok || p.Received.Bytes != s.received || len(r.endpointsOf(key)) == 0 {
@@ -134,7 +137,7 @@ func (r *run) step(key wireguard.PublicKey, s *search, now time.Time) {
 	}
 }
 
-// turn moves the peer to the place that was asked longest ago, for the device's next attempt.
+// turn sets the place that was tried longest ago as the peer's endpoint, for the device's next attempt.
 func (r *run) turn(key wireguard.PublicKey, s *search, now time.Time) {
 	p, _ := r.device.Peer(key)
 	if n := uint64(p.Staged) + p.Drops.Total(); n != s.waiting || p.PersistentKeepalive != 0 {
@@ -147,7 +150,7 @@ func (r *run) turn(key wireguard.PublicKey, s *search, now time.Time) {
 	r.move(key, s, slices.MinFunc(places, func(a, b wireguard.Endpoint) int { return s.last(a).Compare(s.last(b)) }), now)
 }
 
-// last returns when a place was last asked, or zero.
+// last returns when a place was last tried, or the zero time.
 func (s *search) last(place wireguard.Endpoint) time.Time {
 	for _, t := range s.tried {
 		if t.at.SamePlace(place) {
@@ -157,8 +160,8 @@ func (s *search) last(place wireguard.Endpoint) time.Time {
 	return time.Time{}
 }
 
-// ask notes that a place is asked. A name that resolves to other addresses each time would make tried grow without a bound, so
-// ask forgets the place that was asked longest ago.
+// ask records that a place is tried now. If maxPlaces places are recorded, ask removes the oldest one: otherwise a name that
+// resolves to other addresses each time would make the list grow without bound.
 func (s *search) ask(place wireguard.Endpoint, now time.Time) {
 	s.tried = slices.DeleteFunc(s.tried, func(t try) bool { return t.at.SamePlace(place) })
 	if len(s.tried) == maxPlaces {
@@ -167,7 +170,7 @@ func (s *search) ask(place wireguard.Endpoint, now time.Time) {
 	s.tried = append(s.tried, try{place, now})
 }
 
-// move tells the device where to send the next initiation.
+// move sets a place as the peer's endpoint, so that the device sends the next initiation there.
 func (r *run) move(key wireguard.PublicKey, s *search, place wireguard.Endpoint, now time.Time) {
 	s.ask(place, now)
 	if p, ok := r.device.Peer(key); !ok || p.Endpoint.SamePlace(place) {
@@ -179,7 +182,8 @@ func (r *run) move(key wireguard.PublicKey, s *search, place wireguard.Endpoint,
 	}
 }
 
-// ended is a context that has ended. Renew with it makes the device begin a handshake, and does not wait.
+// ended is a context that has ended. With this context, Device.Renew makes the device begin a handshake, and does not wait for
+// the session.
 var ended = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -188,8 +192,9 @@ var ended = func() context.Context {
 
 func (r *run) renew(key wireguard.PublicKey) { r.device.Renew(ended, key) }
 
-// places returns where to look for a peer: its endpoints in their order, with all addresses of names, and last the place where
-// the peer was when the search began. The last one is always among them.
+// places returns at most maxPlaces places at which to try a peer: its configured endpoints in their order, with all known
+// addresses of each name, and then the endpoint that the peer had when the search began, if it is not one of these. That
+// endpoint is always among the places.
 func (r *run) places(key wireguard.PublicKey, s *search) (places []wireguard.Endpoint) {
 	add := func(e wireguard.Endpoint) {
 		same := func(o wireguard.Endpoint) bool { return o.SamePlace(e) }

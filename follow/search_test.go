@@ -15,7 +15,7 @@ func addrOf(n int) netip.Addr {
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 10<<24+uint32(n))))
 }
 
-// TestManyAddresses checks that a DNS answer with thousands of addresses leaves room for the peer's other endpoints.
+// TestManyAddresses checks that the peer's other endpoints are still among its places if a DNS answer has thousands of addresses.
 func TestManyAddresses(t *testing.T) {
 	var answer []netip.Addr
 	for n := range 5000 {
@@ -37,7 +37,7 @@ func TestManyAddresses(t *testing.T) {
 	}
 }
 
-// TestOtherAddressesEachTime checks that a name that resolves to other addresses each time does not make a search grow.
+// TestOtherAddressesEachTime checks that a search keeps at most maxPlaces places if a name resolves to other addresses each time.
 func TestOtherAddressesEachTime(t *testing.T) {
 	var s search
 	now := time.Now()
@@ -52,7 +52,7 @@ func TestOtherAddressesEachTime(t *testing.T) {
 	}
 }
 
-// TestRoom checks that peers that are never found do not keep another one from being searched for.
+// TestRoom checks that peers that are never found do not prevent the search for another peer.
 func TestRoom(t *testing.T) {
 	r := &run{searches: make(map[wireguard.PublicKey]*search)}
 	began := time.Now()

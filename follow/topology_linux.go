@@ -7,10 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A topology is what netlink messages have told about the machine's network. Messages also arrive when nothing changes,
-// as when a router advertisement prolongs the life of an address. So update compares each message with the topology.
+// A topology is the state of the machine's network, as netlink messages have reported it. The kernel also sends messages when
+// nothing has changed, for example when a router advertisement extends the lifetime of an address. So update compares each
+// message with the topology.
 type topology struct {
-	tunnel string // the name of the interface that does not count
+	tunnel string // the name of the device's own interface, whose changes do not count
 	links  map[uint32]link
 	addrs  map[address]bool
 	routes map[route]bool
@@ -19,36 +20,37 @@ type topology struct {
 // A link is an interface.
 type link struct {
 	name    string
-	running bool // it is up, and has a carrier
+	running bool // the interface is up, and has a carrier
 }
 
-// An address is an address of an interface. Addresses whose scope is only the link or the host are not kept.
+// An address is an address of an interface. A topology does not keep addresses whose scope is only the link or the host.
 type address struct {
 	index        uint32
 	family, bits uint8
-	addr         string // in bytes
+	addr         string // the bytes of the address
 }
 
 // A route is a default route.
 type route struct {
 	slot
-	index uint32 // of its interface; 0 if it has several or a nexthop object
-	via   string // its gateways, sources and nexthops, as attributes
+	index uint32 // of its interface; 0 if the route has several interfaces or a nexthop object
+	via   string // its netlink attributes for gateways, sources and nexthops
 }
 
-// A slot is what competing routes have in common. Several routes can have the same slot. A message with NLM_F_REPLACE replaces
-// them all by one.
+// A slot has the values that competing routes have in common. A message with NLM_F_REPLACE replaces all routes of a slot by one
+// route.
 type slot struct {
 	family, tos     uint8
 	table, priority uint32
 }
 
-// maxKnown bounds the links, the addresses and the routes that are known. Each message about a further one counts as a
-// change.
+// maxKnown is the largest number of links, of addresses and of routes in a topology. Each message about an address or a route
+// that does not fit counts as a change. So does each message about a link that does not fit, if the link is running and has an
+// address.
 const maxKnown = 4096
 
-// update takes messages, and reports whether something changed that counts. If learn is true, the messages answer a
-// question, and nothing in them counts as a change.
+// update applies the netlink messages in b, and reports whether they contain a change that counts. If learn is true, the messages
+// answer a request for the present state, and nothing in them counts as a change.
 func (t *topology) update(b []byte, learn bool) (changed bool) {
 	messages(b, func(kind, flags uint16, data []byte) {
 		switch kind {
@@ -63,7 +65,7 @@ func (t *topology) update(b []byte, learn bool) (changed bool) {
 	return changed && !learn
 }
 
-// link handles a message about an interface. A link counts if it has an address.
+// link applies a message about an interface. It reports whether an interface with an address has begun or ceased to run.
 func (t *topology) link(exists bool, b []byte) bool {
 	if len(b) < unix.SizeofIfInfomsg || b[0] != unix.AF_UNSPEC { // messages of other families are about ports of bridges
 		return false
@@ -96,7 +98,7 @@ func (t *topology) link(exists bool, b []byte) bool {
 	return counts
 }
 
-// address handles a message about an address.
+// address applies a message about an address, and reports whether it is a change that counts.
 func (t *topology) address(exists bool, b []byte) bool {
 	if len(b) < unix.SizeofIfAddrmsg || b[3] >= unix.RT_SCOPE_LINK {
 		return false
@@ -105,14 +107,14 @@ func (t *topology) address(exists bool, b []byte) bool {
 	flags := uint32(b[2])
 	attributes(b[unix.SizeofIfAddrmsg:], func(kind uint16, value []byte) {
 		switch {
-		case kind == unix.IFA_LOCAL, kind == unix.IFA_ADDRESS && a.addr == "": // with IFA_LOCAL, IFA_ADDRESS is the peer's
+		case kind == unix.IFA_LOCAL, kind == unix.IFA_ADDRESS && a.addr == "": // with IFA_LOCAL, IFA_ADDRESS is the remote address
 			a.addr = string(value)
 		case kind == unix.IFA_FLAGS && len(value) >= 4:
 			flags = binary.NativeEndian.Uint32(value)
 		}
 	})
-	// An address cannot be used while the system looks for it on the link (IFA_F_TENTATIVE). Another message says when
-	// it can.
+	// An address cannot be used while the kernel checks whether another host on the link has it (IFA_F_TENTATIVE). Another
+	// message says when the address can be used.
 	unusable := flags&unix.IFA_F_DADFAILED != 0 || flags&unix.IFA_F_TENTATIVE != 0 && flags&unix.IFA_F_OPTIMISTIC == 0
 	if exists = exists && !unusable; exists {
 		return add(&t.addrs, a) && t.counts(a.index)
@@ -125,7 +127,7 @@ func (t *topology) address(exists bool, b []byte) bool {
 	return (had || !unusable && len(t.addrs) >= maxKnown) && t.counts(a.index)
 }
 
-// route handles a message about a route.
+// route applies a message about a route, and reports whether it is a change that counts.
 func (t *topology) route(exists, replace bool, b []byte) bool {
 	if len(b) < unix.SizeofRtMsg || b[1] != 0 || b[7] != unix.RTN_UNICAST {
 		return false
@@ -171,8 +173,8 @@ func (t *topology) route(exists, replace bool, b []byte) bool {
 	return add(&t.routes, r) && t.counts(r.index) || replaced
 }
 
-// forgetRoutes forgets the routes that may have used an interface. The kernel does not report that they are gone, and
-// reports when they appear again.
+// forgetRoutes removes the routes that may have used an interface, because the kernel does not report their removal. The kernel
+// sends a message if such a route is added again.
 func (t *topology) forgetRoutes(index uint32) {
 	for r := range t.routes {
 		if r.index == index || r.index == 0 {
@@ -181,7 +183,7 @@ func (t *topology) forgetRoutes(index uint32) {
 	}
 }
 
-// counts reports whether an interface is not the device's own.
+// counts reports whether changes of an interface count: whether it is not the device's own interface.
 func (t *topology) counts(index uint32) bool {
 	return t.tunnel == "" || t.links[index].name != t.tunnel
 }
@@ -195,7 +197,7 @@ func (t *topology) hasAddress(index uint32) bool {
 	return false
 }
 
-// add adds v to the known values, of which there are at most maxKnown, and reports whether it was not among them.
+// add reports whether v is a new value. It adds a new value to the known values, unless there are maxKnown of them.
 func add[T comparable](known *map[T]bool, v T) bool {
 	if (*known)[v] {
 		return false
@@ -213,7 +215,7 @@ func set[K comparable, V any](m *map[K]V, k K, v V) {
 	(*m)[k] = v
 }
 
-// messages calls f with the type, the flags and the content of each message of netlink in b. The last may be cut off.
+// messages calls f with the type, the flags and the content of each message of netlink in b. The last message may be cut off.
 func messages(b []byte, f func(kind, flags uint16, data []byte)) {
 	for len(b) >= unix.SizeofNlMsghdr {
 		size := int(min(uint32(len(b)), binary.NativeEndian.Uint32(b)))

@@ -12,12 +12,12 @@ func message(kind, flags uint16, data []byte) []byte {
 	native := binary.NativeEndian
 	b := native.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(data)))
 	b = native.AppendUint16(native.AppendUint16(b, kind), flags)
-	b = append(b, make([]byte, 8)...) // sequence, port
+	b = append(b, make([]byte, 8)...) // the sequence number and the port ID
 	b = append(b, data...)
 	return append(b, make([]byte, -len(data)&3)...)
 }
 
-// addressMessage is about an IPv4 address of an interface.
+// addressMessage returns a netlink message about an IPv4 address of an interface.
 func addressMessage(kind uint16, index, addr uint32) []byte {
 	b := []byte{unix.AF_INET, 24, 0, unix.RT_SCOPE_UNIVERSE}
 	b = binary.NativeEndian.AppendUint32(b, index)
@@ -26,7 +26,7 @@ func addressMessage(kind uint16, index, addr uint32) []byte {
 	return message(kind, 0, binary.BigEndian.AppendUint32(b, addr))
 }
 
-// TestTopologyBound checks that a change of an address is reported even if the machine has more addresses than are kept.
+// TestTopologyBound checks that a change of an address is reported even if the machine has more addresses than a topology keeps.
 func TestTopologyBound(t *testing.T) {
 	var n topology
 	for i := range uint32(2 * maxKnown) {
@@ -45,8 +45,8 @@ func TestTopologyBound(t *testing.T) {
 	}
 }
 
-// FuzzTopology checks that no message is read beyond its end, that the bounds hold, and that a message that arrives again is not
-// a change.
+// FuzzTopology checks that update does not read beyond the end of a message, that a topology has at most maxKnown values of each
+// kind, and that a repeated message is not a change.
 func FuzzTopology(f *testing.F) {
 	route := append([]byte{unix.AF_INET, 0, 0, 0, unix.RT_TABLE_MAIN, 0, 0, unix.RTN_UNICAST, 0, 0, 0, 0}, 8, 0, unix.RTA_OIF, 0, 2, 0, 0, 0)
 	link := append([]byte{0, 0, 0, 0, 2, 0, 0, 0, unix.IFF_UP | unix.IFF_RUNNING, 0, 0, 0, 0, 0, 0, 0}, 8, 0, unix.IFLA_IFNAME, 0, 'w', 'g', '0', 0)

@@ -4,12 +4,14 @@
 //	g, err := gateway.New(gateway.Config{Tunnel: []netip.Prefix{netip.MustParsePrefix("10.7.0.0/24")}})
 //	stack, err := netstack.New(netstack.Config{Addresses: addrs, Forward: g.Forward})
 //
-// [Config.Policy] decides by peer, destination and port. The ready-made one, [Public], refuses the host's own services
-// and networks that no peer should reach by accident. [Limits] bound what one peer can take. A refused flow is answered
-// in the protocol's own way: a reset, or an ICMP error.
+// A flow is a TCP connection, a UDP socket of a peer, or a ping. [Config.Policy] decides which flows may pass, by peer,
+// destination and port. The default policy, [Public], refuses flows to the host itself, to the tunnel, and to special addresses
+// such as link-local ones. [Limits] bound the number of flows, the rate and the bytes of one peer. The gateway answers a refused
+// flow with a TCP reset or an ICMP error.
 //
-// A service inside the program, behind [Verdict].Handle or a [Listener], gets the public key of a connection's peer from [Peer].
-// An HTTP handler gets it from [PeerFrom], and [Authenticate] lets only chosen peers reach the handler.
+// A service inside the program that gets its connections from [Verdict].Handle or a [Listener] can ask [Peer] for the public key
+// of a connection's peer. An HTTP handler gets the key from [PeerFrom], and [Authenticate] lets only chosen peers reach the
+// handler.
 package gateway
 
 import (
@@ -27,33 +29,37 @@ import (
 
 // A Config configures a [Gateway]. Its zero value works.
 type Config struct {
-	// Policy decides about each flow. Nil means Public(Tunnel...). It is called on several goroutines at once, before a
-	// TCP connection, before a ping, and for each new destination of a UDP socket, perhaps more than once.
+	// Policy decides about each flow. Nil means Public(Tunnel...). The gateway calls Policy on several goroutines at once: before
+	// it opens a TCP connection or sends a ping, and for each new destination of a UDP socket, sometimes more than once per
+	// destination.
 	Policy func(Request) Verdict
 
-	// Tunnel holds the tunnel's own prefixes, which the ready-made policy refuses. Another Policy ignores it.
+	// Tunnel holds the prefixes of the tunnel itself. The default policy refuses flows to these prefixes. If Policy is set,
+	// Tunnel has no effect.
 	Tunnel []netip.Prefix
 
-	// Dial opens the outbound connection of a TCP flow. Nil means the host's sockets. PeerFrom returns the flow's peer
-	// from ctx.
+	// Dial opens the outbound connection of a TCP flow. Nil means the host's sockets. PeerFrom(ctx) returns the public key of the
+	// flow's peer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	// ListenPacket opens the outbound socket of a UDP flow, with network udp4 or udp6 and address ":0". Nil means the
-	// host's sockets. The addresses of the result are *net.UDPAddr. PeerFrom returns the flow's peer from ctx.
+	// ListenPacket opens the outbound socket of a UDP flow, with network udp4 or udp6 and address ":0". Nil means the host's
+	// sockets. The returned PacketConn must use addresses of type *net.UDPAddr. PeerFrom(ctx) returns the public key of the
+	// flow's peer.
 	ListenPacket func(ctx context.Context, network, address string) (net.PacketConn, error)
 
-	// Ping sends target an echo request with the given data, and returns nil if target answered. Nil means the function Ping.
+	// Ping sends target an echo request with the given data, and returns nil if target answered. Nil means [Ping].
 	Ping func(ctx context.Context, target netip.Addr, data []byte) error
 
-	// Limits bound each peer that has no limits from SetLimits.
+	// Limits apply to each peer for which the program has not called SetLimits.
 	Limits Limits
 
-	// Flows is how many TCP and UDP flows may exist in all, each with a socket of the host. Zero means 8192. A peer gets at
-	// most half of the flows that the others leave, and 64 in any case, so that other peers still get through.
+	// Flows is how many TCP and UDP flows all peers together may have at once. Each flow uses one socket of the host. Zero means
+	// 8192. So that other peers can still open flows, one peer gets at most half of the flows that the others do not use. It may
+	// have 64 flows in any case, even if all peers together then have more than Flows.
 	Flows int
 
-	// TCPIdle is how long a connection may carry nothing before it is reset. Zero means 2 hours and 4 minutes, the least
-	// that RFC 5382 permits a NAT. A half-closed connection may carry nothing for 4 minutes, or TCPIdle if that is less.
+	// TCPIdle is how long a connection may carry nothing before the gateway resets it. Zero means 2 hours and 4 minutes, the
+	// least that RFC 5382 permits a NAT. A half-closed connection may carry nothing for 4 minutes, or TCPIdle if that is less.
 	TCPIdle time.Duration
 }
 
@@ -67,7 +73,7 @@ const (
 	transitoryIdle = 4 * time.Minute
 )
 
-// A Request is what a peer asks for.
+// A Request describes the flow that a peer wants to begin.
 type Request struct {
 	// Peer is the public key of the peer that began the flow.
 	Peer wireguard.PublicKey
@@ -75,45 +81,46 @@ type Request struct {
 	// Network is "tcp", "udp" or "ping".
 	Network string
 
-	// Source is the address behind the peer. Its port is 0 for a ping.
+	// Source is the flow's source address, on the peer's side of the tunnel. Its port is 0 for a ping.
 	Source netip.AddrPort
 
-	// Destination is the address that the flow is for. Its port is 0 for a ping.
+	// Destination is the flow's destination address. Its port is 0 for a ping.
 	Destination netip.AddrPort
 }
 
-// A Verdict is the decision about a [Request]. The zero value refuses it as if nothing listened at the destination.
+// A Verdict is the decision about a [Request]. The zero value refuses the flow as if nothing listened at the destination.
 type Verdict struct {
 	// Allow lets the flow through.
 	Allow bool
 
-	// Refusal is how a flow without Allow is refused. Zero means netstack.PortUnreachable: a reset for TCP.
+	// Refusal selects the answer to a flow that Allow does not let through. Zero means netstack.PortUnreachable, which is a reset
+	// for TCP.
 	Refusal netstack.Refusal
 
-	// To is where the flow is sent instead of its destination. The zero value means the destination. For UDP and pings
-	// it must be of the destination's family. The policy is not asked about To, so that it can name a service on the
-	// host's loopback interface.
+	// To is the address to which the gateway sends the flow instead of its destination. The zero value means the destination. For
+	// UDP and pings, To must have the same address family as the destination. The gateway does not ask the policy about To, so To
+	// can be a service on the host's loopback interface.
 	To netip.AddrPort
 
-	// Handle serves a TCP connection inside the program, which then dials nothing. Nil means that the connection
-	// leaves. Peer returns the public key of the connection's peer. The gateway closes the connection when Handle
-	// returns.
+	// Handle serves a TCP connection inside the program, and the gateway does not dial. Nil means that the gateway dials the
+	// destination or To. In Handle, the function Peer returns the public key of the connection's peer. The gateway closes the
+	// connection when Handle returns.
 	Handle func(net.Conn)
 }
 
 // A Gateway forwards flows. [New] makes it. It is safe for concurrent use and must not be copied.
 type Gateway struct {
 	config Config
-	ctx    context.Context // ends in Close
+	ctx    context.Context // canceled by Close
 	cancel context.CancelFunc
 
-	mu      sync.Mutex     // guards the rest, and the accounts' fields that say so
-	closed  bool           // no further flows
-	running sync.WaitGroup // calls of Forward and their goroutines
-	conns   sync.WaitGroup // the calls in running that serve TCP connections and pings; Shutdown waits for them
+	mu      sync.Mutex     // guards the rest, and the fields of an account whose comment says so
+	closed  bool           // Forward refuses further flows
+	running sync.WaitGroup // calls of Forward that have not returned
+	conns   sync.WaitGroup // counts the running calls that serve TCP connections and pings; Shutdown waits for these
 	peers   map[wireguard.PublicKey]*account
-	flows   int // of all peers
-	pings   int // pings that wait for their answers
+	flows   int // TCP and UDP flows of all peers
+	pings   int // pings of all peers that wait for their answers
 }
 
 // New makes a Gateway from c. Its error names the field that is wrong.
@@ -151,7 +158,7 @@ func New(c Config) (*Gateway, error) {
 	return g, nil
 }
 
-// Forward serves one flow until it ends. It is the function for [netstack.Config].Forward.
+// Forward serves one flow until it ends. Set [netstack.Config].Forward to this method.
 func (g *Gateway) Forward(f *netstack.Flow) {
 	a := g.enter(f)
 	if a == nil {
@@ -203,8 +210,8 @@ func (g *Gateway) leave(f *netstack.Flow) {
 	g.running.Done()
 }
 
-// Shutdown refuses further flows, waits until all TCP connections and pings have ended, and then calls Close. The UDP flows that
-// exist go on meanwhile. When ctx ends, Shutdown calls Close at once, and returns ctx's error if a TCP connection or a ping was left.
+// Shutdown refuses further flows, waits until all TCP connections and pings have ended, and then calls Close. Existing UDP flows
+// continue meanwhile. If ctx ends first, Shutdown calls Close at once and returns an error that wraps the cause of ctx.
 func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.refuseAll()
 	ended := make(chan struct{})
@@ -227,8 +234,8 @@ func (g *Gateway) refuseAll() {
 	g.closed = true
 }
 
-// Close resets all flows and waits until their goroutines have ended. Later flows are refused. It does not close the
-// Net. Close is idempotent.
+// Close resets all flows and waits until their goroutines have ended. Later flows are refused. Close does not close the
+// netstack.Net. Close is idempotent.
 func (g *Gateway) Close() error {
 	g.refuseAll()
 	g.cancel()
@@ -236,7 +243,8 @@ func (g *Gateway) Close() error {
 	return nil
 }
 
-// outbound returns a context for a dial of f. It names the peer, and ends when the flow ends or g is closed.
+// outbound returns a context for a dial of f. The context carries the peer's public key for PeerFrom. It is canceled when the
+// flow ends or g is closed.
 func (g *Gateway) outbound(f *netstack.Flow) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.WithValue(f.Context(), peerKey{}, f.Peer()))
 	stop := context.AfterFunc(g.ctx, cancel)

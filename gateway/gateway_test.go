@@ -21,7 +21,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 )
 
-// A connection leaves through the host's sockets, carries bulk in both directions, and keeps its half-close.
+// TestTCP checks that a peer's connection goes through a socket of the host, carries 1 MiB in each direction, and passes on a
+// half-close.
 func TestTCP(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback})
 	port := echo(t)
@@ -46,7 +47,7 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// A refused flow is answered at once, with a reset or with an ICMP error.
+// TestRefused checks that the gateway answers a refused flow with a reset or an ICMP error.
 func TestRefused(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: func(r gateway.Request) gateway.Verdict {
 		switch r.Destination.Port() {
@@ -86,7 +87,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// The ready-made policy keeps the host's own addresses and the tunnel's from the peers, and the dialer gets the peer.
+// TestPublic checks that the default policy refuses the addresses of the tunnel, and that the context of Dial contains the peer.
 func TestPublic(t *testing.T) {
 	dialed := make(chan wireguard.PublicKey, 1)
 	w := newWorld(t, gateway.Config{
@@ -108,7 +109,8 @@ func TestPublic(t *testing.T) {
 	}
 }
 
-// A reset of either end resets the other.
+// TestReset checks that a reset of either connection resets the other. It also checks that the outbound connection is reset when
+// the peer's address moves to another peer.
 func TestReset(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	port := serve(t, func(c net.Conn) {
@@ -145,7 +147,8 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// A connection that carries nothing is reset after TCPIdle. TestTCPIdleTimes has the times of one that carries something.
+// TestTCPIdle checks that a connection that carries nothing is reset after TCPIdle. TestTCPIdleTimes checks connections that
+// carry something.
 func TestTCPIdle(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, TCPIdle: 200 * time.Millisecond})
 	c := must(w.dial(t, 0, netip.AddrPortFrom(far, echo(t))))(t)
@@ -161,7 +164,7 @@ func TestTCPIdle(t *testing.T) {
 	}
 }
 
-// Close ends all flows. TestMain looks for goroutines that are left.
+// TestClose checks that Close ends all flows. TestMain checks that no goroutine is left.
 func TestClose(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback})
 	port, u := echo(t), host(t, "127.0.0.1:0")
@@ -191,8 +194,8 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestShutdown checks that Shutdown refuses further flows, that a TCP connection and a UDP flow go on until the connection ends, and
-// that the end of ctx ends what is left.
+// TestShutdown checks that Shutdown refuses further flows, that it waits for the TCP connection, and that the UDP flow continues
+// meanwhile. It also checks that Shutdown resets the connection when ctx ends.
 func TestShutdown(t *testing.T) {
 	for _, patient := range []bool{true, false} {
 		w := newWorld(t, gateway.Config{Policy: toLoopback})
@@ -247,7 +250,8 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// A ping is answered if the target answers, and refused if it cannot be sent. Otherwise the peer gets no answer.
+// TestPing checks that the gateway answers a ping if the target answers, and refuses a ping that it cannot send. If the target is
+// silent, the peer gets no answer.
 func TestPing(t *testing.T) {
 	asked := make(chan string, 1)
 	w := newWorld(t, gateway.Config{Policy: func(r gateway.Request) gateway.Verdict {
@@ -283,7 +287,8 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// The system's ping sockets answer, or say which setting forbids them.
+// TestSystemPing pings the loopback addresses with the system's ping sockets. If the system forbids these sockets, the error must
+// name the setting.
 func TestSystemPing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -302,7 +307,8 @@ func TestSystemPing(t *testing.T) {
 	}
 }
 
-// curl fetches a page through a gateway. Its end of the tunnel is a local port, since the peer is part of this test.
+// TestCurl fetches a page through a gateway with curl. The peer is part of the test's process, so curl connects to a local port,
+// and the test forwards that connection into the tunnel.
 func TestCurl(t *testing.T) {
 	curl, err := exec.LookPath("curl")
 	if err != nil {

@@ -18,9 +18,9 @@ type Router interface {
 	Route(netip.Addr) (wireguard.PublicKey, bool)
 }
 
-// Listener returns a listener whose connections know their peers. l listens on an address of a Net, and r is the Net's
-// device. A connection's peer is the one that its address belongs to when it is accepted. Once the address belongs to another
-// peer, Read and Write reset the connection and fail with net.ErrClosed.
+// Listener wraps l so that [Peer] knows the peers of the accepted connections. l must listen on an address of a netstack.Net, and
+// r must be the device of that Net. The peer of a connection is the one to which the remote address belongs when the connection is
+// accepted. Once that address belongs to another peer, Read and Write reset the connection and fail with net.ErrClosed.
 func Listener(l net.Listener, r Router) net.Listener { return &listener{l, r} }
 
 type listener struct {
@@ -28,7 +28,7 @@ type listener struct {
 	router Router
 }
 
-// Accept closes connections from addresses that belong to no peer.
+// Accept returns the next connection of a peer. It resets connections from addresses that belong to no peer.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -50,8 +50,8 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// A flowConn is a forwarded connection that Verdict.Handle serves. The Net resets it when its address moves to another
-// peer.
+// A flowConn is a forwarded connection that Verdict.Handle serves. The Net resets the connection when its source address moves to
+// another peer.
 type flowConn struct {
 	*netstack.TCPConn
 	key wireguard.PublicKey
@@ -59,7 +59,7 @@ type flowConn struct {
 
 func (c *flowConn) peer() (wireguard.PublicKey, bool) { return c.key, true }
 
-// An ownConn is a connection to an address of the Net.
+// An ownConn is a connection that a [Listener] accepted. Its local address is one of the Net's own addresses.
 type ownConn struct {
 	net.Conn
 	router Router
@@ -81,7 +81,7 @@ func (c *ownConn) check(op string) error {
 	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: net.ErrClosed}
 }
 
-// Read looks at the peer after the read too, since the address may move while it waits.
+// Read checks the peer after the read, because the address may move to another peer while the read waits.
 func (c *ownConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if moved := c.check("read"); moved != nil {
@@ -105,9 +105,9 @@ func (c *ownConn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// Peer returns the public key of the peer that c belongs to. c is a connection from [Listener] or [Verdict].Handle, or
-// one that wraps it and has a method NetConn, such as a *tls.Conn. Peer reports false for other connections, and once
-// c's address has moved to another peer.
+// Peer returns the public key of the peer that c belongs to. c is a connection from [Listener] or [Verdict].Handle, or a
+// connection that wraps one of these and has a method NetConn, such as a *tls.Conn. Peer returns false for other connections. For
+// a connection from Listener, it also returns false once the remote address belongs to another peer.
 func Peer(c net.Conn) (wireguard.PublicKey, bool) {
 	for c != nil {
 		if p, ok := c.(interface {
@@ -125,17 +125,17 @@ func Peer(c net.Conn) (wireguard.PublicKey, bool) {
 }
 
 type (
-	peerKey struct{} // of a context's value: a wireguard.PublicKey
-	connKey struct{} // of a context's value: a net.Conn
+	peerKey struct{} // the key of a context value of type wireguard.PublicKey
+	connKey struct{} // the key of a context value of type net.Conn
 )
 
-// ConnContext remembers c in ctx for [PeerFrom]. It is the function for [http.Server].ConnContext.
+// ConnContext returns a context with the connection c in it, for [PeerFrom]. Set [http.Server].ConnContext to this function.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// PeerFrom returns the public key of the peer that ctx belongs to: the context of an HTTP request whose server has
-// [ConnContext], or the context that Config.Dial and Config.ListenPacket get.
+// PeerFrom returns the public key of the peer that ctx belongs to. ctx is the context of an HTTP request whose server uses
+// [ConnContext], or the context that the gateway passes to Config.Dial or Config.ListenPacket.
 func PeerFrom(ctx context.Context) (wireguard.PublicKey, bool) {
 	if key, ok := ctx.Value(peerKey{}).(wireguard.PublicKey); ok {
 		return key, true
@@ -146,9 +146,9 @@ func PeerFrom(ctx context.Context) (wireguard.PublicKey, bool) {
 	return wireguard.PublicKey{}, false
 }
 
-// Authenticate returns a handler that lets the requests of peers through that allow accepts, and answers others with
-// 403. A nil allow accepts each peer. The server needs [ConnContext] and a [Listener]; without them, all requests are
-// refused. next gets the peer from [PeerFrom].
+// Authenticate returns a handler that calls next if the function allow accepts the request's peer, and otherwise answers with
+// status 403. If allow is nil, every peer is accepted. The server must use [ConnContext] and a [Listener]; without them, the
+// handler refuses all requests. In next, [PeerFrom] returns the request's peer.
 func Authenticate(next http.Handler, allow func(wireguard.PublicKey) bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if peer, ok := PeerFrom(r.Context()); ok && (allow == nil || allow(peer)) {

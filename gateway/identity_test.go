@@ -13,7 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/gateway"
 )
 
-// A server inside the tunnel knows its clients by their keys.
+// TestAuthenticate checks that an HTTP server on the gateway's own Net gets the public key of each client's peer, and that
+// Authenticate refuses the peer that is not allowed.
 func TestAuthenticate(t *testing.T) {
 	w := newWorld(t, gateway.Config{})
 	l := gateway.Listener(must(w.stack.Listen("tcp", ":80"))(t), w.device)
@@ -48,7 +49,8 @@ func TestAuthenticate(t *testing.T) {
 	}
 }
 
-// A program serves a forwarded connection itself.
+// TestHandle checks that Handle serves a forwarded connection, and that Peer returns the connection's peer, also through a
+// *tls.Conn.
 func TestHandle(t *testing.T) {
 	type result struct {
 		peer wireguard.PublicKey
@@ -76,7 +78,7 @@ func TestHandle(t *testing.T) {
 	}
 }
 
-// The server's connection ends if the client's address moves to another peer.
+// TestListenerMoved checks that a server cannot write to a connection after the client's address has moved to another peer.
 func TestListenerMoved(t *testing.T) {
 	w := newWorld(t, gateway.Config{})
 	l := gateway.Listener(must(w.stack.Listen("tcp", ":81"))(t), w.device)

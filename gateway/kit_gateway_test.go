@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A world is a gateway with two peers, each a Net of its own:
+// A world is a gateway with two peers. Each peer has its own netstack.Net:
 //
 //	peer 0, 10.7.0.2 ─┐
 //	                  ├─ gateway 10.7.0.1 ─ the host's sockets
@@ -116,7 +116,7 @@ func (w *world) socket(t testing.TB, i int) net.PacketConn {
 	return c
 }
 
-// echo is a TCP server on the host's loopback interface that returns what it reads. It returns its port.
+// echo starts a TCP server on the host's loopback interface that sends back what it reads. It returns the server's port.
 func echo(t testing.TB) uint16 {
 	t.Helper()
 	return serve(t, func(c net.Conn) {
@@ -124,7 +124,7 @@ func echo(t testing.TB) uint16 {
 	})
 }
 
-// serve is a TCP server on the host's loopback interface.
+// serve starts a TCP server on the host's loopback interface and returns its port. handle serves each connection.
 func serve(t testing.TB, handle func(net.Conn)) uint16 {
 	t.Helper()
 	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)

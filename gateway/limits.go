@@ -10,22 +10,23 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Limits bound what one peer can take. In each field a negative number means no limit.
+// Limits bound the number of flows, the rate and the bytes of one peer. In each field a negative number means no limit.
 type Limits struct {
 	// Flows is how many TCP connections and UDP sockets the peer may have at once. Zero means 4096.
 	Flows int
 
-	// NewFlows is how many flows and pings the peer may begin per second, after a burst of twice that. Zero means 500.
+	// NewFlows is how many flows and pings the peer may begin per second. A burst may have twice that number. Zero means 500.
 	NewFlows int
 
-	// FromPeer is how many bytes per second the peer may send, after a burst of a tenth of that. Zero means no limit.
-	// TCP waits, and UDP loses datagrams. TCP and UDP share the rate: TCP may use all that UDP leaves, and UDP gets at least half.
+	// FromPeer is how many bytes per second the peer may send. A burst may have a tenth of that number. Zero means no limit.
+	// Beyond the rate, TCP connections wait, and UDP datagrams are dropped. TCP and UDP share the rate: at least half of it is
+	// available to UDP, and TCP may use all that UDP does not use.
 	FromPeer int
 
 	// ToPeer is how many bytes per second the peer may receive, under the same rules as FromPeer. Zero means no limit.
 	ToPeer int
 
-	// Quota is how many bytes the peer may send and receive in all, without headers. Zero means no limit. Once the quota is
+	// Quota is how many bytes the peer may send and receive in total, without headers. Zero means no limit. Once the quota is
 	// used up, the peer's flows are reset, and new ones are refused. To grant more, call SetLimits with a larger number.
 	Quota int64
 }
@@ -43,28 +44,29 @@ type PeerStats struct {
 	// Opened counts the flows that the policy and the limits let through.
 	Opened uint64
 
-	// Refused counts the flows and pings that the policy or a limit refused, and the new destinations of UDP sockets.
+	// Refused counts the flows, pings and new destinations of UDP sockets that the policy or a limit refused.
 	Refused uint64
 
-	// Failed counts the flows whose dial failed.
+	// Failed counts the flows for which Dial or ListenPacket failed, and the pings that failed for a reason other than a timeout.
 	Failed uint64
 
-	// Dropped counts UDP datagrams that a limit, the filter of inbound datagrams or a socket's error dropped.
+	// Dropped counts the UDP datagrams that were dropped because of a limit, the filter of inbound datagrams, or an error of a
+	// socket.
 	Dropped uint64
 
 	// Pings counts the pings that were answered.
 	Pings uint64
 
-	// FromPeer is how many bytes of TCP and UDP left for other hosts, without headers.
+	// FromPeer is how many bytes of TCP and UDP the peer sent to other hosts, without headers.
 	FromPeer uint64
 
-	// ToPeer is how many bytes of TCP and UDP went to the peer, without headers.
+	// ToPeer is how many bytes of TCP and UDP the peer received from other hosts, without headers.
 	ToPeer uint64
 }
 
 // An account holds a peer's limits and counters.
 type account struct {
-	// Gateway.mu guards these.
+	// Gateway.mu guards these three fields.
 	flows   int
 	pings   int
 	arrived bucket
@@ -75,21 +77,22 @@ type account struct {
 	opened, refused, failed, dropped, answered atomic.Uint64
 }
 
-// A direction counts and slows the bytes of one direction. Each byte takes a token of rate. TCP takes tokens before they exist and
-// waits until they do, so while TCP has much to send, a datagram never finds a token of rate. A datagram may then pass with tokens
-// of share. Its bytes are a debt of rate all the same, and TCP's next bytes wait until that debt is paid. So both together keep to
-// the rate, and datagrams get at least share.
+// A direction counts the bytes in one direction and limits their rate with two token buckets. Each byte takes a token from the
+// bucket rate. TCP takes tokens before they exist and then waits until they do, so while TCP has much to send, a datagram never
+// finds a token in rate. A datagram may then pass with tokens from the bucket share. It takes its tokens from rate as well, and
+// puts rate further into debt, so that TCP's next bytes wait longer. Thus TCP and UDP together do not exceed the limit, and at
+// least datagramShare of it is available to UDP.
 type direction struct {
 	bytes atomic.Uint64
 	mu    sync.Mutex // guards the rest
-	rate  bucket     // of all bytes
-	share bucket     // of datagrams, datagramShare of rate
+	rate  bucket     // tokens for all bytes
+	share bucket     // tokens for datagrams; it fills with datagramShare of the rate
 }
 
 // datagramShare is the part of a rate that TCP cannot take from UDP.
 const datagramShare = 0.5
 
-// A bucket is a token bucket. Negative tokens are a debt, which the next senders wait for.
+// A bucket is a token bucket. A negative number of tokens is a debt, which new tokens pay off first.
 type bucket struct {
 	tokens float64
 	last   time.Time
@@ -115,8 +118,8 @@ func (g *Gateway) accountLocked(peer wireguard.PublicKey) *account {
 	return a
 }
 
-// SetLimits gives peer its own limits. They also hold for the flows that the peer already has, but what TCP has read under an
-// earlier rate still waits as that rate demands.
+// SetLimits replaces the limits of peer. The new limits also apply to the flows that the peer already has. A TCP connection that
+// is waiting because of the old rate first finishes that wait.
 func (g *Gateway) SetLimits(peer wireguard.PublicKey, l Limits) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -150,7 +153,7 @@ func (g *Gateway) Stats() map[wireguard.PublicKey]PeerStats {
 	return all
 }
 
-// begin counts a new flow of a, unless a limit forbids it, and reports whether it did.
+// begin counts a new flow of the account a and returns true, or returns false if a limit forbids the flow.
 func (g *Gateway) begin(a *account, now time.Time) bool {
 	l := a.limits.Load()
 	g.mu.Lock()
@@ -159,7 +162,7 @@ func (g *Gateway) begin(a *account, now time.Time) bool {
 	if most == 0 {
 		most = defaultPeerFlows
 	}
-	// A peer may hold half of the flows that the others leave, and leastFlows in any case.
+	// A peer may have half of the flows that the other peers do not use, and leastFlows in any case.
 	shared := a.flows >= leastFlows && a.flows >= g.config.Flows-g.flows
 	if most > 0 && a.flows >= most || shared || a.spent() || !a.arrive(l, now) {
 		return false
@@ -177,7 +180,7 @@ func (g *Gateway) end(a *account) {
 	g.flows--
 }
 
-// arrive counts a new flow or ping against NewFlows. Gateway.mu is held.
+// arrive counts a new flow or ping, and reports whether NewFlows permits it. The caller holds Gateway.mu.
 func (a *account) arrive(l *Limits, now time.Time) bool {
 	rate := float64(l.NewFlows)
 	switch {
@@ -193,7 +196,7 @@ func (a *account) arrive(l *Limits, now time.Time) bool {
 	return true
 }
 
-// spent reports whether the quota is used up.
+// spent reports whether the peer's quota is used up.
 func (a *account) spent() bool {
 	q := a.limits.Load().Quota
 	return q > 0 && a.fromPeer.bytes.Load()+a.toPeer.bytes.Load() >= uint64(q)
@@ -202,7 +205,8 @@ func (a *account) spent() bool {
 var errQuota = errors.New("gateway: the peer's quota is used up")
 
 // pass counts n bytes of TCP in the direction d, and waits as long as the rate demands. It takes the tokens before it waits, so
-// connections of one peer wait in the order in which they call it. Only the connection's copying goroutine waits.
+// the connections of one peer continue in the order in which they called pass. The wait holds up only the goroutine that copies
+// this direction of this connection.
 func (a *account) pass(ctx context.Context, d *direction, n int) error {
 	if a.spent() {
 		return errQuota
@@ -241,8 +245,8 @@ func (a *account) admit(d *direction, n int) bool {
 		late := d.rate.tokens <= 0 && d.share.tokens <= 0
 		if !late {
 			d.rate.tokens -= float64(n)
-			// While TCP is silent, UDP may use the whole rate, which leaves share in debt. The debt is bounded, so that UDP gets its
-			// share soon after TCP begins to send again.
+			// While TCP sends nothing, UDP may use the whole rate, and the bucket share gets into debt. That debt is bounded, so
+			// that soon after TCP begins to send again, datagrams find tokens in share.
 			d.share.tokens = max(d.share.tokens-float64(n), -max(float64(n), rate/10))
 		}
 		d.mu.Unlock()
@@ -254,14 +258,14 @@ func (a *account) admit(d *direction, n int) bool {
 	return true
 }
 
-// fill adds the tokens of a rate. The caller holds mu.
+// fill adds tokens to both buckets for the time since the last call. rate is in bytes per second. The caller holds mu.
 func (d *direction) fill(rate float64) {
 	now := time.Now()
 	d.rate.fill(now, rate, rate/10)
 	d.share.fill(now, rate*datagramShare, rate*datagramShare/10)
 }
 
-// rate returns the bytes per second of the direction d. Zero and less mean no limit.
+// rate returns the limit of the direction d in bytes per second. Zero or a negative number means no limit.
 func (a *account) rate(d *direction) float64 {
 	l := a.limits.Load()
 	if d == &a.fromPeer {

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// A peer that opens all connections that it can leaves room for another one.
+// TestGreedyTCP checks that a second peer can open 50 connections after the first peer has opened as many as it can.
 func TestGreedyTCP(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Flows: 200})
 	port := echo(t)
@@ -35,7 +35,7 @@ func TestGreedyTCP(t *testing.T) {
 	}
 }
 
-// Each limit holds for one peer and does not affect the others.
+// TestFlowLimits checks Limits.Flows with one peer and Limits.NewFlows with the other. Neither limit affects the other peer.
 func TestFlowLimits(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{Flows: 3}})
 	port := echo(t)
@@ -48,7 +48,7 @@ func TestFlowLimits(t *testing.T) {
 			}
 		}
 		most := want
-		if i == 1 { // on a slow machine, the bucket has new tokens by now
+		if i == 1 { // on a slow machine, the bucket has gained tokens since the test began
 			most += int(time.Since(begun).Seconds())
 		}
 		if open < want || open > most {
@@ -57,7 +57,7 @@ func TestFlowLimits(t *testing.T) {
 	}
 }
 
-// The limits of bytes per second hold in each direction.
+// TestRates checks the limit of bytes per second in each direction.
 func TestRates(t *testing.T) {
 	const rate = 1 << 20
 	for _, l := range []gateway.Limits{{FromPeer: rate}, {ToPeer: rate}} {
@@ -68,18 +68,19 @@ func TestRates(t *testing.T) {
 		if _, err := io.ReadFull(c, make([]byte, rate/2)); err != nil {
 			t.Fatal(err)
 		}
-		// A tenth of a second's bytes pass at once. The last chunk is read before its tokens exist.
+		// The burst passes at once; it has the bytes of 0.1 s. The gateway reads the last chunk before the tokens for it exist.
 		if took := time.Since(begun); took < 250*time.Millisecond {
 			t.Errorf("%+v: half a second's bytes took %v", l, took)
 		}
 	}
 }
 
-// A peer whose quota is used up loses its connection and gets no other one, until SetLimits grants more.
+// TestQuota checks that a peer whose quota is used up loses its connection, and cannot open another one until SetLimits grants a
+// larger quota.
 func TestQuota(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{Quota: 100_000}})
 	to := netip.AddrPortFrom(far, serve(t, func(c net.Conn) {
-		if _, err := c.Read(make([]byte, 1)); err == nil { // if the server sent at once, the reset could already end a dial
+		if _, err := c.Read(make([]byte, 1)); err == nil { // if the server sent at once, the reset could make the dial fail
 			_, _ = c.Write(make([]byte, 1<<20))
 		}
 	}))
@@ -98,8 +99,9 @@ func TestQuota(t *testing.T) {
 	must(w.dial(t, 0, to))(t)
 }
 
-// A peer begins many UDP flows, each from another socket. It gets its share, and another peer still gets through.
-// GATEWAY_FLOWS=100000 takes 4 s.
+// TestFlood begins 10,000 UDP flows of one peer, each from another port and to another address. It checks that this peer gets at
+// most half of the flows, and that another peer can still open connections. With GATEWAY_FLOWS=100000 in the environment, it
+// begins 100,000 flows, which takes 4 s.
 func TestFlood(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Flows: 200, Limits: gateway.Limits{NewFlows: -1}})
 	sink, port := host(t, "127.0.0.1:0"), echo(t)
@@ -112,7 +114,7 @@ func TestFlood(t *testing.T) {
 		packet.PutIP(p, len(p), addrs[0], netip.AddrFrom4([4]byte{203, byte(i >> 16), byte(i >> 8), byte(i)}), 17, 0)
 		p[20], p[21] = byte((1024+i%60000)>>8), byte(1024+i%60000)
 		p[22], p[23] = byte(portOf(sink)>>8), byte(portOf(sink))
-		p[25] = 8 // the length; without a checksum
+		p[25] = 8 // the length of the datagram; a checksum of zero means that there is none
 		if _, err := w.stack.WritePackets([][]byte{p}); err != nil {
 			t.Fatal(err)
 		}

@@ -18,14 +18,15 @@ import (
 )
 
 const (
-	// maxPings is how many pings may wait for their answers, and peerPings how many of one peer.
+	// maxPings is how many pings of all peers may wait for their answers, and peerPings is how many pings of one peer may.
 	maxPings  = 256
 	peerPings = 32
 	// pingLimit is how long a ping waits for its answer.
 	pingLimit = 10 * time.Second
 )
 
-// ping answers f if the target answers. If the target is silent, f gets no answer either.
+// ping sends the echo request of f to its target, and answers f if the target answers. If the target is silent, the peer gets no
+// answer.
 func (g *Gateway) ping(f *netstack.Flow, a *account, v Verdict) {
 	if !g.beginPing(a, time.Now()) {
 		a.refused.Add(1)
@@ -75,9 +76,9 @@ func (g *Gateway) endPing(a *account) {
 // Ping sends one ICMP echo request with data from an unprivileged ping socket, and returns nil when target has answered.
 // It fails when ctx ends.
 //
-// On Linux the group of the process must be in the range of the sysctl net.ipv4.ping_group_range, and otherwise Ping
-// fails with fs.ErrPermission; macOS needs nothing. Other systems have no such sockets: Ping fails with
-// errors.ErrUnsupported there, and a program with the right to use raw sockets sets Config.Ping.
+// On Linux, the group of the process must be in the range of the sysctl net.ipv4.ping_group_range; otherwise Ping fails with
+// fs.ErrPermission. macOS has no such condition. Other systems have no ping sockets, and Ping fails with errors.ErrUnsupported.
+// On those systems, a program that may use raw sockets can set Config.Ping.
 func Ping(ctx context.Context, target netip.Addr, data []byte) error {
 	switch runtime.GOOS {
 	case "linux", "android", "darwin", "ios":

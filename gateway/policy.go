@@ -10,12 +10,11 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 )
 
-// Public returns a policy that lets peers reach all other hosts. It refuses what leads to the host itself or to its
-// links: loopback, link-local, multicast, broadcast, reserved and unspecified addresses, the addresses of the host's
-// interfaces, and the tunnel's own prefixes.
+// Public returns a policy that lets peers reach all other hosts. It refuses flows to loopback, link-local, multicast, broadcast,
+// reserved and unspecified addresses, to the addresses of the host's interfaces, and to the given prefixes of the tunnel.
 //
-// To open one of these, wrap the policy. This one sends an address that peers know to a service on the host's loopback
-// interface:
+// To allow one of these destinations, wrap the policy. The following policy redirects one destination in the tunnel to a service
+// on the host's loopback interface:
 //
 //	public := gateway.Public(tunnel)
 //	policy := func(r gateway.Request) gateway.Verdict {
@@ -39,10 +38,11 @@ func Public(tunnel ...netip.Prefix) func(Request) Verdict {
 	}
 }
 
-// nat64 is the prefix whose addresses hold an IPv4 address (RFC 6052).
+// nat64 is the prefix of IPv6 addresses that contain an IPv4 address in their last 32 bits (RFC 6052).
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// isPrivate reports whether a is an address of this host, of its links or of the tunnel, as far as a alone says so.
+// isPrivate reports whether the address a belongs to the tunnel, or is special: loopback, link-local, multicast and so on. It
+// does not know the addresses of the host's interfaces; hostAddrs does.
 func isPrivate(a netip.Addr, tunnel []netip.Prefix) bool {
 	if a = a.Unmap(); nat64.Contains(a) {
 		b := a.As16()
@@ -52,15 +52,15 @@ func isPrivate(a netip.Addr, tunnel []netip.Prefix) bool {
 		return true
 	}
 	if a.Is4() {
-		if first := a.As4()[0]; first == 0 || first >= 240 { // "this network"; reserved, with the broadcast address
+		if first := a.As4()[0]; first == 0 || first >= 240 { // "this network", or a reserved or broadcast address
 			return true
 		}
 	}
 	return slices.ContainsFunc(tunnel, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// hostAddrs knows the addresses of the host's interfaces and their broadcast addresses. It looks again after a while,
-// because interfaces change.
+// hostAddrs knows the addresses of the host's interfaces and their broadcast addresses. It reads them again after 10 s
+// (lookEvery), because interfaces change.
 type hostAddrs struct {
 	mu     sync.Mutex // guards the rest
 	addrs  map[netip.Addr]bool
@@ -81,8 +81,8 @@ func (h *hostAddrs) has(a netip.Addr) bool {
 	return h.addrs[a.Unmap()]
 }
 
-// addrsOf returns the addresses in found, and for IPv4 the broadcast addresses of their networks, because Go's UDP
-// sockets are allowed to send to these.
+// addrsOf returns the addresses in found, and for IPv4 also the first and the last address of their networks, because these two
+// are broadcast addresses and Go's UDP sockets are allowed to send to them.
 func addrsOf(found []net.Addr) map[netip.Addr]bool {
 	addrs := make(map[netip.Addr]bool)
 	for _, f := range found {

@@ -23,7 +23,8 @@ func TestIsPrivate(t *testing.T) {
 	}
 }
 
-// The host's addresses and the broadcast addresses of its networks are refused; its neighbours are not.
+// TestHostAddrs checks that addrsOf returns the host's addresses and the broadcast addresses of its networks, but not the
+// addresses of neighbours. It also checks that Public refuses all addresses of this host.
 func TestHostAddrs(t *testing.T) {
 	ip, n, _ := net.ParseCIDR("192.168.5.9/24")
 	point, p, _ := net.ParseCIDR("192.168.6.0/31")

@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// TestShare lets TCP and UDP of one peer share a rate. Bulk TCP costs UDP no datagram as long as UDP stays below its share. A flood
-// of datagrams takes at most that share from TCP, and more only while TCP has nothing to send. Both together keep to the rate.
+// TestShare lets TCP and UDP of one peer share a rate. It checks that bulk TCP causes no loss of datagrams as long as UDP stays
+// below its share. A flood of datagrams must get at most that share, or the whole rate while TCP has nothing to send. TCP and UDP
+// together must not exceed the rate.
 func TestShare(t *testing.T) {
 	const (
 		rate   = 1_000_000 // bytes per second
@@ -20,8 +21,8 @@ func TestShare(t *testing.T) {
 		name        string
 		conns       int           // TCP connections that always have something to send
 		size        int           // bytes of a datagram
-		every       time.Duration // between two datagrams; 0 means no datagrams
-		tcp, udp    [2]float64    // the least and the most that pass, as parts of the rate
+		every       time.Duration // the time between two datagrams; 0 means no datagrams
+		tcp, udp    [2]float64    // the least and the most that may pass, as fractions of the rate
 		nothingLost bool
 	}{
 		{"TCP alone", 8, 0, 0, [2]float64{0.97, 1.03}, [2]float64{}, false},

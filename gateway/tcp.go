@@ -52,7 +52,7 @@ func (g *Gateway) tcp(f *netstack.Flow, a *account, v Verdict) {
 	}
 }
 
-// handle gives the connection of f to the program.
+// handle accepts f and passes its connection to serve, a function of the program.
 func (g *Gateway) handle(f *netstack.Flow, serve func(net.Conn)) {
 	c, err := f.Accept()
 	if err != nil {
@@ -69,25 +69,26 @@ type joint struct {
 	local, remote net.Conn
 	account       *account
 	ctx           context.Context
-	cancel        context.CancelCauseFunc // resets both
-	moved         atomic.Uint64           // changes with each byte in either direction, and with each half-close
+	cancel        context.CancelCauseFunc // resets both connections
+	moved         atomic.Uint64           // a counter that grows with each byte in either direction, and with each half-close
 	half          atomic.Bool             // one direction has ended
 
 	mu    sync.Mutex  // guards the rest
 	timer *time.Timer // calls look; nil once both directions have ended
-	seen  uint64      // moved at the last look that found a change
-	since time.Time   // when that look was
+	seen  uint64      // the value of moved when look last found a change
+	since time.Time   // when look found that change
 }
 
-// run copies in both directions until both have ended. It resets both connections if they carry nothing for idle or, once
-// one direction has ended, for transitoryIdle or idle, whichever is less.
+// run copies in both directions until both have ended. It resets both connections if they carry nothing for the duration idle.
+// Once one direction has ended, the duration is the lesser of idle and transitoryIdle.
 func (j *joint) run(idle time.Duration) {
 	j.watch(idle)
 	defer j.unwatch()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		// netstack's WriteTo and ReadFrom save a copy, so the meter is always on the other side.
+		// io.Copy calls WriteTo and ReadFrom of netstack's connection, which save a copy. So a meter always wraps the remote
+		// connection.
 		_, err := io.Copy(meterWriter{j, j.remote}, j.local)
 		j.end(j.remote, err)
 	}()
@@ -96,11 +97,11 @@ func (j *joint) run(idle time.Duration) {
 	<-ended
 }
 
-// end is called when the direction towards the connection to has ended, with the error of its copy or nil. Without an error it
-// closes to for writing. After an error, or if that fails, it resets both connections.
+// end is called when the copy to one connection (to) has ended, with the error of the copy or nil. If err is nil, end closes that
+// connection for writing. If err is not nil, or if the connection cannot be closed for writing, end resets both connections.
 func (j *joint) end(to net.Conn, err error) {
 	j.half.Store(true)
-	j.moved.Add(1) // the transitory time begins now
+	j.moved.Add(1) // transitoryIdle is measured from now on
 	if err == nil {
 		c, ok := to.(interface{ CloseWrite() error })
 		if ok && c.CloseWrite() == nil {
@@ -111,7 +112,7 @@ func (j *joint) end(to net.Conn, err error) {
 	j.cancel(err)
 }
 
-// watch begins to look for silence.
+// watch starts the timer that looks for idle connections.
 func (j *joint) watch(idle time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -127,7 +128,8 @@ func (j *joint) unwatch() {
 	j.timer = nil
 }
 
-// look resets both connections if they have been silent for too long, or else looks again after step.
+// look resets both connections if they have carried nothing for too long. Otherwise it sets the timer to run look again after
+// step.
 func (j *joint) look(idle, step time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -147,7 +149,7 @@ func (j *joint) look(idle, step time.Duration) {
 	j.timer.Reset(step)
 }
 
-// A meterWriter counts what a peer sends.
+// A meterWriter counts the bytes that a peer sends, and limits their rate.
 type meterWriter struct {
 	*joint
 	to net.Conn
@@ -161,7 +163,7 @@ func (m meterWriter) Write(b []byte) (int, error) {
 	return m.to.Write(b)
 }
 
-// A meterReader counts what a peer receives.
+// A meterReader counts the bytes that a peer receives, and limits their rate.
 type meterReader struct {
 	*joint
 	from net.Conn

@@ -12,7 +12,7 @@ import (
 
 // A halfConn is one end of a connection in memory that can be half-closed.
 type halfConn struct {
-	net.Conn // nil: a joint calls no other methods
+	net.Conn // nil, because a joint calls only the methods that halfConn defines
 	*io.PipeReader
 	out *io.PipeWriter
 }
@@ -32,13 +32,13 @@ func (c halfConn) Close() error {
 	return c.PipeReader.CloseWithError(io.ErrClosedPipe)
 }
 
-// RFC 5382, REQ-5: an established connection may be silent for 2 hours and 4 minutes, and a half-closed one for 4 minutes from
-// its half-close. Traffic restarts the time.
+// TestTCPIdleTimes checks REQ-5 of RFC 5382: an established connection may be silent for 2 hours and 4 minutes, and a half-closed
+// connection for 4 minutes after the half-close. Traffic restarts the time.
 func TestTCPIdleTimes(t *testing.T) {
 	for _, c := range []struct {
 		why  string
 		act  func(peer halfConn)
-		upTo time.Duration // at least; the timer looks every 4 minutes
+		upTo time.Duration // the earliest time of the reset; the timer fires only every 4 minutes
 	}{
 		{"silent", func(halfConn) {}, defaultTCPIdle},
 		{"busy for an hour", func(peer halfConn) {
@@ -48,7 +48,7 @@ func TestTCPIdleTimes(t *testing.T) {
 			}
 		}, time.Hour + defaultTCPIdle},
 		{"half-closed after an hour of silence", func(peer halfConn) {
-			time.Sleep(time.Hour - time.Second) // the timer looks a second later
+			time.Sleep(time.Hour - time.Second) // the timer fires one second later
 			_ = peer.CloseWrite()
 		}, time.Hour - time.Second + transitoryIdle},
 	} {

@@ -12,29 +12,30 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/netstack"
 )
 
-// maxDestinations is how many destinations and remote addresses a mapping remembers. A forgotten destination is decided
-// again, and a forgotten address is filtered until the peer sends to it.
+// maxDestinations is how many destinations, and how many remote addresses, a mapping remembers. The policy is asked again about a
+// forgotten destination. Datagrams from a forgotten remote address are dropped until the peer sends to that address again.
 const maxDestinations = 256
 
-// buffers holds the memory for one datagram each. A mapping takes a buffer only when there is something to read,
-// because a peer may have thousands of idle mappings.
+// buffers holds buffers for one datagram each. A mapping takes a buffer only when a datagram can be read, because a peer may have
+// thousands of idle mappings.
 var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
-// A mapping is one UDP socket behind a peer and one outbound socket: RFC 4787's endpoint-independent mapping. Inbound
-// datagrams pass from addresses that the peer has sent to, whatever their port ("address-dependent filtering").
+// A mapping joins one UDP socket behind a peer with one outbound socket. In the terms of RFC 4787, the mapping is
+// endpoint-independent and the filtering is address-dependent: an inbound datagram passes if the peer has sent to its source
+// address, whatever the port.
 type mapping struct {
 	g        *Gateway
 	account  *account
 	source   *netstack.UDPSource
 	host     sockets.Datagrams
-	verdicts map[netip.AddrPort]Verdict // of destinations; only outbound uses it
+	verdicts map[netip.AddrPort]Verdict // by destination; only outbound's goroutine uses it
 
 	mu    sync.Mutex                        // guards the rest
-	heard map[netip.Addr]bool               // remote addresses that may answer
-	names map[netip.AddrPort]netip.AddrPort // from Verdict.To to the destination that the peer knows
+	heard map[netip.Addr]bool               // remote addresses that may send to the peer
+	names map[netip.AddrPort]netip.AddrPort // maps a Verdict.To to the destination that the peer knows
 }
 
-// udp serves a UDP socket behind a peer. The Net closes the source after netstack.Forwarding.UDPIdle.
+// udp serves a UDP socket behind a peer. The Net closes the source after a silence of netstack.Forwarding.UDPIdle.
 func (g *Gateway) udp(f *netstack.Flow, a *account) {
 	network := "udp4"
 	if f.Source().Addr().Is6() {
@@ -42,7 +43,7 @@ func (g *Gateway) udp(f *netstack.Flow, a *account) {
 	}
 	source, began, err := f.AcceptSource()
 	if err != nil || !began {
-		a.opened.Add(^uint64(0)) // another flow of the same socket has taken its datagrams
+		a.opened.Add(^uint64(0)) // another flow of the same socket serves its datagrams
 		return
 	}
 	defer source.Close()
@@ -72,13 +73,13 @@ func (g *Gateway) udp(f *netstack.Flow, a *account) {
 	<-ended
 }
 
-// outbound sends the peer's datagrams.
+// outbound sends the peer's datagrams to other hosts.
 func (m *mapping) outbound() {
 	for m.source.WaitReadable() == nil && m.outboundOne() {
 	}
 }
 
-// outboundOne reports false when the mapping ends.
+// outboundOne sends one datagram. It returns false when the mapping ends.
 func (m *mapping) outboundOne() bool {
 	b := buffers.Get().(*[64 << 10]byte)
 	defer buffers.Put(b)
@@ -105,8 +106,9 @@ func (m *mapping) outboundOne() bool {
 	return true
 }
 
-// decide returns where a datagram for to is sent. It refuses a datagram that the policy does not allow. Only outbound calls it.
-// The policy may take long, so no lock is held meanwhile.
+// decide returns the address to which a datagram for the destination to is sent. If the policy does not allow the datagram,
+// decide refuses it and returns false. Only outbound's goroutine calls decide. The policy may take long, so decide holds no lock
+// while the policy runs.
 func (m *mapping) decide(to netip.AddrPort) (real netip.AddrPort, ok bool) {
 	v, known := m.verdicts[to]
 	if !known {
@@ -133,7 +135,7 @@ func (m *mapping) decide(to netip.AddrPort) (real netip.AddrPort, ok bool) {
 	return real, true
 }
 
-// put adds an entry to m. It removes another one if m is full.
+// put adds an entry to the map m. If m is full, put first removes an arbitrary entry.
 func put[K comparable, V any](m map[K]V, k K, v V) {
 	if _, ok := m[k]; !ok && len(m) >= maxDestinations {
 		for old := range m {
@@ -144,7 +146,7 @@ func put[K comparable, V any](m map[K]V, k K, v V) {
 	m[k] = v
 }
 
-// inbound passes the answers on to the peer.
+// inbound sends the datagrams of other hosts to the peer.
 func (m *mapping) inbound() {
 	wait := sockets.Waiter(m.host)
 	for failures := 0; failures < 100; { // Windows reports an ICMP error about an earlier datagram as a failed read
@@ -186,7 +188,7 @@ func (m *mapping) inboundOne() error {
 	return nil
 }
 
-// nameOf returns the address that the peer knows the remote address a by, and whether a may send to the peer.
+// nameOf returns the address by which the peer knows the remote address a, and whether a may send to the peer.
 func (m *mapping) nameOf(a netip.AddrPort) (netip.AddrPort, bool) {
 	a = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 	m.mu.Lock()

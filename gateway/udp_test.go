@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/gateway"
 )
 
-// RFC 4787, REQ-1: one socket behind a peer has one socket of the host, whatever its destinations. Only addresses that
-// the peer has sent to may answer, from any port.
+// TestUDPMapping checks REQ-1 of RFC 4787: one UDP socket behind a peer has one socket of the host, whatever its destinations.
+// Only addresses to which the peer has sent may answer, but from any port.
 func TestUDPMapping(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback})
 	a, b := host(t, "127.0.0.1:0"), host(t, "127.0.0.1:0")
@@ -46,7 +46,7 @@ func TestUDPMapping(t *testing.T) {
 	}
 }
 
-// Large datagrams pass in both directions.
+// TestUDPLarge checks that datagrams of 60,000 bytes pass in both directions.
 func TestUDPLarge(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback})
 	a, c := host(t, "127.0.0.1:0"), w.socket(t, 0)
@@ -62,7 +62,8 @@ func TestUDPLarge(t *testing.T) {
 	}
 }
 
-// A policy that takes long to decide about one destination does not delay the answers of another destination.
+// TestUDPSlowPolicy checks that a policy that takes long to decide about one destination does not delay the answers of another
+// destination.
 func TestUDPSlowPolicy(t *testing.T) {
 	asked, release := make(chan bool, 1), make(chan bool)
 	w := newWorld(t, gateway.Config{Policy: func(r gateway.Request) gateway.Verdict {
@@ -84,9 +85,9 @@ func TestUDPSlowPolicy(t *testing.T) {
 	}
 }
 
-// In each direction, datagrams beyond the rate are dropped. A quota that is used up ends the flow.
+// TestUDPLimits checks that datagrams beyond the rate are dropped in each direction, and that a used-up quota ends the flow.
 func TestUDPLimits(t *testing.T) {
-	large := strings.Repeat("x", 60_000) // passes at once, and takes 6 s of the rate
+	large := strings.Repeat("x", 60_000) // passes at once, and uses up the tokens of 6 s
 	for name, l := range map[string]gateway.Limits{"from the peer": {FromPeer: 10_000}, "to the peer": {ToPeer: 10_000}} {
 		w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: l})
 		a, c := host(t, "127.0.0.1:0"), w.socket(t, 0)

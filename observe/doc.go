@@ -11,6 +11,6 @@
 //
 // Package observe/prom has a collector for Prometheus. Only programs that import it link Prometheus's library.
 //
-// Except for captures, everything here reads Device.Status, Device.Peers and Device.Subscribe. It does no work per packet, and
-// it holds no secret.
+// Except for captures, these packages only read the status of the device and its peers, and subscribe to events. They do no work
+// per packet, and store no secret.
 package observe

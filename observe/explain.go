@@ -14,7 +14,7 @@ type State uint8
 // The states of a peer.
 const (
 	Stopped     State = iota // the device is down or has no private key
-	Idle                     // there is no session, and nothing asks for one
+	Idle                     // there is no session, and the device does not try to establish one
 	Connecting               // the first initiation waits for its answer
 	Connected                // there is a session
 	Impaired                 // there is a session, but packets are lost or refused
@@ -42,17 +42,17 @@ type Cause uint8
 const (
 	DeviceDown       Cause = iota // the device is down
 	NoPrivateKey                  // the device has no private key
-	NoEndpoint                    // it is not known where the peer is
+	NoEndpoint                    // the device knows no endpoint of the peer
 	NoAnswer                      // initiations got no answer
-	WrongKey                      // answers arrived that did not open: a key or the preshared key is wrong
+	WrongKey                      // answers arrived that could not be decrypted: a key or the preshared key is wrong
 	NotSent                       // the Bind could not send the newest message
-	NotConfirmed                  // the peer's initiations are answered, but no session follows: its preshared key may be wrong (suspected)
+	NotConfirmed                  // answers to the peer's initiations led to no session: its preshared key may be wrong (suspected)
 	CookieAsked                   // the peer is under load and asked for a cookie
-	NothingReceived               // data went unanswered although there is a session
-	SourceNotAllowed              // the peer sends packets from addresses that it may not use here
+	NothingReceived               // there is a session, but initiations go unanswered
+	SourceNotAllowed              // the peer sends packets from addresses outside its allowed IPs
 	NoReplies                     // the peer is heard, but sends no packets: it may refuse this device's addresses (suspected)
-	PathMTU                       // large packets get lost between the ends (suspected)
-	NameMoved                     // the name of the peer's endpoint means other addresses now
+	PathMTU                       // large packets are lost on the path to the peer (suspected)
+	NameMoved                     // the name of the peer's endpoint resolves to other addresses now
 	causes
 )
 
@@ -125,22 +125,22 @@ func Explain(d *wireguard.Device, peer wireguard.PublicKey) (Explanation, bool) 
 	return x.explain(d.Status(), &p, &memory{}, time.Now()), true
 }
 
-// An Explainer explains the peers of one device. It compares what the device shows with what it showed before, so call Each at
-// regular intervals: once per second is enough, and once per 10 s is enough for most causes. It remembers about 300 bytes per peer
-// of the device, and forgets a removed peer at the next Each. The zero value is ready. It must not be copied after its first use,
-// or used by two goroutines at once.
+// An Explainer explains the peers of one device. It compares the status of each peer with the status at earlier calls of Each, so
+// call Each at regular intervals: once per second is enough, and once per 10 s is enough for most causes. It remembers about 300
+// bytes per peer of the device, and forgets a removed peer at the next Each. The zero value is ready. It must not be copied after
+// its first use, or used by two goroutines at once.
 type Explainer struct {
-	// Addresses returns the addresses that the name of a peer's endpoint has now, with the port. An empty result means that
-	// they are not known. A nil function means that no name is known. It is called for peers that do not answer, and must
-	// not block: resolve names in another goroutine.
+	// Addresses returns the addresses that the name of a peer's endpoint has now, with the port. An empty result means that the
+	// addresses are not known. A nil function means that no name is known. Each calls Addresses for peers that do not answer, so
+	// Addresses must not block: resolve names in another goroutine.
 	Addresses func(wireguard.PublicKey) []netip.AddrPort
 
 	memories map[wireguard.PublicKey]*memory
-	looks    uint64 // calls of Each
+	looks    uint64 // how many times Each was called
 }
 
-// Each calls yield with the status of each peer and its explanation, in the order of Device.Peers, until yield returns false.
-// now is the wall time; its location is that of the times in the texts.
+// Each calls yield with the status of each peer and its explanation, in the order of Device.Peers, until yield returns false. now
+// is the wall time. The texts show times in the location of now.
 func (x *Explainer) Each(d *wireguard.Device, now time.Time, yield func(*wireguard.PeerStatus, Explanation) bool) {
 	if x.memories == nil {
 		x.memories = make(map[wireguard.PublicKey]*memory)
@@ -165,7 +165,7 @@ func (x *Explainer) Each(d *wireguard.Device, now time.Time, yield func(*wiregua
 		if m.look == x.looks {
 			continue
 		}
-		if _, ok := d.Peer(key); !ok { // if yield ended the loop, the peers after that are not gone
+		if _, ok := d.Peer(key); !ok { // if yield ended the loop early, the device still has the peers that were not visited
 			delete(x.memories, key)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// look returns what x says of the only peer of d.
+// look calls Each once, and returns the explanation of the only peer of d.
 func look(t *testing.T, x *observe.Explainer, d *wireguard.Device) (e observe.Explanation) {
 	t.Helper()
 	n := 0
@@ -27,7 +27,8 @@ func look(t *testing.T, x *observe.Explainer, d *wireguard.Device) (e observe.Ex
 	return e
 }
 
-// watch takes an Explanation once per second for the duration long, and returns the last one. It calls each before each of them.
+// watch calls look once per second for the duration long, and returns the last explanation. It calls the function each before
+// each look.
 func watch(t *testing.T, x *observe.Explainer, d *wireguard.Device, long time.Duration, each func()) (e observe.Explanation) {
 	t.Helper()
 	for range long / time.Second {
@@ -40,7 +41,7 @@ func watch(t *testing.T, x *observe.Explainer, d *wireguard.Device, long time.Du
 	return e
 }
 
-// want fails unless e has the state, exactly these causes, and the text.
+// want fails the test if e does not have the state, exactly these causes, and the text.
 func want(t *testing.T, e observe.Explanation, state observe.State, text string, causes ...observe.Cause) {
 	t.Helper()
 	ok := e.State == state && len(e.Reasons) == len(causes) && strings.Contains(e.String(), text)
@@ -166,7 +167,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// A peer under load asks for a cookie. Here it is under load because its lookups of strangers take long.
+// TestExplainCookie checks the explanation for a peer that is under load and asks for a cookie. The peer is under load because
+// its lookups of unknown keys take long.
 func TestExplainCookie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(a, b *wireguard.Config) {
@@ -191,7 +193,7 @@ func TestExplainCookie(t *testing.T) {
 	})
 }
 
-// The name of an endpoint that does not answer has another address now.
+// TestExplainName checks the explanation for a peer that does not answer while the name of its endpoint has another address.
 func TestExplainName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(a, b *wireguard.Config) { b.Peers = nil })
@@ -209,7 +211,8 @@ func TestExplainName(t *testing.T) {
 	})
 }
 
-// One look is enough for what the status shows, and a key that the device does not know is not explained.
+// TestExplainOnce checks that Explain finds the causes that the status shows, and returns false for a key that the device does
+// not know.
 func TestExplainOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(a, b *wireguard.Config) { b.Peers = nil })
@@ -225,7 +228,7 @@ func TestExplainOnce(t *testing.T) {
 	})
 }
 
-// An Explainer forgets a peer that the device no longer has.
+// TestExplainerForgets checks that an Explainer forgets a peer that the device no longer has.
 func TestExplainerForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(a, b *wireguard.Config) { b.Peers = nil })
@@ -243,8 +246,8 @@ func TestExplainerForgets(t *testing.T) {
 	})
 }
 
-// Peers are added and removed, as those of Config.Lookup are, and each look ends early. An Explainer remembers no more
-// peers than the device has, and no more bytes of each than its comment says.
+// TestExplainerIsBounded adds and removes peers, as Config.Lookup does, and ends each look early. It checks that an Explainer
+// remembers no more peers than the device has, and no more bytes per peer than its comment says.
 func TestExplainerIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)
@@ -268,7 +271,7 @@ func TestExplainerIsBounded(t *testing.T) {
 	})
 }
 
-// In JSON, the states and causes of an explanation are words such as "impaired", and not numbers.
+// TestExplanationJSON checks that the states and causes of an explanation are words in JSON, such as "impaired", and not numbers.
 func TestExplanationJSON(t *testing.T) {
 	b, err := json.Marshal(observe.Explanation{State: observe.Impaired, Reasons: []observe.Reason{{Cause: observe.PathMTU, Text: "Try."}}})
 	if want := `{"state":"impaired","reasons":[{"cause":"path mtu","text":"Try."}]}`; err != nil || !bytes.Equal(b, []byte(want)) {

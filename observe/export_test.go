@@ -6,7 +6,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Remembered returns how many peers x remembers, and the size of what it remembers of each in bytes.
+// Remembered returns how many peers x remembers, and how many bytes it remembers per peer.
 func Remembered(x *Explainer) (peers int, size uintptr) {
 	return len(x.memories), unsafe.Sizeof(wireguard.PublicKey{}) + unsafe.Sizeof(&memory{}) + unsafe.Sizeof(memory{})
 }

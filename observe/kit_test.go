@@ -9,7 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A rig is two devices on one wire: a at 10.0.0.1 knows where b at 10.0.0.2 is. b learns it from a's first message.
+// A rig is two devices on one wire: a at 10.0.0.1 and b at 10.0.0.2. a knows the endpoint of b, and b learns the endpoint of a
+// from a's first message.
 type rig struct {
 	t          *testing.T
 	network    *pipe.Network
@@ -22,7 +23,8 @@ type rig struct {
 
 var insideA, insideB = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 
-// newRig makes a rig. change, if it is not nil, changes the configurations before. Call newRig in a bubble of synctest.
+// newRig makes a rig. If change is not nil, it changes the configurations before newRig makes the devices. Call newRig in a
+// bubble of synctest.
 func newRig(t *testing.T, change func(a, b *wireguard.Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, network: pipe.NewNetwork(pipe.Config{Seed: 1}), tunA: pipe.NewTunnel(1420), tunB: pipe.NewTunnel(1420), clock: pipe.NewClock()}

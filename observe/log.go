@@ -9,11 +9,11 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Log writes the device's events to log until ctx ends or the device is closed. A nil log is slog.Default. It logs handshakes,
-// expired sessions, moved endpoints and forgotten peers at level Info, and all other events at Warn. It returns nil after the
-// device was closed, and the error of ctx otherwise.
+// Log writes the device's events to log until ctx ends or the device is closed. If log is nil, Log writes to slog.Default(). It
+// logs handshakes, expired sessions, moved endpoints and forgotten peers at level Info, and all other events at Warn. It returns
+// nil after the device was closed, and the error of ctx otherwise.
 //
-// A slow log never delays the device; see [wireguard.Subscription] for what is merged then.
+// A slow log never delays the device. Instead, events are merged; [wireguard.Subscription] says how.
 func Log(ctx context.Context, d *wireguard.Device, log *slog.Logger) error {
 	sub := d.Subscribe()
 	defer sub.Close()
@@ -48,8 +48,8 @@ func Level(k wireguard.EventKind) slog.Level {
 	return slog.LevelWarn
 }
 
-// Attrs returns the fields of an event that are not zero, as Log writes them. The kind and the time are left out, because
-// they are the record's message and time.
+// Attrs returns the fields of an event that are not zero, as Log writes them. It leaves out the kind, which is the message of the
+// log record, and the time, because the record has its own.
 func Attrs(e wireguard.Event) (a []slog.Attr) {
 	if !e.Peer.IsZero() {
 		a = append(a, slog.String("peer", e.Peer.String()))

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/observe"
 )
 
-// A log has the events, with the peer's public key as text, until ctx ends or the device is closed.
+// TestLog checks that Log writes the events, with the peer's public key as text, until ctx ends or the device is closed.
 func TestLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)

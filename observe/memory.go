@@ -8,29 +8,30 @@ import (
 
 const (
 	patience  = 2 * time.Second  // how long an answer may take before it counts as missing
-	recent    = 30 * time.Second // how long a packet that was refused is mentioned
+	recent    = 30 * time.Second // how long after a refused packet an explanation mentions it
 	quiet     = 15 * time.Second // how long a peer may send no packet before packets to it count as unanswered
 	unreplied = 5                // how many packets to a peer must be unanswered to be mentioned
-	early     = 60 * time.Second // a session that is replaced sooner was not replaced because of its age
-	large     = 1000             // mean bytes per unanswered packet from which on their size is suspected
+	early     = 60 * time.Second // a session that is replaced sooner than this was not replaced because of its age
+	large     = 1000             // if unanswered packets have at least this many bytes on average, their size is suspected
 )
 
-// A memory is what an Explainer knows of a peer besides its status. The zero value is that of a peer never looked at.
+// A memory is what an Explainer remembers of a peer from earlier calls of Each. Such a call is a look. The zero value belongs to
+// a peer that no look has found.
 type memory struct {
-	look uint64 // the newest call of Each that found the peer
+	look uint64 // the number of the newest look that found the peer
 	seen bool   // whether an earlier look found the peer
 
 	heard    uint64    // Received.Bytes at the last look
-	attempts int       // at the last look
-	asking   time.Time // since when initiations are unanswered; zero means that none is
+	attempts int       // Attempts at the last look
+	asking   time.Time // since when initiations are unanswered; zero means that none is unanswered
 	gaveUp   int       // initiations that went unanswered before the device stopped asking; 0 means that it did not
-	unopened bool      // an answer did not open since the peer was last heard
+	unopened bool      // since the peer was last heard, an answer arrived that could not be decrypted
 
-	timestamp   wireguard.Timestamp // of the peer's newest initiation at the last look
+	timestamp   wireguard.Timestamp // the timestamp of the peer's newest initiation, at the last look
 	handshake   time.Time           // LastHandshake at the last look
 	initiations int                 // how many new initiations of the peer were seen since the last session began
 
-	refused   uint64    // packets with foreign sources, at the last look
+	refused   uint64    // how many packets had a source outside the allowed IPs, at the last look
 	refusedAt time.Time // when refused grew last; zero means never
 
 	// The fields below describe the period since the peer's last packet. Handshakes and keepalives do not end the period.
@@ -39,10 +40,10 @@ type memory struct {
 	sent        wireguard.Traffic // Sent when the period began
 	heardThen   uint64            // Received.Bytes when the period began
 	earlyEnds   int               // sessions that were replaced early in the period
-	everReplied bool              // whether packets of the peer arrived before
+	everReplied bool              // whether packets of the peer arrived before the period
 }
 
-// note compares p with the last look, and remembers p.
+// note compares the status p with the last look, and stores in m what the next look needs.
 func (m *memory) note(p *wireguard.PeerStatus, now time.Time) {
 	news := p.Received.Bytes != m.heard || !m.seen
 	m.noteAttempts(p, news, now)

@@ -101,7 +101,7 @@ func (m *memory) noAnswer(p *wireguard.PeerStatus, now time.Time) string {
 	return text + fmt.Sprintf(" The peer was last heard at %s. Messages go to %s.", clock(p.LastReceived, now), p.Endpoint)
 }
 
-// clock returns t as a time of day, with the date if that is not recent.
+// clock returns t as a time of day. If t is 20 hours old or more, clock adds the date.
 func clock(t, now time.Time) string {
 	t = t.In(now.Location())
 	switch {

@@ -10,12 +10,12 @@ import (
 //
 //	expvar.Publish("wireguard", observe.Var{Device: device})
 //
-// This package does not import expvar, which adds a handler to http.DefaultServeMux. A Var is ready to copy, and its method
-// is safe for concurrent use.
+// This package does not import expvar, which adds a handler to http.DefaultServeMux. A Var may be copied, and its method is safe
+// for concurrent use.
 type Var struct {
-	Device *wireguard.Device // whose counters to show; must not be nil
-	// Peers is whether to include each peer under its public key. False shows the device alone, whose text stays small
-	// however many peers there are.
+	Device *wireguard.Device // the device whose counters String shows; must not be nil
+	// Peers says whether to include each peer under its public key. False means that String shows only the device. Its text then
+	// stays small however many peers there are.
 	Peers bool
 }
 
@@ -81,7 +81,7 @@ func (v Var) String() string {
 	return string(text)
 }
 
-// dropped returns the reasons with a count.
+// dropped returns the number of drops by reason, without the reasons whose number is 0.
 func dropped(d wireguard.Drops) map[string]uint64 {
 	m := make(map[string]uint64)
 	for reason, n := range d.All() {

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// A datagramReader is the part of sockets.Datagrams that reads. A dialed socket has it too.
+// A datagramReader has the read method of sockets.Datagrams. The type connected has this method too.
 type datagramReader interface {
 	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
 }
@@ -21,8 +21,8 @@ var datagramBuffers = sync.Pool{New: func() any { b := make([]byte, maxDatagram)
 // maxFailures is how many reads in a row may fail. Each ICMP error makes one read fail.
 const maxFailures = 1000
 
-// each calls take with each datagram of c, until c is closed or keeps failing. take must not keep b. wait returns when c has
-// something to read.
+// each calls take with each datagram of c, until c is closed or more than maxFailures reads in a row fail. take must not keep b.
+// wait returns when c has a datagram to read.
 func each(c datagramReader, wait func() error, take func(b []byte, from netip.AddrPort)) error {
 	for failures := 0; ; {
 		if err := wait(); err != nil && final(err) {

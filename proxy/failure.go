@@ -22,10 +22,10 @@ const (
 	timedOut
 )
 
-// Sockets of Windows return these numbers instead of package syscall's. Other systems do not use them.
+// Sockets of Windows return these numbers instead of those in package syscall. Other systems do not use them.
 const wsaNetUnreachable, wsaRefused, wsaHostUnreachable syscall.Errno = 10051, 10061, 10065
 
-// failureOf returns the failure that the error of a dial stands for.
+// failureOf returns the kind of failure that the error of a dial means.
 func failureOf(err error) failure {
 	var dns *net.DNSError
 	var timeout net.Error

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
-// flows is the table of one socket of a Forward.
+// flows is the table of the flows on one UDP socket of a Forward.
 //
 //	clients ── UDP ──▶ socket ─ one flow per client's address ─▶ a connection each ── UDP ──▶ target
 type flows struct {
@@ -23,7 +23,7 @@ type flows struct {
 
 	mu       sync.Mutex // guards the rest
 	byClient map[netip.AddrPort]*flow
-	clients  map[netip.Prefix]int // flows by client
+	clients  map[netip.Prefix]int // how many flows each client has
 	order    *list.List           // of *flow, by the time of the client's last datagram; the oldest is first
 }
 
@@ -37,10 +37,10 @@ type flow struct {
 	sending sync.Mutex // held during a send; guards the rest
 	conn    net.Conn   // nil until the dial has succeeded
 	waiting [][]byte   // copies of the datagrams that wait for the dial
-	held    int        // bytes in waiting
+	held    int        // bytes of the datagrams in the field waiting
 }
 
-// While a flow waits for its dial, it keeps at most so many datagrams and bytes, and drops further datagrams.
+// While a flow waits for its dial, it keeps at most this many datagrams and bytes, and drops further datagrams.
 const (
 	maxWaiting = 16       // datagrams
 	maxHeld    = 64 << 10 // bytes
@@ -69,8 +69,8 @@ func (t *flows) take(b []byte, from netip.AddrPort) {
 	}
 }
 
-// send sends a client's datagram to the target. The flow goes on after an error, because a connected socket reports a refusal of
-// an earlier datagram as an error of this one. The caller holds sending.
+// send sends a client's datagram to the target. The flow continues after an error, because a connected socket reports an ICMP
+// error about an earlier datagram as the error of this send. The caller holds sending.
 func (f *flow) send(b []byte) {
 	f.moved.Add(1) // b may be empty
 	if n, err := f.conn.Write(b); err == nil {
@@ -102,8 +102,9 @@ func (t *flows) find(from netip.AddrPort) *flow {
 	return f
 }
 
-// makeRoom evicts a flow if the table is full or the client has its share. If the client has its share, makeRoom evicts the
-// client's oldest flow, and otherwise the oldest of all. The caller holds mu.
+// makeRoom evicts a flow if one more flow would exceed a limit. If the client has reached MaxConnsPerClient, makeRoom evicts the
+// client's flow whose last datagram is oldest. If only MaxConns is reached, it chooses among the flows of all clients. The caller
+// holds mu.
 func (t *flows) makeRoom(client netip.Prefix) {
 	full, share := len(t.byClient) >= t.server.maxConns(), t.clients[client] >= t.server.maxConnsPerClient()
 	if !full && !share {
@@ -119,7 +120,7 @@ func (t *flows) makeRoom(client netip.Prefix) {
 	}
 }
 
-// remove takes a flow out of the table, if it is there. The caller holds mu.
+// remove takes a flow out of the table, if the table contains it. The caller holds mu.
 func (t *flows) remove(f *flow) {
 	if t.byClient[f.from] != f {
 		return
@@ -131,7 +132,7 @@ func (t *flows) remove(f *flow) {
 	}
 }
 
-// run dials the target and carries its datagrams to the client until the flow ends.
+// run dials the target, and sends the target's datagrams to the client until the flow ends.
 func (t *flows) run(ctx context.Context, f *flow) {
 	err := t.open(ctx, f)
 	if err == nil {
@@ -177,7 +178,7 @@ func (t *flows) close() {
 	}
 }
 
-// connected is a dialed socket of datagrams.
+// connected makes a datagramReader of a dialed UDP connection.
 type connected struct{ net.Conn }
 
 func (c connected) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {

@@ -8,14 +8,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
-// Forward connects every client to one target. Serve forwards TCP connections, and ServePacket forwards datagrams: each address and
-// port of a client has a flow with its own connection to the target. If the dial of a TCP connection fails, the client's connection
-// is reset.
+// Forward connects every client to one target. Serve forwards TCP connections, and ServePacket forwards datagrams. For each
+// address and port of a client, ServePacket opens a flow with its own connection to the target. If the dial for a TCP client
+// fails, the server resets the client's connection.
 //
-// A flow of UDP ends after Server.IdleTimeout without a datagram in either direction, or when another flow takes its place (see
-// Server.MaxConns). Its client's next datagram opens another flow.
+// A UDP flow ends after Server.IdleTimeout without a datagram in either direction, or when another flow replaces it (see
+// Server.MaxConns). The client's next datagram then opens another flow.
 type Forward struct {
-	// Target is where the connections and datagrams go, "host:port". Serve fails if it is empty.
+	// Target is the address to which the connections and datagrams are forwarded, "host:port". Serve fails if it is empty.
 	Target string
 }
 
@@ -35,7 +35,7 @@ func (p Forward) serve(s *Server, n *session) error {
 	n.report.Target = p.Target
 	to, err := s.dial(s.context, "tcp", p.Target)
 	if err != nil {
-		sockets.Abort(n.conn()) // the answer that a refused connection gets
+		sockets.Abort(n.conn()) // a reset, as from a closed port
 		return fmt.Errorf("proxy: dial %s: %w", p.Target, err)
 	}
 	n.own(to)

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestForward: a client reaches the target. A dial that fails resets the client's connection.
+// TestForward checks that a client reaches the target, and that a failed dial resets the client's connection.
 func TestForward(t *testing.T) {
 	addr, done := serve(t, &Server{Protocol: Forward{Target: target(t, echo)}})
 	c := dial(t, addr)
@@ -49,8 +49,8 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestReset: a target that resets its connection resets the client's, so that the client does not believe that it has all the
-// data.
+// TestReset checks that the server resets the client's connection when the target resets its own. Otherwise the client could
+// believe that it has all the data.
 func TestReset(t *testing.T) {
 	addr, done := serve(t, &Server{Protocol: Forward{Target: target(t, func(c *net.TCPConn) {
 		_, _ = c.Write([]byte("half an ans"))
@@ -68,7 +68,8 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// TestLimits: a client beyond its share is refused while another one is served, and its place is free again later.
+// TestLimits checks that a client that has reached MaxConnsPerClient is refused while another client is still served. After a
+// connection has ended, the first client can connect again.
 func TestLimits(t *testing.T) {
 	addr, done := serve(t, &Server{Protocol: Forward{Target: target(t, echo)}, MaxConns: 3, MaxConnsPerClient: 2})
 	open := func(from byte) *net.TCPConn {
@@ -111,7 +112,8 @@ func TestLimits(t *testing.T) {
 	testkit.Eventually(t, "a place is free after a connection has ended", func() bool { return served(open(1)) })
 }
 
-// TestIdle: silence ends a connection, also one that is half-closed or whose reader has stopped; traffic keeps it.
+// TestIdle checks that a silent connection is closed, also if it is half-closed or if its reader has stopped. Traffic keeps a
+// connection open.
 func TestIdle(t *testing.T) {
 	stuck := make(chan struct{})
 	defer close(stuck)
@@ -159,7 +161,8 @@ func TestIdle(t *testing.T) {
 	}
 }
 
-// udpTarget answers each datagram with the given function, and returns its address.
+// udpTarget starts a UDP server that answers each datagram with what the function answer returns. It returns the server's
+// address.
 func udpTarget(t testing.TB, answer func(b []byte) []byte) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -183,7 +186,7 @@ func udpTarget(t testing.TB, answer func(b []byte) []byte) netip.AddrPort {
 
 func unchanged(b []byte) []byte { return b }
 
-// servePackets runs a server on a UDP socket until the test ends.
+// servePackets runs a Server on a UDP socket until the test ends.
 func servePackets(t testing.TB, s *Server) (addr string, done reports) {
 	t.Helper()
 	done = make(reports, 1000)
@@ -207,7 +210,7 @@ func udpClient(t testing.TB, addr string) net.Conn {
 	return c
 }
 
-// exchangeDatagram sends b and wants the answer.
+// exchangeDatagram sends b, and checks that the next datagram is answer.
 func exchangeDatagram(t testing.TB, c net.Conn, b, answer string) {
 	t.Helper()
 	write(t, c, b)
@@ -218,7 +221,7 @@ func exchangeDatagram(t testing.TB, c net.Conn, b, answer string) {
 	}
 }
 
-// TestForwardUDP: each client has a flow, datagrams of all sizes pass, and silence ends a flow.
+// TestForwardUDP checks that each client has its own flow, that datagrams of all sizes pass, and that silence ends a flow.
 func TestForwardUDP(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, IdleTimeout: 300 * time.Millisecond})
@@ -236,7 +239,7 @@ func TestForwardUDP(t *testing.T) {
 	exchangeDatagram(t, a, "again", "again")
 }
 
-// TestForwardUDPEvicts: a full table drops the flow that was silent for longest.
+// TestForwardUDPEvicts checks that a new flow in a full table evicts the flow that was silent for longest.
 func TestForwardUDPEvicts(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, MaxConns: 3, MaxConnsPerClient: 4, IdleTimeout: -1})
@@ -252,7 +255,7 @@ func TestForwardUDPEvicts(t *testing.T) {
 	}
 }
 
-// udpClientFrom is a client at 127.0.0.x.
+// udpClientFrom returns the connection of a client with the address 127.0.0.from.
 func udpClientFrom(t testing.TB, from byte, addr string) net.Conn {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.IPv4(127, 0, 0, from)}}
@@ -265,7 +268,8 @@ func udpClientFrom(t testing.TB, from byte, addr string) net.Conn {
 	return c
 }
 
-// TestForwardUDPShare: a client beyond its share loses its own oldest flow, and not an older one of another client.
+// TestForwardUDPShare checks that a client that exceeds MaxConnsPerClient loses its own oldest flow, and that an older flow of
+// another client stays.
 func TestForwardUDPShare(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	addr, done := servePackets(t, &Server{Protocol: Forward{Target: at.String()}, MaxConns: 10, MaxConnsPerClient: 2, IdleTimeout: -1})
@@ -279,8 +283,8 @@ func TestForwardUDPShare(t *testing.T) {
 	}
 }
 
-// TestForwardUDPAlone: flows do not count against the limits for connections of the same server, because the addresses of
-// their clients may be forged.
+// TestForwardUDPAlone checks that UDP flows do not count against the limits for connections of the same server, because the
+// addresses of their clients may be forged.
 func TestForwardUDPAlone(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	tcp := target(t, echo)
@@ -300,7 +304,7 @@ func TestForwardUDPAlone(t *testing.T) {
 	want(t, "the echo of a connection beside two flows", c, "hello")
 }
 
-// TestForwardUDPHeld: the datagrams that wait for a dial are bounded in bytes.
+// TestForwardUDPHeld checks that the datagrams that wait for a dial have at most maxHeld bytes together.
 func TestForwardUDPHeld(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	release := make(chan struct{})
@@ -319,7 +323,7 @@ func TestForwardUDPHeld(t *testing.T) {
 	testkit.Eventually(t, "the first dial begins", func() bool { return dials.Load() == 1 })
 	write(t, slow, zeros(50000))
 	write(t, slow, "last")
-	exchangeDatagram(t, udpClient(t, addr), "x", "x") // the server has read what was sent before
+	exchangeDatagram(t, udpClient(t, addr), "x", "x") // the answer shows that the server has read the earlier datagrams
 	close(release)
 	b := make([]byte, 1<<16)
 	for _, want := range []int{60000, len("last")} {
@@ -329,8 +333,8 @@ func TestForwardUDPHeld(t *testing.T) {
 	}
 }
 
-// TestForwardUDPDial: a bounded number of datagrams waits for the dial. A client may send during the dial of another flow, and a
-// failed dial is reported.
+// TestForwardUDPDial checks that at most maxWaiting datagrams wait for a dial, that other flows work during the dial of one flow,
+// and that a failed dial is reported.
 func TestForwardUDPDial(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	var dials atomic.Int64
@@ -367,7 +371,7 @@ func TestForwardUDPDial(t *testing.T) {
 	}
 }
 
-// association opens a UDP association and returns its TCP connection and the address for datagrams.
+// associate opens a UDP association. It returns the TCP connection of the association and the address for datagrams.
 func associate(t testing.TB, addr string) (*net.TCPConn, netip.AddrPort) {
 	t.Helper()
 	c := dial(t, addr)
@@ -375,8 +379,8 @@ func associate(t testing.TB, addr string) (*net.TCPConn, netip.AddrPort) {
 	return c, wantReply(t, c, 0)
 }
 
-// TestSOCKSDatagrams: a client reaches several targets by address and by name from one association. Fragments and strangers are
-// dropped, and the association ends with its TCP connection.
+// TestSOCKSDatagrams checks that a client reaches several targets, by address and by name, through one association. The server
+// must drop fragments and the datagrams of other senders, and the association must end with its TCP connection.
 func TestSOCKSDatagrams(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	var asked sync.Map
@@ -411,7 +415,8 @@ func TestSOCKSDatagrams(t *testing.T) {
 	})
 }
 
-// A datagram of a SOCKS client is taken apart, and a known name is resolved, without an allocation.
+// TestSOCKSDatagramAllocations checks that the server parses a SOCKS client's datagram and resolves a known name without an
+// allocation.
 func TestSOCKSDatagramAllocations(t *testing.T) {
 	r := names{known: map[string]knownName{"target": {addr: netip.IPv6Loopback(), until: time.Now().Add(time.Hour)}}}
 	for _, b := range []string{"\x00\x00\x00\x01\x01\x02\x03\x04\x00\x35data", "\x00\x00\x00\x03\x06target\x00\x35data"} {
@@ -430,7 +435,7 @@ func TestSOCKSDatagramAllocations(t *testing.T) {
 	}
 }
 
-// FuzzDatagram: the parts that parseDatagram returns lie within the datagram.
+// FuzzDatagram checks that the parts that parseDatagram returns lie within the datagram.
 func FuzzDatagram(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x01\x01\x02\x03\x04\x00\x35data"))
 	f.Add([]byte("\x00\x00\x00\x03\x01a\x00\x35"))

@@ -21,40 +21,41 @@ import (
 // HTTP is a proxy as RFC 9110 describes it. It serves CONNECT to any port, and requests whose target is an absolute "http" URL.
 // The zero value serves every client.
 //
-// The proxy removes the header fields that concern one hop. It adds Via with a pseudonym to each request and answer that it passes
-// on, as section 7.6.3 demands, and nothing else. So a target learns that there is a proxy, but neither where it is nor the client's
-// address. What CONNECT relays stays as it is.
+// The proxy removes hop-by-hop header fields. It adds Via with a pseudonym to each request and response that it forwards, as
+// section 7.6.3 demands, and adds no other field to a request. So a target learns that there is a proxy, but learns neither the
+// proxy's address nor the client's. The proxy does not change the bytes that CONNECT relays.
 //
-// A client learns of a failure by the status of the answer:
+// The status of the response tells a client why its request failed:
 //
-//   - 400: the request is not one for a proxy.
+//   - 400: the request is not meant for a proxy.
 //   - 403: the dialer refuses the target.
 //   - 407: the username or the password is wrong or missing.
 //   - 431: the header fields are too long.
-//   - 502: the connection to the target, or its answer, fails.
+//   - 502: the dial of the target, or the exchange with it, fails.
 //   - 503: a limit of the Server is reached. Retry-After asks the client to wait for 10 seconds.
 //   - 504: the target does not answer in time.
 type HTTP struct {
-	// Username and Password are what a client must send ("Basic", RFC 7617). If both are empty, clients need neither.
+	// Username and Password are the credentials that a client must send ("Basic", RFC 7617). If both are empty, clients need
+	// neither.
 	Username, Password string
 
 	// Pseudonym names the proxy in Via. It consists of letters, digits and any of !#$%&'*+-.^_`|~. Empty means "proxy".
 	Pseudonym string
 
-	// TLS makes the server speak HTTPS with its clients. It needs a certificate. Nil means that clients speak HTTP.
+	// TLS makes the server speak HTTPS with its clients. The tls.Config needs a certificate. Nil means that clients speak HTTP.
 	TLS *tls.Config
 }
 
 const (
-	maxHead       = 64 << 10        // bytes of a request's or an answer's head
+	maxHead       = 64 << 10        // the most bytes of header in a request or a response
 	keepAlive     = 2 * time.Minute // the longest wait for a client's next request
-	idleTargets   = 64              // idle connections to targets that are kept
-	idlePerTarget = 4               // of these, to one target
+	idleTargets   = 64              // how many idle connections to targets are kept
+	idlePerTarget = 4               // how many of these may have the same target
 	idleTarget    = 30 * time.Second
 	retryAfter    = "10" // seconds that a client beyond a limit is asked to wait
 )
 
-// A web is an HTTP protocol that has started. Package net/http parses what clients and targets send.
+// A web is the running state of the protocol HTTP. Package net/http parses what clients and targets send.
 type web struct {
 	HTTP
 	server    *Server
@@ -95,7 +96,7 @@ func (p HTTP) start(s *Server) (service, error) {
 	w.forward = httputil.ReverseProxy{
 		Rewrite:        w.rewrite,
 		Transport:      w,
-		FlushInterval:  -1, // pass each piece of an answer on at once
+		FlushInterval:  -1, // forward each piece of a response at once
 		ErrorLog:       silent,
 		BufferPool:     buffers{},
 		ModifyResponse: w.answer,
@@ -119,12 +120,13 @@ func (p HTTP) start(s *Server) (service, error) {
 		ConnState: w.changed,
 	}
 	w.http.Protocols.SetHTTP1(true)
-	go func() { _ = w.http.Serve(w.feed) }() // until drain closes feed
+	go func() { _ = w.http.Serve(w.feed) }() // Serve returns when drain closes feed
 	context.AfterFunc(s.context, w.transport.CloseIdleConnections)
 	return service{conn: w.take, refuses: true, drain: w.drain}, nil
 }
 
-// dial dials for the transport. ctx does not end when the server is closed, so dial cancels it then.
+// dial opens a connection to a target for the http.Transport. The transport does not cancel ctx when the server is closed, so
+// dial derives a context that is canceled then.
 func (w *web) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -136,11 +138,11 @@ func (w *web) dial(ctx context.Context, network, address string) (net.Conn, erro
 	return &targetConn{Conn: c}, nil
 }
 
-// A targetConn is a connection of the transport. It ends when the target sends something without a request, because package
-// net/http would write what the target sent to the program's log.
+// A targetConn is the http.Transport's connection to a target. If the target sends something while no request is open, Read
+// returns io.EOF, because package net/http would write those bytes to the program's log.
 type targetConn struct {
 	net.Conn
-	asked atomic.Int64 // requests without a complete answer
+	asked atomic.Int64 // how many requests have no complete response yet
 }
 
 func (c *targetConn) Read(b []byte) (int, error) {
@@ -151,17 +153,19 @@ func (c *targetConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// RoundTrip sends a ReverseProxy's request to its target. Its trace is newer than the ReverseProxy's, so its functions run first.
+// RoundTrip sends a request of the ReverseProxy to its target. It adds a trace to the request after the ReverseProxy has added
+// one, so the functions of RoundTrip's trace run first.
 func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), w.trace(exchangeOf(r)))))
 }
 
-// trace counts the requests on each targetConn. A flag would not suffice, because the next request may get the connection before
-// PutIdleConn is called for the previous request. It also adds Via to interim answers, which the ReverseProxy passes on.
+// trace returns functions that count the open requests on each targetConn. A flag would not suffice, because the next request may
+// get the connection before PutIdleConn is called for the previous request. The functions also add Via to interim responses
+// (1xx), which the ReverseProxy forwards.
 func (w *web) trace(x *exchange) *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		Got1xxResponse: func(_ int, head textproto.MIMEHeader) error {
-			w.via(http.Header(head), 1, 1) // HTTP/1.0 has no interim answers
+			w.via(http.Header(head), 1, 1) // version 1.1, because HTTP/1.0 has no interim responses
 			return nil
 		},
 		GotConn: func(i httptrace.GotConnInfo) {
@@ -177,7 +181,8 @@ func (w *web) trace(x *exchange) *httptrace.ClientTrace {
 	}
 }
 
-// take hands a connection to package net/http. Its session ends in changed or, after a hijack, in endUpgrade or connect.
+// take passes a client's connection to package net/http. The session of the connection ends in changed or, if a handler hijacks
+// the connection, in endUpgrade or connect.
 func (w *web) take(n *session) {
 	wc := &webConn{Conn: n.conn(), session: n}
 	var c net.Conn = wc
@@ -191,7 +196,7 @@ func (w *web) take(n *session) {
 	}
 }
 
-// drain ends the connections that wait for a request.
+// drain closes the connections that wait for a client's next request.
 func (w *web) drain() {
 	w.draining.Do(func() {
 		w.feed.Close()
@@ -199,7 +204,7 @@ func (w *web) drain() {
 	})
 }
 
-// A feed is the listener from which package net/http takes admitted connections.
+// A feed is the listener from which package net/http accepts the clients' connections.
 type feed struct {
 	conns chan net.Conn
 	once  sync.Once
@@ -222,12 +227,13 @@ func (f *feed) Close() error {
 
 func (f *feed) Addr() net.Addr { return &net.TCPAddr{} }
 
-// A webConn is a client's connection as package net/http sees it, below TLS. It counts traffic for the session's idle time.
+// A webConn wraps a client's connection for package net/http. If the client speaks TLS, the webConn lies below TLS. It counts the
+// bytes in both directions, so that the session notices when the connection is idle.
 type webConn struct {
 	net.Conn
 	session *session
 
-	// Only the goroutine that runs the handler uses these. It also calls changed.
+	// Only the goroutine that runs the handler and calls changed uses these two fields.
 	requests int  // how many requests the handler got
 	hijacked bool // the handler has taken the connection from package net/http
 }
@@ -263,7 +269,8 @@ func webConnOf(c net.Conn) *webConn {
 
 var errNoRequest = errors.New("proxy: the client sent no HTTP request that could be read")
 
-// changed learns what package net/http does with a connection. It ends the session of one that is closed.
+// changed is called by package net/http when the state of a connection changes. When a connection is closed, changed ends its
+// session.
 func (w *web) changed(c net.Conn, state http.ConnState) {
 	wc := webConnOf(c)
 	switch state {
@@ -275,7 +282,7 @@ func (w *web) changed(c net.Conn, state http.ConnState) {
 	}
 }
 
-// An exchange is a request and its answer.
+// An exchange is a request and its response.
 type exchange struct {
 	report         Report
 	sent, received atomic.Int64
@@ -285,7 +292,8 @@ type exchange struct {
 
 type exchangeKey struct{}
 
-// ServeHTTP serves one request. It relays a CONNECT on another goroutine, so that package net/http frees its own memory.
+// ServeHTTP serves one request. It relays a CONNECT on another goroutine, so that package net/http can free the memory of the
+// request.
 func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	wc := r.Context().Value(connKey{}).(*webConn)
 	wc.requests++
@@ -307,13 +315,13 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 	default:
 		x.report.Username = w.Username
-		defer w.tell(x) // deferred, because the ReverseProxy panics to end a connection
+		defer w.tell(x) // deferred, because the ReverseProxy panics to abort a response
 		defer endUpgrade(wc)
 		w.exchange(rw, r, x)
 	}
 }
 
-// tell reports an exchange.
+// tell passes the report of an exchange to Server.Done.
 func (w *web) tell(x *exchange) {
 	if w.server.Done == nil {
 		return
@@ -337,7 +345,7 @@ var (
 	errNotForProxy    = errors.New(`proxy: a request for a proxy must be CONNECT host:port or have an absolute URL that begins with "http://"`)
 )
 
-// authentic checks the credentials of a request.
+// authentic reports whether a request has the right credentials.
 func (w *web) authentic(r *http.Request) bool {
 	if w.Username == "" && w.Password == "" {
 		return true
@@ -346,7 +354,7 @@ func (w *web) authentic(r *http.Request) bool {
 	return ok && same(username, w.Username, password, w.Password)
 }
 
-// refuse answers a request with a status.
+// refuse answers a request with an error status, and records err in the exchange.
 func (x *exchange) refuse(rw http.ResponseWriter, status int, err error) {
 	x.err = err
 	http.Error(rw, err.Error(), status)
@@ -363,7 +371,7 @@ func statusOf(err error) int {
 	return http.StatusBadGateway
 }
 
-// connect serves CONNECT. It returns true if the session relays the connection now and will report it.
+// connect serves CONNECT. It returns true if the session relays the connection from now on; the session then also reports it.
 func (w *web) connect(rw http.ResponseWriter, r *http.Request, wc *webConn, x *exchange) bool {
 	target := r.Host
 	x.report.Target = target
@@ -394,7 +402,8 @@ func (w *web) connect(rw http.ResponseWriter, r *http.Request, wc *webConn, x *e
 	return true
 }
 
-// tunnel relays a CONNECT.
+// tunnel tells the client that its CONNECT has succeeded, and relays between the client (c) and the target (to). The bytes early
+// are what the client has already sent for the target.
 func (n *session) tunnel(c, to net.Conn, early []byte) error {
 	_ = c.SetDeadline(time.Time{})
 	if _, err := io.WriteString(c, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
@@ -421,13 +430,13 @@ func (w *web) exchange(rw http.ResponseWriter, r *http.Request, x *exchange) {
 	}
 	x.err = errInterrupted
 	w.forward.ServeHTTP(rw, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
-	if x.err == errInterrupted { // ServeHTTP has neither panicked nor failed
+	if x.err == errInterrupted { // ServeHTTP did not panic, and did not call failExchange
 		x.err = nil
 	}
 }
 
-// rewrite adds Via to a request, and restores what the ReverseProxy changes in it. The ReverseProxy is made for servers that stand in
-// front of their own targets.
+// rewrite adds Via to a request, and undoes those changes of the ReverseProxy that suit only a server in front of its own targets,
+// and not a forward proxy.
 func (w *web) rewrite(p *httputil.ProxyRequest) {
 	w.via(p.Out.Header, p.In.ProtoMajor, p.In.ProtoMinor)
 	p.Out.Host = p.In.Host
@@ -441,7 +450,8 @@ func (w *web) rewrite(p *httputil.ProxyRequest) {
 
 func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
 
-// answer adds Via to an answer, and counts the bytes of its body. The body of an upgrade carries both directions.
+// answer adds Via to a response, and replaces its body by one that counts bytes. After an upgrade, the body carries the bytes of
+// both directions.
 func (w *web) answer(a *http.Response) error {
 	w.via(a.Header, a.ProtoMajor, a.ProtoMinor)
 	x := exchangeOf(a.Request)
@@ -493,7 +503,7 @@ func (u *countedUpgrade) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// buffers lends the relays' buffers to the ReverseProxy.
+// buffers gives the ReverseProxy the large buffers that relays use.
 type buffers struct{}
 
 func (buffers) Get() []byte  { return *largeBuffers.Get().(*[]byte) }

@@ -24,7 +24,7 @@ import (
 	"time"
 )
 
-// webTarget is a web server whose answers contain the request.
+// webTarget starts a web server whose responses contain the request.
 func webTarget(t testing.TB, secure bool) *httptest.Server {
 	t.Helper()
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -52,8 +52,8 @@ func certificate(t testing.TB) (*tls.Config, *http.Client) {
 	return &tls.Config{Certificates: s.TLS.Certificates}, s.Client()
 }
 
-// TestHTTPRequests: requests with an absolute URL reach their host on one connection. They lack the fields that concern one hop,
-// and have no field that the client did not send, except for Via.
+// TestHTTPRequests checks that requests with an absolute URL reach their host on one connection. They must arrive without
+// hop-by-hop header fields, and except for Via without fields that the client did not send.
 func TestHTTPRequests(t *testing.T) {
 	web := webTarget(t, false)
 	addr, done := serve(t, &Server{Protocol: HTTP{Username: "u", Password: "p"}, DialContext: to(web.Listener.Addr().String(), nil)})
@@ -77,8 +77,9 @@ func TestHTTPRequests(t *testing.T) {
 	}
 }
 
-// TestVia: a request and its answers, interim ones included, get a Via with the version in which the proxy received them and with
-// its pseudonym, behind what earlier proxies wrote. The proxy's own answers have no Via.
+// TestVia checks that the proxy adds Via to a request and to its responses, also to interim responses. Via has the HTTP version
+// of the received message and the proxy's pseudonym, and comes after the Via of earlier proxies. The proxy's own responses must
+// have no Via.
 func TestVia(t *testing.T) {
 	addr := target(t, func(c *net.TCPConn) {
 		r, err := http.ReadRequest(bufio.NewReader(c))
@@ -130,7 +131,7 @@ func (s *safeBuffer) String() string {
 	return s.b.String()
 }
 
-// TestHTTPStatus: no failure writes to the program's log, and each failure has its status.
+// TestHTTPStatus checks that each failure has its status, and that no failure writes to the program's log.
 func TestHTTPStatus(t *testing.T) {
 	var logged safeBuffer
 	log.SetOutput(&logged)
@@ -179,7 +180,8 @@ func TestHTTPStatus(t *testing.T) {
 	}
 }
 
-// TestHTTPConnect: CONNECT relays, keeps half-close and early data, and reports.
+// TestHTTPConnect checks that CONNECT relays data, including data that the client sends early, that it supports half-close, and
+// that it is reported.
 func TestHTTPConnect(t *testing.T) {
 	upper := target(t, func(c *net.TCPConn) {
 		b, _ := io.ReadAll(c)
@@ -199,7 +201,7 @@ func TestHTTPConnect(t *testing.T) {
 	}
 }
 
-// TestHTTPUpgrade: a protocol that a request switches to is relayed and reported.
+// TestHTTPUpgrade checks that the proxy relays and reports a connection that switches to another protocol.
 func TestHTTPUpgrade(t *testing.T) {
 	up := target(t, func(c *net.TCPConn) {
 		r := bufio.NewReader(c)
@@ -223,7 +225,7 @@ func TestHTTPUpgrade(t *testing.T) {
 	}
 }
 
-// TestHTTPS: clients reach the proxy over TLS and, through the proxy, a server over TLS.
+// TestHTTPS checks that clients reach the proxy over TLS, and through it servers with and without TLS.
 func TestHTTPS(t *testing.T) {
 	config, client := certificate(t)
 	addr, done := serve(t, &Server{Protocol: HTTP{TLS: config}})
@@ -251,8 +253,7 @@ func TestHTTPS(t *testing.T) {
 	}
 }
 
-// TestShutdown: Shutdown waits for connections and requests that are under way, and closes HTTP connections that wait
-// for a request.
+// TestShutdown checks that Shutdown waits for open connections and requests, and closes HTTP connections that wait for a request.
 func TestShutdown(t *testing.T) {
 	for name, c := range map[string]struct {
 		p          Protocol
@@ -274,7 +275,7 @@ func TestShutdown(t *testing.T) {
 			write(t, conn, c.ask)
 			want(t, "the answer", conn, c.reply)
 			if !c.busy {
-				done.next(t) // the request
+				done.next(t) // the report of the request
 			}
 			ended := make(chan error, 1)
 			go func() { ended <- s.Shutdown(t.Context()) }()
@@ -308,7 +309,8 @@ func TestShutdown(t *testing.T) {
 	wantEnd(t, "after the deadline of Shutdown", c)
 }
 
-// TestCurl fetches over SOCKS, HTTP and HTTPS proxies, from servers with and without TLS, with names that only the dialer knows.
+// TestCurl fetches pages with curl through SOCKS, HTTP and HTTPS proxies, from servers with and without TLS. Only the dialer
+// knows the names of the servers.
 func TestCurl(t *testing.T) {
 	curl := tool(t, "curl", "curl")
 	web, secure := webTarget(t, false), webTarget(t, true)
@@ -338,7 +340,7 @@ func TestCurl(t *testing.T) {
 			}
 		}
 	}
-	// Refusals have codes that curl knows.
+	// curl reports refusals with its own exit codes.
 	out, _ := exec.Command(curl, "-sS", "--max-time", "20", "-x", "socks5h://u:p@"+socks, "http://x:81/").CombinedOutput()
 	if !strings.Contains(string(out), "(97)") {
 		t.Errorf("a refused target over SOCKS: %s", out)
@@ -349,7 +351,8 @@ func TestCurl(t *testing.T) {
 	}
 }
 
-// FuzzHTTP: whatever a client sends, the answers are complete, and nothing is dialed without a password.
+// FuzzHTTP checks that the responses are complete whatever a client sends, and that the server dials nothing for a client without
+// the password.
 func FuzzHTTP(f *testing.F) {
 	f.Add([]byte("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n"))
 	f.Add([]byte("GET http://x/ HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic dTpx\r\n\r\n"))

@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// reports collects what a server reports.
+// reports collects the reports of a server.
 type reports chan Report
 
 func (r reports) next(t testing.TB) Report {
@@ -65,7 +65,7 @@ func background(t testing.TB, s *Server, serve func() error) {
 	})
 }
 
-// target runs f for each connection of a listener of the host.
+// target starts a TCP server of the host that runs f for each connection. It returns the server's address.
 func target(t testing.TB, f func(c *net.TCPConn)) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -95,7 +95,7 @@ func target(t testing.TB, f func(c *net.TCPConn)) (addr string) {
 // echo sends back what it receives, and then closes.
 func echo(c *net.TCPConn) { _, _ = io.Copy(c, c) }
 
-// dial connects to a server, and limits the time of all operations.
+// dial connects to a server, and sets a deadline for all operations on the connection.
 func dial(t testing.TB, addr string) *net.TCPConn {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
@@ -107,7 +107,7 @@ func dial(t testing.TB, addr string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// write writes what a client sends.
+// write writes b, or fails the test.
 func write(t testing.TB, c io.Writer, b string) {
 	t.Helper()
 	if _, err := io.WriteString(c, b); err != nil {
@@ -115,7 +115,7 @@ func write(t testing.TB, c io.Writer, b string) {
 	}
 }
 
-// want reads as many bytes as b has, and compares them.
+// want reads len(b) bytes from c, and checks that they are b.
 func want(t testing.TB, why string, c io.Reader, b string) {
 	t.Helper()
 	got := make([]byte, len(b))
@@ -124,7 +124,7 @@ func want(t testing.TB, why string, c io.Reader, b string) {
 	}
 }
 
-// wantEnd reads until the end, which must not be a time limit, and returns what it read.
+// wantEnd reads until the connection ends, and returns what it has read. It fails the test if a read times out.
 func wantEnd(t testing.TB, why string, c io.Reader) string {
 	t.Helper()
 	b, err := io.ReadAll(c)
@@ -150,7 +150,7 @@ func failing(err error) func(context.Context, string, string) (net.Conn, error) 
 	return func(context.Context, string, string) (net.Conn, error) { return nil, err }
 }
 
-// to returns a dialer that connects to addr, whatever address it gets, and stores that address in asked.
+// to returns a dialer that connects to addr, whatever address it gets, and stores that address in *asked.
 func to(addr string, asked *sync.Map) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if asked != nil {

@@ -24,7 +24,8 @@ import (
 
 var office, server = netip.MustParseAddr("10.8.0.1"), netip.MustParseAddr("10.8.0.2")
 
-// tunnel is two Nets with a device each. The server's Net has a name server that knows intranet.example, and a web server.
+// tunnel returns two Nets with a device each, a (office) and b (server). The server's Net has a web server, and a name server
+// that knows intranet.example.
 //
 //	host ── proxy ── office ══ pipe ══ server: DNS, web
 func tunnel(t *testing.T) (a, b *netstack.Net) {
@@ -56,7 +57,7 @@ func tunnel(t *testing.T) (a, b *netstack.Net) {
 	return a, b
 }
 
-// answerNames is a name server that gives the server's address for each name.
+// answerNames runs a name server that answers each question with the server's address.
 func answerNames(c net.PacketConn) {
 	for b := make([]byte, 1500); ; {
 		n, from, err := c.ReadFrom(b)
@@ -89,9 +90,9 @@ func start(t *testing.T, s *proxy.Server, l net.Listener, err error) (addr strin
 	return l.Addr().String()
 }
 
-// TestTunnel: through a tunnel, HTTP clients reach a web server by a name that only the tunnel knows, over SOCKS and an HTTP
-// proxy; SOCKS datagrams and a UDP forward reach its name server; a forward of the other direction publishes a TCP and a UDP
-// service of the host in the tunnel.
+// TestTunnel runs proxies over a tunnel. It checks that HTTP clients reach a web server in the tunnel through SOCKS and through
+// an HTTP proxy, by a name that only the tunnel's name server knows. SOCKS datagrams and a UDP forward must reach that name
+// server. Forwards in the other direction must publish a TCP and a UDP service of the host in the tunnel.
 func TestTunnel(t *testing.T) {
 	a, b := tunnel(t)
 	host := func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
@@ -175,7 +176,7 @@ func get(t *testing.T, c *http.Client, address string) string {
 	return string(body)
 }
 
-// question is a question for intranet.example.
+// question returns a DNS query for intranet.example.
 func question() []byte {
 	m := dnsmessage.Message{Header: dnsmessage.Header{ID: 7}, Questions: []dnsmessage.Question{{
 		Name: dnsmessage.MustNewName("intranet.example."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
@@ -183,7 +184,8 @@ func question() []byte {
 	return b
 }
 
-// askOverSOCKS is a small SOCKS client with UDP. It sends a question to a server that it names by its host name.
+// askOverSOCKS opens a UDP association as a SOCKS client, and sends a DNS query to a name server. It addresses that server by its
+// host name.
 func askOverSOCKS(t *testing.T, socks string) {
 	t.Helper()
 	c, err := net.Dial("tcp", socks)
@@ -216,7 +218,7 @@ func askOverSOCKS(t *testing.T, socks string) {
 	}
 }
 
-// TestDig asks the tunnel's name server through a UDP forward.
+// TestDig asks the tunnel's name server with dig, through a UDP forward.
 func TestDig(t *testing.T) {
 	dig, err := exec.LookPath("dig")
 	if err != nil {

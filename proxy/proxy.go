@@ -9,15 +9,16 @@
 //	defer s.Close()
 //	return s.Serve(listener)
 //
-// The Protocol of a Server says what its clients speak. A Server bounds what clients can take from it: connections in all and per
-// client, the time of a handshake and the time of silence. It tells a client of a failure with a code of the protocol, keeps
-// half-closed connections, and calls Done when a connection has ended.
+// The Protocol of a Server says what its clients speak. A Server limits the number of connections in total and per client, the
+// duration of a handshake, and how long a connection may be silent. It tells a client of a failure with an error code of the
+// protocol, supports half-closed connections, and calls Done when a connection has ended.
 //
 // The dialer and the listener decide the direction: a listener of the host with a dialer of the tunnel brings local programs into
 // the tunnel, and a listener of the tunnel with a dialer of the host publishes a service of the host in the tunnel.
 //
-// Targets that are names reach the dialer as names, so the dialer resolves them. With a netstack.Net that happens in the tunnel.
-// A dialer refuses a target with an error that wraps fs.ErrPermission: SOCKS clients get code 2, and HTTP clients status 403.
+// The Server passes the names of targets to the dialer, and the dialer resolves them. A netstack.Net resolves them in the tunnel.
+// To refuse a target, a dialer returns an error that wraps fs.ErrPermission. A SOCKS client then gets code 2, and an HTTP client
+// status 403.
 package proxy
 
 import (
@@ -38,11 +39,12 @@ type Protocol interface {
 type service struct {
 	// conn serves a connection until it ends. It runs on a new goroutine and calls session.end.
 	conn func(*session)
-	// refuses says that conn also takes sessions that are refused, and tells their clients so with a code of the protocol.
+	// refuses is true if the protocol can tell a client that a limit of the server is reached. The server then also calls conn
+	// for refused sessions, and conn answers with an error code. Otherwise the server closes their connections at once.
 	refuses bool
 	// packets serves the datagrams of a socket until it is closed. Nil means that the protocol has no datagrams.
 	packets func(net.PacketConn) error
-	// drain tells connections that wait for a next request to end. It may be nil.
+	// drain closes the connections that wait for a next request. It may be nil.
 	drain func()
 }
 
@@ -58,16 +60,16 @@ type Report struct {
 	// Client is the client's address.
 	Client net.Addr
 	// Target is the address that the client asked for, "host:port". It is empty if the client ended before it asked for one, and
-	// for a SOCKS UDP association, which has many.
+	// for a SOCKS UDP association, which has many targets.
 	Target string
 	// Username is the client's name, once the client has sent the right password. It is empty if the server asks for no password.
 	Username string
-	// Sent and Received count the payload bytes from the client to the target and back, without the proxy's own protocol. For
-	// an HTTP request that is not CONNECT they count the bodies.
+	// Sent counts the payload bytes from the client to the target, and Received those from the target to the client. Neither
+	// counts the messages of the proxy's protocol. For an HTTP request that is not CONNECT, they count the bytes of the bodies.
 	Sent, Received int64
 	// Start is when the client connected, or when an HTTP request or a UDP flow began.
 	Start time.Time
-	// Duration is the time from Start to the end.
+	// Duration is the time from Start until the connection ended.
 	Duration time.Duration
 	// Err is why the connection ended. Nil means that both sides closed it, or that an HTTP request was answered by its target.
 	Err error
@@ -101,7 +103,7 @@ func (s *Server) idle() time.Duration { return limit(s.IdleTimeout, defaultIdle)
 
 func (s *Server) idleUDP() time.Duration { return limit(s.IdleTimeout, defaultIdleUDP) }
 
-// limit returns d, or the default if d is 0, or 0 for no limit if d is negative.
+// limit returns d, or ifZero if d is 0. If d is negative, limit returns 0, which means no limit.
 func limit(d, ifZero time.Duration) time.Duration {
 	if d == 0 {
 		return ifZero

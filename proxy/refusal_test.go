@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestRefusalCodes checks that a client beyond the limits gets the code of its protocol, with the right password and with none, and
-// that the report says why. A client that speaks another protocol is reported in the same way.
+// TestRefusalCodes checks that a client beyond the limits gets the code of its protocol, with the right password and with none,
+// and that the report says why. The report of a client that speaks another protocol must say the same.
 func TestRefusalCodes(t *testing.T) {
 	secure, _ := certificate(t)
 	unavailable := func(t *testing.T, c net.Conn, ask string) {
@@ -60,7 +60,7 @@ func TestRefusalCodes(t *testing.T) {
 			s := &Server{Protocol: c.protocol, MaxConns: 1, DialContext: failing(errors.New("a refused client must not be connected"))}
 			addr, done := serve(t, s)
 			first := dial(t, addr)
-			// The server accepts in order, so it has the first connection when the second one arrives.
+			// The server accepts connections in order, so it has accepted the first one when the second one arrives.
 			second := dial(t, addr)
 			c.client(t, second)
 			wantEnd(t, "after the code", second)
@@ -79,14 +79,14 @@ func newPipes() *pipes {
 	return &pipes{feed{conns: make(chan net.Conn), done: make(chan struct{})}}
 }
 
-// dial returns the client's end.
+// dial opens a connection and returns the client's end of it.
 func (l *pipes) dial() net.Conn {
 	client, server := net.Pipe()
 	l.conns <- server
 	return client
 }
 
-// closedAfter waits for the end of a connection, and returns how long that took.
+// closedAfter waits until the server closes a connection, and returns how long that took.
 func closedAfter(t *testing.T, c net.Conn) time.Duration {
 	t.Helper()
 	start := time.Now()
@@ -96,8 +96,8 @@ func closedAfter(t *testing.T, c net.Conn) time.Duration {
 	return time.Since(start)
 }
 
-// TestRefusalBounds checks that clients that are being refused are closed after 5 s, even if they are silent or send one byte at
-// a time. Meanwhile, a further client is closed at once, and clients that are served keep their places.
+// TestRefusalBounds checks that the server closes refused connections after 5 s, even if the clients are silent or send one byte
+// at a time. Meanwhile, the server must close a further connection at once, and keep the admitted connections.
 func TestRefusalBounds(t *testing.T) {
 	for name, protocol := range map[string]Protocol{"SOCKS": SOCKS5{}, "HTTP": HTTP{}, "SNI": SNI{}} {
 		t.Run(name, func(t *testing.T) {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// relay copies between client and target until both directions have ended. It needs one goroutine besides the caller's. When one
-// side has sent its last byte, the other side is half-closed and may still send.
+// relay copies between client and target until both directions have ended. It starts one goroutine. When one side has sent its
+// last byte, relay half-closes the connection to the other side, which may still send.
 func (n *session) relay(client, target net.Conn) error {
 	var back sync.WaitGroup
 	var ends atomic.Int32
@@ -23,9 +23,9 @@ func (n *session) relay(client, target net.Conn) error {
 	return n.err
 }
 
-// pass copies one direction. An error ends both directions. ends counts the directions that have ended. After the second one, both
-// connections are closed at once, so a socket needs no half-close then. A tls.Conn still needs it, because its last message tells
-// the client that nothing is missing.
+// pass copies one direction. An error ends both directions. ends counts the directions that have ended. After the second
+// direction, both connections are closed at once, so a TCP connection of the kernel needs no half-close then. A tls.Conn still
+// needs the half-close, because its last message tells the client that nothing is missing.
 func (n *session) pass(dst, src net.Conn, moved *atomic.Int64, ends *atomic.Int32) {
 	if err := n.copy(dst, src, moved); err != nil {
 		n.fail(err)
@@ -38,16 +38,15 @@ func (n *session) pass(dst, src net.Conn, moved *atomic.Int64, ends *atomic.Int3
 		_ = c.CloseWrite() // if it fails, the other direction fails too
 		return
 	}
-	_ = dst.Close() // dst has no half-close, so only this tells it the end
+	_ = dst.Close() // dst has no half-close, so only a close tells the other side that the data has ended
 }
 
-// copy copies src to dst until io.EOF. It uses the first of these ways that is possible:
+// copy copies src to dst until io.EOF. It uses the first of these methods that is possible:
 //
 //   - The kernel moves bytes between two of its sockets (splice).
-//   - A connection of the kernel is read when there is something to read, into a buffer that is then given back.
-//   - A source with WriteTo, such as *netstack.TCPConn, copies by itself. It also takes a buffer only when there is
-//     something to read.
-//   - The bytes pass through a small buffer, and through a large one while reads fill it.
+//   - A connection of the kernel is read only when it has data, into a buffer that then goes back to its pool.
+//   - A source with WriteTo, such as *netstack.TCPConn, copies its own data. It also takes a buffer only when it has data.
+//   - The bytes pass through a small buffer, or through a large one as long as reads would fill the small one.
 //
 // So a connection without traffic holds no buffer in the first three cases, and 4 KiB in the last.
 func (n *session) copy(dst io.Writer, src net.Conn, moved *atomic.Int64) error {
@@ -69,8 +68,8 @@ func kernelTCP(c any) bool {
 	return ok
 }
 
-// splice lets the kernel copy. A call reports how much it moved only when it returns, so a deadline makes each call return
-// several times within the idle time.
+// splice lets the kernel copy the bytes. io.Copy reports how many bytes it has copied only when it returns. So splice sets read
+// deadlines, which make io.Copy return several times within the idle time.
 func (n *session) splice(dst, src *net.TCPConn, moved *atomic.Int64) error {
 	every := n.server.idle() / (2 * quarters)
 	for {
@@ -85,7 +84,7 @@ func (n *session) splice(dst, src *net.TCPConn, moved *atomic.Int64) error {
 	}
 }
 
-// A meter counts what is written.
+// A meter counts the bytes that are written through it.
 type meter struct {
 	io.Writer
 	n *atomic.Int64
@@ -107,8 +106,8 @@ var (
 	largeBuffers = sync.Pool{New: func() any { b := make([]byte, largeBuffer); return &b }}
 )
 
-// copyGrowing begins with a small buffer. After a read of at least smallBuffer it uses a large buffer, and after a shorter read the
-// small one again.
+// copyGrowing begins with a small buffer. After a read of at least smallBuffer bytes, it uses a large buffer, and after a shorter
+// read a small one again.
 func copyGrowing(dst io.Writer, src io.Reader, moved *atomic.Int64) error {
 	pool := &smallBuffers
 	for {
@@ -136,7 +135,7 @@ func copyGrowing(dst io.Writer, src io.Reader, moved *atomic.Int64) error {
 	}
 }
 
-// first sends what the client sent before its target was connected.
+// first sends to the target what the client sent before the target was connected.
 func (n *session) first(target net.Conn, early []byte) error {
 	if len(early) == 0 {
 		return nil

@@ -18,7 +18,8 @@ type readyReader struct {
 	err error
 }
 
-// attempt is called when the descriptor may be readable. It returns false to wait until it is. The descriptor does not block.
+// attempt reads from the descriptor, which does not block. raw.Read calls attempt when the descriptor may be readable. If attempt
+// returns false, raw.Read waits until the descriptor is readable, and calls attempt again.
 func (r *readyReader) attempt(fd uintptr) bool {
 	r.buf = largeBuffers.Get().(*[]byte)
 	for {
@@ -40,8 +41,8 @@ func (r *readyReader) release() {
 	}
 }
 
-// copyReady copies src to dst if src is a stream socket of package net. It does not look for other types with a SyscallConn,
-// because their Read may do more than read the descriptor.
+// copyReady copies src to dst if src is a stream socket of package net. It does not accept other types that have a method
+// SyscallConn, because their Read may do more than read from the descriptor.
 func copyReady(dst io.Writer, src net.Conn, moved *atomic.Int64) (done bool, err error) {
 	var raw syscall.RawConn
 	switch c := src.(type) {
@@ -49,7 +50,7 @@ func copyReady(dst io.Writer, src net.Conn, moved *atomic.Int64) (done bool, err
 		raw, err = c.SyscallConn()
 	case *net.UnixConn:
 		if c.LocalAddr().Network() != "unix" {
-			return false, nil // datagrams
+			return false, nil // a datagram socket
 		}
 		raw, err = c.SyscallConn()
 	default:

@@ -18,26 +18,27 @@ type Server struct {
 	// Protocol is what the clients speak: SOCKS5, HTTP, SNI or Forward. Serve and ServePacket fail if it is nil.
 	Protocol Protocol
 
-	// DialContext opens connections to targets: "tcp", and "udp" for a Forward and for the names in SOCKS datagrams. Nil means
-	// the host's network, as with net.Dialer.
+	// DialContext opens connections to targets. The network is "tcp", or "udp" for the datagrams of a Forward and to resolve the
+	// names in SOCKS datagrams. Nil means the host's network, as with net.Dialer.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 
-	// ListenPacket opens the sockets from which SOCKS UDP associations reach their targets; it gets "udp" and ":0". Nil means
-	// that UDP ASSOCIATE is refused.
+	// ListenPacket opens the sockets from which SOCKS UDP associations reach their targets. Its arguments are "udp" and ":0". Nil
+	// means that UDP ASSOCIATE is refused.
 	ListenPacket func(network, address string) (net.PacketConn, error)
 
-	// Done is called with each connection that has ended, on that connection's goroutine, and with each connection that is
-	// closed at once, on the goroutine of Serve. Nil means that nothing is called.
+	// Done gets the report of each connection that has ended. The server calls Done on the goroutine of the connection, or on the
+	// goroutine of Serve if it closes the connection right after accepting it. Nil means that nobody gets the reports.
 	Done func(Report)
 
-	// MaxConns is the most connections at the same time, and also the most flows of each UDP socket. A connection beyond it gets
-	// the protocol's own refusal: code 1 of SOCKS, status 503 of HTTP, an alert of TLS from SNI. For that, the server reads from
-	// the connection for up to 5 seconds. It closes the connection at once if it is refusing 64 others already, or if Protocol
-	// is a Forward. A flow beyond MaxConns takes the place of the flow that was silent for longest. Zero means 4,096.
+	// MaxConns is the maximum number of connections at the same time, and also of flows on each UDP socket. The server refuses a
+	// connection beyond the limit with a code of its protocol: SOCKS code 1, HTTP status 503, or a TLS alert from SNI. To send
+	// the code, the server serves the connection for up to 5 seconds. The server closes the connection without a code if it is
+	// already refusing 64 other connections, or if Protocol is a Forward. A new UDP flow beyond the limit replaces the flow whose
+	// client has been silent for longest. Zero means 4,096.
 	MaxConns int
 
-	// MaxConnsPerClient is the most connections, and the most flows of each UDP socket, of one client: of an IPv4 address, or
-	// of an IPv6 prefix of 64 bits. Zero means half of MaxConns.
+	// MaxConnsPerClient is the same limit for each client. One client is an IPv4 address or an IPv6 prefix of 64 bits. A new UDP
+	// flow beyond this limit replaces a flow of the same client. Zero means half of MaxConns.
 	MaxConnsPerClient int
 
 	// HandshakeTimeout is how long a client may take until its request is complete, from the moment it connects. Zero means 30
@@ -47,8 +48,9 @@ type Server struct {
 	// DialTimeout is how long a dial may take. Zero means 30 seconds; negative means that the dialer decides.
 	DialTimeout time.Duration
 
-	// IdleTimeout is how long a connection may carry nothing in either direction. It is then closed within a quarter of that
-	// time. Zero means 124 minutes for TCP, and 5 minutes for flows of UDP; negative means no limit.
+	// IdleTimeout is how long a connection may carry nothing in either direction. The server closes an idle connection then, or
+	// at most a quarter of IdleTimeout later. Zero means 124 minutes for TCP, and 5 minutes for flows of UDP; negative means no
+	// limit.
 	IdleTimeout time.Duration
 
 	once    sync.Once // starts the protocol
@@ -58,13 +60,13 @@ type Server struct {
 	mu        sync.Mutex // guards the rest
 	context   context.Context
 	cancel    context.CancelFunc
-	draining  bool // no further connections
+	draining  bool // no further connections are accepted
 	listeners map[interface{ Close() error }]bool
 	sessions  map[*session]bool
-	conns     int                  // sessions that are connections of clients, without flows and without those that are refused
-	refused   int                  // sessions that are refused
-	clients   map[netip.Prefix]int // conns by client
-	empty     chan struct{}        // closed when draining and the last session has ended; nil before drain
+	conns     int                  // how many connections are admitted; UDP flows and refused connections do not count
+	refused   int                  // how many connections are being refused
+	clients   map[netip.Prefix]int // admitted connections by client
+	empty     chan struct{}        // closed once drain was called and the last session has ended; nil before drain
 }
 
 // Serve accepts connections until l fails or the server is closed. It closes l. After Close or Shutdown its error wraps
@@ -88,14 +90,14 @@ func (s *Server) Serve(l net.Listener) error {
 			return fmt.Errorf("proxy: accept on %v: %w", l.Addr(), err)
 		}
 		if !s.sleep(pause) {
-			continue // closed: Accept fails at once
+			continue // the server was closed, so Accept fails at once
 		}
 		pause = min(2*pause, maxPause)
 	}
 }
 
-// ServePacket serves the datagrams of c until c fails or the server is closed. It closes c. Only a Forward has datagrams; with
-// another Protocol ServePacket fails. After Close or Shutdown its error wraps net.ErrClosed.
+// ServePacket serves the datagrams of c until c fails or the server is closed. It closes c. Only a Forward serves datagrams; with
+// another Protocol, ServePacket fails. After Close or Shutdown its error wraps net.ErrClosed.
 func (s *Server) ServePacket(c net.PacketConn) error {
 	defer c.Close()
 	if err := s.begin(c); err != nil {
@@ -112,10 +114,11 @@ func (s *Server) ServePacket(c net.PacketConn) error {
 	return fmt.Errorf("proxy: serve datagrams on %v: %w", c.LocalAddr(), err)
 }
 
-// After a call of Accept that failed for lack of descriptors or memory, Serve pauses. The pauses double.
+// After a call of Accept that failed for lack of descriptors or memory, Serve pauses for minPause. Each further pause in a row is
+// twice as long, up to maxPause.
 const minPause, maxPause = 5 * time.Millisecond, time.Second
 
-// passing reports whether Accept may succeed later.
+// passing reports whether Accept may succeed later although it has failed with err.
 func passing(err error) bool {
 	return slices.ContainsFunc([]error{syscall.ECONNABORTED, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINTR},
 		func(e error) bool { return errors.Is(err, e) })
@@ -133,7 +136,7 @@ func (s *Server) sleep(d time.Duration) bool {
 	}
 }
 
-// begin starts the protocol and notes a listener or a socket, which Close closes.
+// begin starts the protocol, and registers a listener or a UDP socket, so that Close closes it.
 func (s *Server) begin(l interface{ Close() error }) error {
 	if err := s.ready(); err != nil {
 		return err
@@ -147,7 +150,7 @@ func (s *Server) begin(l interface{ Close() error }) error {
 	return nil
 }
 
-// ready starts the protocol, once.
+// ready starts the protocol on the first call. Each call returns the error of that start.
 func (s *Server) ready() error {
 	if s.Protocol == nil {
 		return errors.New("proxy: Server.Protocol is nil; set SOCKS5, HTTP, SNI or Forward")
@@ -161,7 +164,7 @@ func (s *Server) ready() error {
 	return s.failed
 }
 
-// init makes what a zero Server lacks. The caller holds mu.
+// init makes the context and the maps that a zero Server lacks. The caller holds mu.
 func (s *Server) init() {
 	if s.context != nil {
 		return
@@ -203,8 +206,8 @@ func (s *Server) Close() error {
 
 var errClosed = fmt.Errorf("proxy: the server was closed: %w", net.ErrClosed)
 
-// Shutdown closes all listeners and waits until all connections have ended. Idle connections of HTTP clients are closed. When ctx
-// ends, it calls Close and returns ctx's error.
+// Shutdown closes all listeners and waits until all connections have ended. It closes HTTP connections that wait for a request.
+// If ctx ends first, Shutdown calls Close and returns an error that wraps the cause of ctx.
 func (s *Server) Shutdown(ctx context.Context) error {
 	empty := s.drain()
 	defer s.Close()
@@ -216,8 +219,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// drain closes the listeners, and tells idle HTTP clients to end. The channel that it returns is closed once the last session has
-// ended.
+// drain closes the listeners, and the HTTP connections that wait for a request. The channel that it returns is closed once the
+// last session has ended.
 func (s *Server) drain() <-chan struct{} {
 	s.mu.Lock()
 	s.init()

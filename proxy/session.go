@@ -11,14 +11,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/stackroom"
 )
 
-// A session is a client's connection, from accept to its report, or a client's flow of UDP.
+// A session is a client's connection, from accept until it is reported, or a UDP flow of a client.
 type session struct {
 	server   *Server
 	client   netip.Prefix // for the limit per client; invalid if the client has no IP address
 	admitted bool         // counted in Server.conns and Server.clients
-	refused  bool         // beyond a limit: the protocol refuses it with a code; counted in Server.refused
-	report   Report       // all but the counts, Duration and Err; written by the session's goroutine
-	silent   bool         // end does not report it, because its exchanges were reported; written before end
+	refused  bool         // beyond a limit, so the protocol answers with a code; counted in Server.refused
+	report   Report       // all but the counts, Duration and Err, which tell adds; written by the session's goroutine
+	silent   bool         // end makes no report, because the HTTP exchanges were reported; written before end
 
 	sent, received atomic.Int64
 	moved          atomic.Uint64 // changes when the session carries what sent and received do not count, such as an empty datagram
@@ -26,16 +26,17 @@ type session struct {
 	mu    sync.Mutex // guards the rest
 	conns []interface{ Close() error }
 	err   error       // why the session fails
-	ended bool        // conns are closed, and so is each that is added
-	timer *time.Timer // looks for silence; nil if there is no limit
-	seen  int64       // the result of traffic when the timer looked last
-	quiet int         // how many looks in a row found no change
+	ended bool        // conns are closed, and a connection that is added is closed too
+	timer *time.Timer // calls look, or ends a refused session; nil if there is no idle limit
+	seen  int64       // what traffic returned at the last call of look
+	quiet int         // how many calls of look in a row found no traffic
 }
 
-// A client beyond a limit learns so from the protocol, within these bounds. Beyond them, its connection is closed at once.
+// The server refuses a client beyond a limit with an error code of the protocol as long as these bounds permit it. Otherwise it
+// closes the connection at once.
 const (
-	maxRefused  = 64              // connections at the same time
-	refusalTime = 5 * time.Second // of each
+	maxRefused  = 64              // how many connections may be waiting for their refusal at the same time
+	refusalTime = 5 * time.Second // how long the refusal of a connection may take
 )
 
 // accept admits a connection, or refuses it.
@@ -52,13 +53,13 @@ func (s *Server) accept(c net.Conn) {
 		n.watch(s.idle())
 	}
 	go func() {
-		stackroom.Take() // most sessions dial through gVisor
+		stackroom.Take() // most sessions dial through gVisor, which needs a large stack
 		s.service.conn(n)
 	}()
 }
 
-// admit counts a connection. If that would exceed a limit, it marks the session as refused, or fails if it may not be served even
-// for that.
+// admit counts a connection as admitted. If that would exceed a limit, admit marks the session as refused instead. It returns an
+// error if the connection must be closed without a code.
 func (s *Server) admit(n *session) error {
 	n.client = clientOf(n.report.Client)
 	s.mu.Lock()
@@ -82,9 +83,9 @@ func (s *Server) admit(n *session) error {
 	return nil
 }
 
-// register adds a session to which the limits of connections do not apply. Flows have limits in their own table, so that a
-// flood of datagrams, whose senders nobody can check, takes no place from a connection. It returns false if the server is
-// closed.
+// register adds a session to which the limits of connections do not apply. UDP flows have their own limits in their own table. So
+// a flood of datagrams, whose source addresses may be forged, cannot use up the limits of connections. register returns false if
+// the server is closed.
 func (s *Server) register(n *session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,7 +128,7 @@ func (n *session) own(c interface{ Close() error }) {
 }
 
 // fail records why the session ends, and resets its connections, so that neither side believes that it has all the data. Only the
-// first call counts.
+// first call has an effect.
 func (n *session) fail(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -198,11 +199,11 @@ func (n *session) tell(err error) {
 	n.server.Done(r)
 }
 
-// quarters is how often the timer looks within the idle time.
+// quarters is how many times the timer calls look within the idle time.
 const quarters = 4
 
-// watch ends the session when it has carried nothing for d. Zero means never. A timer looks at the counts every quarter of d, so
-// the relays read no clock.
+// watch makes the session fail once it has carried nothing for d. If d is zero, watch does nothing. A timer compares the counts
+// every quarter of d, so the relays need not read the clock.
 func (n *session) watch(d time.Duration) {
 	if d == 0 {
 		return
@@ -214,7 +215,7 @@ func (n *session) watch(d time.Duration) {
 	n.timer = time.AfterFunc(every, func() { n.look(every) })
 }
 
-// traffic changes whenever the session carries something.
+// traffic returns a number that changes whenever the session carries something.
 func (n *session) traffic() int64 { return n.sent.Load() + n.received.Load() + int64(n.moved.Load()) }
 
 func (n *session) look(every time.Duration) {

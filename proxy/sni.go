@@ -13,7 +13,7 @@ import (
 
 // SNI connects TLS clients to the host that their ClientHello names, and does not decrypt what they send.
 //
-// A client learns of a failure by an alert of TLS:
+// A TLS alert tells a client why its connection failed:
 //
 //   - 49 (access_denied): the dialer or Target refuses the name with an error that wraps fs.ErrPermission.
 //   - 50 (decode_error): the client does not speak TLS.
@@ -25,7 +25,8 @@ type SNI struct {
 	Target func(name string) (address string, err error)
 }
 
-// maxHello bounds what is read for a ClientHello. A record has at most 16 KiB of plaintext, and a ClientHello may span several.
+// maxHello is the most bytes that are read for a ClientHello. A record has at most 16 KiB of plaintext, and a ClientHello may
+// span several.
 const maxHello = 64 << 10
 
 // Alerts of RFC 8446, section 6.
@@ -102,13 +103,13 @@ func sendAlert(c net.Conn, code byte) {
 }
 
 // readHello reads until the ClientHello is complete. It returns the server name in the ClientHello, and all bytes that were read.
-// Package crypto/tls parses the ClientHello, and readHello stops it before it answers.
+// Package crypto/tls parses the ClientHello, and readHello ends the handshake before crypto/tls answers.
 func readHello(r io.Reader) (name string, read []byte, err error) {
 	h := &helloConn{r: r}
 	found := false
 	_ = tls.Server(h, &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		found, name = true, hello.ServerName
-		return nil, errHello // enough
+		return nil, errHello // any error ends the handshake
 	}}).Handshake()
 	switch {
 	case !found && h.err != nil:
@@ -135,9 +136,9 @@ func isName(s string) bool {
 	return true
 }
 
-// A helloConn keeps what crypto/tls reads, and drops what it writes.
+// A helloConn stores the bytes that crypto/tls reads, and discards the bytes that crypto/tls writes.
 type helloConn struct {
-	net.Conn // nil: crypto/tls calls no other methods here
+	net.Conn // nil, because crypto/tls calls only the methods that helloConn defines
 	r        io.Reader
 	read     bytes.Buffer
 	err      error // of the last Read

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// hellos returns the ClientHello of crypto/tls for a name. An empty name is left out.
+// hellos returns the ClientHello of crypto/tls for a server name. If name is empty, the ClientHello has no server name.
 func hellos(t testing.TB, name string) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -22,7 +22,7 @@ func hellos(t testing.TB, name string) []byte {
 	return b.Bytes()
 }
 
-// A recorder keeps what a client writes, and answers nothing.
+// A recorder passes what a client writes to w, and sends the client nothing.
 type recorder struct {
 	net.Conn
 	w io.Writer
@@ -32,7 +32,8 @@ func (r recorder) Write(b []byte) (int, error) { return r.w.Write(b) }
 func (r recorder) Read([]byte) (int, error)    { return 0, io.EOF }
 func (r recorder) Close() error                { return nil }
 
-// TestSNI: a TLS client reaches the host that it names, end to end; the ClientHello may arrive byte by byte.
+// TestSNI checks that a TLS client reaches the host that it names, without decryption on the path, even if the ClientHello
+// arrives byte by byte.
 func TestSNI(t *testing.T) {
 	web := webTarget(t, true)
 	for name, want := range map[string]string{"example.com": "example.com:443", "a.b_c-d.example": "a.b_c-d.example:443"} {
@@ -60,7 +61,7 @@ func (c byteWise) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
-// TestSNIAlerts: each failure is answered with an alert.
+// TestSNIAlerts checks that the server answers each failure with its alert.
 func TestSNIAlerts(t *testing.T) {
 	hello := string(hellos(t, "example.com"))
 	for name, c := range map[string]struct {
@@ -97,7 +98,7 @@ func TestSNIAlerts(t *testing.T) {
 	}
 }
 
-// TestIsName is a table of names that the proxy dials.
+// TestIsName checks which names the proxy may dial.
 func TestIsName(t *testing.T) {
 	for name, want := range map[string]bool{
 		"example.com": true, "EXAMPLE": true, "_a.b-c": true, "": false, "192.0.2.1": false, "::1": false, "a b": false, "a:443": false, "a/b": false,
@@ -109,7 +110,7 @@ func TestIsName(t *testing.T) {
 	}
 }
 
-// endless is a reader that repeats a byte after its head.
+// endless is a reader that returns head, and then the same byte without end.
 type endless struct {
 	head []byte
 	n    int
@@ -125,7 +126,8 @@ func (e *endless) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// FuzzSNI: whatever a client sends, no more than a bound is read, nothing that was read is lost, and the name can be dialed.
+// FuzzSNI checks that readHello reads at most maxHello bytes whatever a client sends, that it loses none of them, and that the
+// name that it returns can be dialed.
 func FuzzSNI(f *testing.F) {
 	f.Add(hellos(f, "example.com"))
 	f.Add(hellos(f, ""))

@@ -17,10 +17,11 @@ import (
 // SOCKS5 is a proxy as RFC 1928 describes it. It serves CONNECT and, if Server.ListenPacket is set, UDP ASSOCIATE. It refuses
 // BIND, and drops datagrams that are fragments. The zero value serves every client.
 //
-// A UDP association ends with the TCP connection that asked for it. It takes datagrams only from the client's IP address, and only
-// from one port: the port that the client named in its request, or else that of the first datagram.
+// A UDP association ends when the TCP connection on which the client asked for it ends. The association accepts datagrams only
+// from the client's IP address, and only from one port. This is the port that the client named in its request, or otherwise the
+// source port of the first datagram.
 //
-// A client learns of a failure by the code of the reply:
+// The code of the reply tells a client why its request failed:
 //
 //   - 1: the name is empty, a limit of the Server is reached, or the dial fails for a reason that has no code.
 //   - 2: the dialer refuses the target.
@@ -30,7 +31,7 @@ import (
 //   - 7: the server does not serve the command.
 //   - 8: the address is of an unknown type.
 type SOCKS5 struct {
-	// Username and Password are what a client must send (RFC 1929). If both are empty, clients need neither.
+	// Username and Password are the credentials that a client must send (RFC 1929). If both are empty, clients need neither.
 	Username, Password string
 
 	// ListenPacket opens the socket to which the client of a UDP association sends its datagrams. Its arguments are "udp" and
@@ -38,7 +39,7 @@ type SOCKS5 struct {
 	ListenPacket func(network, address string) (net.PacketConn, error)
 }
 
-// The bytes of RFC 1928 and RFC 1929.
+// Values of bytes in the messages of RFC 1928 and RFC 1929.
 const (
 	socksVersion = 5
 
@@ -88,14 +89,15 @@ var (
 	errSOCKSName        = errors.New("proxy: SOCKS name that is empty")
 )
 
-// heads holds readers of what clients send before their data. The longest greeting, password and request have 1,032 bytes together.
+// heads is a pool of readers for what a client sends before its data: the greeting, the credentials and the request. The longest
+// ones have 1,032 bytes together.
 var heads = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 1<<10) }}
 
 func (p SOCKS5) start(s *Server) (service, error) {
 	return service{conn: func(n *session) { n.end(p.serve(s, n)) }, refuses: true}, nil
 }
 
-// serve runs a connection.
+// serve serves a client's connection until it ends, and returns why it ended.
 func (p SOCKS5) serve(s *Server, n *session) error {
 	c := n.conn()
 	_ = c.SetDeadline(s.deadline())
@@ -123,7 +125,8 @@ func (p SOCKS5) serve(s *Server, n *session) error {
 	return p.connect(s, n, target, early)
 }
 
-// ask reads the greeting and the request of a client. It answers the greeting, and a request that the server does not serve.
+// ask reads the greeting and the request of a client. It answers the greeting. If the server does not serve the request, ask
+// answers the request too.
 func (p SOCKS5) ask(n *session, c io.Writer, head *bufio.Reader) (command byte, target string, err error) {
 	if err := p.greet(n, c, head); err != nil {
 		return 0, "", unexpectedEOF(err)
@@ -141,7 +144,7 @@ func (p SOCKS5) ask(n *session, c io.Writer, head *bufio.Reader) (command byte, 
 	return command, target, unexpectedEOF(err)
 }
 
-// greet agrees on an authentication method and uses it.
+// greet reads the client's greeting, chooses an authentication method, and authenticates the client.
 func (p SOCKS5) greet(n *session, c io.Writer, head *bufio.Reader) error {
 	version, err := head.ReadByte()
 	if err != nil {
@@ -272,7 +275,7 @@ func reply(c io.Writer, code socksReply, bound net.Addr) error {
 	return err
 }
 
-// appendAddress appends "ATYP ADDR PORT". An invalid address is 0.0.0.0:0.
+// appendAddress appends "ATYP ADDR PORT". It writes an invalid address as 0.0.0.0:0.
 func appendAddress(b []byte, a netip.AddrPort) []byte {
 	ip := a.Addr().Unmap()
 	switch {

@@ -18,18 +18,19 @@ import (
 	"time"
 )
 
-// hello is the greeting without authentication and its answer.
+// hello is a greeting without authentication, and helloAnswer is the answer to it.
 const hello, helloAnswer = "\x05\x01\x00", "\x05\x00"
 
-// connectName asks for CONNECT to a name and port 80.
+// connectName returns a CONNECT request for a name and port 80.
 func connectName(name string) string {
 	return "\x05\x01\x00\x03" + string([]byte{byte(len(name))}) + name + "\x00\x50"
 }
 
-// TestSOCKSConnect: each type of address reaches the dialer, names unresolved; half-close is kept in both directions.
+// TestSOCKSConnect checks that each type of address reaches the dialer, that names reach it unresolved, and that half-close works
+// in both directions.
 func TestSOCKSConnect(t *testing.T) {
 	upper := target(t, func(c *net.TCPConn) {
-		b, _ := io.ReadAll(c) // the answer begins when the client has closed its side
+		b, _ := io.ReadAll(c) // the target answers only after the client has closed its side
 		_, _ = c.Write(bytes.ToUpper(b))
 	})
 	for ask, want := range map[string]string{
@@ -40,7 +41,7 @@ func TestSOCKSConnect(t *testing.T) {
 		var asked sync.Map
 		addr, done := serve(t, &Server{Protocol: SOCKS5{}, DialContext: to(upper, &asked)})
 		c := dial(t, addr)
-		write(t, c, hello+ask+"early ") // data before the answers
+		write(t, c, hello+ask+"early ") // the client sends data before it gets the answers
 		wantReply(t, c, 0)
 		write(t, c, "late")
 		_ = c.CloseWrite()
@@ -75,7 +76,7 @@ func wantCode(t testing.TB, c io.Reader, code byte) (bound netip.AddrPort) {
 	return netip.AddrPortFrom(netip.MustParseAddr(host), port)
 }
 
-// TestSOCKSReplies: a failed dial has the code of RFC 1928.
+// TestSOCKSReplies checks that a client gets the code of RFC 1928 for a failed dial.
 func TestSOCKSReplies(t *testing.T) {
 	for _, c := range []struct {
 		err  error
@@ -102,7 +103,8 @@ func TestSOCKSReplies(t *testing.T) {
 	}
 }
 
-// TestSOCKSRefusals: what the server does not serve is answered with its code, and the connection ends.
+// TestSOCKSRefusals checks that the server answers each request that it does not serve with the right code, and closes the
+// connection.
 func TestSOCKSRefusals(t *testing.T) {
 	secret := SOCKS5{Username: "u", Password: "p"}
 	for name, c := range map[string]struct {
@@ -142,7 +144,7 @@ func TestSOCKSRefusals(t *testing.T) {
 	}
 }
 
-// TestSOCKSPassword: the right username and password are accepted, and the username is reported.
+// TestSOCKSPassword checks that the server accepts the right username and password, and reports the username.
 func TestSOCKSPassword(t *testing.T) {
 	long := strings.Repeat("x", 255)
 	addr, done := serve(t, &Server{Protocol: SOCKS5{Username: long, Password: long}, DialContext: to(target(t, echo), nil)})
@@ -161,8 +163,8 @@ func TestSOCKSPassword(t *testing.T) {
 	}
 }
 
-// FuzzSOCKS: whatever a client sends, the server does not panic, and reads no more than the longest request has. Each
-// request that it serves has a target.
+// FuzzSOCKS checks that the server does not panic whatever a client sends, and that it reads no more bytes than the longest
+// request has. Each request that it serves must have a target.
 func FuzzSOCKS(f *testing.F) {
 	f.Add([]byte(hello + connectName("example.com") + "data"))
 	f.Add([]byte(hello + "\x05\x03\x00\x04" + zeros(18)))
@@ -189,7 +191,7 @@ func FuzzSOCKS(f *testing.F) {
 	})
 }
 
-// TestDialTimeout: a dial that does not end is given up in time, and the client learns of it.
+// TestDialTimeout checks that the server cancels a dial after DialTimeout, and that the client gets a reply with a code.
 func TestDialTimeout(t *testing.T) {
 	addr, done := serve(t, &Server{Protocol: SOCKS5{}, DialTimeout: 20 * time.Millisecond, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		<-ctx.Done()
@@ -203,7 +205,7 @@ func TestDialTimeout(t *testing.T) {
 	}
 }
 
-// A scarce listener has no descriptors at first.
+// A scarce listener fails as often as failures says, as if the process had no descriptors left.
 type scarce struct {
 	net.Listener
 	failures int
@@ -216,7 +218,8 @@ func (l *scarce) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-// TestAcceptAgain: Serve goes on after it was out of descriptors, and ends after other errors of Accept.
+// TestAcceptAgain checks that Serve continues after Accept has failed for lack of descriptors, and ends after other errors of
+// Accept.
 func TestAcceptAgain(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -238,7 +241,8 @@ func TestAcceptAgain(t *testing.T) {
 	}
 }
 
-// TestHandshakeTimeout: a client that sends nothing, or one byte at a time, is closed in time.
+// TestHandshakeTimeout checks that the server closes the connection of a client that sends nothing, or one byte at a time, after
+// HandshakeTimeout.
 func TestHandshakeTimeout(t *testing.T) {
 	for name, p := range map[string]Protocol{"socks": SOCKS5{}, "http": HTTP{}} {
 		t.Run(name, func(t *testing.T) {

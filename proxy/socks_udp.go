@@ -15,14 +15,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/sockets"
 )
 
-// An association is the two sockets of one UDP ASSOCIATE.
+// An association relays the datagrams of one UDP ASSOCIATE between two sockets.
 //
 //	client ── UDP with a header ──▶ inside ─ association ─▶ outside ── UDP ──▶ any target
 type association struct {
 	*session
 	inside, outside sockets.Datagrams
-	allowed         netip.Addr                     // of the client; if it is invalid, because the client has no IP address, any address may send
-	from            atomic.Pointer[netip.AddrPort] // of the client; nil until known. associate or up sets it
+	allowed         netip.Addr                     // the client's IP address, or invalid if it has none: any address may send then
+	from            atomic.Pointer[netip.AddrPort] // the client's address and port; nil until associate or up sets it
 	names           names
 }
 
@@ -78,7 +78,8 @@ func (a *association) open(s *Server, listen func(network, address string) (net.
 	return nil
 }
 
-// up carries the client's datagrams to their targets. It drops a datagram that is malformed or whose target has no address.
+// up sends the client's datagrams to their targets. It drops a datagram that is malformed, or whose target is a name without an
+// address.
 func (a *association) up() {
 	err := each(a.inside, sockets.Waiter(a.inside), func(b []byte, from netip.AddrPort) {
 		if !a.mine(from) {
@@ -98,8 +99,8 @@ func (a *association) up() {
 	a.fail(err)
 }
 
-// mine reports whether from is the client's address. The port of the first datagram becomes the client's, unless the client has
-// named one.
+// mine reports whether from is the client's address and port. If the client has not named a port, the source port of the first
+// datagram becomes the client's port.
 func (a *association) mine(from netip.AddrPort) bool {
 	if known := a.from.Load(); known != nil {
 		return *known == from
@@ -111,7 +112,7 @@ func (a *association) mine(from netip.AddrPort) bool {
 	return true
 }
 
-// down carries the targets' datagrams to the client.
+// down sends the targets' datagrams to the client.
 func (a *association) down() {
 	err := each(a.outside, sockets.Waiter(a.outside), func(b []byte, from netip.AddrPort) {
 		client := a.from.Load()
@@ -132,9 +133,9 @@ func (a *association) down() {
 
 var errDatagram = errors.New("proxy: SOCKS datagram that is short, fragmented or has an unknown address type")
 
-// parseDatagram takes "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA" apart. The target is the address to, or the host called name at
-// the port of to. name and data are parts of b. "An implementation that does not support fragmentation MUST drop any datagram whose
-// FRAG field is other than X'00'."
+// parseDatagram parses "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA". The target is the address to or, if name is not nil, the host
+// with this name and the port of to. name and data are parts of b. "An implementation that does not support fragmentation MUST
+// drop any datagram whose FRAG field is other than X'00'."
 func parseDatagram(b []byte) (to netip.AddrPort, name, data []byte, err error) {
 	if len(b) < 5 || b[2] != 0 {
 		return to, nil, nil, errDatagram
@@ -176,7 +177,7 @@ type knownName struct {
 const (
 	maxNames  = 64
 	nameLife  = time.Minute
-	nameRetry = 5 * time.Second // after a failure
+	nameRetry = 5 * time.Second // how long a failure is remembered
 	nameWait  = 5 * time.Second // the most that the association's next datagrams wait for one name
 )
 
@@ -195,9 +196,9 @@ func (r *names) resolve(name []byte, port uint16) (netip.AddrPort, error) {
 
 var errNoAddress = errors.New("proxy: the dialer's connection does not tell its remote address; it must be a *net.UDPAddr")
 
-// ask dials the name over UDP, which sends nothing except the resolver's questions.
+// ask resolves a name by dialing it over UDP. The dial sends nothing except the resolver's queries.
 func (r *names) ask(host string, port uint16) (k knownName) {
-	if ip, err := netip.ParseAddr(host); err == nil { // an address that is sent as a name
+	if ip, err := netip.ParseAddr(host); err == nil { // the client has sent an address as a name
 		return knownName{addr: ip.Unmap(), until: time.Now().Add(nameLife)}
 	}
 	ctx, cancel := context.WithTimeout(r.server.context, nameWait)

@@ -9,10 +9,10 @@ import (
 
 var errStdio = errors.New("proxy: ServeStdio needs a Forward, which names the target")
 
-// ServeStdio connects r and w to the target of a Forward. With standard input and output it serves ssh's ProxyCommand. The end of r
-// half-closes the connection. ServeStdio returns when the target has closed its side and all that the target sent is written to w,
-// or when the connection fails. A Read of r may still wait then, and what it reads is dropped. DialTimeout and IdleTimeout apply,
-// and Done is called.
+// ServeStdio connects r and w to the target of a Forward. With standard input and output as r and w, a program can serve as the
+// ProxyCommand of ssh. When r ends, ServeStdio half-closes the connection to the target. ServeStdio returns when the target has
+// closed its side and all that the target sent is written to w, or when the connection fails. A Read of r may still be waiting at
+// that time; the bytes that it reads are dropped. DialTimeout and IdleTimeout apply, and Done is called.
 func (s *Server) ServeStdio(r io.Reader, w io.Writer) error {
 	p, ok := s.Protocol.(Forward)
 	if !ok {

@@ -11,7 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestStdio: the input reaches the target, and the target's answer is written after the end of the input.
+// TestStdio checks that the input reaches the target, and that the target's answer after the end of the input is written to the
+// output.
 func TestStdio(t *testing.T) {
 	upper := target(t, func(c *net.TCPConn) {
 		b, _ := io.ReadAll(c)
@@ -32,8 +33,8 @@ func TestStdio(t *testing.T) {
 	}
 }
 
-// TestStdioEnds: ServeStdio returns when the target closes although the input goes on, when the output fails, and after
-// Close.
+// TestStdioEnds checks that ServeStdio returns in three cases: when the target closes its connection while the input continues,
+// when the output fails, and after Close.
 func TestStdioEnds(t *testing.T) {
 	input, more := io.Pipe()
 	defer more.Close()

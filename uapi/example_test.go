@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// The text that a program passes to wireguard-go's IpcSet, and gets from its IpcGet, also works here.
+// Set accepts the text that IpcSet of wireguard-go accepts, and Get writes the text that IpcGet returns.
 func Example() {
 	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{}})
 	if err != nil {
@@ -42,7 +42,8 @@ allowed_ip=10.0.0.0/24
 	// allowed_ip=10.0.0.0/24
 }
 
-// A daemon lets wg(8) configure its device. It exits when the socket is removed, which is how wg-quick down ends one.
+// A daemon lets wg(8) configure its device. It exits when the socket is removed, because wg-quick down removes the socket to end
+// the daemon.
 func ExampleServer() {
 	var device *wireguard.Device // made by wireguard.New
 	l, err := uapi.Listen("wg0")

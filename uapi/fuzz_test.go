@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// FuzzSet checks that Set never panics. If Set refuses a request, the device is as it was, and the error is one short
-// line. If Set accepts it, another device on which the answer of Get is set has the same answer.
+// FuzzSet checks that Set never panics. If Set refuses a request, the device is as it was, and the error is one short line. If
+// Set accepts a request, Set also accepts the answer of Get on another device, and Get then has the same answer for both devices.
 func FuzzSet(f *testing.F) {
 	f.Add([]byte(before))
 	f.Add([]byte(halfDevice + halfPeers))
@@ -77,7 +77,7 @@ func FuzzServer(f *testing.F) {
 	})
 }
 
-// A script is a connection whose other end has already sent everything.
+// A script is a connection whose client has already sent everything.
 type script struct {
 	net.Conn
 	in  *bytes.Reader

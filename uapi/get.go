@@ -11,9 +11,10 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Get writes the answer to a get request, secret keys included, without the errno and the empty line at its end. The peers are
-// in the order of their public keys. Get writes peer by peer, so it needs the same memory for any number of peers. If d is
-// changed meanwhile, the answer may show some peers as before and some as after.
+// Get writes the answer to a get request, including secret keys, but without the errno line and the empty line at the end. The
+// peers are in the order of their public keys. Get writes peer by peer, so it needs the same memory for any number of peers. If
+// another goroutine changes d meanwhile, the answer may show some peers as they were before the change, and others as they are
+// after it.
 func Get(w io.Writer, d *wireguard.Device) error {
 	b := bufio.NewWriter(w)
 	writeDevice(b, d)
@@ -23,7 +24,7 @@ func Get(w io.Writer, d *wireguard.Device) error {
 	return nil
 }
 
-// writeDevice is Get without the last Flush. It ends early if writing fails; then Flush returns the error.
+// writeDevice is Get without the last Flush. It stops if writing fails, and the next Flush of w returns the error.
 func writeDevice(w *bufio.Writer, d *wireguard.Device) {
 	b := lineWriter{w: w}
 	s := d.Status()
@@ -53,7 +54,7 @@ func writeDevice(w *bufio.Writer, d *wireguard.Device) {
 	}
 }
 
-// A lineWriter writes lines. w keeps an error, and its Flush returns the error.
+// A lineWriter writes lines to w. If a write fails, the next Flush of w returns the error.
 type lineWriter struct {
 	w       *bufio.Writer
 	scratch []byte // the line that is being built
@@ -62,9 +63,9 @@ type lineWriter struct {
 
 func (b *lineWriter) peer(p *wireguard.PeerStatus, psk wireguard.PresharedKey) {
 	b.key("public_key", p.PublicKey)
-	b.key("preshared_key", psk) // zero means none
+	b.key("preshared_key", psk) // all zeros mean no preshared key
 	b.line("protocol_version", "1")
-	if p.Endpoint.Addr.IsValid() { // wg(8) could not read a Link
+	if p.Endpoint.Addr.IsValid() { // the endpoint may be a Link, which wg(8) could not read
 		b.begin("endpoint")
 		b.scratch = p.Endpoint.Addr.AppendTo(b.scratch)
 		b.end()
@@ -108,7 +109,7 @@ func (b *lineWriter) number(name string, n uint64) {
 	b.end()
 }
 
-// key writes a key in hexadecimal. The garbage collector frees the copies of a secret in w and scratch.
+// key writes a key in hexadecimal. Copies of a secret key stay in w and scratch until the garbage collector frees the memory.
 func (b *lineWriter) key(name string, k [32]byte) {
 	b.begin(name)
 	b.scratch = hex.AppendEncode(b.scratch, k[:])

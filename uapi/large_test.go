@@ -36,8 +36,9 @@ func largeRequest() string {
 	return b.String()
 }
 
-// TestLarge sets a large configuration, reads it back whole and sets it again, in about a second and in bounded memory.
-// The limits are ten times what this takes, so that the test finds quadratic costs.
+// TestLarge checks that Set and Get handle a large configuration in bounded time and memory. It sets the configuration, reads it
+// back and sets it again, which takes about a second. The limits are ten times the usual time and memory, so the test finds
+// quadratic costs.
 func TestLarge(t *testing.T) {
 	d := newDown(t)
 	request := largeRequest()
@@ -71,7 +72,7 @@ func TestLarge(t *testing.T) {
 		}
 	}
 	var adding, removing time.Duration
-	for range 3 { // the best of three, because the machine may do other work meanwhile
+	for range 3 { // the shortest of three times counts, because the machine may do other work meanwhile
 		begin := time.Now()
 		set(t, d, one+add.String())
 		added := time.Now()
@@ -87,7 +88,7 @@ func TestLarge(t *testing.T) {
 	t.Errorf("adding 65,000 allowed IPs takes %v, removing them one by one %v: it was about the same, and 60 times as long while it was quadratic", adding, removing)
 }
 
-// A largestWrite counts what is written, and how much at a time.
+// A largestWrite counts all bytes that are written, and the bytes of the largest single write.
 type largestWrite struct{ all, largest int }
 
 func (w *largestWrite) Write(b []byte) (int, error) {
@@ -95,7 +96,7 @@ func (w *largestWrite) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestGetIsWrittenInParts checks that a get does not put its whole answer together in memory.
+// TestGetIsWrittenInParts checks that a get request does not compose its whole answer in memory.
 func TestGetIsWrittenInParts(t *testing.T) {
 	d := newDown(t)
 	set(t, d, largeRequest())
@@ -119,7 +120,7 @@ func TestSlowReaderHoldsUpNobody(t *testing.T) {
 	d := newDown(t)
 	set(t, d, largeRequest())
 	s := &Server{Device: d}
-	client, server := net.Pipe() // without a buffer
+	client, server := net.Pipe() // the pipe has no buffer
 	defer client.Close()
 	go s.answer(server, bufio.NewReaderSize(server, readBuffer))
 	if _, err := io.WriteString(client, "get=1\n\n"); err != nil {

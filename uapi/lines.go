@@ -11,26 +11,26 @@ import (
 
 const (
 	maxLine    = 512      // bytes; the longest valid line has about 100
-	maxRequest = 64 << 20 // bytes of requests that are being read at a time; 65,000 allowed IPs take about 2 << 20
-	readBuffer = 4096     // bytes; a bufio.Reader with at least this size is used directly
+	maxRequest = 64 << 20 // bytes of all requests that are being read; 65,000 allowed IPs take about 2 << 20
+	readBuffer = 4096     // bytes; a bufio.Reader of at least this size gets no second buffer
 )
 
 // errEnd means that the input ended where a line should begin.
 var errEnd = errors.New("the input ends before the empty line that ends a request")
 
-// A lineReader reads the lines of one request. It adds their length to inUse, which several requests share. done subtracts it
-// again.
+// A lineReader reads the lines of one request. It adds the length of the lines to inUse, a counter that several requests share.
+// The method done subtracts this length again.
 type lineReader struct {
 	r     *bufio.Reader
 	inUse *atomic.Int64
-	limit int64 // of inUse
+	limit int64 // the largest valid value of inUse
 	bytes int64
 	n     int  // the line's number, from 1
 	cut   bool // whether r is in the middle of a line
 	ended bool // whether the empty line was read
 }
 
-// next returns the next line without its end, which is LF or CR LF, borrowed until the next call. The line is empty at
+// next returns the next line without its line ending, which is LF or CR LF. The line is valid until the next call. It is empty at
 // the end of the request. At the end of the input the error wraps errEnd.
 func (l *lineReader) next() ([]byte, error) {
 	l.n++
@@ -55,7 +55,7 @@ func (l *lineReader) next() ([]byte, error) {
 	return line, nil
 }
 
-// skip reads to the end of a request that was refused, without keeping it. It fails only if reading fails.
+// skip reads and discards the rest of a refused request. It fails only if reading fails.
 func (l *lineReader) skip() error {
 	for !l.ended {
 		line, err := l.r.ReadSlice('\n')

@@ -9,7 +9,8 @@ import (
 	"os"
 )
 
-// Listen fails: the system has no control sockets. The error wraps errors.ErrUnsupported. Serve takes any listener.
+// Listen fails: the system has no control sockets. The error wraps errors.ErrUnsupported. Server.Serve accepts any other
+// listener.
 func Listen(name string) (net.Listener, error) {
 	return nil, fmt.Errorf("uapi: a control socket for %s: %w", name, errors.ErrUnsupported)
 }

@@ -15,21 +15,22 @@ import (
 	"time"
 )
 
-// socketDirectory is where wg(8) looks for userspace interfaces. Tests change it.
+// socketDirectory is the directory in which wg(8) looks for the control sockets of userspace interfaces. Tests change it.
 var socketDirectory = "/var/run/wireguard"
 
 func socketPath(name string) string { return filepath.Join(socketDirectory, name+".sock") }
 
-// Listen makes the control socket of an interface where wg(8) finds it: /var/run/wireguard/NAME.sock, which only its
-// owner can open. It replaces a socket on which nobody answers. If another process answers, the error wraps
-// syscall.EADDRINUSE. On Windows the socket is wg.exe's named pipe. Closing the listener removes the file.
+// Listen makes the control socket of an interface at the path where wg(8) looks for it: /var/run/wireguard/NAME.sock. Only the
+// owner of the socket can open it. Listen replaces an old socket on which no process listens. If another process listens on the
+// old socket, the error wraps syscall.EADDRINUSE. On Windows, Listen makes the named pipe for wg.exe instead. Closing the
+// listener removes the file.
 //
-// The listener has the method File of net.UnixListener, for a child process that takes over by ListenFile. Its Accept fails
-// with an error that wraps os.ErrNotExist after the file was removed or replaced.
+// The listener has the method File of net.UnixListener, so that a child process can take over the socket with ListenFile. After
+// the file was removed or replaced, Accept fails with an error that wraps os.ErrNotExist.
 //
-// On Windows, Listen calls package golang.zx2c4.com/wireguard/ipc. Elsewhere it does not, since that package changes the
-// umask of the whole process for a moment, leaves a goroutine behind if its listener is closed while nobody accepts, and
-// removes a successor's file.
+// On Windows, Listen calls package golang.zx2c4.com/wireguard/ipc. On other systems it does not, because there that package has
+// three faults. It changes the umask of the whole process for a moment. It leaks a goroutine if its listener is closed while no
+// goroutine calls Accept. And it removes the file even if another process has replaced it.
 func Listen(name string) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -48,9 +49,9 @@ func Listen(name string) (net.Listener, error) {
 	return watched(l, path)
 }
 
-// ListenFile does what Listen does, with a socket that another process made and this one inherited, such as the one that
-// WG_UAPI_FD names. The socket must be bound to the path that Listen would use, and closed to all but its owner. The caller
-// keeps f and may close it. On Windows the error wraps errors.ErrUnsupported.
+// ListenFile does what Listen does, but uses a socket that another process made and that this process inherited, such as the
+// socket that WG_UAPI_FD names. The socket must be bound to the path that Listen would use, and only its owner may have access to
+// it. The caller keeps f and may close it. On Windows the error wraps errors.ErrUnsupported.
 func ListenFile(name string, f *os.File) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -67,7 +68,7 @@ func ListenFile(name string, f *os.File) (net.Listener, error) {
 	return watched(l, socketPath(name))
 }
 
-// makeDirectory makes the directory, and ensures that no other user can replace our socket.
+// makeDirectory makes socketDirectory, and checks that no other user can replace a socket in it.
 func makeDirectory() error {
 	if err := os.MkdirAll(socketDirectory, 0o755); err != nil {
 		return fmt.Errorf("uapi: the directory of control sockets (needs root): %w", err)
@@ -88,7 +89,7 @@ func isOurs(info fs.FileInfo) bool {
 	return ok && (s.Uid == 0 || int(s.Uid) == os.Geteuid())
 }
 
-// checkFree returns an error if path is taken, except by a socket on which nobody answers.
+// checkFree returns an error if a file exists at path, unless it is a socket on which no process listens.
 func checkFree(path, name string) error {
 	info, err := os.Lstat(path)
 	switch {
@@ -110,8 +111,8 @@ func checkFree(path, name string) error {
 		name, path, syscall.EADDRINUSE)
 }
 
-// listenAt makes the socket in a separate directory, which no other user can enter. It closes the socket to others, and
-// only then moves it to path.
+// listenAt makes the socket in a separate directory, which no other user can enter. It sets the socket's mode to 0600, and only
+// then moves the socket to path.
 func listenAt(path string) (*net.UnixListener, error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), ".new-*") // mode 0700
 	if err != nil {
@@ -138,7 +139,7 @@ func listenAt(path string) (*net.UnixListener, error) {
 type listener struct {
 	*net.UnixListener
 	path    string
-	file    fs.FileInfo // our file, as opposed to a successor's
+	file    fs.FileInfo // identifies our file, in case another process replaces it
 	removed atomic.Bool
 	watcher watcher
 	watched chan struct{} // closed when watch has ended
@@ -151,7 +152,7 @@ type watcher interface {
 	close()
 }
 
-// watched takes over unix, which must be bound to path.
+// watched returns a listener for the socket unix, which must be bound to path. If watched fails, it closes unix.
 func watched(unix *net.UnixListener, path string) (net.Listener, error) {
 	unix.SetUnlinkOnClose(false)
 	info, err := os.Lstat(path)
@@ -174,7 +175,7 @@ func watched(unix *net.UnixListener, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// watch closes the listener when its file is gone.
+// watch closes the listener when its file has been removed or replaced.
 func (l *listener) watch() {
 	defer close(l.watched)
 	for l.inPlace() {
@@ -186,7 +187,7 @@ func (l *listener) watch() {
 	l.UnixListener.Close()
 }
 
-// inPlace reports whether the file exists and is ours.
+// inPlace reports whether the file at the listener's path exists and is ours.
 func (l *listener) inPlace() bool {
 	info, err := os.Lstat(l.path)
 	return err == nil && os.SameFile(info, l.file)
@@ -204,7 +205,7 @@ func (l *listener) Accept() (net.Conn, error) {
 // Addr returns the path of the socket.
 func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
-// Close ends the listener and removes its file, but not that of a successor.
+// Close closes the listener and removes its file, unless another process has replaced the file.
 func (l *listener) Close() (err error) {
 	l.once.Do(func() {
 		l.watcher.close()
@@ -219,7 +220,7 @@ func (l *listener) Close() (err error) {
 	return err
 }
 
-// A poller is a watcher that looks at intervals.
+// A poller is a watcher whose wait returns at fixed intervals.
 type poller struct {
 	interval time.Duration
 	done     chan struct{} // closed by close

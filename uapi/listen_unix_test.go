@@ -16,10 +16,10 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// inDirectory makes Listen use a directory of the test for control sockets, and returns it.
+// inDirectory makes Listen put control sockets into a directory of the test, and returns that directory.
 func inDirectory(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "uapi") // a short path, because the path of a socket is limited
+	dir, err := os.MkdirTemp("/tmp", "uapi") // a short path, because the length of a socket's path is limited
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,8 +128,8 @@ func TestListenStale(t *testing.T) {
 	}
 }
 
-// TestListenDirectory checks that Listen refuses a directory where other users can write. They could replace our socket
-// by their own one, and would then receive the private key.
+// TestListenDirectory checks that Listen refuses a directory where other users can write. Such a user could replace our socket,
+// and would then receive the private key.
 func TestListenDirectory(t *testing.T) {
 	dir := inDirectory(t)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -150,8 +150,8 @@ func TestListenDirectory(t *testing.T) {
 	}
 }
 
-// TestRemoved checks that Serve ends when somebody removes or replaces the socket's file, with an error that says so, and
-// that it does not remove a successor's file.
+// TestRemoved checks that Serve returns an error when the socket's file is removed or replaced. The error says so, and Serve does
+// not remove the file that has replaced the socket's file.
 func TestRemoved(t *testing.T) {
 	for _, polled := range []bool{false, true} {
 		for how, remove := range map[string]func(path string) error{
@@ -195,7 +195,7 @@ func TestRemoved(t *testing.T) {
 	}
 }
 
-// poll returns l as it is on systems whose kernel does not report removals.
+// poll gives l the watcher of systems whose kernel does not report removals, and returns l.
 func poll(t *testing.T, l *listener) *listener {
 	t.Helper()
 	f, err := l.File()

@@ -9,7 +9,7 @@ import (
 	"golang.zx2c4.com/wireguard/ipc"
 )
 
-// Listen makes the named pipe at which wg.exe finds an interface, for the system and its administrators alone.
+// Listen makes the named pipe at which wg.exe finds an interface. Only the system and its administrators can open it.
 func Listen(name string) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -21,7 +21,7 @@ func Listen(name string) (net.Listener, error) {
 	return l, nil
 }
 
-// ListenFile is for systems whose processes inherit sockets. The error wraps errors.ErrUnsupported.
+// ListenFile fails, because it is for systems whose processes inherit sockets. The error wraps errors.ErrUnsupported.
 func ListenFile(name string, f *os.File) (net.Listener, error) {
 	return nil, fmt.Errorf("uapi: an inherited control socket: %w", errors.ErrUnsupported)
 }

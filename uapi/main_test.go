@@ -48,7 +48,7 @@ func get(t testing.TB, d *wireguard.Device) string {
 	return b.String()
 }
 
-// set fails the test if a request is refused.
+// set makes a set request on d, and fails the test if Set refuses it.
 func set(t testing.TB, d *wireguard.Device, request string) {
 	t.Helper()
 	if err := Set(strings.NewReader(request), d); err != nil {

@@ -16,33 +16,35 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A Server answers requests about one device. Device must be set; the zero value of any other field means its default.
-// It must not be copied after the first Serve, and its fields must not be changed. Its methods are safe for concurrent use.
+// A Server answers requests about one device. Device must be set; the zero value of any other field means its default. After the
+// first Serve, do not copy the Server and do not change its fields. Its methods are safe for concurrent use.
 type Server struct {
 	Device *wireguard.Device // the device that requests read and change
 
-	// Bind is the Bind of Device. A device that is down has no socket, so a set request could name a port that is taken,
-	// which would not be noticed until the device goes up. With Bind, the server opens such a port and closes it at once,
-	// and refuses the request if that fails. Nil means that the server does not try.
+	// Bind is the Bind of Device. With Bind, the server checks the port that a set request names for a device that is down: it
+	// opens the port, closes it at once, and refuses the request if that fails. Without this check, a port in use would cause no
+	// error until the device goes up. Nil means that the server does not check.
 	Bind wireguard.Bind
 
-	// Logger gets requests at Debug, and refused ones with the reason at Warn. No secret key is logged. Nil means no log.
+	// Logger gets a line for each request: at level Debug if the request succeeds, and at Warn with the reason if it is refused.
+	// The lines contain no secret key. Nil means no log.
 	Logger *slog.Logger
 
-	// MaxConns is the largest number of connections. A new connection beyond it ends the one that has been idle longest,
-	// or is closed itself if all are in the middle of a request. Zero means 64.
+	// MaxConns is the largest number of connections. To accept one more, the server closes the connection that has been idle
+	// longest. If every connection is in the middle of a request, the server closes the new one instead. Zero means 64.
 	MaxConns int
 
-	// MaxRequest is the largest number of bytes of set requests that are being read at a time, over all connections.
-	// After parsing, they take several times as much memory. Zero means 64 MiB.
+	// MaxRequest is the largest total size, in bytes, of the set requests that are being read on all connections. A parsed
+	// request takes several times as much memory. Zero means 64 MiB.
 	MaxRequest int
 
-	// Timeout is how long a connection may be idle, and how long a request with its answer may take. Zero means 2 minutes.
+	// Timeout is how long a connection may be idle, and how long a request and its answer may take together. Zero means 2
+	// minutes.
 	Timeout time.Duration
 
-	inUse atomic.Int64 // bytes of set requests being read
-	// config prevents a set from changing the device while a get puts a part of its answer together. It is not held while a
-	// connection is read or written.
+	inUse atomic.Int64 // the bytes of set requests that are being read
+	// config prevents a set request from changing the device while a get request composes a part of its answer. No goroutine
+	// holds it while it reads from a connection or writes to one.
 	config sync.RWMutex
 
 	mu        sync.Mutex // guards the fields below; innermost lock
@@ -70,9 +72,9 @@ func orDefault[T int | time.Duration](v, d T) T {
 	return v
 }
 
-// Serve answers the connections that l accepts until l fails, and closes l. It returns nil after Close of the Server or of l.
-// After the socket's file was removed or replaced, the error wraps os.ErrNotExist; a daemon should then exit, as users of
-// wg-quick expect. Open connections go on until Close.
+// Serve answers the connections that l accepts until l fails, and closes l. It returns nil after Close of the Server or of l. If
+// the socket's file is removed or replaced, the error wraps os.ErrNotExist; a daemon should then exit, as users of wg-quick
+// expect. Open connections are served until the Server is closed.
 func (s *Server) Serve(l net.Listener) error {
 	defer l.Close()
 	if !s.add(l) {
@@ -105,7 +107,7 @@ func isPassing(err error) bool {
 		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }
 
-// Close closes the listeners and all connections, and waits for the requests under way. Closing again does nothing.
+// Close closes the listeners and all connections, and waits for the requests in progress. Closing again does nothing.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -145,7 +147,7 @@ func (s *Server) forget(l net.Listener) {
 	delete(s.listeners, l)
 }
 
-// admit serves a new connection if there is room.
+// admit starts to serve a new connection, or closes it if there are too many.
 func (s *Server) admit(nc net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,7 +164,8 @@ func (s *Server) admit(nc net.Conn) {
 	go s.serve(c)
 }
 
-// makeRoom closes the connection that has been idle longest if there are too many. mu is held.
+// makeRoom reports whether one more connection is allowed. If MaxConns are open, it closes the one that has been idle longest.
+// The caller holds mu.
 func (s *Server) makeRoom() bool {
 	if len(s.conns) < orDefault(s.MaxConns, maxConns) {
 		return true
@@ -181,7 +184,7 @@ func (s *Server) makeRoom() bool {
 	return true
 }
 
-// setIdle notes whether c waits for a request, and restarts its Timeout.
+// setIdle records whether c waits for a request, and restarts the timeout of c.
 func (s *Server) setIdle(c *conn, idle bool) {
 	now := time.Now()
 	c.SetDeadline(now.Add(orDefault(s.Timeout, timeout)))
@@ -232,7 +235,7 @@ func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 	default:
 		known, err = false, &Error{errnoProtocol, errors.New("want get=1 or set=1 on the first line of a request")}
 	}
-	lines.done() // before the answer, because a client that has it may send more at once
+	lines.done() // before the answer, because a client may send its next request as soon as it has the answer
 	errno := 0
 	var refused *Error
 	if errors.As(err, &refused) {
@@ -267,12 +270,12 @@ func (s *Server) get(out *answerWriter, body *bufio.Writer, lines *lineReader) e
 	return nil
 }
 
-// answerBuffer is how many bytes of an answer are written at a time. No set changes the device while these bytes are
-// put together, so an answer that is not longer shows the device at one moment.
+// answerBuffer is the number of bytes of an answer that are written at a time. No set request changes the device while a get
+// request composes these bytes. So an answer of at most this size shows the device at one moment.
 const answerBuffer = 64 << 10
 
-// An answerWriter writes to a connection. It holds the server's config between lock and unlock, except while it writes,
-// so that a client that reads slowly holds up nobody.
+// An answerWriter writes to a connection. Between lock and unlock, it holds the server's mutex config, except while it writes. So
+// a client that reads slowly does not delay other clients.
 type answerWriter struct {
 	conn   net.Conn
 	config *sync.RWMutex
@@ -310,7 +313,7 @@ func (s *Server) set(lines *lineReader) error {
 	return q.apply(s.Device)
 }
 
-// tryPort opens and closes a port that a device that is down is to use later.
+// tryPort checks whether the device can use a port later, if the device is down: it opens the port and closes it again.
 func (s *Server) tryPort(port *uint16) error {
 	if s.Bind == nil || port == nil || *port == 0 || s.Device.Status().Up {
 		return nil
@@ -319,7 +322,7 @@ func (s *Server) tryPort(port *uint16) error {
 	switch {
 	case err == nil:
 		return socket.Close()
-	case s.Device.Status().Up: // the device came up meanwhile and may use this port itself; Configure decides
+	case s.Device.Status().Up: // the device came up meanwhile and may use this port itself, so Configure decides
 		return nil
 	}
 	return err

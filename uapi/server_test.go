@@ -82,7 +82,7 @@ func TestServerPipelined(t *testing.T) {
 		"set=1\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" + // the rest of the line is not an empty line
 		"set=1\nx\n" + strings.Repeat("z", readBuffer) + "\nfwmark=4\n\n" +
 		"get=1\nmore\n\n" +
-		"set=1\r\nfwmark=3\r\n\r\n" + // as some clients end lines
+		"set=1\r\nfwmark=3\r\n\r\n" + // some clients end lines with CR LF
 		"set=1\nno equals sign\nfwmark=9\r\n\r\n" +
 		"set=1\n\n" +
 		"get=1\n\n"
@@ -118,8 +118,7 @@ func TestServerPipelined(t *testing.T) {
 	}
 }
 
-// TestServerUnknownOperation checks that the server answers what is not a request with an error, and closes the
-// connection.
+// TestServerUnknownOperation checks that the server answers an unknown operation with an error, and closes the connection.
 func TestServerUnknownOperation(t *testing.T) {
 	dial := serve(t, &Server{Device: newDown(t)})
 	for _, request := range []string{"\n", "get=2\n", "set=0\n", "fwmark=1\n", "GET / HTTP/1.1\r\n", "get=1\r\r\n", strings.Repeat("x", maxLine) + "\n"} {
@@ -148,12 +147,12 @@ func TestServerCut(t *testing.T) {
 	}
 }
 
-// TestServerMaxConns checks that one connection too many ends the one that has been idle longest, and is closed itself
-// if none is idle. So a client that leaves its connections open cannot keep wg(8) out.
+// TestServerMaxConns checks that the server closes the connection that has been idle longest if there are too many. If none is
+// idle, the server closes the new connection. So a client that leaves its connections open cannot lock out wg(8).
 func TestServerMaxConns(t *testing.T) {
 	s := &Server{Device: newDown(t), MaxConns: 3}
 	dial := serve(t, s)
-	// ask returns once the connection is idle again, so that the order in which they became idle is known.
+	// ask returns once the connection is idle again, so the order in which the connections became idle is known.
 	ask := func(c *client) *client {
 		t.Helper()
 		begin := time.Now()
@@ -171,7 +170,7 @@ func TestServerMaxConns(t *testing.T) {
 	}
 
 	for _, c := range open {
-		c.send("set=1\n") // the rest of the request follows later
+		c.send("set=1\n") // the test sends the rest of the request later
 	}
 	testkit.Eventually(t, "no connection is idle", func() bool { return s.idleSince(time.Time{}) == 0 })
 	dial().wantsEnd("every connection is in the middle of a request")
@@ -210,7 +209,7 @@ func TestServerTimeout(t *testing.T) {
 		t.Error("half a request was carried out")
 	}
 	deaf := dial()
-	io.WriteString(deaf, strings.Repeat("get=1\n\n", 100)) // 60 MB, more than sockets hold
+	io.WriteString(deaf, strings.Repeat("get=1\n\n", 100)) // asks for 60 MB, which is more than the socket buffers hold
 	testkit.Eventually(t, "the client that does not read is dropped", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -218,7 +217,7 @@ func TestServerTimeout(t *testing.T) {
 	})
 }
 
-// TestServerMaxRequest checks that the limit holds for all connections together, and that the bytes of a finished
+// TestServerMaxRequest checks that MaxRequest limits the requests of all connections together, and that the bytes of a finished
 // request no longer count.
 func TestServerMaxRequest(t *testing.T) {
 	s := &Server{Device: newDown(t), MaxRequest: 100}
@@ -235,8 +234,8 @@ func TestServerMaxRequest(t *testing.T) {
 	other.wants("errno=0\n\n")
 }
 
-// TestServerClose checks that Close ends a Serve that waits, and each connection in any state. A second Close, and one
-// before Serve, are not errors.
+// TestServerClose checks that Close ends a Serve that waits, and all connections, whatever their state. A second Close is not an
+// error, nor is a Close before Serve.
 func TestServerClose(t *testing.T) {
 	s := &Server{Device: newDown(t)}
 	dial := serve(t, s)
@@ -264,8 +263,8 @@ func TestServerClose(t *testing.T) {
 	}
 }
 
-// TestServerBind checks that with a Bind, a request with a port in use is refused as a whole while the device is down,
-// and that a free port stays closed.
+// TestServerBind checks a Server that has a Bind and a device that is down. The Server refuses a request that names a port in
+// use, and does not keep a free port open.
 func TestServerBind(t *testing.T) {
 	bind := &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
 	taken, err := bind.Listen(0)
@@ -293,7 +292,7 @@ func TestServerBind(t *testing.T) {
 	c.wants("errno=0\n\n")
 }
 
-// TestServeEnds checks that Serve goes on after a temporary error of Accept, and returns a permanent one.
+// TestServeEnds checks that Serve continues after a temporary error of Accept, and returns a permanent error.
 func TestServeEnds(t *testing.T) {
 	stays := errors.New("stays")
 	s := &Server{Device: newDown(t)}

@@ -92,7 +92,7 @@ func TestGetSession(t *testing.T) {
 	}
 }
 
-// TestGetLink checks that an endpoint without an address has no line, since wg(8) could not read it.
+// TestGetLink checks that Get writes no line for an endpoint without an address, because wg(8) could not read the line.
 func TestGetLink(t *testing.T) {
 	d := newDown(t)
 	if err := d.SetPeer(wireguard.PeerConfig{PublicKey: public(1), Endpoint: wireguard.Endpoint{Link: relay{}}}); err != nil {

@@ -15,12 +15,13 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Set reads the lines of one set request, after the line "set=1" and up to an empty line or the end of r, and carries them out
-// as a whole or not at all. A request may have 64 MiB. The error is an [*Error], and leaves the rest of the request unread.
-// From a *bufio.Reader of the default size or more, Set reads nothing beyond the empty line. From other readers it may.
+// Set reads the lines of one set request, after the line "set=1" and up to an empty line or the end of r, and carries them out as
+// a whole or not at all. A request may have up to 64 MiB. An error is an [*Error], and Set then leaves the rest of the request
+// unread. If r is a *bufio.Reader of the default size or more, Set reads nothing beyond the empty line. From another reader, Set
+// may read more.
 //
-// As in the kernel, a peer with the device's own public key is ignored, and replace_peers ends the sessions of all peers,
-// also of those that the request names again.
+// As in the kernel, a peer with the device's own public key is ignored, and replace_peers ends the sessions of all peers, even of
+// peers that the request names again.
 func Set(r io.Reader, d *wireguard.Device) error {
 	var inUse atomic.Int64
 	lines := lineReader{r: bufio.NewReaderSize(r, readBuffer), inUse: &inUse, limit: maxRequest}
@@ -31,20 +32,22 @@ func Set(r io.Reader, d *wireguard.Device) error {
 	return q.apply(d)
 }
 
-// A request is a set request while it is read: first the device's lines, then a block of lines for each peer.
+// A request holds the lines of a set request that were read so far. The lines of the device are first; a block of lines for each
+// peer follows.
 type request struct {
 	change wireguard.Change
 	block  block
 }
 
-// A block holds the lines of one peer. The peer's change is the last one of change.Peers. In a block a later line wins,
-// but a PeerChange removes prefixes after it has added others. So the block collects the prefixes to remove.
+// A block holds the lines of one peer. The peer's change is the last one of change.Peers. In a block, a later line overrides an
+// earlier one. But a PeerChange always adds prefixes first, and removes prefixes afterwards. So the block collects only those
+// prefixes to remove that no later line adds.
 type block struct {
 	removed  map[netip.Prefix]struct{} // prefixes whose last line removes them
-	replaced int                       // number of allowed IPs of the change that replace_allowed_ips removed again
+	replaced int                       // the number of allowed IPs in the change that a replace_allowed_ips line removed again
 }
 
-// readRequest reads up to the empty line. If the input ends before that, the error wraps errEnd and q holds what was
+// readRequest reads up to the empty line. If the input ends before that, the error wraps errEnd and q holds the lines that were
 // read.
 func readRequest(lines *lineReader) (q *request, err error) {
 	q = new(request)
@@ -74,9 +77,10 @@ func (q *request) apply(d *wireguard.Device) error {
 	return nil
 }
 
-// peersToChange returns the changes without self, because wg(8) expects a device to ignore its own key, and without the
-// zero key, because the kernel's module accepts a peer with that key, although it can never have a session. With
-// replace, it removes the named peers first, because a Change alone would let them keep their sessions.
+// peersToChange returns the changes to make for the peers that a request names. It leaves out the device's own key (self),
+// because wg(8) expects a device to ignore this key. It also leaves out the zero key: the kernel's module accepts a peer with
+// this key, but such a peer can never have a session. If replace is true, the result begins with the removal of each named
+// peer. Without the removal, these peers would keep their sessions.
 func peersToChange(named []wireguard.PeerChange, self wireguard.PublicKey, replace bool) (all []wireguard.PeerChange) {
 	named = slices.DeleteFunc(named, func(c wireguard.PeerChange) bool {
 		return c.PublicKey.IsZero() || c.PublicKey == self
@@ -130,7 +134,7 @@ func (q *request) line(line []byte) (errno int, err error) {
 	case string(name) == "public_key":
 		err = q.beginBlock(value)
 	case !isDevice && !isPeer:
-		return errnoInvalid, errUnknown // its name may be a secret in the wrong place
+		return errnoInvalid, errUnknown // the error omits the name, which may be a misplaced secret
 	case isDevice && len(q.change.Peers) > 0:
 		err = errDeviceKey
 	case isDevice:
@@ -180,7 +184,7 @@ var peerKeys = map[string]func(c *wireguard.PeerChange, b *block, value []byte) 
 		return parseKey((*[32]byte)(c.PresharedKey), value)
 	},
 	"endpoint": func(c *wireguard.PeerChange, _ *block, value []byte) error {
-		a, err := netip.ParseAddrPort(string(value)) // ParseEndpoint accepts more than the protocol allows
+		a, err := netip.ParseAddrPort(string(value)) // wireguard.ParseEndpoint accepts more than the protocol allows
 		if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
 			return errEndpoint
 		}
@@ -235,7 +239,7 @@ func (b *block) remove(prefix netip.Prefix) {
 	b.removed[prefix] = struct{}{}
 }
 
-// beginBlock begins the lines of another peer.
+// beginBlock begins the block of another peer.
 func (q *request) beginBlock(value []byte) error {
 	q.endBlock()
 	var key wireguard.PublicKey

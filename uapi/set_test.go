@@ -50,8 +50,7 @@ func public(b byte) (k wireguard.PublicKey) {
 // secret is a value that no error and no log may contain.
 var secret = strings.Repeat("5ec7e7", 10) + "5ec7"
 
-// badLines are lines that are refused both after a peer's public_key and before any, with the number in the answer to
-// wg(8).
+// badLines are lines that Set refuses both before the first public_key line and after it, with the error number that wg(8) gets.
 var badLines = []struct {
 	line  string
 	errno int
@@ -97,8 +96,8 @@ var badPeerLines = []string{
 	"private_key=" + secret, "listen_port=1", "fwmark=1", "replace_peers=true",
 }
 
-// before is a request that gives a device two peers. The request of halfDevice and halfPeers, into which the test below
-// puts bad lines, would change all of that.
+// before is a request that gives a device two peers. TestSetRefuses puts bad lines into the request of halfDevice and halfPeers.
+// Without a bad line, that request would change all values of the first one.
 var before = fmt.Sprintf(`private_key=%s
 fwmark=7
 public_key=%s
@@ -122,9 +121,9 @@ preshared_key=%s
 allowed_ip=10.0.0.0/8
 `, hexKey(1), hexKey(2), hexKey(3), hexKey(8))
 
-// TestSetRefuses checks the number of the error for each wrong line, among the device's keys and among a peer's. The
-// error gives the number of the line and repeats no value, and the device is as before. (In another implementation, an
-// error in the middle of a peer's block once left a half-made peer.)
+// TestSetRefuses checks the error number for each bad line, among the lines of the device and among those of a peer. It also
+// checks that the error gives the number of the line and no value, and that the device does not change. (In another
+// implementation, an error in the middle of a peer's block once left a half-made peer.)
 func TestSetRefuses(t *testing.T) {
 	d := newDown(t)
 	set(t, d, before)
@@ -161,7 +160,7 @@ func TestSetRefuses(t *testing.T) {
 	}
 }
 
-// TestSetTooBig checks that a request beyond the limit is refused as a whole.
+// TestSetTooBig checks that a request above the size limit is refused as a whole.
 func TestSetTooBig(t *testing.T) {
 	d := newDown(t)
 	line := "persistent_keepalive_interval=" + strings.Repeat("0", 400) + "1\n"
@@ -184,7 +183,7 @@ func (s repeat) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// TestSetReadFails checks that what was read before the reader failed is not carried out.
+// TestSetReadFails checks that Set carries out nothing if the reader fails in the middle of the request.
 func TestSetReadFails(t *testing.T) {
 	d := newDown(t)
 	broken := errors.New("broken")
@@ -202,8 +201,7 @@ type errReader struct{ error }
 
 func (e errReader) Read([]byte) (int, error) { return 0, e.error }
 
-// TestSetConfigureFails checks that a request that Device.Configure refuses gets the system's number, and changes
-// nothing.
+// TestSetConfigureFails checks that a request that Device.Configure refuses gets the system's error number, and changes nothing.
 func TestSetConfigureFails(t *testing.T) {
 	d, other := newDevice(t), newDevice(t)
 	want := get(t, d)
@@ -221,7 +219,7 @@ func TestSetConfigureFails(t *testing.T) {
 	}
 }
 
-// TestErrnoOf checks the numbers for errors that a test of Set cannot bring about on every system.
+// TestErrnoOf checks the error numbers of errors that a test of Set cannot cause on every system.
 func TestErrnoOf(t *testing.T) {
 	for _, c := range []struct {
 		err   error
@@ -239,8 +237,7 @@ func TestErrnoOf(t *testing.T) {
 	}
 }
 
-// TestSetOrder checks that in a request the later line wins over an earlier one in the same block, or in another block
-// of the same peer.
+// TestSetOrder checks that a line of a request overrides an earlier line in the same block, or in another block of the same peer.
 func TestSetOrder(t *testing.T) {
 	a, b := hexKey(1), hexKey(2)
 	for _, c := range []struct{ why, request, a, b string }{
@@ -279,8 +276,8 @@ func TestSetOrder(t *testing.T) {
 	}
 }
 
-// TestSetUpdates checks that an update of an existing peer changes what it names and keeps the rest. (In another
-// implementation it once replaced the peer.)
+// TestSetUpdates checks that an update of an existing peer changes only the values that it names. (In another implementation,
+// such an update once replaced the peer.)
 func TestSetUpdates(t *testing.T) {
 	d := newDown(t)
 	set(t, d, before)

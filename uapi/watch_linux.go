@@ -6,11 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An inotifier is a watcher that the kernel wakes.
+// An inotifier is a watcher that uses inotify.
 type inotifier struct{ f *os.File }
 
-// newWatcher watches the file at path. Removing, moving or replacing the file changes its count of links or its name.
-// If the system has no inotify instance left, the watcher looks once per second.
+// newWatcher returns a watcher of the file at path. The watcher waits for changes of the file's link count or name, because each
+// removal, move or replacement changes one of the two. If the system has no inotify instance left, newWatcher returns a poller.
 func newWatcher(path string) watcher {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {

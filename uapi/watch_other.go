@@ -2,5 +2,5 @@
 
 package uapi
 
-// newWatcher returns a watcher that looks at the file once per second.
+// newWatcher returns a poller, so the file is checked once per second.
 func newWatcher(string) watcher { return newPoller() }

@@ -83,9 +83,8 @@ func (w *wgTest) want(want string, args ...string) {
 	}
 }
 
-// TestWGShow checks that each field of wg show has what was configured, for a peer with all settings, for one with an
-// IPv6 endpoint and for one without settings. (Another implementation once stopped at the first peer with an IPv6
-// endpoint.)
+// TestWGShow checks that wg show prints the configured values: for a peer with all settings, for a peer with an IPv6 endpoint and
+// for a peer without settings. (Another implementation once stopped at the first peer with an IPv6 endpoint.)
 func TestWGShow(t *testing.T) {
 	w := newWG(t)
 	own, psk, port := wireguard.NewPrivateKey(), wireguard.NewPresharedKey(), freePort(w)
@@ -136,8 +135,8 @@ func TestWGShow(t *testing.T) {
 	}
 }
 
-// TestWGSet checks that an update of an existing peer changes only what it names, and that a prefix belongs to the last
-// peer that gets it.
+// TestWGSet checks that an update of an existing peer changes only the values that it names, and that a prefix belongs to the
+// last peer that gets it.
 func TestWGSet(t *testing.T) {
 	w := newWG(t)
 	keys := sortedKeys(2)
@@ -167,8 +166,8 @@ func TestWGSet(t *testing.T) {
 	w.want(keys[1]+"\n", "show", w.name, "peers")
 }
 
-// TestWGConf checks that setconf replaces the configuration, that addconf adds to it, that syncconf changes it and
-// keeps the peers that stay, and that showconf prints a file that setconf accepts.
+// TestWGConf checks that setconf replaces the configuration, that addconf adds to it, that syncconf applies its file and
+// removes only the peers that the file does not have, and that showconf prints a file that setconf accepts.
 func TestWGConf(t *testing.T) {
 	w := newWG(t)
 	own, psk, port, keys := wireguard.NewPrivateKey(), wireguard.NewPresharedKey(), freePort(w), sortedKeys(3)
@@ -193,7 +192,7 @@ func TestWGConf(t *testing.T) {
 	w.want(shown, "showconf", w.name)
 }
 
-// TestWGRefused checks that wg reports a port in use as such, and that nothing of the request is carried out.
+// TestWGRefused checks that wg reports that a port is in use, and that no part of the request is carried out.
 func TestWGRefused(t *testing.T) {
 	w := newWG(t)
 	before := get(t, w.d)
@@ -248,7 +247,7 @@ func TestWGLarge(t *testing.T) {
 	}
 }
 
-// sortedKeys returns n public keys in the order in which Get prints them, which is that of their bytes.
+// sortedKeys returns n public keys in the order in which Get prints them: sorted by their bytes.
 func sortedKeys(n int) (text []string) {
 	keys := make([]wireguard.PublicKey, n)
 	for i := range keys {

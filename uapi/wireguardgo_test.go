@@ -16,7 +16,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A muteBind is a bind whose sends fail, because a handshake would change the counters.
+// A muteBind is a bind whose sends fail, so that no handshake changes the counters.
 type muteBind struct{ goconn.Bind }
 
 func (muteBind) Send([][]byte, goconn.Endpoint) error { return errors.New("mute") }
@@ -28,8 +28,8 @@ func newTheirs(t interface{ Cleanup(func()) }) *device.Device {
 	return d
 }
 
-// canonical returns the answer to a get with the peers sorted by key, and with the allowed IPs of each peer sorted,
-// because wireguard-go gives them in no order. It leaves out listen_port, which the system chose.
+// canonical returns the answer to a get with the peers sorted by key, and with the allowed IPs of each peer sorted, because
+// wireguard-go returns them in no particular order. It leaves out listen_port, which the system chose.
 func canonical(get string) string {
 	var own []string
 	peers := make(map[string][]string)
@@ -60,12 +60,12 @@ func canonical(get string) string {
 	return b.String()
 }
 
-// TestLikeWireguardGo checks that after any sequence of requests that both accept, wireguard-go's get and ours show the
-// same keys and values in the same order. The test below has requests that are refused, since wireguard-go carries out a
-// part of those.
+// TestLikeWireguardGo checks that after any sequence of requests that both implementations accept, wireguard-go's get and ours
+// show the same keys and values in the same order. TestRefusedLikeWireguardGo has the requests that are refused, because
+// wireguard-go carries out a part of such a request.
 func TestLikeWireguardGo(t *testing.T) {
 	oneOf := func(t *rapid.T, values ...string) string { return rapid.SampledFrom(values).Draw(t, "value") }
-	theirs := newTheirs(t) // one device for all sequences, since it takes 16 MiB
+	theirs := newTheirs(t) // one device for all sequences, because a device takes 16 MiB
 	rapid.Check(t, func(t *rapid.T) {
 		ours := newDownIn(t)
 		if err := theirs.IpcSet("private_key=" + hexKey(0) + "\nfwmark=0\nreplace_peers=true\n"); err != nil {
@@ -76,7 +76,8 @@ func TestLikeWireguardGo(t *testing.T) {
 			for range rapid.IntRange(0, 2).Draw(t, "device lines") {
 				b.WriteString(oneOf(t, "replace_peers=true", "fwmark=0", "fwmark=51820", "listen_port=0") + "\n")
 			}
-			// Only one private key, because of several only the last one counts here: a peer with the first key stays.
+			// The request has at most one private_key. If it had two, this package would apply only the second, and keep a peer
+			// with the first key.
 			b.WriteString(oneOf(t, "", "private_key="+hexKey(0x11)+"\n", "private_key="+hexKey(0x33)+"\n", "private_key="+hexKey(0)+"\n"))
 			for range rapid.IntRange(0, 5).Draw(t, "blocks") {
 				b.WriteString("public_key=" + oneOf(t, hexKey(1), hexKey(2), hexOf(wireguard.PrivateKey(public(0x33)).Public())) + "\n")
@@ -104,9 +105,9 @@ func TestLikeWireguardGo(t *testing.T) {
 	})
 }
 
-// flagsFirst reports whether remove and update_only come before a peer's prefixes. In wireguard-go, a peer takes prefixes
-// that precede these flags from other peers even if it does not exist in the end. Here, as in the kernel, it does not
-// take them.
+// flagsFirst reports whether remove and update_only precede a peer's prefixes. In wireguard-go, prefixes before these flags move
+// from other peers to this peer, even if this peer does not exist in the end. In this package, as in the kernel, the prefixes do
+// not move then.
 func flagsFirst(request string) bool {
 	for _, block := range strings.Split(request, "public_key=") {
 		last := max(strings.LastIndex(block, "remove="), strings.LastIndex(block, "update_only="))
@@ -117,7 +118,7 @@ func flagsFirst(request string) bool {
 	return true
 }
 
-// A rapidT has what the helpers below need of rapid's T, which has no TempDir or the like.
+// A rapidT has the methods that the helpers below need. The type rapid.T has these methods, but is not a testing.TB.
 type rapidT interface {
 	Cleanup(func())
 	Fatal(...any)
@@ -148,8 +149,8 @@ func getTheirs(t rapidT, d *device.Device) string {
 	return s
 }
 
-// TestRefusedLikeWireguardGo checks that both refuse a line with the same number. If wireguard-go has another number or
-// accepts the line, the table lists the difference.
+// TestRefusedLikeWireguardGo checks that both implementations refuse a line with the same error number. If wireguard-go returns
+// another number or accepts the line, the table lists the difference.
 func TestRefusedLikeWireguardGo(t *testing.T) {
 	differs := map[string]string{
 		"public_key=" + hexKey(0):                    "accepted, as a peer that no handshake can reach",
@@ -188,7 +189,7 @@ func TestRefusedLikeWireguardGo(t *testing.T) {
 	}
 }
 
-// TestPortLikeWireguardGo checks that both give the same number for a port in use.
+// TestPortLikeWireguardGo checks that both implementations return the same error number for a port in use.
 func TestPortLikeWireguardGo(t *testing.T) {
 	taken := newDevice(t)
 	request := fmt.Sprintf("listen_port=%d\n", taken.Status().ListenPort)
@@ -206,8 +207,8 @@ func TestPortLikeWireguardGo(t *testing.T) {
 	}
 }
 
-// TestGetIntoWireguardGo checks that wireguard-go's set accepts what our get returns, without the keys that only a get
-// has, and the reverse. Then both return the same.
+// TestGetIntoWireguardGo checks that wireguard-go's set accepts the answer of our get, and that our set accepts the answer of
+// wireguard-go's get. The test removes the keys that only a get has. Afterwards both return the same answer.
 func TestGetIntoWireguardGo(t *testing.T) {
 	ours, theirs := newDown(t), newTheirs(t)
 	set(t, ours, before)

@@ -1,4 +1,5 @@
-// Package wgnet turns a wg-quick(8) file into network connections. It needs neither root nor an interface of the system.
+// Package wgnet opens network connections through the tunnel that a wg-quick(8) file describes. It needs neither root nor an
+// interface of the system.
 //
 //	t, err := wgnet.Open(ctx, "office.conf")
 //	...
@@ -6,11 +7,11 @@
 //	web := http.Client{Transport: &http.Transport{DialContext: t.DialContext}}
 //	r, err := web.Get("http://10.0.0.1/")
 //
-// A [Tunnel] is a [wireguard.Device] whose packet side is a [netstack.Net] with the file's addresses, name servers and MTU, and
-// whose other side is UDP sockets. Open resolves the names of endpoints with the resolver of the host. The Tunnel resolves
-// all other names with the file's name servers, through the tunnel. When a peer does not answer, the Tunnel resolves the names
-// of its endpoints again and tries all their addresses, and all Endpoint lines of the file, until the peer answers; see
-// package follow.
+// A [Tunnel] is a [wireguard.Device] between UDP sockets and a network stack. The network stack is a [netstack.Net] with the
+// file's addresses, name servers and MTU. Open resolves the names of endpoints with the resolver of the host. The Tunnel resolves
+// all other names with the file's name servers, through the tunnel. When a peer does not answer, the Tunnel resolves the names of
+// its endpoints again and tries all their addresses, and all Endpoint lines of the file, until the peer answers; see package
+// follow.
 //
 // The keys Table, PreUp, PostUp, PreDown, PostDown and SaveConfig have no effect, because a Tunnel has no interface of the
 // system.
@@ -30,19 +31,20 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A Config says what a file does not say. The zero value opens a tunnel over UDP sockets. OpenFile copies what it needs.
+// A Config has the settings that a file does not have. The zero value opens a tunnel over UDP sockets. OpenFile copies the
+// settings that it needs.
 type Config struct {
 	// Device has settings of the device, such as Logger, KeyLog and Bind. A nil Bind means UDP sockets on all addresses.
-	// PrivateKey, ListenPort, FirewallMark, Peers and Tunnel must be zero: the first four come from the file, and the
-	// Tunnel is the Net.
+	// PrivateKey, ListenPort, FirewallMark, Peers and Tunnel must be zero: the first four come from the file, and the device's
+	// Tunnel is the network stack.
 	Device wireguard.Config
 
-	// Net has settings of the network stack, such as Memory and Forward. Zero Addresses, DNS, Search and MTU are taken
-	// from the file.
+	// Net has settings of the network stack, such as Memory and Forward. If Addresses, DNS, Search or MTU is zero, it comes from
+	// the file.
 	Net netstack.Config
 
-	// Resolution says how to resolve the names of endpoints. The zero value asks the host's resolver, and asks again as
-	// wg(8) does, until the context ends.
+	// Resolution says how to resolve the names of endpoints. The zero value asks the host's resolver, and retries as wg(8) does
+	// until the context ends.
 	Resolution conf.Resolution
 
 	// Changes reports changes of the network and resumes from sleep; see [follow.Config]. Nil means the system's reports. A
@@ -56,19 +58,19 @@ type Tunnel struct {
 	net    *netstack.Net
 
 	mu   sync.Mutex // guards file, and serialises calls of Follower.Apply
-	file *conf.File // as last applied
+	file *conf.File // the file that was applied last
 
 	follower *follow.Follower
 	unfollow context.CancelFunc
 	followed chan struct{} // closed when the goroutine of the Follower has ended
 }
 
-// Open opens the tunnel that a file describes. It resolves the names of endpoints, for as long as ctx lasts, and starts the
-// device. It does not wait for a session: the first packet begins a handshake, and [Tunnel.Wait] waits for sessions. The end of
-// ctx does not close the Tunnel.
+// Open opens the tunnel that a file describes. It resolves the names of endpoints, and starts the device. Resolving fails when
+// ctx ends. Open does not wait for a session: the first packet begins a handshake, and [Tunnel.Wait] waits for sessions. The
+// Tunnel stays open when ctx ends.
 //
-// An unknown key or section is an error, since most are misspelt. So is a file without a private key or an address, and
-// a name that does not resolve.
+// Open fails if the file has an unknown key or section, because most of these are misspelt. It also fails if the file has no
+// private key or no address, and if a peer has endpoints but none of them resolves.
 func Open(ctx context.Context, path string) (*Tunnel, error) {
 	f, err := conf.ReadFile(path) // its errors name the file
 	if err != nil {
@@ -81,8 +83,8 @@ func Open(ctx context.Context, path string) (*Tunnel, error) {
 	return t, nil
 }
 
-// OpenFile is Open for a file that the program has parsed. A [conf.Syntax] says which further sections and keys it may have.
-// OpenFile sets the address of each endpoint in f that is a name.
+// OpenFile does what Open does, for a file that the program has parsed. A file that was parsed with a [conf.Syntax] may have
+// further sections and keys. OpenFile sets the Addr of each endpoint in f whose Host is a name.
 func OpenFile(ctx context.Context, f *conf.File, c Config) (*Tunnel, error) {
 	t, err := open(ctx, f, c)
 	if err != nil {
@@ -121,7 +123,7 @@ func open(ctx context.Context, f *conf.File, c Config) (*Tunnel, error) {
 		return nil, err
 	}
 	if err := d.Up(); err != nil {
-		d.Close() // and with it n
+		d.Close() // also closes n
 		return nil, err
 	}
 	t := &Tunnel{device: d, net: n, file: f, followed: make(chan struct{})}
@@ -144,7 +146,8 @@ func (c *Config) check() error {
 	return nil
 }
 
-// complete returns an error for what wg(8) and wg-quick(8) let a file leave out, but without which no tunnel works here.
+// complete returns an error if the private key or the addresses are missing. wg(8) and wg-quick(8) accept a file without them,
+// but a Tunnel does not work without them.
 func complete(f *conf.File, c *Config) error {
 	var errs []error
 	if f.Interface.PrivateKey.IsZero() {
@@ -174,11 +177,11 @@ func (c *Config) stack(f *conf.File) netstack.Config {
 	return n
 }
 
-// Wait waits until each peer that has an endpoint also has a session. Connections then begin without the delay of a
-// handshake, which is over 5 s if its first message is lost.
+// Wait waits until each peer that has an endpoint also has a session. Connections that are made afterwards do not have to wait
+// for a handshake, which takes over 5 s if the initiation is lost.
 //
-// Wait fails when ctx ends, and after about 100 s without an answer. The error names each peer without a session, and
-// also wraps the error of the last send to it if that failed.
+// Wait fails when ctx ends, and after about 100 s without an answer. The error names each peer without a session. If the last
+// send to such a peer failed, the error also wraps the error of that send.
 func (t *Tunnel) Wait(ctx context.Context) error {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -199,7 +202,8 @@ func (t *Tunnel) Wait(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// noSession says why there is no session with a peer, and what to do about it if the peer did not answer.
+// noSession returns an error that says why there is no session with a peer. If the peer did not answer, the error also says what
+// to check.
 func (t *Tunnel) noSession(key wireguard.PublicKey, err error) error {
 	p, _ := t.device.Peer(key)
 	if !errors.Is(err, wireguard.ErrNoAnswer) && !errors.Is(err, context.DeadlineExceeded) {
@@ -209,7 +213,7 @@ func (t *Tunnel) noSession(key wireguard.PublicKey, err error) error {
 		"PresharedKey are those of that end, and that it has this end's public key, %v", p.Endpoint, err, t.device.Status().PublicKey)
 }
 
-// Device returns the device of the tunnel: its status, events and configuration.
+// Device returns the device of the tunnel, which has methods for its status, events and configuration.
 func (t *Tunnel) Device() *wireguard.Device { return t.device }
 
 // Net returns the network stack of the tunnel, which has all of package net's functions for connections and names.
@@ -220,13 +224,13 @@ func (t *Tunnel) Dial(network, address string) (net.Conn, error) {
 	return t.net.Dial(network, address)
 }
 
-// DialContext connects to an address behind the tunnel, as [netstack.Net.DialContext] does. It resolves a name with the
-// file's name servers.
+// DialContext connects to an address behind the tunnel, as [netstack.Net.DialContext] does. If the address has a name,
+// DialContext resolves it with the file's name servers.
 func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return t.net.DialContext(ctx, network, address)
 }
 
-// Listen listens on an address of the tunnel, as in ":80" or "10.0.0.2:80", for connections from its peers.
+// Listen listens on an address of the tunnel, such as ":80" or "10.0.0.2:80", for connections from the tunnel's peers.
 func (t *Tunnel) Listen(network, address string) (net.Listener, error) {
 	return t.net.Listen(network, address)
 }
@@ -244,9 +248,9 @@ func (t *Tunnel) LookupHost(ctx context.Context, host string) ([]string, error) 
 // Resolver returns a resolver that asks the file's name servers, through the tunnel.
 func (t *Tunnel) Resolver() *net.Resolver { return t.net.Resolver() }
 
-// Reload gives the tunnel the keys, ports and peers of another file, as a whole or not at all. Sessions of peers that stay are
-// kept. Addresses, DNS, MTU and so on stay as they are. Reload returns the plan of what changes, also if it fails. To see the plan
-// before, call [follow.NewPlan] with the file that OpenFile or the last Reload got.
+// Reload gives the tunnel the keys, ports and peers of another file, as a whole or not at all. Peers that stay keep their
+// sessions. Addresses, DNS, MTU and so on stay as they are. Reload returns the plan of the changes, even if the plan cannot be
+// applied. To see the plan beforehand, call [follow.NewPlan] with the file of OpenFile or of the last Reload, and the new file.
 func (t *Tunnel) Reload(ctx context.Context, f *conf.File) (*follow.Plan, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -261,8 +265,8 @@ func (t *Tunnel) Reload(ctx context.Context, f *conf.File) (*follow.Plan, error)
 	return p, nil
 }
 
-// Close closes the tunnel and all its connections, listeners and sockets. It may be called again. When it returns, none of
-// the Tunnel's goroutines is left. Connections fail from then on with errors that wrap net.ErrClosed.
+// Close closes the tunnel and all its connections, listeners and sockets. It may be called again. When Close returns, all
+// goroutines of the Tunnel have ended. Afterwards, calls on its connections fail with errors that wrap net.ErrClosed.
 func (t *Tunnel) Close() error {
 	t.unfollow()
 	err := t.device.Close()

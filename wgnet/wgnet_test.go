@@ -65,7 +65,7 @@ func openFile(t *testing.T, f *conf.File, c wgnet.Config) *wgnet.Tunnel {
 	return tunnel
 }
 
-// ends are two tunnels: a at 10.0.0.1, and b at 10.0.0.2, which knows a by name.
+// ends returns two tunnels: a at 10.0.0.1 and b at 10.0.0.2. The Endpoint of b's peer is the name of a's host.
 func ends(t *testing.T) (a, b *wgnet.Tunnel) {
 	t.Helper()
 	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
@@ -79,7 +79,7 @@ func ends(t *testing.T) (a, b *wgnet.Tunnel) {
 	return a, b
 }
 
-// TestConnections uses each kind of connection between two tunnels, in both directions.
+// TestConnections checks each kind of connection between two tunnels, in both directions.
 func TestConnections(t *testing.T) {
 	testkit.NoLeaks(t)
 	a, b := ends(t)
@@ -139,7 +139,7 @@ func TestConnections(t *testing.T) {
 	}
 	p.Close()
 
-	// The resolver asks through the tunnel, where nobody answers: port 53 is unreachable now.
+	// The resolver sends its query through the tunnel, where no server answers on port 53.
 	short, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if as, err := b.LookupHost(short, "example.com"); err == nil || !strings.Contains(err.Error(), "10.0.0.1:53") {
@@ -163,8 +163,8 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestClose checks that Close leaves no goroutine and no socket, and neither does an OpenFile that fails after it has
-// made a stack.
+// TestClose checks that Close leaves no goroutine and no socket. It also checks this for an OpenFile that fails after it has made
+// a network stack.
 func TestClose(t *testing.T) {
 	testkit.NoLeaks(t)
 	a, b := ends(t)
@@ -239,7 +239,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
-// TestWaitErrors checks that Wait says where no answer came from, why, and what to check.
+// TestWaitErrors checks that the error of Wait says which endpoint did not answer, why, and what to check.
 func TestWaitErrors(t *testing.T) {
 	testkit.NoLeaks(t)
 	silent, err := net.ListenPacket("udp", loopback+":0")
@@ -268,7 +268,7 @@ func TestWaitErrors(t *testing.T) {
 	}
 }
 
-// A lost is a Bind with sockets that fail to send.
+// A lost is a Bind whose sockets fail to send.
 type lost struct{ wireguard.Bind }
 
 var errLost = errors.New("the network is down today")
@@ -286,7 +286,7 @@ func (lostSocket) Send(ts []wireguard.Train) {
 	}
 }
 
-// TestWaitSendError checks that the error of Wait contains that of the send.
+// TestWaitSendError checks that the error of Wait contains the error of the failed send.
 func TestWaitSendError(t *testing.T) {
 	testkit.NoLeaks(t)
 	tunnel := openFile(t, parse(t, "[Interface]\nPrivateKey=%s\nAddress=10.0.0.2\n[Peer]\nPublicKey=%v\nEndpoint=192.0.2.1:1\nAllowedIPs=10.0.0.1\n",
@@ -298,7 +298,7 @@ func TestWaitSendError(t *testing.T) {
 	}
 }
 
-// TestReload adds a peer to an open tunnel, and keeps its session.
+// TestReload checks that Reload adds a peer to an open tunnel, and keeps the session of the other peer.
 func TestReload(t *testing.T) {
 	testkit.NoLeaks(t)
 	a, b := ends(t)
@@ -333,8 +333,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestFollow finds a server at the second Endpoint of a file over UDP sockets. The first attempt takes 5 s, so it runs only
-// with WGNET_SLOW=1.
+// TestFollow checks that a Tunnel over UDP sockets finds a server at the second Endpoint of a file. The first attempt takes 5 s,
+// so the test runs only with WGNET_SLOW=1.
 func TestFollow(t *testing.T) {
 	if os.Getenv("WGNET_SLOW") != "1" {
 		t.Skip("takes 5 s; set WGNET_SLOW=1")

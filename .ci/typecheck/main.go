@@ -1,6 +1,6 @@
-// Command typecheck checks that every package of this module and its tests compile on other platforms. It reads the sources of all
-// packages, the standard library's too, and checks their types. It generates no code, so that a platform takes seconds where
-// go build takes a minute from an empty cache.
+// Command typecheck checks that every package of this module and its tests compile on other platforms. It reads the sources of
+// these packages and of all packages that they import, including the standard library, and checks their types. It generates no
+// code, so it needs only seconds per platform. With an empty cache, go build needs a minute.
 //
 //	go run ./.ci/typecheck linux/arm64 windows/amd64 js/wasm
 package main
@@ -20,12 +20,13 @@ import (
 	"strings"
 )
 
-// source is what go list says of a package. It lists the packages that a package imports before the package itself.
+// source is the description of one package in the output of go list. In that output, the packages that a package imports precede
+// the package itself.
 type source struct {
 	ImportPath string
 	Dir        string
 	GoFiles    []string
-	ImportMap  map[string]string // the path in the source to the package that it means, where those differ
+	ImportMap  map[string]string // maps an import path in the source to the path of the imported package, if the two differ
 	Module     *struct{ Main bool }
 }
 
@@ -50,7 +51,8 @@ func main() {
 	}
 }
 
-// check checks the module's packages for one platform. It returns how many it checked, with their tests.
+// check checks the module's packages and their tests for one platform. It returns the number of packages that it checked; a
+// package with its tests counts separately.
 func check(system, arch string) (checked int, err error) {
 	list := exec.Command("go", "list", "-deps", "-test", "-json=ImportPath,Dir,GoFiles,ImportMap,Module", "./...")
 	list.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+system, "GOARCH="+arch)
@@ -72,7 +74,7 @@ func check(system, arch string) (checked int, err error) {
 			return 0, err
 		}
 		if p.ImportPath == "unsafe" || strings.HasSuffix(p.ImportPath, ".test") {
-			continue // The program that runs a package's tests is generated.
+			continue // this is the generated program that runs a package's tests
 		}
 		ours := p.Module != nil && p.Module.Main
 		made, errs := p.check(known, arch, ours)
@@ -91,7 +93,8 @@ func check(system, arch string) (checked int, err error) {
 	return checked, errors.Join(faults...)
 }
 
-// check checks one package. It skips the bodies of functions in packages that are not ours.
+// check checks one package. known contains the packages that were checked before. In packages of other modules, check skips the
+// bodies of functions.
 func (p *source) check(known map[string]*types.Package, arch string, ours bool) (*types.Package, []error) {
 	var faults []error
 	note := func(err error) { faults = append(faults, err) }
@@ -111,12 +114,12 @@ func (p *source) check(known map[string]*types.Package, arch string, ours bool) 
 		IgnoreFuncBodies: !ours,
 		Error:            note,
 	}
-	path, _, _ := strings.Cut(p.ImportPath, " ") // "path [path.test]" is the package as its tests see it.
+	path, _, _ := strings.Cut(p.ImportPath, " ") // "path [path.test]" is the package compiled together with its tests
 	made, _ := config.Check(path, files, parsed, nil)
 	return made, faults
 }
 
-// importer finds a package among those that were checked before.
+// importer is a types.Importer that returns packages that were checked before.
 type importer struct {
 	known map[string]*types.Package
 	names map[string]string

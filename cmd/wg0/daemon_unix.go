@@ -54,8 +54,8 @@ func run(c command) error {
 	return serve(c, file, parent, in, o, newLogger())
 }
 
-// serve runs the daemon until it stops. file is nil if other programs configure the interface. If nobody asked the daemon to
-// stop, serve returns an error, so that a service manager restarts the daemon.
+// serve runs the daemon until it stops. file is nil if other programs configure the interface. If the daemon stops although
+// nobody has asked it to, serve returns an error, so that a service manager restarts the daemon.
 func serve(c command, file *tunnelFile, parent *parent, in inherited, o options, log *slog.Logger) error {
 	stops, hups := signals(file != nil)
 	ctx, cancel := context.WithCancelCause(context.Background())

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// findMTU returns the path MTU to the endpoints less the tunnel's overhead. If it finds none, it uses the MTU of the default
-// route.
+// findMTU returns the largest path MTU to an endpoint, minus the tunnel's overhead. If no path has an MTU, findMTU uses the MTU
+// of the default route, or else 1,500 bytes.
 func (t *tunnelFile) findMTU(ctx context.Context, d *wireguard.Device) int {
 	const overhead, usual = 80, 1500
 	mtu := 0
@@ -34,8 +34,8 @@ var (
 	deviceOf  = regexp.MustCompile(`\bdev ([^ \n]+)`)
 )
 
-// pathMTU returns the MTU of the first route that ip shows, or else that of the route's device, or else 0. In ip's output, the
-// lines that continue a route are indented.
+// pathMTU returns the MTU of the first route that ip shows. If that route has no MTU, pathMTU returns the MTU of the route's
+// device, or 0 if that is not known either. In ip's output, the lines that continue a route are indented.
 func (t *tunnelFile) pathMTU(ctx context.Context, args ...string) int {
 	out, _ := t.output(ctx, "ip", append([]string{"route"}, args...)...)
 	if n := nextRoute.FindStringIndex(out); n != nil {

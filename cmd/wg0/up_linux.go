@@ -27,8 +27,8 @@ type tunnelFile struct {
 	host
 	path   string // absolute
 	hooked bool   // whether a PreUp or PostUp hook has started
-	only4  bool   // whether to leave out IPv6, which is off; set by up, then used by reloads
-	mark   uint32 // of the default route's rules; 0 without such rules; used by up, then by reloads, and then by cleanUp
+	only4  bool   // whether to leave out IPv6, because the host has none or has it turned off; set by up, then used by reloads
+	mark   uint32 // the mark in the default route's rules, or 0 without such rules; used by up, then by reloads, then by cleanUp
 
 	mu   sync.Mutex // guards file, which reload changes
 	file *conf.File
@@ -40,7 +40,7 @@ const configDirectory = "/etc/wireguard"
 
 var fileName = regexp.MustCompile(`^([a-zA-Z0-9_=+.-]{1,15})\.conf$`)
 
-// findTarget returns the file and the interface that FILE or IFACE means.
+// findTarget returns the file and the interface that target, the argument FILE or IFACE, means.
 func findTarget(target string) (path, iface string, err error) {
 	path = target
 	if !strings.Contains(target, "/") && !strings.HasSuffix(target, ".conf") {

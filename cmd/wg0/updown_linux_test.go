@@ -204,7 +204,8 @@ func TestMTUAndTables(t *testing.T) {
 	}
 }
 
-// TestTwoDefaults checks that a second interface uses another table, and that the rule that both need stays until both are down.
+// TestTwoDefaults checks that a second interface with a default route uses another table, and that the rule that both interfaces
+// need stays until both are down.
 func TestTwoDefaults(t *testing.T) {
 	s := newSpace(t)
 	needs(t, "wg")

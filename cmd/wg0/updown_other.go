@@ -12,7 +12,8 @@ func errLinuxAlone(what string) error {
 	return fmt.Errorf("`wg0 %s` does not run on %s, only on Linux; use WG_QUICK_USERSPACE_IMPLEMENTATION=wg0 wg-quick %s", what, runtime.GOOS, what)
 }
 
-// A tunnelFile is an interface and its configuration file. This system does not support it.
+// A tunnelFile stands in for the type of this name in the build for Linux. Only Linux has `wg0 up` and `wg0 down`: here, readTarget
+// always fails, so no tunnelFile is ever made.
 type tunnelFile struct{}
 
 func readTarget(string) (*tunnelFile, error) { return nil, errLinuxAlone("up") }

@@ -18,7 +18,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// serveName is a DNS server on port 53 of the office, which knows one name, at 10.7.0.1.
+// serveName starts a DNS server on port 53 of the office. The server knows one name, whose address is 10.7.0.1.
 func (o *office) serveName(name string) {
 	o.Helper()
 	c, err := o.ListenPacket("udp", ":53")
@@ -87,7 +87,8 @@ func TestBrowser(t *testing.T) {
 	r := launch(t, strings.Replace(o.file(""), "CheckAlive =", "DNS = 10.7.0.1\nCheckAlive =", 1), in, "-socks", socks)
 	r.waitFor("waiting for the first byte")
 
-	// The test does not use its own folder, which is removed while Chromium's last processes may still write to it.
+	// This is not the test's temporary folder, because that folder is removed while Chromium's last processes may still write to
+	// it.
 	home, err := os.MkdirTemp("", "chromium")
 	if err != nil {
 		t.Fatal(err)

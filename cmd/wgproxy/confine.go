@@ -23,9 +23,9 @@ func (s *settings) files() []string {
 	return all
 }
 
-// foldersOf returns the folders of files and of what they link to. wgproxy keeps rights to folders, because editors and
-// configuration tools replace files. For a file in the root folder, foldersOf returns the file itself, because the root
-// folder holds all others.
+// foldersOf returns the folders of files, and for symbolic links also the folders of their targets. wgproxy keeps rights to
+// folders, because editors and configuration tools replace files. For a file in the root folder, foldersOf returns the file
+// itself, because the root folder holds all others.
 func foldersOf(files []string) (folders []string) {
 	for _, f := range files {
 		real, err := filepath.EvalSymlinks(f)

@@ -35,7 +35,8 @@ func needLandlock(t *testing.T) {
 	}
 }
 
-// runConfined is the child of TestConfine. Threads that existed before it confined itself try the same.
+// runConfined is what the child process of TestConfine runs. It starts four threads, confines the process, and prints what each
+// of the threads can still do.
 func runConfined(folder string) {
 	threads, confined, done := 4, make(chan bool), make(chan string)
 	for range threads {
@@ -57,7 +58,7 @@ func runConfined(folder string) {
 	}
 }
 
-// confinedTries returns what is possible in and outside a folder.
+// confinedTries returns which operations succeed inside and outside a folder.
 func confinedTries(folder string) string {
 	var can []string
 	try := func(what string, err error) {
@@ -88,7 +89,7 @@ func confinedTries(folder string) string {
 }
 
 // TestConfine checks that a process that has confined itself can read files in its folder and those of resolvers, and listen, and
-// that it can open no file outside, list nothing, change nothing and start no program, on any thread.
+// that it cannot open files elsewhere, list folders, change files or start programs, on any thread.
 func TestConfine(t *testing.T) {
 	needLandlock(t)
 	outside := t.TempDir()

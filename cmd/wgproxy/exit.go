@@ -49,7 +49,7 @@ func (p *parser) exitEntry(key, v string) error {
 	return nil
 }
 
-// exitPrefix parses a prefix or an address of Allow.
+// exitPrefix parses one item in the list of the key Allow: a prefix, or an address, which it turns into a prefix of full length.
 func exitPrefix(text string) (netip.Prefix, error) {
 	prefix, err := netip.ParsePrefix(text)
 	if a, e := netip.ParseAddr(text); e == nil && a.Zone() == "" {

@@ -56,9 +56,9 @@ func TestGatewaySection(t *testing.T) {
 	}
 }
 
-// TestGatewayProcess: a second device fetches a page of a web server on the host through a process with [Gateway] and Allow. The
-// tunnel's addresses are refused, and so is a second connection beyond MaxFlows. A first reload raises MaxFlows, and a second
-// one removes Allow.
+// TestGatewayProcess checks that a second device can fetch a page from a web server on the host through a wgproxy process with
+// [Gateway] and Allow. The process must refuse the tunnel's addresses, and a second connection beyond MaxFlows. The test then
+// raises MaxFlows with a first reload, and removes Allow with a second one.
 func TestGatewayProcess(t *testing.T) {
 	host := testkit.HostAddr(t)
 	l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
@@ -79,7 +79,7 @@ func TestGatewayProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	// The process initiates to the client, so that the test need not guess a free port for the process.
+	// The process sends the first initiation to the client, so the client need not know the port of the process.
 	text := fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.7.0.1/24\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.7.0.2/32\nEndpoint = 127.0.0.1:%d\nPersistentKeepalive = 1\n[Gateway]\n",
 		key.Text(), clientKey.Public(), client.Device().Status().ListenPort)
 	r := &run{T: t, path: write(t, "gateway.conf", text+fmt.Sprintf("Allow = %v\nMaxFlows = 1\n", host))}
@@ -155,8 +155,8 @@ func TestGatewayProcess(t *testing.T) {
 	}
 }
 
-// TestGatewayDrain checks that after SIGTERM, a connection through [Gateway] goes on until it ends, and another one is refused.
-// Before that, /metrics and the status page count the connection.
+// TestGatewayDrain checks that after SIGTERM, wgproxy lets an existing connection through [Gateway] continue until it ends, and
+// refuses a new one. It also checks that /metrics and the status page count the connection before SIGTERM.
 func TestGatewayDrain(t *testing.T) {
 	host := testkit.HostAddr(t)
 	l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
@@ -166,7 +166,8 @@ func TestGatewayDrain(t *testing.T) {
 	defer l.Close()
 	go echo(l)
 	o := newOffice(t)
-	// The office is the peer. Its own peer may be reached at all addresses, because all its traffic goes to wgproxy.
+	// The office is the peer of [Gateway]. Its own AllowedIPs for wgproxy are all IPv4 addresses, so all its traffic goes to
+	// wgproxy.
 	if err := o.Device().SetPeer(wireguard.PeerConfig{PublicKey: o.client.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}); err != nil {
 		t.Fatal(err)
 	}

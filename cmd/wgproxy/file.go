@@ -47,13 +47,14 @@ var syntax = conf.Syntax{
 	Semicolons: true,
 }
 
-// A service is what one section, or one flag, asks for. It is comparable: a reload keeps services that are equal.
+// A service is what one section, or one flag of the command line, describes. Services are comparable: a reload keeps a service
+// that is equal to one in the new file.
 type service struct {
 	kind               string
 	bind, target       string // addresses to listen on and to dial, "host:port"
 	username, password string
 	certFile, keyFile  string
-	idle               time.Duration // of a UDP flow; negative means for ever
+	idle               time.Duration // how long a UDP flow may be idle; negative means for ever
 }
 
 // String names a service without its secrets.
@@ -69,11 +70,11 @@ func (s service) String() string {
 	return fmt.Sprintf("[%s] on %s", s.kind, s.bind)
 }
 
-// settings is a file as wgproxy understands it.
+// settings are the contents of a configuration file.
 type settings struct {
 	path     string
 	included string     // path of the file that the key WGConfig names, or empty
-	file     *conf.File // the tunnel's: that of WGConfig, if the file has one
+	file     *conf.File // describes the tunnel; it is the file of WGConfig, if there is one
 	services []service
 	exit     *exitSettings // [Gateway], or nil
 	alive    []netip.Addr  // CheckAlive
@@ -185,8 +186,8 @@ var (
 	hookKeys = regexp.MustCompile(`(?i)^\s*(PreUp|PostUp|PreDown|PostDown)\s*=`)
 )
 
-// expandKeys replaces values of [Interface] and [Peer] that are $NAME. The values of other sections are expanded where they are
-// used, since they may hold a # there.
+// expandKeys replaces each value $NAME in [Interface] and [Peer] by the value of the environment variable. In other sections,
+// values may contain a #, so the program expands them only where it uses them.
 func expandKeys(text string) (string, error) {
 	var b strings.Builder
 	ours, line := false, 0
@@ -233,7 +234,7 @@ func expand(v string) (string, error) {
 // A parser reads the sections that conf does not know.
 type parser struct {
 	*settings
-	other       string // WGConfig
+	other       string // the value of WGConfig
 	hasInterval bool
 	errs        []error
 }

@@ -112,7 +112,7 @@ func TestWireproxyFile(t *testing.T) {
 		}
 	}
 
-	// The same tunnel from another file, beside this one.
+	// A second file in the same folder takes the same tunnel from the first file with WGConfig.
 	including := filepath.Join(filepath.Dir(path), "b.conf")
 	if err := os.WriteFile(including, []byte("WGConfig = a.conf\n[Socks5]\nBindAddress = 127.0.0.1:1\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -157,7 +157,7 @@ func TestFileErrors(t *testing.T) {
 	}
 }
 
-// TestArgs checks that flags may precede and follow the file, and that a port alone is a port of this host.
+// TestArgs checks that flags may precede and follow the file, and that -L with a port alone listens on 127.0.0.1.
 func TestArgs(t *testing.T) {
 	o, err := parseArgs(strings.Fields("-s -socks 127.0.0.1:1080 office.conf -http [::1]:8080 -L 8080=10.7.0.1:80 -L 0.0.0.0:1=a:2 -R 2222=127.0.0.1:22 -status 127.0.0.1:9090 -n"), io.Discard)
 	want := []service{

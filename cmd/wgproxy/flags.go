@@ -17,7 +17,7 @@ wg-quick(8) file, which may have the sections of wireproxy: [Socks5], [http], [S
 
 `
 
-// options are the command line.
+// options are the values of the command line.
 type options struct {
 	path        string
 	services    []service
@@ -27,7 +27,7 @@ type options struct {
 	silent      bool
 	background  bool
 	keepRights  bool     // do not call confine
-	confined    []string // the folders of confine, or nil
+	confined    []string // the folders that confine returned, or nil
 }
 
 // parseArgs reads the command line. Flags may precede and follow FILE.

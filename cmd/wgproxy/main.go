@@ -11,34 +11,35 @@
 // value $NAME stands for an environment variable. A peer without AllowedIPs gets all addresses.
 //
 // A section [Gateway], which may be empty, makes wgproxy an exit for its peers: their TCP, UDP and pings to other hosts leave
-// through the sockets of this host. It refuses flows to the tunnel, and to this host and its links, and lets peers reach the
-// host's neighbours. Allow = 192.168.1.2, fd00::/64 opens addresses that it would refuse, such as the host's own; only
-// loopback, link-local and multicast addresses stay closed. MaxFlows limits the connections and UDP sockets that each peer has
-// at once (4096 unless set). BytesPerSecond limits what each peer sends, and separately what it receives. The AllowedIPs of a
-// peer must be its own addresses, because a peer cannot reach addresses inside any AllowedIPs. Pings need a group in the sysctl
-// net.ipv4.ping_group_range on Linux.
+// through the sockets of this host. wgproxy refuses flows to the tunnel, to this host, and to special addresses such as
+// link-local and multicast ones. Peers can reach the other hosts of the local network. Allow = 192.168.1.2, fd00::/64 opens
+// addresses that wgproxy would otherwise refuse, such as the host's own; only loopback, link-local and multicast addresses stay
+// closed. MaxFlows limits the connections and UDP sockets that each peer has at once (4096 unless set). BytesPerSecond limits
+// what each peer sends, and separately what it receives. The AllowedIPs of a peer must be its own addresses, because a peer
+// cannot reach addresses inside any AllowedIPs. On Linux, pings work only if a group of the process is in the range of the sysctl
+// net.ipv4.ping_group_range.
 //
 //	[Gateway]
 //	Allow = 192.168.1.2
 //	MaxFlows = 500
 //	BytesPerSecond = 2500000
 //
-// -status serves a page that shows the tunnel and its peers live, /metrics for Prometheus, and /readyz: a JSON object of each
-// address of CheckAlive in [Interface] and the Unix time of its last answer to a ping. The status of /readyz is 503 if an answer
-// is over 2 s later than CheckAliveInterval allows. All three refuse requests for a host name with status 421, so that no page of
-// another site reads them by DNS rebinding; IP addresses and localhost are allowed. If Prometheus or a health checker uses a name,
-// write -status-host NAME.
+// -status serves three things: a page that shows the tunnel and its peers live, /metrics for Prometheus, and /readyz. /readyz is
+// a JSON object with each address of CheckAlive in [Interface] and the Unix time of its last answer to a ping. Its status is 503
+// if the last answer of an address is older than CheckAliveInterval plus 2 s. All three answer requests for IP addresses and
+// localhost. They refuse requests for other host names with status 421, so that no page of another site can read them by DNS
+// rebinding. If Prometheus or a health checker uses a host name, write -status-host NAME.
 //
-// SIGHUP reads the file again. wgproxy prints what changes, and keeps the sessions of peers and the connections of services that
-// stay. On SIGTERM and SIGINT, it accepts no new connections, and gives those that exist up to 10 s to end, including the peers'
-// TCP connections through [Gateway]. A second signal ends wgproxy at once.
+// On SIGHUP, wgproxy reads the file again and prints what changes. It keeps the sessions of peers, and the connections of
+// services, that are still in the file. On SIGTERM and SIGINT, it accepts no new connections, and gives existing connections up
+// to 10 s to end, including the peers' TCP connections through [Gateway]. A second signal ends wgproxy at once.
 //
-// On Linux with Landlock, wgproxy gives up the right to open files before it opens the tunnel. It can still read what is in the
-// folders of its file, of WGConfig and of certificates, and what resolvers read, which includes /etc. So give its file a folder of
-// its own. A reload that needs a file elsewhere fails and says so. -no-landlock keeps the right.
+// On Linux with Landlock, wgproxy gives up the right to open files before it opens the tunnel. It can still read all files in the
+// folders of its file, of WGConfig and of certificates, and in the folders that resolvers need, such as /etc. So keep its file in
+// a folder without other files. A reload that needs a file elsewhere fails and says so. -no-landlock keeps the right.
 //
-// wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their addresses.
-// wgproxy@.service is a unit that takes every right away that wgproxy does not need.
+// wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their addresses. The
+// unit wgproxy@.service removes every right that wgproxy does not need.
 package main
 
 import (

@@ -23,8 +23,8 @@ import (
 type program struct {
 	*settings
 	options  *options
-	family   string    // as in settings, at the start: dials read it, and a reload does not change it
-	out      io.Writer // for people
+	family   string    // settings.family at the start; dials read it, and a reload does not change it
+	out      io.Writer // gets the messages for the user
 	terminal bool      // whether out shows progress
 	stdin    io.Reader // what [STDIOTunnel] sends; nothing else may use stdin and stdout
 	stdout   io.Writer // what [STDIOTunnel] receives
@@ -40,14 +40,15 @@ type program struct {
 // A server is a service that runs.
 type server struct {
 	*proxy.Server
-	closers []io.Closer // sockets that Serve does not have yet
+	closers []io.Closer // open sockets that were not yet passed to Serve
 	serve   func() error
 }
 
-// drainTime is how long connections may go on after SIGTERM.
+// drainTime is how long existing connections may continue after SIGTERM.
 const drainTime = 10 * time.Second
 
-// run serves until a signal or until ctx ends. It returns nil if it was asked to end.
+// run serves until a signal other than SIGHUP arrives, ctx ends, or a service ends by itself. It returns an error only if
+// something has failed.
 func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error) {
 	p.family = p.settings.family
 	p.running, p.ended = make(map[service]*server), make(chan error, 1)
@@ -104,14 +105,14 @@ func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error)
 	}
 }
 
-// say prints lines for people.
+// say prints a message for the user, with the program's name in front of each line.
 func (p *program) say(format string, args ...any) {
 	for line := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") {
 		fmt.Fprintf(p.out, "wgproxy: %s\n", line)
 	}
 }
 
-// open opens the tunnel. A signal other than SIGHUP ends the wait for names; p.tunnel is nil then.
+// open opens the tunnel. If a signal other than SIGHUP arrives while open resolves names, open gives up, and p.tunnel stays nil.
 func (p *program) open(ctx context.Context, signals <-chan os.Signal) error {
 	for _, w := range p.file.Warnings() {
 		p.say("warning: %v", w)
@@ -157,7 +158,7 @@ func (p *program) open(ctx context.Context, signals <-chan os.Signal) error {
 	}
 }
 
-// close ends the flows of the gateway, and the tunnel, as far as they exist.
+// close closes the gateway and the tunnel, if they exist.
 func (p *program) close() {
 	if p.gateway != nil {
 		p.gateway.Close()
@@ -201,7 +202,7 @@ func (p *program) showSession(ctx context.Context) {
 	}
 }
 
-// startServices starts services. If one fails, it stops those that it started.
+// startServices starts services. If a service fails to start, startServices stops those that it has started.
 func (p *program) startServices(services []service) error {
 	var started []service
 	for _, s := range services {
@@ -295,7 +296,8 @@ func (p *program) dial(ctx context.Context, network, address string) (net.Conn, 
 	return p.tunnel.DialContext(ctx, network+p.family, address)
 }
 
-// firstByte returns a function that prints once that bytes have arrived through the tunnel.
+// firstByte returns a function for the reports of connections. On a terminal, this function prints a message once in the life of
+// wgproxy: for the first report of a connection that has received bytes.
 func (p *program) firstByte() func(proxy.Report) {
 	if !p.terminal {
 		return func(proxy.Report) {}

@@ -70,7 +70,7 @@ func newOffice(t *testing.T) *office {
 	return o
 }
 
-// file returns the client's file. more has further lines for its end.
+// file returns the text of the client's file. more has further lines for the end of the file.
 func (o *office) file(more string) string {
 	return fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.7.0.2\nCheckAlive = 10.7.0.1\nCheckAliveInterval = 1\n[Peer]\nPublicKey = %v\nEndpoint = 127.0.0.1:%d\n%s",
 		o.client.Text(), o.key.Public(), o.Device().Status().ListenPort, more)
@@ -145,7 +145,7 @@ func (r *run) counted(line string) (text string) {
 	return text
 }
 
-// end sends SIGTERM, and wants run to return without an error.
+// end sends SIGTERM, and checks that the program's run returns no error.
 func (r *run) end() {
 	r.Helper()
 	r.signals <- syscall.SIGTERM
@@ -180,8 +180,9 @@ func curl(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// TestServices: curl reaches a web server behind the tunnel through SOCKS5, an HTTP proxy with a password, and a forward; a
-// connection from the tunnel reaches a service of this host; and the status page's server reports all that.
+// TestServices checks that curl reaches a web server behind the tunnel through SOCKS5, through an HTTP proxy with a password, and
+// through a forward. It also checks that a connection from the tunnel reaches a service of this host, and that the status page,
+// /metrics and /readyz show the tunnel's state.
 func TestServices(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)
@@ -243,7 +244,7 @@ func TestServices(t *testing.T) {
 			t.Errorf("/metrics lacks %s in\n%s", want, metrics)
 		}
 	}
-	o.Close() // from now on, nobody answers
+	o.Close() // from now on, nobody answers the pings
 	testkit.Eventually(t, "the last pong is late", func() bool {
 		return curl(t, "-o", os.DevNull, "-w", "%{http_code}", "http://"+status+"/readyz") == "503"
 	})
@@ -251,7 +252,7 @@ func TestServices(t *testing.T) {
 }
 
 // TestReload checks that on SIGHUP wgproxy prints what changes, stops and starts services, and keeps a connection of a service
-// that stays. A file with an error changes nothing.
+// that remains. A file with an error changes nothing.
 func TestReload(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)
@@ -293,7 +294,8 @@ func TestReload(t *testing.T) {
 	reload(o.file("[Socks5]\n"), "not reloaded: "+r.path+": line 9: [Socks5]: BindAddress is missing")
 	other := wireguard.NewPrivateKey().Public()
 	more := fmt.Sprintf("PersistentKeepalive = 25\n%s[Peer]\nPublicKey = %v\nAllowedIPs = 10.8.0.0/16\n[SNI]\nBindAddress = %s\n", "", other, added)
-	// Another endpoint comes first. The peer stays where it answers, since that place is still one of its endpoints.
+	// The new file has another endpoint in front of the old one. The device keeps the old endpoint, where the peer answers,
+	// because the file still contains it.
 	before, _ := r.p.tunnel.Device().Peer(o.key.Public())
 	reload(strings.Replace(o.file(more+forward(kept)), "Endpoint = ", "Endpoint = 127.0.0.1:9\nEndpoint = ", 1), "reloaded "+r.path)
 	for _, want := range []string{
@@ -319,8 +321,8 @@ func TestReload(t *testing.T) {
 	r.end()
 }
 
-// TestStdio connects standard input and output with a target in the tunnel, which sees the end of the input. wgproxy ends when the
-// target does, and counts the connection. A reload without the section ends the connection, and wgproxy goes on.
+// TestStdio connects standard input and output with a target in the tunnel, which sees the end of the input. wgproxy ends when
+// the target does, and counts the connection. A reload without the section ends the connection, and wgproxy continues to run.
 func TestStdio(t *testing.T) {
 	o := newOffice(t)
 	l, err := o.Listen("tcp", ":7")
@@ -364,7 +366,8 @@ func TestStdio(t *testing.T) {
 	r.end()
 }
 
-// TestDrain checks that no client can connect after SIGTERM, that a connection goes on, and that a second signal ends it.
+// TestDrain checks that no client can connect after SIGTERM, that an existing connection continues, and that a second signal ends
+// it.
 func TestDrain(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)

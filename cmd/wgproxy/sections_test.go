@@ -17,7 +17,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestUDPAndHTTPS: [UDPProxyTunnel] carries datagrams both ways, and an [http] section with a certificate speaks HTTPS with curl.
+// TestUDPAndHTTPS checks that [UDPProxyTunnel] carries datagrams in both directions, and that an [http] section with a
+// certificate speaks HTTPS with curl.
 func TestUDPAndHTTPS(t *testing.T) {
 	o := newOffice(t)
 	echo, err := o.ListenPacket("udp", ":7")

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/systemd"
 )
 
-// sockets are those that the service manager has opened for this process, by network and address.
+// sockets holds the sockets that the service manager has opened for this process, by network and address.
 type sockets map[string]any // a net.Listener or a net.PacketConn
 
 // inherit takes the sockets that a service manager passes.

@@ -37,13 +37,13 @@ func TestStatusOfSlowClients(t *testing.T) {
 	written := make(chan error, 1)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		_, err := w.Write(make([]byte, 64<<20)) // more than all buffers of sockets hold
+		_, err := w.Write(make([]byte, 64<<20)) // more than the buffers of the sockets can take
 		written <- err
 	})
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
 		out := http.NewResponseController(w)
 		for range 6 {
-			out.SetWriteDeadline(time.Now().Add(time.Minute)) // as package page does
+			out.SetWriteDeadline(time.Now().Add(time.Minute)) // package page sets this deadline too
 			io.WriteString(w, ".")
 			out.Flush()
 			select {

@@ -2,7 +2,7 @@
 //
 //	go run ./examples/gateway gateway.conf
 //
-// It keeps the host's own addresses from the peers. -open names a prefix that they may reach nevertheless.
+// Peers cannot reach the host's own addresses, unless they are in the prefix that -open names.
 package main
 
 import (

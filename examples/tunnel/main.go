@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A mirror is a wireguard.Attacher: it sends through the device that attaches itself.
+// A mirror is a wireguard.Attacher: it sends packets through the device that calls Attach.
 type mirror struct{ device *wireguard.Device }
 
 func (m *mirror) Attach(d *wireguard.Device) { m.device = d }

@@ -1,27 +1,28 @@
-// Package admission limits how many questions about strangers a program is asked at a time, and how many strangers it admits.
+// Package admission limits how many questions about strangers a program is asked at a time, and how many strangers it admits. A
+// stranger is a peer that the device does not know, and a question asks whether to admit it.
 package admission
 
 import "sync"
 
-// A Desk keeps the questions under way, by key. For each it keeps the newest request that waits for the answer. Any goroutine may
-// call its methods.
+// A Desk keeps the open questions, by key: those that the program has not answered. For each question it keeps the newest request
+// that waits for the answer. Any goroutine may call its methods.
 type Desk[K comparable, R any] struct {
-	Max, MaxAdmitted int // the most questions under way, and the most of these and admitted strangers together
+	Max, MaxAdmitted int // the largest number of open questions, and that of open questions and admitted strangers together
 
 	mu       sync.Mutex // guards all below; no lock is taken while it is held
 	waiting  map[K]R
 	admitted int
 }
 
-// An Outcome is what became of a request.
+// An Outcome says what Put did with a request.
 type Outcome int
 
 // The outcomes of Put.
 const (
-	Asks  Outcome = iota // the request waits, and the caller asks
-	Joins                // the request replaces an older one with its key, and the question about the key is already under way
-	Stale                // an older request with the same key keeps its place
-	Full                 // there is no room
+	Asks  Outcome = iota // the request waits, and the caller must ask the question
+	Joins                // the request replaces an older request with its key, about which the question is already open
+	Stale                // an older request with the same key stays, and the new one is dropped
+	Full                 // there is no room for another question
 )
 
 // Takes reports whether a request with this key may wait.
@@ -32,19 +33,20 @@ func (d *Desk[K, R]) Takes(key K) bool {
 	return waits || d.hasRoom()
 }
 
-// hasRoom reports whether another question may begin. mu is held.
+// hasRoom reports whether another question may be asked. The caller holds mu.
 func (d *Desk[K, R]) hasRoom() bool {
 	return len(d.waiting) < d.Max && d.admitted+len(d.waiting) < d.MaxAdmitted
 }
 
-// Crowded reports whether at least an eighth of Max questions are under way.
+// Crowded reports whether at least an eighth of Max questions are open.
 func (d *Desk[K, R]) Crowded() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.waiting) > 0 && len(d.waiting) >= d.Max/8
 }
 
-// Put lets r wait. If another request with the same key waits already, r takes its place only if replaces returns true.
+// Put makes the request r wait for an answer. If another request with the same key waits already, r takes its place only if
+// replaces returns true.
 func (d *Desk[K, R]) Put(key K, r R, replaces func(waiting R) bool) Outcome {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -64,7 +66,7 @@ func (d *Desk[K, R]) Put(key K, r R, replaces func(waiting R) bool) Outcome {
 	return Asks
 }
 
-// Waiting returns the request that waits, or the zero value.
+// Waiting returns the request that waits with this key, or the zero value.
 func (d *Desk[K, R]) Waiting(key K) R {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -80,14 +82,14 @@ func (d *Desk[K, R]) End(key K) R {
 	return r
 }
 
-// Admit notes that n strangers were admitted, or, if n is negative, that -n of them are gone.
+// Admit records that n strangers were admitted, or, if n is negative, that -n of them are gone.
 func (d *Desk[K, R]) Admit(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.admitted += n
 }
 
-// Len returns how many questions are under way.
+// Len returns the number of open questions.
 func (d *Desk[K, R]) Len() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()

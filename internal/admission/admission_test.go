@@ -2,7 +2,7 @@ package admission
 
 import "testing"
 
-// TestDesk makes requests wait, join another one, go stale, and find no room.
+// TestDesk checks Put with requests that wait, join an older request, are stale, or find no room.
 func TestDesk(t *testing.T) {
 	d := Desk[string, int]{Max: 16, MaxAdmitted: 18}
 	newer := func(r int) func(int) bool { return func(waiting int) bool { return r > waiting } }

@@ -19,11 +19,11 @@ func (q *Queue[T]) Pop() (x T) {
 	return x
 }
 
-// A Watched is a Queue that remembers for a while that it was long. The zero value is empty.
+// A Watched is a Queue that knows whether it was long lately. The zero value is empty.
 type Watched[T any] struct {
 	Queue[T]
-	longAt int64  // when it last was long; 0 means not lately
-	putOff uint64 // how many elements had been put off then
+	longAt int64  // when the queue was last long; 0 means not lately
+	putOff uint64 // how many elements had been put off at that time
 }
 
 const (
@@ -33,10 +33,10 @@ const (
 	Hold int64 = 1e9
 )
 
-// UnderLoad reports whether q is under load at the time now. It is while it is long, for Hold after that, and then for as long as
-// at least many elements per Hold are put off. putOff is how many were put off so far. Putting them off costs so little that the
-// queue is short, but the work for them would make it long again. If more is true, q counts as long, because there is as much work
-// elsewhere.
+// UnderLoad reports whether q is under load at the time now. q is under load while it has Long elements or more, and for Hold
+// afterwards. It then stays under load as long as at least "many" elements per Hold are put off. putOff is the number of
+// elements that were put off so far. Putting elements off costs so little that q is short meanwhile, but the work for these
+// elements would make q long again. If more is true, q counts as long, because that much work waits elsewhere.
 func (q *Watched[T]) UnderLoad(more bool, putOff, many uint64, now int64) bool {
 	held := q.longAt != 0 && now-q.longAt >= Hold
 	switch {

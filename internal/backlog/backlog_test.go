@@ -26,7 +26,7 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// TestUnderLoad: a queue of Long elements or more is under load, and stays so for Hold after that.
+// TestUnderLoad checks that a queue of Long elements or more is under load, and stays under load for Hold afterwards.
 func TestUnderLoad(t *testing.T) {
 	var q Watched[int]
 	for range Long - 1 {
@@ -55,7 +55,8 @@ func TestUnderLoad(t *testing.T) {
 	}
 }
 
-// TestHeldUnderLoad: a short queue stays under load while many elements per Hold are put off, and no longer.
+// TestHeldUnderLoad checks that a short queue stays under load only as long as at least the number many of elements per Hold is
+// put off.
 func TestHeldUnderLoad(t *testing.T) {
 	var q Watched[int]
 	const many = 100
@@ -66,10 +67,10 @@ func TestHeldUnderLoad(t *testing.T) {
 		more  uint64
 		want  bool
 	}{
-		{Hold - 1, many - 1, true}, {1, 1, true}, // as many within Hold as are needed
+		{Hold - 1, many - 1, true}, {1, 1, true}, // just enough elements within Hold
 		{Hold, many, true},
-		{2 * Hold, 2*many - 1, false}, // asked after twice the time: less than many per Hold
-		{Hold, 10 * many, false},      // the load is over, and a short queue does not begin another
+		{2 * Hold, 2*many - 1, false}, // after twice the time, these are fewer than many per Hold
+		{Hold, 10 * many, false},      // the load is over, and a short queue is not under load again
 	} {
 		putOff += c.more
 		now += c.after

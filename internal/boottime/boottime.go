@@ -31,7 +31,7 @@ type timer struct {
 	once sync.Once
 }
 
-// NewTimer makes an Alarm that does not count sleep.
+// NewTimer makes an Alarm that does not count the time that the machine sleeps.
 func NewTimer() Alarm {
 	a := &timer{t: time.NewTimer(time.Hour), done: make(chan struct{})}
 	a.t.Stop()

@@ -32,7 +32,7 @@ func testAlarm(t *testing.T, a Alarm) {
 	if <-ended {
 		t.Error("a closed alarm rings")
 	}
-	a.Set(0) // must not panic; nobody waits for the alarm any more
+	a.Set(0) // must not panic after Close
 }
 
 func TestClock(t *testing.T) {

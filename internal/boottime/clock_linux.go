@@ -9,17 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CLOCK_BOOTTIME needs a system call. Go reads the monotonic clock and the wall clock without one. A device reads the
-// clock for each batch of packets. So Now is the monotonic clock plus the time asleep. Now asks the kernel for the time
-// asleep again once per second, and when the wall clock has moved against the monotonic clock, as after a resume.
+// Reading CLOCK_BOOTTIME takes a system call. Go reads the monotonic clock and the wall clock without one. A device calls Now for
+// each batch of packets. So Now returns the monotonic clock plus the time that the machine has slept. Now asks the kernel for the
+// time asleep once per second. It also asks when the wall clock has jumped relative to the monotonic clock, as after a resume.
 var asleep struct {
 	offset atomic.Int64 // CLOCK_BOOTTIME minus the monotonic clock; only grows
-	apart  atomic.Int64 // the wall clock minus the monotonic clock, at the last question to the kernel
+	apart  atomic.Int64 // the wall clock minus the monotonic clock, when Now last asked the kernel
 	until  atomic.Int64 // when to ask again, on the monotonic clock
 }
 
 const (
-	asleepGrain = int64(time.Millisecond) // without a resume, the wall clock moves by less
+	asleepGrain = int64(time.Millisecond) // without a resume, the wall clock moves relative to the monotonic clock by less
 	asleepAgain = int64(time.Second)
 )
 
@@ -40,12 +40,12 @@ func (Clock) Now() time.Duration {
 func askBootTime() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("wireguard: reading CLOCK_BOOTTIME: " + err.Error()) // Linux has it since 2.6.39
+		panic("wireguard: reading CLOCK_BOOTTIME: " + err.Error()) // Linux has had this clock since 2.6.39
 	}
 	now := time.Now()
 	mono := int64(now.Sub(clockStart))
-	// The time since the kernel's answer makes the difference too small, never too large. So the greatest difference is
-	// the most accurate. With it, the clock never goes back.
+	// The time between the two readings makes the difference ts minus mono too small, never too large. So the greatest difference
+	// is the most accurate. Now uses it, so the clock never goes back.
 	for {
 		old := asleep.offset.Load()
 		offset := max(old, ts.Nano()-mono)
@@ -57,8 +57,8 @@ func askBootTime() time.Duration {
 	}
 }
 
-// A timerfd is an Alarm that uses the kernel's timer. It counts suspended time, so a deadline that passed during a
-// suspend rings at the resume.
+// A timerfd is an Alarm that uses the kernel's timer. The timer counts the time that the machine sleeps. So an alarm whose time
+// passed during a sleep rings at the resume.
 type timerfd struct {
 	mu     sync.Mutex // keeps Set from using a closed descriptor
 	f      *os.File
@@ -66,8 +66,8 @@ type timerfd struct {
 	closed bool
 }
 
-// NewAlarm makes an Alarm that counts sleep. If the system cannot provide one, NewAlarm returns an Alarm that does not
-// count sleep, and an error.
+// NewAlarm makes an Alarm that counts the time that the machine sleeps. If the system cannot provide one, NewAlarm returns an
+// Alarm that does not count this time, and an error.
 func NewAlarm() (Alarm, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
 	if err != nil {

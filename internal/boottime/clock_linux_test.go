@@ -29,8 +29,8 @@ func TestClockIsBootTime(t *testing.T) {
 	}
 }
 
-// TestClockAfterResume: the machine has slept for an hour, and the clock does not know yet. The step of the wall clock
-// reveals it at once. Without such a step it takes up to a second.
+// TestClockAfterResume checks when Now counts a sleep of an hour. If the wall clock has jumped, Now counts the sleep at once.
+// Otherwise this takes up to a second.
 func TestClockAfterResume(t *testing.T) {
 	const nap = int64(time.Hour)
 	for _, c := range []struct {
@@ -58,7 +58,7 @@ func TestClockNeverGoesBack(t *testing.T) {
 			last := time.Duration(0)
 			for i := range 20000 {
 				if i%100 == 0 {
-					asleep.until.Store(0) // ask again
+					asleep.until.Store(0) // Now asks the kernel again
 				}
 				now := Clock{}.Now()
 				if now < last {

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// On other systems the monotonic clock may stop while the machine sleeps. So the clock advances as far as the monotonic
-// clock or the wall clock, whichever moved further. If someone sets the wall clock forward, sessions age, which costs a
-// handshake. If someone sets it back, nothing happens.
+// On other systems the monotonic clock may stop while the machine sleeps. So the clock advances as far as the monotonic clock or
+// the wall clock, whichever moved further. If someone sets the wall clock forward, sessions age, and their peers need a new
+// handshake. If someone sets the wall clock back, nothing happens.
 var passed struct {
 	mu   sync.Mutex
 	last time.Time
@@ -24,7 +24,7 @@ func (Clock) Now() time.Duration {
 	if !passed.last.IsZero() {
 		mono, wall := now.Sub(passed.last), now.Round(0).Sub(passed.last.Round(0))
 		if wall-mono < time.Second {
-			wall = mono // the wall clock is coarse or being slewed; a sleep or a step moves it further
+			wall = mono // so small a difference comes from a coarse or slewed wall clock, not from a sleep or a step
 		}
 		passed.sum += wall
 	}
@@ -32,5 +32,5 @@ func (Clock) Now() time.Duration {
 	return passed.sum
 }
 
-// NewAlarm makes an Alarm. It does not count sleep on these systems.
+// NewAlarm makes an Alarm. On these systems, the Alarm does not count the time that the machine sleeps.
 func NewAlarm() (Alarm, error) { return NewTimer(), nil }

@@ -10,18 +10,19 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
-// Interval is the least time between two rings of the alarm. A deadline that is due sooner after a ring is handled late, by at
-// most Interval, together with the others that are due by then. The protocol needs nothing better: the limits of a session are
-// checked when it is used. At 250 Hz, Linux rounds a timer of 25 s up to a multiple of 2 s (kernel/time/timer.c).
+// Interval is the least time between two rings of the alarm. A deadline that comes less than Interval after a ring is handled
+// late, by at most Interval, together with all deadlines that have come by then. The protocol needs no better precision, because
+// the limits of a session are checked when the session is used. At 250 Hz, Linux rounds a timer of 25 s up to a multiple of 2 s
+// (kernel/time/timer.c).
 const Interval = int64(time.Second / 100)
 
 // A Queue holds the parties that have a deadline. A party without a deadline is not in the queue, and costs nothing. The zero
 // value is empty, and has no alarm.
 type Queue[P any] struct {
-	mu      sync.Mutex // guards all below, and the places; taken after that of a party
+	mu      sync.Mutex // guards all below, and the places; taken after the lock of a party
 	entries ordered.Heap[entry[P]]
 	rang    int64          // when the alarm last rang
-	alarm   boottime.Alarm // nil while nobody waits for it
+	alarm   boottime.Alarm // nil while no goroutine waits for an alarm
 }
 
 type entry[P any] struct {
@@ -33,9 +34,9 @@ type entry[P any] struct {
 func (e entry[P]) Before(o entry[P]) bool { return e.at < o.at }
 func (e entry[P]) Place() *int32          { return e.place }
 
-// Put gives the party the deadline at, from which on Due returns it. If the party has an earlier deadline already, Put keeps
-// that deadline. The queue keeps the party's place in *place, which is 0 while the party is not in the queue. now returns the
-// time.
+// Put sets the party's deadline, which is the time at. From that time on, Due returns the party. If the party has an earlier
+// deadline already, Put keeps that deadline. The queue keeps the party's place in *place, which is 0 while the party is not in
+// the queue. now returns the time.
 func (q *Queue[P]) Put(party P, place *int32, at int64, now func() int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -68,21 +69,21 @@ func (q *Queue[P]) Due(now int64) (party P, ok bool) {
 	return party, false
 }
 
-// wake sets the alarm for the earliest deadline. mu is held.
+// wake sets the alarm for the earliest deadline. The caller holds mu.
 func (q *Queue[P]) wake(now int64) {
 	if len(q.entries) > 0 && q.alarm != nil {
 		q.alarm.Set(time.Duration(max(q.entries[0].at, q.rang+Interval) - now))
 	}
 }
 
-// Ringing notes that the alarm rings now.
+// Ringing records that the alarm rings now.
 func (q *Queue[P]) Ringing(now int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.rang = now
 }
 
-// Use gives the queue another alarm, and makes that ring at once. Nil means no alarm.
+// Use gives the queue another alarm, and makes the new alarm ring at once. Nil means no alarm.
 func (q *Queue[P]) Use(a boottime.Alarm) {
 	q.mu.Lock()
 	q.alarm = a

@@ -7,7 +7,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A setAlarm notes the time that it is set to.
+// A setAlarm is an alarm that records the time to which it is set.
 type setAlarm struct {
 	now *int64
 	at  int64 // when it rings; 0 means that it is not set
@@ -17,8 +17,8 @@ func (a *setAlarm) Set(in time.Duration) { a.at = *a.now + int64(in) }
 func (a *setAlarm) Wait() bool           { return false }
 func (a *setAlarm) Close()               {}
 
-// TestModel puts parties in and takes them out. Each is due at its earliest time, and not before. The alarm never rings too late,
-// nor twice within Interval.
+// TestModel checks a Queue while parties are added and removed. Each party is due at its earliest deadline, and not before. The
+// alarm never rings too late, nor twice within Interval.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		now, rang := int64(1e9), int64(0)
@@ -39,7 +39,7 @@ func TestModel(t *testing.T) {
 				at[i] = 0
 			case 1:
 				now += rapid.Int64Range(0, 2*Interval).Draw(t, "time")
-				a.at, rang = 0, now // it rang
+				a.at, rang = 0, now // the alarm rang
 				q.Ringing(now)
 				for {
 					i, ok := q.Due(now)
@@ -86,7 +86,7 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// Without an alarm, deadlines wait until the queue gets another alarm.
+// TestNoAlarm checks that deadlines in a queue without an alarm wait until the queue gets one.
 func TestNoAlarm(t *testing.T) {
 	now := int64(1e9)
 	var q Queue[int]

@@ -1,4 +1,4 @@
-// Package errorlimit limits how many ICMP errors a tunnel sends to each party.
+// Package errorlimit limits how many ICMP errors a tunnel sends to each party, which is the sender of packets that cause errors.
 package errorlimit
 
 import (
@@ -12,29 +12,30 @@ const (
 	errorsPerSecond = 100
 	errorsAtOnce    = 20
 	parties         = 1024
-	probes          = 8 // places where a party's entry may be
+	probes          = 8 // the number of places in the table where a party's entry may be
 
-	errorCost = 1_000_000_000 / errorsPerSecond // nanoseconds
+	errorCost = 1_000_000_000 / errorsPerSecond // how long, in nanoseconds, a limit takes to allow one more error again
 )
 
-// A Limit limits ICMP errors as a router does: 100 per second, and 20 at once. Each party has a separate limit, so that no
-// party can use up the limit of another. A Limit knows 1,024 parties that caused errors within the last 0.2 s. Beyond that, two
-// parties share a limit, and a secret hash chooses which two. To use up all limits, 1,024 parties have to cause 100,000 errors
-// per second together. The zero value is ready, and has no memory yet. A Limit is safe for concurrent use, and its lock is
-// taken last.
+// A Limit limits ICMP errors as a router does: 100 per second, and 20 at once. Each party has a separate limit, so that no party
+// can use up the limit of another. A Limit knows 1,024 parties that caused errors within the last 0.2 s. If there are more, some
+// parties share a limit, and a secret hash chooses which ones. To use up all limits, 1,024 parties have to cause 100,000 errors
+// per second together. The zero value is ready, and has no memory yet. A Limit is safe for concurrent use. No other lock is taken
+// while its lock is held.
 type Limit struct {
 	mu    sync.Mutex // guards all below
 	seed  maphash.Seed
 	table *[parties]entry
 }
 
-// An entry is the limit of a party. It is free when the limit is whole again.
+// An entry is the limit of a party. Another party may get the entry when no part of the limit is in use.
 type entry struct {
 	party uint64 // the hash of its name
-	due   int64  // when the limit will be whole again, in the caller's nanoseconds
+	due   int64  // when no part of the limit will be in use, in nanoseconds on the caller's clock
 }
 
-// Allow takes an error from the limit of a party, and reports whether one was left at the time now, in nanoseconds.
+// Allow reports whether the limit of a party allows one more error at the time now, in nanoseconds. If so, Allow counts the
+// error.
 func (l *Limit) Allow(party []byte, now int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,10 +47,10 @@ func (l *Limit) Allow(party []byte, now int64) bool {
 	return true
 }
 
-// Answer makes the ICMP error for the sender of p. It says that p is larger than mtu, or, if mtu is 0, that p's destination
-// cannot be reached. Answer returns nil where no error may be sent, as packet.Unreachable does, and when the limit of p's
+// Answer makes the ICMP error for the sender of the packet p. The error says that p is larger than mtu or, if mtu is 0, that p's
+// destination cannot be reached. Answer returns nil if no error may be sent (see packet.Unreachable), or if the limit of p's
 // sender is used up. The party is the sender's IPv4 address, or the /64 network of its IPv6 address. A packet that may not be
-// answered takes nothing from the limit.
+// answered does not count against the limit.
 func (l *Limit) Answer(p []byte, mtu int, now int64) []byte {
 	party := packet.Sender(p)
 	if party == nil {
@@ -71,7 +72,7 @@ func (l *Limit) Answer(p []byte, mtu int, now int64) []byte {
 	return reply
 }
 
-// of returns when the limit of a party will be whole again. mu is held.
+// of returns a pointer to the time when no part of a party's limit will be in use. The caller holds mu.
 func (l *Limit) of(party []byte, now int64) *int64 {
 	if l.table == nil {
 		l.seed, l.table = maphash.MakeSeed(), new([parties]entry)
@@ -94,5 +95,5 @@ func (l *Limit) of(party []byte, now int64) *int64 {
 	return &free.due
 }
 
-// mayAdd reports whether an error fits into a limit that will be whole at due.
+// mayAdd reports whether a limit allows one more error now, if no part of the limit will be in use at the time due.
 func mayAdd(due, now int64) bool { return max(due, now)+errorCost-now <= errorsAtOnce*errorCost }

@@ -48,8 +48,8 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// A party that provokes as many errors as it can does not use up the limits of others. This holds for IPv4, for IPv6 and for a
-// party with a name, and for each kind of error.
+// TestLimitPerParty checks that a party that provokes as many errors as it can does not use up the limits of others. It checks
+// this for IPv4, for IPv6 and for a party with a name, and for each kind of error.
 func TestLimitPerParty(t *testing.T) {
 	var l Limit
 	const now = 1
@@ -78,8 +78,8 @@ func TestLimitPerParty(t *testing.T) {
 	}
 }
 
-// If there are more parties than a Limit knows, they share limits. An attacker with all addresses cannot provoke more errors
-// than the table allows. Once the limits are whole again, a new party finds a free place.
+// TestLimitOfManyParties checks that parties share limits if there are more than a Limit knows. So an attacker with all addresses
+// cannot provoke more errors than the table allows. When no limit is in use any more, a new party gets a free entry.
 func TestLimitOfManyParties(t *testing.T) {
 	var l Limit
 	for _, now := range []int64{1, 1 + errorsAtOnce*errorCost} {
@@ -98,7 +98,7 @@ func TestLimitOfManyParties(t *testing.T) {
 	}
 }
 
-// A packet that may not be answered takes nothing from its sender's limit.
+// TestLimitUnanswered checks that a packet that may not be answered does not count against its sender's limit.
 func TestLimitUnanswered(t *testing.T) {
 	var l Limit
 	p := datagram4(netip.MustParseAddr("10.0.0.1"))

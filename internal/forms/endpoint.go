@@ -13,7 +13,7 @@ func ErrEndpoint(s string) error {
 }
 
 // ParseEndpoint parses "192.0.2.1:51820 from 192.0.2.7 ifindex 2": the remote address, the local address, and the index of an
-// interface. The last two may be missing. Empty text has none of them.
+// interface. The local address and the index may be missing. An empty text gives zero values.
 func ParseEndpoint(s string) (remote netip.AddrPort, source netip.Addr, index uint32, err error) {
 	if s == "" {
 		return remote, source, 0, nil

@@ -23,7 +23,7 @@ func Format(f fmt.State, verb rune, name string, b []byte, text string) {
 	}
 }
 
-// Hide prints sharp for %#v, and plain for everything else.
+// Hide prints the text sharp for %#v, and the text plain for all other verbs.
 func Hide(f fmt.State, verb rune, plain, sharp string) {
 	if verb == 'v' && f.Flag('#') {
 		plain = sharp
@@ -33,8 +33,8 @@ func Hide(f fmt.State, verb rune, plain, sharp string) {
 
 var errKeyText = errors.New("want 32 bytes in base64: 44 characters that end in =, as wg genkey prints them")
 
-// ParseKey decodes the base64 text into k. It accepts only the canonical form, so that each key has one text. The error uses what
-// as the name of the key, and never repeats the text.
+// ParseKey decodes the base64 text into k. It accepts only the canonical form, so that each key has one text. The error names the
+// key with the string what, and never repeats the text.
 func ParseKey(k *[32]byte, text []byte, what string) error {
 	b, err := base64.StdEncoding.Strict().AppendDecode(make([]byte, 0, 33), text)
 	if err != nil || len(text) != 44 || len(b) != len(k) {
@@ -44,7 +44,7 @@ func ParseKey(k *[32]byte, text []byte, what string) error {
 	return nil
 }
 
-// Key sets k to the bytes b. The error uses what as the name of the key.
+// Key sets k to the bytes b. The error names the key with the string what.
 func Key(k *[32]byte, b []byte, what string) error {
 	if len(b) != len(k) {
 		return fmt.Errorf("wireguard: %s: want 32 bytes, not %d", what, len(b))
@@ -53,7 +53,8 @@ func Key(k *[32]byte, b []byte, what string) error {
 	return nil
 }
 
-// Name returns names[v], the name of v. If there is no such element, the error says that v is of the kind what.
+// Name returns names[v], the name of v. If there is no such element, Name returns an error, in which the string what says what
+// kind of value v is.
 func Name[T ~uint8](what string, names []string, v T) ([]byte, error) {
 	if int(v) >= len(names) {
 		return nil, fmt.Errorf("wireguard: %s %d is not known", what, v)
@@ -61,7 +62,8 @@ func Name[T ~uint8](what string, names []string, v T) ([]byte, error) {
 	return []byte(names[v]), nil
 }
 
-// ParseName sets v to the index of text in names. If text is not in names, the error says that it should be of the kind what.
+// ParseName sets v to the index of text in names. If text is not in names, ParseName returns an error, in which the string what
+// says what kind of name was expected.
 func ParseName[T ~uint8](what string, names []string, v *T, text []byte) error {
 	i := slices.Index(names, string(text))
 	if i < 0 {

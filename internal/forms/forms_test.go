@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A key has one text form, and an error never repeats the text.
+// TestParseKey checks that a key has one text form, and that an error never repeats the text.
 func TestParseKey(t *testing.T) {
 	want := [32]byte{31: 1}
 	text := base64.StdEncoding.EncodeToString(want[:])
@@ -85,8 +85,8 @@ func TestParseEndpoint(t *testing.T) {
 	}
 }
 
-// TestLabel compares with an example of the definition of TAI64: "4000000000000000 is 1970-01-01 00:00:00 TAI", 10 s before the
-// same time of UTC, as WireGuard counts.
+// TestLabel checks Label with an example from the definition of TAI64: "4000000000000000 is 1970-01-01 00:00:00 TAI". That is
+// 10 s before the same time of UTC, as WireGuard counts.
 func TestLabel(t *testing.T) {
 	for text, wall := range map[string]time.Time{
 		"@400000000000000a00000000": time.Unix(0, 0),

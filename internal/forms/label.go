@@ -11,7 +11,7 @@ import (
 const (
 	// taiEpoch is the label of 1970-01-01 00:00:00 UTC, in seconds. WireGuard does not count the leap seconds since then.
 	taiEpoch = 1<<62 + 10
-	// labelStep is how fine a label is, in nanoseconds.
+	// labelStep is the resolution of a label, in nanoseconds.
 	labelStep = 1 << 24
 )
 

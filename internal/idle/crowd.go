@@ -7,31 +7,32 @@ import (
 	"time"
 )
 
-// A crowd tells whether other programs want the cores on which this one runs. Then a core that this program does not use is not
-// idle. A helper there takes time from those programs, and they interrupt it while the owner of the batch waits for it.
+// A crowd detects whether other programs need the cores on which this program runs. If they do, a core that this program does not
+// use is not idle. A helper on such a core takes time from the other programs. They also interrupt the helper while the owner of
+// the batch waits for it.
 //
-// The sign is how often the system takes a core from a thread that would go on. A program that is alone on two cores loses one some
-// hundred times per second, however busy it is. Beside another busy program, it does so thousands of times.
+// A crowd measures how often the system preempts a thread of this program. A program that runs alone on two cores is preempted
+// some hundred times per second, however busy it is. Beside another busy program, it is preempted thousands of times per second.
 type crowd struct {
-	preempted func() int64 // how often that happened so far
+	preempted func() int64 // returns how often the system has preempted a thread so far
 	full      atomic.Bool
 
 	mu    sync.Mutex // guards the rest
-	since time.Time  // when the present look began; while full is set, when the next one is to begin
-	count int64      // preempted then
-	signs int        // looks in a row that found the sign
+	since time.Time  // when the present measurement began; while full is set, when the next one begins
+	count int64      // the result of preempted at that time
+	signs int        // measurements in a row that found many preemptions
 }
 
 const (
-	crowdLook  = 50 * time.Millisecond // how long a look takes
-	crowdSigns = 2                     // looks in a row that must find the sign, because a burst of garbage collection looks like it
-	crowdRate  = 600                   // per second and core
-	crowdHold  = time.Second           // how long the cores count as wanted by others
+	crowdLook  = 50 * time.Millisecond // how long a measurement takes
+	crowdSigns = 2                     // measurements in a row that must find many; garbage collection may explain one
+	crowdRate  = 600                   // preemptions per second and core that are many
+	crowdHold  = time.Second           // how long full stays set
 )
 
 var others = crowd{preempted: preemptions}
 
-// wants reports whether other programs want the cores. It costs nanoseconds, and a system call per look.
+// wants reports whether other programs need the cores. A call takes nanoseconds, and makes a system call once per measurement.
 func (c *crowd) wants() bool {
 	if !c.mu.TryLock() {
 		return c.full.Load()
@@ -40,8 +41,8 @@ func (c *crowd) wants() bool {
 	now := time.Now()
 	took := now.Sub(c.since)
 	switch {
-	case took < 0 && took >= -crowdHold: // hold, unless the clock went back a little
-	case c.full.Load() || took < 0 || took > 4*crowdLook: // what happened in a long time says little about now
+	case took < 0 && took >= -crowdHold: // full stays set; if it is not set, the clock went back a little
+	case c.full.Load() || took < 0 || took > 4*crowdLook: // an average over a long time says little about the present
 		c.full.Store(false)
 		c.since, c.count, c.signs = now, c.preempted(), 0
 	case took >= crowdLook:

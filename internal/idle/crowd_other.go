@@ -2,5 +2,5 @@
 
 package idle
 
-// preemptions returns zero, since only Unix systems count them.
+// preemptions returns zero, because only Unix systems count preemptions.
 func preemptions() int64 { return 0 }

@@ -14,35 +14,35 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	others.preempted = func() int64 { return 0 } // other tests run beside these, and want the cores too
+	others.preempted = func() int64 { return 0 } // other tests run at the same time, and need the cores, too
 	os.Exit(m.Run())
 }
 
-// TestCrowd: two looks in a row that find many interruptions mean that other programs want the cores, for a second. Then the next
-// look begins.
+// TestCrowd checks that two measurements in a row with many preemptions mean, for a second, that other programs need the cores.
+// Then the next measurement begins.
 func TestCrowd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 		var n int64
 		c := crowd{preempted: func() int64 { return n }}
-		const many = 2 * crowdRate / 20 // in a look, on two cores
+		const many = 2 * crowdRate / 20 // preemptions in one measurement on two cores
 		for i, step := range []struct {
 			after time.Duration
 			more  int64
 			want  bool
 		}{
-			{0, 1e6, false}, // the first look begins
+			{0, 1e6, false}, // the first measurement begins
 			{crowdLook - 1, many, false},
-			{1, 0, false}, // one look
+			{1, 0, false}, // one measurement ends
 			{crowdLook, many - 1, false},
 			{crowdLook, many, false},
-			{crowdLook, many, true}, // two in a row
+			{crowdLook, many, true}, // two measurements in a row found many
 			{crowdHold - 1, 0, true},
-			{1, 0, false}, // a look begins
+			{1, 0, false}, // a measurement begins
 			{crowdLook, many, false},
-			{2 * crowdLook, 2*many - 1, false}, // a longer look needs more
+			{2 * crowdLook, 2*many - 1, false}, // a longer measurement needs more preemptions
 			{crowdLook, many, false},
-			{10 * crowdLook, 100 * many, false}, // nobody asked for so long that the look begins anew
+			{10 * crowdLook, 100 * many, false}, // after so long without a call, the measurement begins anew
 			{crowdLook, many, false},
 			{crowdLook, many, true},
 			{time.Hour, 1e6, false},
@@ -60,11 +60,11 @@ func TestCrowd(t *testing.T) {
 	})
 }
 
-// TestCrowdedHelpers: no helper is wanted while other programs want the cores, unless the limit is set.
+// TestCrowdedHelpers checks that no helper is wanted while other programs need the cores, unless Limit is set.
 func TestCrowdedHelpers(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	defer others.full.Store(false)
-	others.mu.Lock() // so that no look ends
+	others.mu.Lock() // so that no measurement ends
 	defer others.mu.Unlock()
 	for _, full := range []bool{false, true, false} {
 		others.full.Store(full)
@@ -78,7 +78,7 @@ func TestCrowdedHelpers(t *testing.T) {
 	}
 }
 
-// TestPreemptions: the count is at least what Linux shows in /proc for the threads that have not ended.
+// TestPreemptions checks that the count is at least the sum that Linux shows in /proc for the threads that have not ended.
 func TestPreemptions(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("Linux has /proc")
@@ -87,7 +87,7 @@ func TestPreemptions(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(threads))
 	var stop atomic.Bool
 	var all sync.WaitGroup
-	for range threads { // they share cores, so that they lose them to each other
+	for range threads { // these goroutines share cores, so their threads preempt each other
 		all.Go(func() {
 			for !stop.Load() {
 				for range 1000 {
@@ -110,7 +110,7 @@ func TestPreemptions(t *testing.T) {
 	}
 }
 
-// interruptions returns how often the present threads lost a core.
+// interruptions returns how often the present threads were preempted.
 func interruptions(t *testing.T) (sum int64) {
 	files, err := filepath.Glob("/proc/self/task/*/status")
 	if err != nil {

@@ -4,7 +4,7 @@ package idle
 
 import "syscall"
 
-// preemptions returns how often the system took a core from a thread of this process.
+// preemptions returns how often the system has preempted a thread of this process.
 func preemptions() int64 {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

@@ -2,43 +2,45 @@ package idle
 
 import "sync/atomic"
 
-// A Fork lets idle cores share the AEAD of one batch. Its owner, the goroutine that has the batch, cuts the work into
-// parts. The owner and its helpers each take the next free part, and the owner continues when all parts are done:
+// A Fork distributes the encryption or decryption of one batch of messages over idle cores. Its owner, the goroutine that has the
+// batch, divides the work into parts. The owner and its helpers each process the next free part, and the owner continues when all
+// parts are done:
 //
 //	owner    ─▶ Run ─▶ part 0 ─▶ part 2 ─▶ part 3 ─▶ wait for part 1 ─▶ goes on
 //	helper          ╰─▶ part 1 ───────────────────────╯
 //
-// The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of
-// this fork, at most one for each other core. A helper that starts too late finds no part, and either ends or helps with
-// the owner's next batch. While it finds no part, it touches nothing but the fork. If it finds none within tenths of a
-// millisecond, it ends, so nobody waits for it.
+// The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of this
+// fork, at most one for each other core. A helper that starts too late finds no part, and either ends or helps with the owner's
+// next batch. While a helper finds no part, it accesses only the Fork. If it finds no part within some tenths of a millisecond,
+// it ends. So no goroutine has to wait for helpers that have no part.
 //
 // The zero value is ready once Do is set. A Fork must not be copied after its first use.
 type Fork struct {
 	Do      func(from, end int) // works on the messages [from, end); called concurrently
-	n, size int                 // messages, and messages in each part; the last part may have fewer
-	join    func()              // f.help, made once, so that not each start allocates; nil until the first start
-	over    atomic.Bool         // the helpers are done; not a channel, since pooled forks pass from one synctest bubble to another
+	n, size int                 // the number of messages, and of messages in each part; the last part may have fewer
+	join    func()              // the method value f.help, made once, at the first start, because making it allocates
+	over    atomic.Bool         // the helpers are done; a channel could not leave its synctest bubble with a pooled Fork
 	Helpers
 
 	// Fields that all goroutines write have separate cache lines.
 	_       [64]byte
 	left    atomic.Int32 // parts that no goroutine has taken yet; below 1 means none
 	_       [60]byte
-	pending atomic.Int32 // parts that are not done, and one more until the owner has done its own
+	pending atomic.Int32 // parts that are not done, plus one until the owner has done its own parts
 	_       [60]byte
 }
 
 const (
-	// partCost is the least work of one part, in bytes to be sealed. It is small, because the owner finally waits until each
+	// partCost is the least work of one part, in bytes to be sealed. It is small, because at the end the owner waits until each
 	// helper has finished its part.
 	partCost = 4 << 10
 	maxParts = 32
 
-	waitLooks = 2000 // about the time of a part
+	waitLooks = 2000 // checks of wait in each call of Spin; they take about as long as a part
 )
 
-// partsOf returns how many parts to make of n messages with the given bytes in total. Below two, sharing is not worth it.
+// partsOf returns how many parts to make of n messages with the given bytes in total. A result below two means that help is not
+// worth its cost.
 func partsOf(n, bytes int) int {
 	if !IsMuch(n, bytes) {
 		return 0
@@ -64,7 +66,7 @@ func (f *Fork) Run(n, bytes int) {
 		go f.join()
 	}
 	own := f.take()
-	f.Brought(4*(parts-own) >= parts) // help with less than a quarter was hardly worth it
+	f.Brought(4*(parts-own) >= parts) // helpers that do less than a quarter of the parts are hardly worth their cost
 	if f.pending.Add(int32(-own-1)) != 0 {
 		f.wait()
 	}
@@ -80,8 +82,8 @@ func (f *Fork) help() {
 	}
 }
 
-// take does parts until none is left, and returns how many it did. It takes a quarter of what is left at a time, so that
-// goroutines seldom compete for a part and yet finish at about the same time.
+// take processes parts until none is free, and returns how many it processed. It takes a quarter of the free parts at a time. So
+// goroutines seldom compete for a part, and yet finish at about the same time.
 func (f *Fork) take() (done int) {
 	for {
 		some := max(f.left.Load()/4, 1)

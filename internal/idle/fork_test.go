@@ -9,14 +9,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// much is a total of bytes that is enough for each message to be a part, for any number of messages.
+// much is a batch size in bytes for which partsOf returns the largest number of parts, whatever the number of messages.
 const much = maxParts * partCost
 
-// Each message is done exactly once and before Run returns, no matter which goroutine does it. That also holds for helpers
-// that start too late for their own run and take parts of the next one.
+// TestForkDoesEachMessageOnce checks that each message is processed exactly once, and before Run returns, whichever goroutine
+// processes it. This includes helpers that start too late for one run and process parts of the next run.
 func TestForkDoesEachMessageOnce(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
-	done := make([]int, 3*maxParts) // not atomic: the race detector sees a message that is not ordered before Run's return
+	done := make([]int, 3*maxParts) // not atomic, so that the race detector finds a message that may be processed after Run returns
 	f := Fork{Do: func(from, end int) {
 		for i := from; i < end; i++ {
 			done[i]++
@@ -34,13 +34,13 @@ func TestForkDoesEachMessageOnce(t *testing.T) {
 	}
 }
 
-// The owner waits until the last part is done, however long a helper takes.
+// TestForkWaitsForHelpers checks that Run waits until the last part is done, however long a helper takes.
 func TestForkWaitsForHelpers(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	var owner, helped atomic.Int32
 	released := make(chan struct{})
 	f := Fork{Do: func(int, int) {
-		if owner.Add(1) == 1 { // the goroutine that comes first waits for the other
+		if owner.Add(1) == 1 { // the first goroutine that calls Do waits for the second
 			<-released
 			return
 		}
@@ -53,7 +53,7 @@ func TestForkWaitsForHelpers(t *testing.T) {
 	}
 }
 
-// With a single core, Run starts no helper.
+// TestForkWithoutHelp checks that Run starts no helper if there is only one core.
 func TestForkWithoutHelp(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	n, before := 0, runtime.NumGoroutine()
@@ -69,13 +69,14 @@ func TestForkWithoutHelp(t *testing.T) {
 	}
 }
 
-// Helpers do not pile up, whether the scheduler lets them run or not, and all of them end.
+// TestForkBoundsHelpers checks that there are never too many helpers, whether the scheduler lets them run or not, and that all
+// helpers end.
 func TestForkBoundsHelpers(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(3))
 	before := runtime.NumGoroutine()
 	f := Fork{Do: func(int, int) {}}
 	for i := range 3000 {
-		if i%lookAgain == 1 { // the fork remembers three cores, and no helper runs
+		if i%lookAgain == 1 { // the Fork still assumes three cores, but no helper can run
 			runtime.GOMAXPROCS(1)
 		}
 		f.Run(8, much)
@@ -89,7 +90,7 @@ func TestForkBoundsHelpers(t *testing.T) {
 	testkit.Eventually(t, "the helpers do not end", func() bool { return runtime.NumGoroutine() <= before })
 }
 
-// A small batch gets few parts, or none.
+// TestParts checks that a small batch gets few parts, or none.
 func TestParts(t *testing.T) {
 	for _, c := range []struct{ n, bytes, want int }{
 		{0, 0, 0}, {1, 65535, 1}, {2, 3000, 0}, {4, 4 * 1452, 0}, {10, 14520, 4}, {44, 44 * 1452, 18}, {88, 88 * 1452, maxParts}, {128, 128 * 96, 12},
@@ -100,7 +101,7 @@ func TestParts(t *testing.T) {
 	}
 }
 
-// TestForkAllocatesNothing: neither Run nor the start of a helper allocates once the fork has helped.
+// TestForkAllocatesNothing checks that neither Run nor the start of a helper allocates once the Fork has started a helper.
 func TestForkAllocatesNothing(t *testing.T) {
 	if testkit.Race {
 		t.Skip("the race detector allocates")
@@ -109,7 +110,7 @@ func TestForkAllocatesNothing(t *testing.T) {
 	const runs = 1000
 	f := Fork{Do: func(int, int) {}}
 	least := uint64(runs)
-	for range 5 { // the runtime allocates for itself now and then
+	for range 5 { // the runtime itself allocates now and then, so the least of five counts
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		for range runs {

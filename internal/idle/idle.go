@@ -1,9 +1,10 @@
-// Package idle lets idle cores help a goroutine that has much to encrypt: with parts of its batch, as a [Fork] does, or with
-// its next batch, as a program does that uses [Helpers] itself.
+// Package idle lets idle cores help a goroutine that has much to encrypt. With a [Fork], they process parts of the goroutine's
+// batch. With [Helpers] alone, they can process its next batch.
 //
-// Asking for help costs time, and is useless while no core is idle. Waking a sleeping core takes about as long as sealing a
-// batch. So a goroutine whose request was useless stops asking for a while, and a helper lingers a little before it ends.
-// Unless the limit is set, nobody asks while other programs want the cores.
+// Asking for help means starting a helper, which is a goroutine. That costs time, and is useless while no core is idle. Waking a
+// sleeping core takes about as long as sealing a batch. So a goroutine whose request was useless stops asking for a while, and a
+// helper waits a little for more work before it ends. Unless Helpers.Limit is set, no goroutine asks while other programs need
+// the cores.
 package idle
 
 import (
@@ -12,17 +13,17 @@ import (
 )
 
 const (
-	// shareCost is the least work that is shared, in bytes to be sealed. Less would not be worth waking a core.
+	// shareCost is the least work, in bytes to be sealed, for which it is worth waking another core.
 	shareCost = 16 << 10
-	// messageCost is the fixed cost of sealing a message, in bytes of sealing.
+	// messageCost is the fixed cost of sealing a message, given as the number of bytes that take the same time to seal.
 	messageCost = 300
 
 	inVain    = 4  // useless requests in a row, after which a goroutine stops asking
-	lookAgain = 32 // opportunities to ask, after which a goroutine asks again and reads GOMAXPROCS anew
+	lookAgain = 32 // calls of Wanted, after which a goroutine asks again and reads GOMAXPROCS again
 
-	lingerLooks = 20000 // about the time from one batch to the next
-	lingerPause = 2     // helpers that do not linger after one that lingered for nothing
-	yieldAfter  = 64    // looks
+	lingerLooks = 20000 // checks of Linger; they take about the time from one batch to the next
+	lingerPause = 2     // how many helpers do not linger after one that lingered and found no work
+	yieldAfter  = 64    // checks after which Spin yields the processor
 )
 
 // cost is the work of n messages with the given bytes in total.
@@ -31,18 +32,18 @@ func cost(n, bytes int) int { return bytes + n*messageCost }
 // IsMuch reports whether n messages with the given bytes in total are worth an idle core's help.
 func IsMuch(n, bytes int) bool { return cost(n, bytes) >= shareCost }
 
-// Helpers is what a goroutine that asks idle cores for help remembers, and what its helpers share. The zero value is ready.
-// It must not be copied after its first use.
+// Helpers is the state of a goroutine that asks idle cores for help (the asker). Its helpers share this state. The zero value is
+// ready. Do not copy Helpers after their first use.
 type Helpers struct {
-	// Limit bounds the helpers at one time. Zero means one for each core but the asker's, or none while other programs want
-	// the cores. Negative means none. Only the asker uses it and the next two fields.
+	// Limit is the largest number of helpers at one time. Zero means one helper for each core except the asker's, or no helper
+	// while other programs need the cores. A negative Limit means no helpers. Only the asker uses Limit, most and times.
 	Limit int
-	most  int // helpers at a time
-	times int // opportunities to ask so far
+	most  int // the largest number of helpers at one time, from Limit and the cores
+	times int // calls of Wanted so far
 
 	vain  atomic.Int32 // useless requests in a row
 	out   atomic.Int32 // helpers that have started and not ended
-	waste atomic.Int32 // helpers that will not linger, because an earlier one lingered for nothing
+	waste atomic.Int32 // helpers that will not linger, because an earlier one lingered and found no work
 }
 
 // Wanted reports whether to ask for help. Only the asker calls it.
@@ -75,10 +76,10 @@ func (h *Helpers) Start() bool {
 	return start
 }
 
-// End says that a helper ends.
+// End records that a helper ends.
 func (h *Helpers) End() { h.out.Add(-1) }
 
-// Brought notes whether a request was useful.
+// Brought records whether a request for help was useful.
 func (h *Helpers) Brought(much bool) {
 	if much {
 		h.vain.Store(0)
@@ -87,7 +88,7 @@ func (h *Helpers) Brought(much bool) {
 	}
 }
 
-// Linger lets a helper wait a little until ready, and reports whether it became ready.
+// Linger waits a little until ready returns true, and reports whether it did. A helper that has no work calls it.
 func (h *Helpers) Linger(ready func() bool) bool {
 	if h.waste.Load() > 0 && h.waste.Add(-1) >= 0 {
 		return ready()
@@ -99,7 +100,8 @@ func (h *Helpers) Linger(ready func() bool) bool {
 	return false
 }
 
-// Spin calls ready up to the given number of times, until it is true, and yields now and then.
+// Spin calls ready up to the given number of times, until ready returns true, and reports whether it did. Spin yields the
+// processor now and then.
 func Spin(looks int, ready func() bool) bool {
 	for i := range looks {
 		if ready() {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A goroutine asks for help while that is useful. After a few useless requests in a row, it asks only once in a while. With one
-// core it never asks.
+// TestIdleWanted checks that a goroutine asks for help as long as its requests are useful. After a few useless requests in a row,
+// it asks only once in a while. If there is only one core, it never asks.
 func TestIdleWanted(t *testing.T) {
 	const rounds = 10
 	for _, c := range []struct {
@@ -48,7 +48,8 @@ func TestIdleWanted(t *testing.T) {
 	})
 }
 
-// A helper looks for more work many times before it ends. After it has looked in vain, the next helpers look only once.
+// TestIdleLinger checks that a helper looks for more work many times before it ends. If it finds none, the next helpers look only
+// once.
 func TestIdleLinger(t *testing.T) {
 	var a Helpers
 	looks := 0
@@ -64,7 +65,7 @@ func TestIdleLinger(t *testing.T) {
 	}
 }
 
-// TestHelpersLimit: Limit bounds how many helpers there are at one time.
+// TestHelpersLimit checks that there are at most Limit helpers at one time.
 func TestHelpersLimit(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
 	for _, c := range []struct{ limit, most int }{{0, 3}, {1, 1}, {2, 2}, {5, 3}, {-1, 0}} {
@@ -82,7 +83,8 @@ func TestHelpersLimit(t *testing.T) {
 	}
 }
 
-// TestRelay: one goroutine at a time has the source. It is held back while too many loads are under way.
+// TestRelay checks that one goroutine at a time has the source, and that Await blocks this goroutine while too many loads are
+// under way.
 func TestRelay(t *testing.T) {
 	r := NewRelay(1)
 	if !r.Take() {

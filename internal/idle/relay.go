@@ -2,16 +2,18 @@ package idle
 
 import "sync/atomic"
 
-// awaitLooks is how many times Await looks before it waits. The looks take less time than passes between two loads.
+// awaitLooks is how many times Await checks its condition before it blocks. These checks take less time than passes between two
+// loads.
 const awaitLooks = 8000
 
-// A Relay lets goroutines take turns at carrying the loads of one source. The goroutine that has the source reads a load, and may
-// offer the source to others before it works on the load. Make it with NewRelay. It must not be copied.
+// A Relay lets several goroutines process the loads of one source, such as batches of packets. The goroutine that has the source
+// reads a load. It may then offer the source to other goroutines before it processes the load. Make a Relay with NewRelay, and do
+// not copy it.
 type Relay struct {
 	Helpers
 	taken    atomic.Bool   // a goroutine has the source
 	underWay atomic.Int32  // loads that were read and are not sent yet
-	fewer    chan struct{} // holds a token once underWay has shrunk since Await last looked
+	fewer    chan struct{} // has an element if underWay has decreased since Await last received one
 }
 
 // NewRelay returns a relay. limit bounds its helpers, as Helpers.Limit says.
@@ -19,8 +21,8 @@ func NewRelay(limit int) *Relay {
 	return &Relay{Helpers: Helpers{Limit: limit}, fewer: make(chan struct{}, 1)}
 }
 
-// Take takes the source once it is free. If that takes long, the source brings little, and the goroutine that has the source is
-// enough. Take then returns false, and the caller ends.
+// Take waits a little until the source is free, takes it, and returns true. If the source does not become free, it has few loads,
+// and the goroutine that has the source is enough. Take then returns false, and the caller must end.
 func (r *Relay) Take() bool {
 	taken := r.Linger(func() bool { return !r.taken.Load() && r.taken.CompareAndSwap(false, true) })
 	if !taken {

@@ -2,9 +2,9 @@
 //
 //	go idlemem.Watch(ctx, func() uint64 { return idlemem.Moved(device) })
 //
-// Go collects garbage when a program allocates. A program that falls idle after a load therefore keeps the load's garbage for 2
-// minutes, and it takes longer until the system has the memory back. This package is for programs, not for libraries: a
-// collection concerns the whole process.
+// Go collects garbage when a program allocates, or after 2 minutes. So a program that becomes idle after a load keeps the load's
+// garbage for up to 2 minutes, and returns the memory to the system even later. Use this package in programs and not in
+// libraries, because a collection affects the whole process.
 package idlemem
 
 import (
@@ -18,17 +18,19 @@ import (
 
 const (
 	interval    = 5 * time.Second
-	busyBytes   = 1 << 20  // per interval: the program is busy
-	quietBytes  = 64 << 10 // per interval: less than this is quiet, such as keepalives and answers to pings
+	busyBytes   = 1 << 20  // the program is busy if it moves at least so many bytes per interval
+	quietBytes  = 64 << 10 // an interval with fewer bytes is quiet; keepalives and answers to pings are fewer
 	quietLooks  = 2        // this many quiet intervals in a row after a busy one mean that the program is idle
-	collections = 2        // a sync.Pool gives up what it holds in the second collection
+	collections = 2        // a sync.Pool releases its objects in the second collection
 )
 
-// Watch calls moved every 5 s until ctx ends. moved returns how many bytes the program has moved so far. Once the program has moved
-// 1 MiB or more in an interval and then next to nothing for 10 s, Watch collects garbage and returns free memory to the system.
+// Watch calls moved every 5 s until ctx ends. The function moved returns how many bytes the program has moved so far. When the
+// program has moved 1 MiB or more in 5 s, and then almost nothing for 10 s, Watch collects garbage and returns free memory to the
+// system.
 func Watch(ctx context.Context, moved func() uint64) { watch(ctx, moved, release) }
 
-// Moved returns how many bytes a device has sent to its peers and received from them. It shrinks when a peer is removed.
+// Moved returns how many bytes a device has sent to its peers and received from them. The number decreases when a peer is
+// removed.
 func Moved(d *wireguard.Device) (bytes uint64) {
 	for p := range d.Peers() {
 		bytes += p.Sent.Bytes + p.Received.Bytes
@@ -51,14 +53,15 @@ func watch(ctx context.Context, moved func() uint64, release func()) {
 	}
 }
 
-// A state is what the calls of look have seen so far.
+// A state is what the calls of look have found so far.
 type state struct {
-	last  uint64 // moved at the last look
-	busy  bool   // since the last release
-	quiet int    // quiet looks in a row
+	last  uint64 // the number of moved bytes at the last call of look
+	busy  bool   // whether the program was busy since the last release
+	quiet int    // the number of quiet intervals in a row
 }
 
-// look takes the current count, and reports whether the program is idle after it was busy. A count that shrinks counts as busy.
+// look gets the number of bytes moved so far, and reports whether the program is idle after it was busy. If the number has
+// decreased, the program counts as busy.
 func (s *state) look(moved uint64) bool {
 	n := moved - s.last
 	s.last = moved
@@ -81,5 +84,5 @@ func release() {
 	for range collections - 1 {
 		runtime.GC()
 	}
-	debug.FreeOSMemory() // collects too
+	debug.FreeOSMemory() // also collects garbage
 }

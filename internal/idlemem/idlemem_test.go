@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// TestWatch checks when memory is returned: once after each load, and never while bytes move or before the first load.
+// TestWatch checks that Watch returns memory once after each load, and never while bytes move or before the first load.
 func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -21,7 +21,7 @@ func TestWatch(t *testing.T) {
 			defer close(ended)
 			watch(ctx, moved.Load, func() { releases++ })
 		}()
-		time.Sleep(time.Second) // between two looks
+		time.Sleep(time.Second) // now the test is between two calls of look
 		step := func(why string, bytes, want int) {
 			t.Helper()
 			moved.Add(uint64(bytes))
@@ -55,7 +55,7 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// TestRelease checks that release gives up garbage, and what a sync.Pool holds.
+// TestRelease checks that release frees garbage, and the objects in a sync.Pool.
 func TestRelease(t *testing.T) {
 	const size = 64 << 20
 	var pool sync.Pool

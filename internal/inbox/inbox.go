@@ -1,5 +1,5 @@
-// Package inbox keeps values for readers that may be slow, and never delays the goroutine that publishes them. Of each kind, a
-// reader gets the newest value about each party.
+// Package inbox keeps values for readers that may be slow, and never delays the goroutine that publishes them. Each value has a
+// kind and is about a party, such as a peer. A reader gets the newest value of each kind about each party.
 package inbox
 
 import (
@@ -14,25 +14,25 @@ const Max = 1 << 16
 // Inboxes are the open inboxes of one publisher. K is the kind of a value, P the party that the value is about, and V the value.
 // The zero value is ready. Any goroutine may call the methods of Inboxes and of an Inbox.
 type Inboxes[K, P comparable, V any] struct {
-	mu   sync.Mutex // guards all below, and the inboxes; taken last of all locks
+	mu   sync.Mutex // guards all below, and the inboxes; no other lock is taken while it is held
 	open []*Inbox[K, P, V]
 	err  error // why no further inboxes are opened
 }
 
-// An Inbox is what one reader has not read yet. At most one value of each kind is unread for each party. The values about one
-// party are read together, in the order in which they were published. Parties take turns in the order of their oldest unread
-// value; values that are published while those of their party are being read wait for its next turn.
+// An Inbox has the values that one reader has not read yet. At most one value of each kind is unread for each party. The values
+// about one party are read together, in the order in which they were published. The reader gets the party with the oldest unread
+// value first. A value that is published while the values about its party are being read waits until that party is read again.
 type Inbox[K, P comparable, V any] struct {
 	in    *Inboxes[K, P, V]
-	kinds []K           // that the reader wants; empty means all
+	kinds []K           // the kinds that the reader wants; empty means all
 	ready chan struct{} // holds a token while Next has something to return
 	err   error         // why no further values are added; nil means that the inbox is open
 
-	reading []value[K, V]       // about the party whose turn it is
+	reading []value[K, V]       // the values about the party that is being read
 	turns   []P                 // the parties in unread; the one with the oldest value comes first
-	unread  map[P][]value[K, V] // one for each kind at most, newest last
+	unread  map[P][]value[K, V] // at most one value for each kind, the newest last
 
-	count, missed map[K]int // how many values are unread, and how many were lost since one was read
+	count, missed map[K]int // of each kind: how many values are unread, and how many were lost since one was read
 }
 
 type value[K, V any] struct {
@@ -52,7 +52,7 @@ func (s *Inboxes[K, P, V]) Open(kinds []K) *Inbox[K, P, V] {
 	return b
 }
 
-// Close ends all inboxes, and those that are opened later. Unread values may still be read; after that, Next fails with err.
+// Close closes all inboxes, also those that are opened later. Unread values may still be read; after that, Next fails with err.
 func (s *Inboxes[K, P, V]) Close(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,7 +65,7 @@ func (s *Inboxes[K, P, V]) Close(err error) {
 
 // Publish adds a value to the inboxes for its kind. It does not wait for a reader. If an older value of that kind about that
 // party is unread, merge returns the value that replaces it. If an inbox has unread values of that kind about Max other parties,
-// the value is lost there, and counted.
+// that inbox loses the value and counts the loss.
 func (s *Inboxes[K, P, V]) Publish(kind K, party P, v V, merge func(newer, older V) V) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,7 +135,7 @@ func (b *Inbox[K, P, V]) Take() (v V, missed int, ok bool, err error) {
 	return v, missed, ok, err
 }
 
-// Close ends the inbox and drops what is unread. From now on, Next fails with err.
+// Close closes the inbox and drops its unread values. From now on, Next fails with err.
 func (b *Inbox[K, P, V]) Close(err error) {
 	b.in.mu.Lock()
 	defer b.in.mu.Unlock()
@@ -145,10 +145,11 @@ func (b *Inbox[K, P, V]) Close(err error) {
 	b.wake()
 }
 
-// clear drops what is unread, but not what is being read. The lock of the inboxes is held, or they do not know b yet.
+// clear drops the unread values, but not those that are being read. The caller holds the lock of the inboxes, unless b is not
+// open yet.
 func (b *Inbox[K, P, V]) clear() { b.turns, b.unread = nil, make(map[P][]value[K, V]) }
 
-// wake lets one goroutine that waits in Next look again. The lock of the inboxes is held.
+// wake makes one goroutine that waits in Next check again. The caller holds the lock of the inboxes.
 func (b *Inbox[K, P, V]) wake() {
 	select {
 	case b.ready <- struct{}{}:

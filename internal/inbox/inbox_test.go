@@ -11,11 +11,12 @@ var errOver = errors.New("over")
 
 func newest(newer, older string) string { return newer }
 
-// TestEachReaderWakes publishes as many events at once as readers wait, and each reader wakes. Then each reader sees Close.
+// TestEachReaderWakes checks that each waiting reader gets a value if as many values are published at once as readers wait. It
+// also checks that each waiting reader returns after Close.
 func TestEachReaderWakes(t *testing.T) {
 	for name, end := range map[string]func(b *Inbox[int, int, string]){
 		"values": func(b *Inbox[int, int, string]) {
-			b.in.mu.Lock() // otherwise readers would take them one by one
+			b.in.mu.Lock() // otherwise readers would take the values one by one
 			defer b.in.mu.Unlock()
 			for party := range 8 {
 				b.add(1, party, "", newest)
@@ -55,8 +56,8 @@ func TestEachReaderWakes(t *testing.T) {
 	}
 }
 
-// TestReady: as long as there is something to return, a goroutine that is about to wait finds a token, although the goroutine
-// that took the previous value took a token, too.
+// TestReady checks that a goroutine that is about to wait finds a token as long as there is a value or an error to return. This
+// also holds if another goroutine took the previous value and the token for it.
 func TestReady(t *testing.T) {
 	var in Inboxes[int, int, string]
 	b := in.Open(nil)
@@ -80,8 +81,8 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// A value is merged with the unread value of the same kind and party, and the result moves behind the other values of that party.
-// A value is lost, and counted, if Max other parties have an unread value of its kind.
+// TestMerge checks that a value is merged with the unread value of the same kind and party, and that the result moves behind the
+// other values of that party. A value is lost, and counted, if Max other parties have an unread value of its kind.
 func TestMerge(t *testing.T) {
 	var in Inboxes[int, int, string]
 	b := in.Open([]int{1, 2})

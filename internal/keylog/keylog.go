@@ -10,11 +10,11 @@ import (
 // A Log writes to W until a write fails. If W is nil, nothing is written. Any goroutine may call Write.
 type Log struct {
 	W      io.Writer
-	mu     sync.Mutex // held while W is called, and taken last; guards failed
+	mu     sync.Mutex // held while W is called, and taken last; guards the field failed
 	failed bool
 }
 
-// Write writes the secrets of one exchange. It returns an error at most once: after that, nothing is written.
+// Write writes the secrets of one exchange. It returns at most one error: afterwards, it writes nothing.
 func (l *Log) Write(localStatic, remoteStatic, localEphemeral, preshared [32]byte) (err error) {
 	if l.W == nil {
 		return nil

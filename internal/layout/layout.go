@@ -1,5 +1,6 @@
-// Package layout places packets in memory so that they become messages where they stand, and so that the messages to one peer lie
-// back to back, as trains. The package seals nothing and takes no lock.
+// Package layout places packets in memory so that they can be sealed in place, and so that the messages to one peer follow each
+// other without gaps. Such a sequence of messages is a train: UDP segmentation offload sends it as one piece. The package seals
+// nothing and takes no lock.
 package layout
 
 import "sync"
@@ -11,11 +12,11 @@ const (
 	// into a core's second-level cache.
 	Size = 128<<10 + 1<<10
 
-	// Header is the room for a message's header in front of its packet, in bytes. Overhead is that room and the tag behind the
-	// packet.
+	// Header is the length of a message's header, which is in front of the packet, in bytes. Overhead is the length of the header
+	// and of the tag, which is behind the packet.
 	Header, Overhead = 16, 32
 
-	// MaxPadding is the most zeros behind a packet of a tunnel without an MTU.
+	// MaxPadding is the largest number of zeros behind a packet if the tunnel has no MTU.
 	MaxPadding = 15
 
 	// None is the index of no message.
@@ -28,42 +29,43 @@ const (
 	maxTrainMessages = 64
 )
 
-// A Load holds packets and their memory. The zero value has no memory: Use gives it some, and Free takes it back.
+// A Load holds packets and their memory. The zero value has no memory. Use gets memory for it, and Free returns the memory.
 type Load struct {
 	Messages []Message // in the order of their memory
 	Headroom int       // bytes in front of each message, for the Bind's header
 
-	slab, second *slab // second is where runs that stand apart are sealed; nil if there are none
-	end          int   // where the next message begins, headroom first
+	slab, second *slab // second gets the messages of runs whose Apart is true; nil if there are none
+	end          int   // the offset of the next message's headroom
 }
 
-// A Message is a packet's place in its Load, and the place of its message once it is sealed.
+// A Message is the place of a packet in its Load, and the place of the message that results when the packet is sealed.
 //
 //	           at                   at+16                 at+16+n       at+16+padded    at+32+padded
 //	| headroom | header (16 bytes)  | packet (n bytes)    | zeros       | tag (16)      |
 type Message struct {
 	at, n  int32
-	Padded int32 // bytes of the packet and the zeros
-	to     int32 // where the message is sealed to, in its run's memory
+	Padded int32 // the length of the packet and the zeros
+	to     int32 // the offset of the sealed message in the slab of its run
 	Run    int16 // number of its run; None if the packet is not sent
 	Nth    int16 // its place in the run, from 0
 	Next   int16 // index of the run's next message; None in the last one
-	TOS    uint8 // of the outer packet
+	TOS    uint8 // the type of service of the outer packet
 }
 
-// size takes a pointer. A copy would be read at another width than it was written, which stalls the processor for each packet.
+// size has a pointer receiver, because a copy of m would be read at another width than it was written. That stalls the processor
+// for each packet.
 func (m *Message) size() int { return int(m.Padded) + Overhead }
 
-// A Run is some of the packets of one Load, in their order. If they stand back to back, they are sealed in place. If packets of
-// other runs stand between them, they are sealed into a second slab, so that the messages lie back to back there. The caller sets
-// Number before it adds packets.
+// A Run is a part of the packets of one Load, in their order. If these packets follow each other without gaps, they are sealed in
+// place. If packets of other runs are between them, they are sealed into a second slab, where the messages have no gaps. The
+// caller sets Number before it adds packets.
 type Run struct {
-	Number      int16 // of the run among those of the load
-	First, last int16 // messages of the load, linked by Message.Next
-	end         int32 // where the next message would stand back to back with the last
-	N           int   // how many messages
-	Size        int   // bytes of the messages
-	Apart       bool  // the messages do not stand back to back in the slab
+	Number      int16 // the number of this run among the runs of the load
+	First, last int16 // indexes of messages of the load, linked by Message.Next
+	end         int32 // where the next message would have to be to follow the last one without a gap
+	N           int   // the number of messages
+	Size        int   // the bytes of the messages
+	Apart       bool  // there may be gaps between the packets in the first slab
 }
 
 // A slab is the memory of one load.
@@ -80,7 +82,7 @@ func (l *Load) Use(headroom int) {
 	}
 }
 
-// Free empties the load and gives its memory back.
+// Free empties the load and returns its memory.
 func (l *Load) Free() {
 	clear(l.Messages)
 	slabs.Put(l.slab)
@@ -98,13 +100,13 @@ func (l *Load) Fits(n int) bool {
 	return len(l.Messages) < MaxPackets && l.end+l.Headroom+Overhead+n+MaxPadding <= Size
 }
 
-// Room returns memory for the next packet, of n bytes, for which there must be room. Place makes a packet of it.
+// Room returns the memory for the next packet, which has n bytes and must fit. Write the packet there, and call Place afterwards.
 func (l *Load) Room(n int) []byte {
 	at := l.end + l.Headroom + Header
 	return l.slab[at : at+n : at+n]
 }
 
-// Place appends a packet of n bytes, which may be 0.
+// Place appends the packet of n bytes that is in the memory of Room. n may be 0.
 func (l *Load) Place(n, padded int) *Message {
 	i := len(l.Messages)
 	l.Messages = l.Messages[:i+1] // this element is zero; append would build a Message elsewhere, and copy it at another width
@@ -137,14 +139,14 @@ func (l *Load) Add(r *Run, i int) {
 	r.Size += m.size()
 }
 
-// Put appends a copy of a packet to the load and to its run r. There must be room for it.
+// Put appends a copy of a packet to the load and to its run r. The packet must fit; see Fits.
 func (l *Load) Put(r *Run, pkt []byte, padded int, tos uint8) {
 	copy(l.Room(len(pkt)), pkt)
 	l.Place(len(pkt), padded).TOS = tos
 	l.Add(r, len(l.Messages)-1)
 }
 
-// Remove takes those packets out of the run for which gone returns true. They are not sent.
+// Remove removes from the run the packets for which gone returns true. These packets are not sent.
 func (l *Load) Remove(r *Run, gone func(pkt []byte) bool) {
 	before := int16(None)
 	for i := r.First; i != None; i = l.Messages[i].Next {
@@ -177,7 +179,7 @@ func (l *Load) LayOut(r *Run, end int) int {
 	if l.second == nil {
 		l.second = slabs.Get().(*slab)
 	}
-	nth := int16(0) // counted again, since Remove may have taken some out
+	nth := int16(0) // counts again, because Remove may have removed some messages
 	for i := r.First; i != None; i = l.Messages[i].Next {
 		m := &l.Messages[i]
 		m.Nth, m.to = nth, int32(end+l.Headroom)
@@ -202,9 +204,9 @@ func (l *Load) Sealing(r *Run, m *Message) (message, padded []byte) {
 	return l.memory(r)[m.to:][:m.size()], padded
 }
 
-// Train returns the longest train of a sealed run that begins with the message from, and the message that begins the next train.
-// Its messages lie next to each other, each behind its headroom. With its headroom, each takes size bytes, except for the last
-// one, which may be smaller.
+// Train returns the longest train of a sealed run that begins with the message of index from, and the index of the message that
+// begins the next train (next). In data, the messages of the train follow each other, each behind its headroom. A message and its
+// headroom take size bytes, except that the last message may be smaller.
 func (l *Load) Train(r *Run, from int16) (data []byte, size int, tos uint8, next int16) {
 	head := &l.Messages[from]
 	size, tos = head.size(), head.TOS
@@ -224,9 +226,9 @@ func (l *Load) Train(r *Run, from int16) (data []byte, size int, tos uint8, next
 	return l.memory(r)[at:end:end], l.Headroom + size, tos, next
 }
 
-// Pad returns the padded length of a packet of n bytes: the next multiple of 16, but at most the MTU, so that the outer
-// packet is never larger than that of a full packet. A packet that is larger than the MTU is padded by its
-// remainder modulo the MTU (Linux, calculate_skb_padding). An mtu of 0 does not clamp.
+// Pad returns the padded length of a packet of n bytes: the next multiple of 16, but at most the MTU, so that the outer packet is
+// never larger than that of a full packet. A packet that is larger than the MTU is padded by its remainder modulo the MTU (Linux,
+// calculate_skb_padding). An mtu of 0 means no limit.
 func Pad(n, mtu int) int {
 	if mtu <= 0 {
 		return (n + 15) &^ 15

@@ -25,7 +25,7 @@ func TestPadTable(t *testing.T) {
 	for _, c := range []struct{ mtu, n, want int }{
 		{0, 0, 0}, {0, 1, 16}, {0, 15, 16}, {0, 16, 16}, {0, 17, 32}, {0, 1420, 1424}, {0, 65535, 65536},
 		{1420, 1, 16}, {1420, 1408, 1408}, {1420, 1409, 1420}, {1420, 1419, 1420}, {1420, 1420, 1420},
-		{1420, 1421, 1436}, {1420, 2840, 2840}, {1420, 2839, 2840}, {1420, 2841, 2856}, // larger than the MTU: padded by the remainder
+		{1420, 1421, 1436}, {1420, 2840, 2840}, {1420, 2839, 2840}, {1420, 2841, 2856}, // above the MTU: padded by the remainder
 		{1280, 1279, 1280}, {1280, 1280, 1280}, {1280, 1281, 1296}, {1280, 20, 32},
 		{9000, 8999, 9000}, {9000, 8992, 8992}, {9000, 9000, 9000}, {9000, 9001, 9016}, {9000, 1420, 1424},
 		{1, 1, 1}, {1, 40, 40}, {15, 14, 15}, {16, 1, 16},
@@ -53,7 +53,7 @@ func TestPadLikeKernel(t *testing.T) {
 	}
 }
 
-// A packed is a train in a table: how many messages, of what size, with what TOS, and the size of the last one.
+// A packed describes a train: the number of its messages, their size, the size of the last message, and the TOS.
 type packed struct {
 	n, size, last int
 	tos           uint8
@@ -113,7 +113,7 @@ func TestTrains(t *testing.T) {
 		{"64 messages", repeat(65, 96), none, []packed{{64, 96, 96, 0}, {1, 96, 96, 0}}},
 		{"128 messages", repeat(128, 48), none, []packed{{64, 48, 48, 0}, {64, 48, 48, 0}}},
 		{"the 64th smaller", append(repeat(63, 96), 48, 48), none, []packed{{64, 96, 48, 0}, {1, 48, 48, 0}}},
-		// 45 of 1456 are 65,520 bytes: one more than fits into 65,507.
+		// 45 messages of 1,456 bytes take 65,520 bytes: one message more than fits into 65,507 bytes.
 		{"65,507 bytes", repeat(45, 1456), none, []packed{{44, 1456, 1456, 0}, {1, 1456, 1456, 0}}},
 		{"65,507 bytes, the last one smaller", append(repeat(44, 1456), 1440), none, []packed{{45, 1456, 1440, 0}}},
 		{"larger than any datagram", []int{65552, 65552}, none, []packed{{1, 65552, 65552, 0}, {1, 65552, 65552, 0}}},
@@ -128,7 +128,7 @@ func TestTrains(t *testing.T) {
 	}
 }
 
-// TestTrainsProperties checks what holds for all trains, and that no train could have taken the message after it.
+// TestTrainsProperties checks the limits of all trains, and that no train could also include the message after it.
 func TestTrainsProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		headroom := rapid.SampledFrom([]int{0, 0, 10, 64}).Draw(t, "headroom")
@@ -176,7 +176,8 @@ func TestConstants(t *testing.T) {
 	}
 }
 
-// Runs whose packets stand apart are sealed into the second slab, back to back, without the packets that were removed.
+// TestRunsApart checks that a run with gaps between its packets is sealed into the second slab, without gaps and without the
+// packets that were removed.
 func TestRunsApart(t *testing.T) {
 	const headroom = 8
 	var l Load

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// socketDir is where the daemons listen for wg(8).
+// socketDir is the directory of the control sockets at which daemons listen for wg(8).
 const socketDir = "/var/run/wireguard/"
 
 // A Daemon is a WireGuard daemon in the foreground. StartDaemon makes it.
@@ -99,7 +99,7 @@ func (p *Process) CPU() (time.Duration, error) {
 	}
 	_, fields, _ := strings.Cut(string(text), ") ") // the fields after the program's name
 	var ticks time.Duration
-	for _, f := range strings.Fields(fields)[11:13] { // in user mode, and in the kernel
+	for _, f := range strings.Fields(fields)[11:13] { // the ticks in user mode, and those in the kernel
 		n, err := strconv.Atoi(f)
 		if err != nil {
 			return 0, err

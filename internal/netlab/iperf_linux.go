@@ -63,7 +63,7 @@ func (h *Host) IperfClient(to netip.Addr, options string) (Report, error) {
 		}
 		Error string
 	}
-	begin := max(0, bytes.IndexByte([]byte(out), '{')) // a warning may precede it
+	begin := max(0, bytes.IndexByte([]byte(out), '{')) // a warning may precede the JSON text
 	if e := json.Unmarshal([]byte(out[begin:]), &r); err == nil && e != nil {
 		err = e
 	}

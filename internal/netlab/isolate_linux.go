@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// packages names the Debian package of each tool that has a name other than its package.
+// packages gives the Debian package of each tool whose package has another name than the tool.
 var packages = map[string]string{"ip": "iproute2", "wg": "wireguard-tools", "ping": "iputils-ping", "nft": "nftables"}
 
-// Missing returns what this host lacks, as in "needs root: …". It returns "" if the host has root, namespaces, /dev/net/tun and the
-// tools.
+// Missing says what this package lacks on this host, such as "needs root: …". It returns "" if this process is root, and if
+// namespaces, /dev/net/tun and the tools are available.
 func Missing(tools ...string) string {
 	if os.Geteuid() != 0 {
 		return "needs root: this program makes namespaces and interfaces"
@@ -48,8 +48,8 @@ func Isolate(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
 }
 
-// Enter sets up the namespaces of an isolated process. It mounts /proc and an empty /run, and hides the process's mounts from the
-// outside.
+// Enter sets up the namespaces of an isolated process. It mounts /proc and an empty /run, and hides the mounts of the process
+// from processes outside its namespace.
 func Enter() error {
 	if os.Getpid() != 1 {
 		return errors.New("netlab: Enter: this process is not isolated; start it with Isolate")

@@ -42,7 +42,8 @@ func (t *Transcript) mixHash(data []byte) {
 	t.hash = blake2s.Sum256(b[:n])
 }
 
-// MixEphemeral is the token e: with a preshared key, ephemeral keys are mixed into the chaining key too.
+// MixEphemeral processes the token e, an ephemeral key. Because the handshake has a preshared key, e is mixed into the chaining
+// key as well as into the hash.
 func (t *Transcript) MixEphemeral(e []byte) {
 	t.mixHash(e)
 	kdf(&t.chainKey, e, &t.chainKey)
@@ -54,10 +55,10 @@ func (t *Transcript) MixKey(input []byte) (key [32]byte) {
 	return key
 }
 
-// MixSecret is MixKey if nothing is encrypted with the key: C := KDF1(C, input).
+// MixSecret does what MixKey does, but makes no key to encrypt with: C := KDF1(C, input).
 func (t *Transcript) MixSecret(input []byte) { kdf(&t.chainKey, input, &t.chainKey) }
 
-// MixPresharedKey is the token psk: (C, τ, key) := KDF3(C, Q), H := HASH(H ‖ τ).
+// MixPresharedKey processes the token psk: (C, τ, key) := KDF3(C, Q), H := HASH(H ‖ τ).
 func (t *Transcript) MixPresharedKey(psk []byte) (key [32]byte) {
 	var tau [32]byte
 	kdf(&t.chainKey, psk, &t.chainKey, &tau, &key)
@@ -90,8 +91,8 @@ func (t *Transcript) Decrypt(dst []byte, key *[32]byte, ciphertext []byte) error
 	return err
 }
 
-// kdf is HKDF with HMAC-BLAKE2s and no info: τ0 := HMAC(key, input), τi := HMAC(τ0, τi-1 ‖ i) go to out (KDFn). key may also be
-// one of out.
+// kdf is HKDF with HMAC-BLAKE2s and no info (KDFn): τ0 := HMAC(key, input), τi := HMAC(τ0, τi-1 ‖ i). It stores τ1 to τn in out.
+// key may also be one of out.
 func kdf(key *[32]byte, input []byte, out ...*[32]byte) {
 	prk := hmac(key, input)
 	var block [33]byte
@@ -105,7 +106,7 @@ func kdf(key *[32]byte, input []byte, out ...*[32]byte) {
 	clear(block[:])
 }
 
-// innerPad and outerPad are what HMAC hashes under a key of zeros: a block of padding, and room for the data.
+// innerPad and outerPad are the inputs of HMAC's two hashes for a key of zeros: a block of padding, and room for the data.
 var innerPad, outerPad = hmacPad(0x36), hmacPad(0x5c)
 
 func hmacPad(pad byte) (b [128]byte) {
@@ -152,7 +153,7 @@ const MACSize = 16
 // A MAC is MAC(key, ·): BLAKE2s with a key and an output of 16 bytes. One goroutine at a time uses it.
 type MAC struct {
 	h   hash.Hash
-	sum *[MACSize]byte // room for the last result, so that Of does not allocate
+	sum *[MACSize]byte // the last result; it is stored here so that Of does not allocate
 }
 
 // NewMAC returns the MAC with a key of 1 to 32 bytes.

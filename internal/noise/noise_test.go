@@ -47,7 +47,7 @@ func slowHMAC(key, data []byte) []byte {
 	return h.Sum(nil)
 }
 
-// slowKDF is KDFn by its definition (section 5.4).
+// slowKDF is KDFn, computed as the whitepaper defines it (section 5.4).
 func slowKDF(key, input []byte, n int) (out [][]byte) {
 	prk := slowHMAC(key, input)
 	var last []byte
@@ -84,7 +84,7 @@ func TestKDFAgainstStandardLibrary(t *testing.T) {
 	})
 }
 
-// TestInitialTranscript compares with the values that other implementations have as constants.
+// TestInitialTranscript compares the initial chaining key and hash with the constants of other implementations.
 func TestInitialTranscript(t *testing.T) {
 	wantHex(t, "HASH(construction)", initial.chainKey[:], "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36")
 	wantHex(t, "HASH(that, identifier)", initial.hash[:], "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3")
@@ -156,7 +156,8 @@ func TestNoiseVector(t *testing.T) {
 	}
 }
 
-// Decrypt mixes in the ciphertext that it opened, so that the next key is the same at both ends. It refuses forged ciphertext.
+// TestDecrypt checks that Decrypt mixes the ciphertext that it opened into the hash, so that both peers compute the same next
+// key. Decrypt must refuse forged ciphertext.
 func TestDecrypt(t *testing.T) {
 	a := Start(make([]byte, 32))
 	b := a
@@ -177,8 +178,8 @@ func TestDecrypt(t *testing.T) {
 	}
 }
 
-// TestMACIsKeyedBLAKE2s compares with Python's hashlib.blake2s(data, key=key, digest_size=16). data is n bytes of the value n+1,
-// and key is 1+n%32 bytes of the value n.
+// TestMACIsKeyedBLAKE2s compares the MAC with Python's hashlib.blake2s(data, key=key, digest_size=16). data is n bytes of the
+// value n+1, and key is 1+n%32 bytes of the value n.
 func TestMACIsKeyedBLAKE2s(t *testing.T) {
 	for n, want := range map[int]string{
 		0:   "01d7f4cea32638032b156c74aec7e87a",

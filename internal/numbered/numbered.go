@@ -1,5 +1,4 @@
-// Package numbered has a table of values by random 32-bit numbers, with many readers that take no lock. The package starts no
-// goroutine.
+// Package numbered has a table that finds values by random 32-bit numbers. Readers take no lock. The package starts no goroutine.
 package numbered
 
 import (
@@ -12,7 +11,7 @@ import (
 type Table[V any] struct {
 	buckets atomic.Pointer[[]bucket[V]] // a power of 2 of them, or nil; replaced when the table grows or shrinks
 	mu      sync.Mutex                  // serialises changes, and guards n; taken last
-	n       int                         // entries
+	n       int                         // the number of entries
 }
 
 // A bucket is the head of a list of entries.
@@ -20,7 +19,8 @@ type bucket[V any] struct {
 	first atomic.Pointer[entry[V]]
 }
 
-// An entry keeps its number. A reader that stands on an entry that is taken out still finds the rest of the list.
+// The number of an entry never changes. If an entry is removed while a reader is at it, the reader still finds the rest of the
+// list.
 type entry[V any] struct {
 	number uint32
 	v      atomic.Pointer[V]
@@ -60,7 +60,7 @@ func (t *Table[V]) Len() int {
 	return t.n
 }
 
-// Put gives the number a value, instead of the one that it may have. It costs O(1), except when the table grows.
+// Put sets the value of a number, and replaces an earlier value. It costs O(1), except when the table grows.
 func (t *Table[V]) Put(number uint32, v *V) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -71,7 +71,8 @@ func (t *Table[V]) Put(number uint32, v *V) {
 	}
 }
 
-// Add gives the number a value, unless it has one. If the table has limit values, it is full, and Add does nothing.
+// Add sets the value of a number, unless the number has one, and reports whether it did. If the table has limit values, it is
+// full, and Add does nothing.
 func (t *Table[V]) Add(number uint32, v *V, limit uint64) (added, full bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -82,7 +83,7 @@ func (t *Table[V]) Add(number uint32, v *V, limit uint64) (added, full bool) {
 	return added, full
 }
 
-// add adds an entry. mu is held.
+// add adds an entry. The caller holds mu.
 func (t *Table[V]) add(number uint32, v *V) {
 	if buckets := t.buckets.Load(); buckets == nil {
 		t.resize(minBuckets)

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// A Table holds what a map holds, whatever is put in and taken out, and frees its memory.
+// TestModel checks that a Table has the same values as a map, whatever values are added and removed, and that it frees its
+// memory.
 func TestModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	var table Table[int]
@@ -42,11 +43,11 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// Readers always find a value that nobody deletes, while the table grows and shrinks, and while the value's neighbours in its list
-// change.
+// TestReadersDuringChanges checks that readers always find a value that is not deleted, while the table grows and shrinks, and
+// while other values in the same list change.
 func TestReadersDuringChanges(t *testing.T) {
 	var table Table[uint32]
-	const stays = 16 // neighbours: all multiples of 16
+	const stays = 16 // in a table of up to 16 buckets, all multiples of 16 are in one list
 	one := uint32(stays)
 	table.Put(stays, &one)
 	var done atomic.Bool
@@ -82,7 +83,7 @@ func TestReadersDuringChanges(t *testing.T) {
 	readers.Wait()
 }
 
-// Add replaces nothing, and keeps to its limit.
+// TestAdd checks that Add replaces no value, and adds none beyond its limit.
 func TestAdd(t *testing.T) {
 	var table Table[int]
 	first, second := new(int), new(int)
@@ -113,8 +114,8 @@ func TestGetAllocatesNothing(t *testing.T) {
 	}
 }
 
-// BenchmarkGet measures a lookup in a table of 20,000 values, on as many goroutines as there are cores, and the same
-// with a map and a read lock.
+// BenchmarkGet measures a lookup in a table of 20,000 values, on as many goroutines as there are cores, and a lookup in a map
+// with a read lock.
 func BenchmarkGet(b *testing.B) {
 	const n = 20000
 	var table Table[int]

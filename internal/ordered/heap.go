@@ -1,19 +1,19 @@
 package ordered
 
-// An Element is what a Heap holds: a small value for something that can be in one such heap at a time.
+// An Element is a small value that a Heap holds. It represents something that can be in one such heap at a time.
 type Element[T any] interface {
 	Before(o T) bool // whether it belongs nearer to the front than o
-	Place() *int32   // where it keeps its place in the heap, counted from 1; 0 means that it is not there. Only the Heap writes it
+	Place() *int32   // points to the element's place in the heap, from 1, or 0 if it is not in the heap; only the Heap writes it
 }
 
 // A Heap has the foremost of its elements in front, at index 0. The zero value is empty. An empty heap has no memory.
 //
-// Each move of an element writes its place, and so reads memory that is rarely in a cache. With four branches, an element moves
-// half as often as with two, and four elements of 16 bytes are found in one or two cache lines.
+// Each move of an element writes the element's place, which is in memory that is rarely in a cache. With four branches, an
+// element moves half as often as with two. Four elements of 16 bytes are in one or two cache lines.
 type Heap[T Element[T]] []T
 
 const (
-	// branches is how many children each element has. Those of index i begin at branches*i+1.
+	// branches is how many children each element has. The children of the element at index i begin at index branches*i+1.
 	branches = 4
 
 	// minHeap is the capacity that a heap keeps until it is empty. A larger heap gives half of its memory back when three
@@ -51,7 +51,7 @@ func (h *Heap[T]) Remove(x T) {
 	}
 }
 
-// settle puts x where it belongs, given that index i is free.
+// settle puts x into the heap, of which only index i is free, and moves elements to keep the heap in order.
 func (h Heap[T]) settle(i int, x T) {
 	for i > 0 {
 		ahead := (i - 1) / branches

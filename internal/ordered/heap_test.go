@@ -23,7 +23,8 @@ type entry struct {
 func (e entry) Before(o entry) bool { return e.at < o.at }
 func (e entry) Place() *int32       { return &e.task.place }
 
-// TestHeapModel puts, moves and removes tasks. The one in front is always one of the earliest, and each task has its place.
+// TestHeapModel checks a heap while tasks are added, moved and removed. The task in front is always one of the earliest, and each
+// task has its right place.
 func TestHeapModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var h Heap[entry]
@@ -52,7 +53,7 @@ func TestHeapModel(t *testing.T) {
 	})
 }
 
-// TestHeapAllocatesNothing: neither Put nor Remove allocates while the heap has room.
+// TestHeapAllocatesNothing checks that neither Put nor Remove allocates while the heap has room.
 func TestHeapAllocatesNothing(t *testing.T) {
 	var h Heap[entry]
 	var tasks [3]task
@@ -66,7 +67,7 @@ func TestHeapAllocatesNothing(t *testing.T) {
 	})
 }
 
-// TestHeapShrinks: a heap that loses most of its elements returns memory.
+// TestHeapShrinks checks that a heap that loses most of its elements returns memory.
 func TestHeapShrinks(t *testing.T) {
 	const n = 10_000
 	var h Heap[entry]
@@ -83,7 +84,7 @@ func TestHeapShrinks(t *testing.T) {
 	}
 }
 
-// BenchmarkHeap takes the first of 100,000 tasks out, and puts it in again behind the last.
+// BenchmarkHeap removes the first of 100,000 tasks, and adds it again behind the last.
 func BenchmarkHeap(b *testing.B) {
 	const n = 100_000
 	var h Heap[entry]

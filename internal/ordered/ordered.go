@@ -1,6 +1,6 @@
-// Package ordered has sorted sets with many readers and one writer. A [Set] never changes, so readers need no lock. An
-// [Edit] makes the next set from it, and copies only the nodes that change. A [Heap] keeps its foremost element in
-// front, and can remove any element. The package takes no lock and starts no goroutine.
+// Package ordered has sorted sets with many readers and one writer. A [Set] never changes, so readers need no lock. An [Edit]
+// makes the next Set from a Set, and copies only the nodes that change. A [Heap] keeps its foremost element in front, and can
+// remove any element. The package takes no lock and starts no goroutine.
 package ordered
 
 import (
@@ -27,7 +27,7 @@ type Set[T Item[T]] struct {
 // five or six levels.
 const maxItems = 16
 
-// A node of a B+ tree. In a leaf, items are items of the set. Elsewhere items[i] is at most the least item below kids[i],
+// A node of a B+ tree. In a leaf, items are items of the set. In other nodes, items[i] is at most the least item below kids[i],
 // and greater than all items below kids[i-1]; items[0] has no meaning.
 type node[T Item[T]] struct {
 	edit  uint64 // the number of the edit that may change the node in place
@@ -52,7 +52,7 @@ func (s Set[T]) Get(x T) (item T, ok bool) {
 	return item, false
 }
 
-// From returns the items that are not less than x in order. The first costs O(log n), each other O(1).
+// From returns the items that are not less than x, in order. The first item costs O(log n), and each further item O(1).
 func (s Set[T]) From(x T) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		if s.root != nil {
@@ -61,7 +61,7 @@ func (s Set[T]) From(x T) iter.Seq[T] {
 	}
 }
 
-// from yields the items not less than *x, or all items if x is nil. It returns false if yield did.
+// from yields the items not less than *x, or all items if x is nil. It returns false if yield returned false.
 func (n *node[T]) from(x *T, yield func(T) bool) bool {
 	if n.kids == nil {
 		i := 0
@@ -83,12 +83,12 @@ func (n *node[T]) from(x *T, yield func(T) bool) bool {
 		if !n.kids[i].from(x, yield) {
 			return false
 		}
-		x = nil // all that follows is greater
+		x = nil // all items that follow are greater
 	}
 	return true
 }
 
-// search returns the place of x in a leaf, or where it would be inserted.
+// search returns the index of x in a leaf, or the index at which x would be inserted.
 func (n *node[T]) search(x T) (i int, found bool) {
 	low, high := 0, len(n.items)
 	for low < high {
@@ -101,7 +101,7 @@ func (n *node[T]) search(x T) (i int, found bool) {
 	return low, low < len(n.items) && n.items[low].Compare(x) == 0
 }
 
-// below returns the place of the child that holds x if the tree does.
+// below returns the index of the child that contains x, if the tree contains x.
 func (n *node[T]) below(x T) int {
 	low, high := 1, len(n.items)
 	for low < high {
@@ -114,8 +114,8 @@ func (n *node[T]) below(x T) int {
 	return low - 1
 }
 
-// A Published is a set that any number of goroutines load, while one stores its successors. The zero value is empty. It must not
-// be copied.
+// A Published is a set that any number of goroutines load, while one goroutine stores newer sets. The zero value is empty. It
+// must not be copied.
 type Published[T Item[T]] struct{ set atomic.Pointer[Set[T]] }
 
 // Load returns the set that was stored last.
@@ -126,14 +126,14 @@ func (p *Published[T]) Load() (s Set[T]) {
 	return s
 }
 
-// Store lets goroutines load s.
+// Store makes s the set that Load returns.
 func (p *Published[T]) Store(s Set[T]) { p.set.Store(&s) }
 
-// An Edit is a set that is being changed. It is for one goroutine.
+// An Edit is a set that is being changed. Only one goroutine may use it.
 type Edit[T Item[T]] struct{ s Set[T] }
 
-// Edit returns an edit that begins with the items of s. Edit a set only once: begin the next edit with the set that this one
-// returns.
+// Edit returns an edit that begins with the items of s. Edit a set only once: begin the next edit with the set that the first
+// edit returns.
 func (s Set[T]) Edit() Edit[T] {
 	s.edit++
 	return Edit[T]{s}
@@ -146,10 +146,10 @@ func (e *Edit[T]) Set() Set[T] {
 	return s
 }
 
-// Get is Set.Get.
+// Get does what Set.Get does.
 func (e *Edit[T]) Get(x T) (item T, ok bool) { return e.s.Get(x) }
 
-// From is Set.From. The edit must not be changed inside the loop.
+// From does what Set.From does. The edit must not be changed inside the loop.
 func (e *Edit[T]) From(x T) iter.Seq[T] { return e.s.From(x) }
 
 // Put adds x. If the set has an equal item, x replaces it.
@@ -167,7 +167,7 @@ func (e *Edit[T]) Put(x T) {
 	e.s.root = left
 }
 
-// put adds x below n. It returns the node that takes n's place, and a node that follows it if n was full.
+// put adds x below n. It returns the node that replaces n and, if n was full, a second node that follows the first.
 func (e *Edit[T]) put(n *node[T], x T) (left, right *node[T]) {
 	n = e.own(n)
 	if n.kids == nil {
@@ -227,7 +227,7 @@ func (n *node[T]) insert(i int, x T, kid *node[T]) {
 	}
 }
 
-// Delete removes the item that is equal to x, and returns whether there was one.
+// Delete removes the item that is equal to x, and reports whether there was one.
 func (e *Edit[T]) Delete(x T) bool {
 	before, root := e.s.n, e.s.root
 	if root == nil {
@@ -244,7 +244,7 @@ func (e *Edit[T]) Delete(x T) bool {
 	return e.s.n < before
 }
 
-// delete removes x, if it is below n, and returns the node that takes n's place. It may be empty.
+// delete removes x, if it is below n, and returns the node that replaces n. That node may be empty.
 func (e *Edit[T]) delete(n *node[T], x T) *node[T] {
 	n = e.own(n)
 	if n.kids == nil {
@@ -264,7 +264,7 @@ func (e *Edit[T]) delete(n *node[T], x T) *node[T] {
 	return n
 }
 
-// join merges the children i and i+1 of n if there are two and one node can hold both.
+// join merges the children i and i+1 of n if both exist and one node can hold the items of both.
 func (e *Edit[T]) join(n *node[T], i int) bool {
 	if i < 0 || i+1 >= len(n.kids) || len(n.kids[i].items)+len(n.kids[i+1].items) > maxItems {
 		return false
@@ -273,7 +273,7 @@ func (e *Edit[T]) join(n *node[T], i int) bool {
 	at := len(left.items)
 	left.items = append(resized(left.items, len(right.items)), right.items...)
 	if left.kids != nil {
-		left.items[at] = n.items[i+1] // which has no meaning in right
+		left.items[at] = n.items[i+1] // right.items[0] has no meaning
 		left.kids = append(resized(left.kids, len(right.kids)), right.kids...)
 	}
 	n.kids[i] = left
@@ -281,7 +281,7 @@ func (e *Edit[T]) join(n *node[T], i int) bool {
 	return true
 }
 
-// remove removes an item, and the child at its place.
+// remove removes the item at index i, and the child at index i if n has children.
 func (n *node[T]) remove(i int) {
 	n.items = slices.Delete(n.items, i, i+1)
 	if n.kids != nil {

@@ -16,7 +16,7 @@ type pair struct{ key, value int }
 
 func (a pair) Compare(b pair) int { return cmp.Compare(a.key, b.key) }
 
-// TestModel compares sets with a map, through changes of all kinds, and checks that no set changes that was returned.
+// TestModel compares sets with a map after changes of all kinds, and checks that a set that was returned never changes.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var s Set[pair]
@@ -88,7 +88,7 @@ func check(t *rapid.T, s Set[pair], model map[int]int) {
 	}
 }
 
-// checkNode checks the shape below n, and returns the levels.
+// checkNode checks the shape of the tree below n, and returns the number of its levels.
 func checkNode(t *rapid.T, n *node[pair], isRoot bool) (levels int) {
 	if len(n.items) == 0 || len(n.items) > maxItems || cap(n.items) > maxItems || isRoot && len(n.kids) == 1 {
 		t.Fatalf("a node has %d items in %d places, and %d children", len(n.items), cap(n.items), len(n.kids))
@@ -123,7 +123,7 @@ func filled(n int, inOrder bool) Set[pair] {
 	return e.Set()
 }
 
-// nodes returns the nodes of a set, and the places for items in its leaves.
+// nodes returns the number of nodes of a set, and the number of items that its leaves have memory for (places).
 func (s Set[T]) nodes() (nodes, places int) {
 	var count func(n *node[T])
 	count = func(n *node[T]) {
@@ -141,8 +141,8 @@ func (s Set[T]) nodes() (nodes, places int) {
 	return nodes, places
 }
 
-// TestSpace bounds the places per item: 1.01 after insertion in order, 1.4 at random, and 5 after 99 % of the items
-// were deleted.
+// TestSpace checks that the leaves of a set have memory for at most 1.01 items per item after insertion in order, for 1.4 after
+// insertion at random, and for 5 after 99 % of the items were deleted.
 func TestSpace(t *testing.T) {
 	const n = 100_000
 	for name, c := range map[string]struct {
@@ -166,7 +166,8 @@ func TestSpace(t *testing.T) {
 	}
 }
 
-// TestEditCost: a change of one item copies a node per level, and the number of levels grows with the logarithm.
+// TestEditCost checks that a change of one item copies one node per level, and that the number of levels grows with the logarithm
+// of the number of items.
 func TestEditCost(t *testing.T) {
 	for _, c := range []struct{ n, levels int }{{1000, 3}, {100_000, 5}} {
 		s := filled(c.n, false)
@@ -175,7 +176,7 @@ func TestEditCost(t *testing.T) {
 			e.Put(pair{c.n / 2, 1})
 			e.Delete(pair{key: c.n / 3})
 		})
-		if limit := float64(2 * 3 * (c.levels + 1)); allocs > limit { // a node, its items and its children
+		if limit := float64(2 * 3 * (c.levels + 1)); allocs > limit { // per node: the node, its items and its children
 			t.Errorf("%d items: %v allocations for two changes, want %v at most", c.n, allocs, limit)
 		}
 	}
@@ -187,7 +188,7 @@ func TestEditCost(t *testing.T) {
 		for range s.From(pair{key: 5}) {
 			break
 		}
-	}); allocs > 4 { // the closures of the loop
+	}); allocs > 4 { // the closures of the loop allocate
 		t.Errorf("%v allocations to read, want 4 at most", allocs)
 	}
 }
@@ -203,8 +204,8 @@ func (c counted) Compare(o counted) int {
 	return cmp.Compare(c.key, o.key)
 }
 
-// TestSteps: to find, list, add and remove an item takes a number of comparisons that grows with the logarithm of the number of
-// items.
+// TestSteps checks that finding, listing, adding and removing an item takes a number of comparisons that grows with the logarithm
+// of the number of items.
 func TestSteps(t *testing.T) {
 	for _, n := range []int{10, 1000, 100_000} {
 		steps := 0

@@ -1,5 +1,5 @@
-// Package owned lists the prefixes of many owners, each owner's in the order of netip.Prefix.Compare. The package takes no lock
-// and starts no goroutine.
+// Package owned keeps the prefixes of many owners. It lists the prefixes of one owner in the order of netip.Prefix.Compare. The
+// package takes no lock and starts no goroutine.
 package owned
 
 import (
@@ -16,15 +16,15 @@ type Prefixes struct {
 	set ordered.Published[item]
 }
 
-// An item is a masked prefix with the number of its owner, in 32 bytes and without a pointer. The items of one owner are next
-// to each other.
+// An item is a masked prefix with the number of its owner, in 32 bytes and without a pointer. In the set, the items of one owner
+// are next to each other.
 type item struct {
-	owner     uint64 // shifted by one bit, which tells IPv6 from IPv4
+	owner     uint64 // the owner's number, shifted left by one bit; the lowest bit is 1 for IPv6
 	high, low uint64 // the address, as its 16-byte form
 	bits      uint8  // the length of the prefix
 }
 
-// itemOf returns a prefix with the number of its owner. The zero Prefix is less than all others of the owner.
+// itemOf returns a prefix with the number of its owner. The item of the zero Prefix is less than all other items of the owner.
 func itemOf(owner uint64, prefix netip.Prefix) item {
 	o := item{owner: owner << 1}
 	if !prefix.IsValid() {
@@ -85,15 +85,15 @@ func (s *Prefixes) Edit() Edit { return Edit{s.set.Load().Edit()} }
 // Publish lets readers see a change.
 func (s *Prefixes) Publish(e *Edit) { s.set.Store(e.set.Set()) }
 
-// Put gives a prefix to an owner. It does not take the prefix from others.
+// Put gives a prefix to an owner. Other owners keep the prefix if they have it.
 func (e *Edit) Put(owner uint64, prefix netip.Prefix) { e.set.Put(itemOf(owner, prefix)) }
 
-// Delete takes a prefix from an owner.
+// Delete removes a prefix from an owner.
 func (e *Edit) Delete(owner uint64, prefix netip.Prefix) { e.set.Delete(itemOf(owner, prefix)) }
 
-// Others returns the owner's prefixes that are not among these.
+// Others returns the owner's prefixes that are not in the list these.
 func (e *Edit) Others(owner uint64, these []netip.Prefix) (others []netip.Prefix) {
-	var keep []item // these, sorted; nil until a prefix of the owner is found
+	var keep []item // the items of the list these, sorted; nil until a prefix of the owner is found
 	for o := range e.set.From(itemOf(owner, netip.Prefix{})) {
 		if !o.isOf(owner) {
 			break

@@ -8,7 +8,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// drawPrefix draws one of few prefixes, some with bits beyond their length.
+// drawPrefix draws one of few prefixes, some with bits set after the prefix length.
 func drawPrefix(t *rapid.T) netip.Prefix {
 	b := rapid.SampledFrom([]byte{0, 1, 0x80, 0xff}).Draw(t, "byte")
 	a := netip.AddrFrom4([4]byte{10, 0, b, b})
@@ -18,7 +18,8 @@ func drawPrefix(t *rapid.T) netip.Prefix {
 	return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits"))
 }
 
-// Prefixes lists what sorted slices list, and Others returns what is not among the prefixes that stay.
+// TestModel checks that Prefixes lists the same prefixes as sorted slices, and that Others returns the prefixes that are not in
+// the list of those to keep.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var s Prefixes

@@ -6,36 +6,36 @@ import (
 )
 
 const (
-	MaxRuns      = 8     // flows that one Coalescer keeps apart
+	MaxRuns      = 8     // flows that one Coalescer can merge at the same time
 	maxMerged    = 65535 // bytes of a merged packet, headers included
-	maxSegments  = 512   // TCP segments in a merged packet; a system call takes 1,024 pieces of memory
+	maxSegments  = 512   // TCP segments in a merged packet; a system call accepts 1,024 buffers
 	maxDatagrams = 64    // UDP datagrams in a merged packet (UDP_GRO_CNT_MAX of Linux)
 )
 
-// A Sink takes the packets that leave a Coalescer.
+// A Sink gets the packets that leave a Coalescer.
 type Sink interface {
-	// Single takes a packet that was not merged; its headers are l4 bytes long.
+	// Single gets a packet that was not merged, with headers of l4 bytes.
 	Single(p []byte, l4 int)
-	// Merged takes a run of two or more packets. The run is borrowed until Merged returns.
+	// Merged gets a run of two or more packets. The run is valid until Merged returns.
 	Merged(r *Run)
 }
 
-// A Coalescer joins consecutive segments of one flow, within one call of WritePackets, by the rules of Linux
-// (tcp_gro_receive, udp_gro_receive_segment, inet_gro_receive). It borrows packets until Flush, and keeps the order within
-// each flow, also between segments that merge and those that do not.
+// A Coalescer joins consecutive segments of one flow, within one call of WritePackets, by the rules of Linux (tcp_gro_receive,
+// udp_gro_receive_segment, inet_gro_receive). It uses the packets until Flush returns. It keeps the order within each flow, even
+// between segments that it merges and segments that it does not merge.
 //
-// The zero value is ready. It belongs to one goroutine at a time.
+// The zero value is ready. Only one goroutine at a time may use a Coalescer.
 type Coalescer struct {
 	runs [MaxRuns]Run
 	n    int // runs in use, oldest first
 }
 
-// A Run is the segments of one flow so far, as one packet to be.
+// A Run is the segments of one flow that are to become one packet.
 type Run struct {
 	Packets [][]byte
-	L3, L4  int // where the IP header ends, in each packet, and where the transport header does
+	L3, L4  int // the offsets in each packet at which the IP header and the transport header end
 	UDP     bool
-	Size    int // payload of each segment but the last
+	Size    int // the payload length of each segment except the last
 	Total   int // length of the merged packet
 
 	head    []byte // the first packet
@@ -44,9 +44,9 @@ type Run struct {
 	checked bool   // whether the checksums of the first packet are known to be right
 }
 
-// Add takes the packet p, whose IP header is l3 bytes long and whose headers together are l4 bytes long. p must
-// contain both headers completely, be as long as its IP header says, and not be a fragment. If checked is false, Add looks at
-// the checksums before it merges p, and does not merge a packet with a wrong one.
+// Add takes the packet p, whose IP header is l3 bytes long and whose headers together are l4 bytes long. p must contain both
+// headers completely, be as long as its IP header says, and not be a fragment. If checked is false, Add verifies the checksums
+// before it merges p, and does not merge a packet with a wrong checksum.
 func (c *Coalescer) Add(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	i := c.find(p, l3, udp)
 	if !plain(p, l3, l4, udp) {
@@ -81,7 +81,7 @@ func plain(p []byte, l3, l4 int, udp bool) bool {
 	return l[TCPFlags]&^PSH == ACK
 }
 
-// find is the index of the run of p's flow, or -1. p may have IP options; a run has none.
+// find returns the index of the run of p's flow, or -1 if there is none. p may have IP options; a run has none.
 func (c *Coalescer) find(p []byte, l3 int, udp bool) int {
 	from, to := IP4Addresses, IP4Addresses+8
 	if p[0]>>4 == 6 {
@@ -96,7 +96,7 @@ func (c *Coalescer) find(p []byte, l3 int, udp bool) int {
 	return -1
 }
 
-// begin starts a run with p, unless p has PSH, which ends a run.
+// begin starts a run with p. If p has PSH, which ends a run, begin passes p to s as a single packet instead.
 func (c *Coalescer) begin(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	if !udp && p[l3+TCPFlags]&PSH != 0 {
 		s.Single(p, l4)
@@ -116,7 +116,7 @@ func (c *Coalescer) begin(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	}
 }
 
-// fits reports whether p, plain and of the same flow, may be merged at the end of r.
+// fits reports whether p may be merged at the end of r. p is plain, and of the same flow as r.
 func (r *Run) fits(p []byte, l4 int) bool {
 	if l4 != r.L4 || len(p)-l4 > r.Size || r.Total+len(p)-l4 > maxMerged {
 		return false
@@ -131,10 +131,10 @@ func (r *Run) fits(p []byte, l4 int) bool {
 		}
 	}
 	if r.head[0]>>4 == 6 {
-		// Traffic class and flow label, hop limit.
+		// These bytes are the traffic class, the flow label and the hop limit.
 		return bytes.Equal(r.head[:4], p[:4]) && r.head[IP6HopLimit] == p[IP6HopLimit]
 	}
-	// Type of service, flags, time to live.
+	// These bytes are the type of service, the fragmentation flags and the time to live.
 	return r.head[1] == p[1] && r.head[IP4Fragment] == p[IP4Fragment] && r.head[IP4TTL] == p[IP4TTL] && r.follows(p)
 }
 
@@ -147,8 +147,8 @@ func (r *Run) follows(p []byte) bool {
 		binary.BigEndian.Uint16(p[IP4ID:]) == binary.BigEndian.Uint16(r.head[IP4ID:])+uint16(len(r.Packets))
 }
 
-// sumsRight reports whether the checksums of p and of the first packet are right. After the merge, nobody checks the
-// transport checksums again.
+// sumsRight reports whether the checksums of p and of the first packet are right. After the merge, no code checks the transport
+// checksums again.
 func (r *Run) sumsRight(p []byte) bool {
 	r.checked = r.checked || sumsRight(r.head, r.L3)
 	return r.checked && sumsRight(p, r.L3)
@@ -158,7 +158,8 @@ func sumsRight(p []byte, l3 int) bool {
 	return (p[0]>>4 == 6 || Sum(p[:l3], 0) == 0xffff) && TransportSum(p, l3) == 0xffff
 }
 
-// add merges p and reports whether the run is complete: PSH, a shorter segment or the number of segments ends it.
+// add merges p, and reports whether the run is complete: whether p has PSH, is a shorter segment, or reaches the largest number
+// of segments.
 func (r *Run) add(p []byte, l4 int) (complete bool) {
 	n := len(p) - l4
 	r.Packets = append(r.Packets, p)
@@ -178,7 +179,7 @@ func (c *Coalescer) Flush(s Sink) {
 	}
 }
 
-// end gives run i to s and forgets it.
+// end passes run i to s, and removes the run.
 func (c *Coalescer) end(s Sink, i int) {
 	r := &c.runs[i]
 	if len(r.Packets) == 1 {
@@ -186,15 +187,15 @@ func (c *Coalescer) end(s Sink, i int) {
 	} else {
 		s.Merged(r)
 	}
-	clear(r.Packets) // borrowed
+	clear(r.Packets) // the packets belong to the caller of Add
 	spare := r.Packets[:0]
 	c.n--
 	copy(c.runs[i:], c.runs[i+1:c.n+1])
 	c.runs[c.n] = Run{Packets: spare}
 }
 
-// Headers writes the headers of the merged packet to h, and returns how long they are. The transport's checksum stays that
-// of the first packet.
+// Headers writes the headers of the merged packet to h, and returns how long they are. The transport checksum is that of the
+// first packet.
 func (r *Run) Headers(h []byte) int {
 	h = h[:copy(h, r.head[:r.L4])]
 	setLength(h, r.Total)

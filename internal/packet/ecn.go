@@ -13,10 +13,9 @@ const (
 	ecnCE
 )
 
-// OuterTOS returns the type of service of the outer packet for an inner packet with the given ECN bits. The outer
-// packet has the same bits, so that a congested router marks the packet instead of dropping it. The exception is CE, a
-// mark that is already set, which OuterTOS does not copy. The DSCP is 0. (RFC 6040, compatibility mode for CE, as on
-// Linux.)
+// OuterTOS returns the type of service of the outer packet for an inner packet with the given ECN bits. The outer packet has the
+// same bits, so that a congested router marks the packet instead of dropping it. The exception is CE, a congestion mark that is
+// already set: the outer packet then has ECT(0). The DSCP is 0. (RFC 6040, compatibility mode for CE, as on Linux.)
 func OuterTOS(ecn uint8) uint8 {
 	if ecn == ecnCE {
 		return ecnECT0

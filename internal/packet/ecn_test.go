@@ -14,8 +14,8 @@ func TestOuterTOS(t *testing.T) {
 	}
 }
 
-// ecnTable[outer][inner] is the ECN field after decapsulation. It is figure 4 of RFC 6040, except
-// that a packet with CE outside and not-ECT inside is delivered and counted.
+// ecnTable[outer][inner] is the ECN field after decapsulation. It is figure 4 of RFC 6040, except that a packet with CE in the
+// outer header and not-ECT in the inner header is delivered and counted.
 var ecnTable = [4][4]uint8{
 	ecnNotECT: {ecnNotECT: ecnNotECT, ecnECT1: ecnECT1, ecnECT0: ecnECT0, ecnCE: ecnCE},
 	ecnECT0:   {ecnNotECT: ecnNotECT, ecnECT1: ecnECT1, ecnECT0: ecnECT0, ecnCE: ecnCE},
@@ -24,9 +24,9 @@ var ecnTable = [4][4]uint8{
 }
 
 func TestDecapsulateECN(t *testing.T) {
-	for outer := range 256 { // DSCP outside does not matter
-		for inner := range 256 { // DSCP inside stays
-			for _, id := range []uint16{0, 1, 0x7fff, 0xfffe, 0xffff, 0xbaff} { // other sums, carries among them
+	for outer := range 256 { // the outer DSCP does not matter
+		for inner := range 256 { // the inner DSCP does not change
+			for _, id := range []uint16{0, 1, 0x7fff, 0xfffe, 0xffff, 0xbaff} { // each gives another checksum, some with carries
 				p := ipv4(60, 60)
 				p[1] = byte(inner)
 				binary.BigEndian.PutUint16(p[4:], id)
@@ -54,7 +54,7 @@ func TestDecapsulateECN(t *testing.T) {
 	}
 }
 
-// TestDecapsulateECNKeepsErrors: a header whose checksum was wrong stays wrong by as much.
+// TestDecapsulateECNKeepsErrors checks that a wrong header checksum stays wrong by the same amount.
 func TestDecapsulateECNKeepsErrors(t *testing.T) {
 	for wrong := 1; wrong < 65535; wrong += 97 {
 		p := ipv4(20, 20)

@@ -8,7 +8,7 @@ import (
 // An ICMPError is a kind of ICMP error: its type and code for IPv4 and for IPv6.
 type ICMPError struct{ type4, code4, type6, code6 uint8 }
 
-// These are the errors that this module sends.
+// These are the errors that this module sends. Comments give the name for IPv4 first, and then the name for IPv6 if it differs.
 var (
 	NetUnreachable  = ICMPError{3, 0, 1, 0}  // net unreachable; no route to destination
 	HostUnreachable = ICMPError{3, 1, 1, 3}  // host unreachable; address unreachable
@@ -21,7 +21,8 @@ var (
 	tooBig = ICMPError{3, 4, 2, 0} // fragmentation needed; packet too big
 )
 
-// About makes the ICMP error for the sender of p, or returns nil; see answer.
+// About makes the ICMP error e about the packet p, to be sent to the sender of p. It returns nil if no error may be sent; see
+// answer.
 func (e ICMPError) About(p []byte) []byte { return e.answer(p, 0) }
 
 // Unreachable makes the ICMP error that tells the sender of p that its destination cannot be reached, or returns nil; see
@@ -32,10 +33,10 @@ func Unreachable(p []byte) []byte { return HostUnreachable.answer(p, 0) }
 // returns nil; see answer.
 func TooBig(p []byte, mtu int) []byte { return tooBig.answer(p, uint32(mtu)) }
 
-// answer makes an ICMP error about p, which carries rest in the second four bytes of its header. It returns nil where no
-// error may be sent: about an ICMP error, to or from an address that is not one host's, and about a later fragment (RFC
-// 1122, section 3.2.2; RFC 4443, section 2.4). The error's source is the packet's destination, because the tunnel itself
-// has no address.
+// answer makes an ICMP error about p. The error carries rest in bytes 4 to 7 of its ICMP header. answer returns nil if no error
+// may be sent: if p is an ICMP error, if p's source or destination is not the address of a single host, or if p is a fragment
+// other than the first (RFC 1122, section 3.2.2; RFC 4443, section 2.4). The error's source is the packet's destination, because
+// the tunnel itself has no address.
 func (e ICMPError) answer(p []byte, rest uint32) []byte {
 	p, src, ok := Unpad(p)
 	if !ok {
@@ -70,8 +71,9 @@ func singleHost(a netip.Addr) bool {
 	return !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// mayAnswer4 is false about a later fragment, an ICMP message that is not a query or a reply to one, and a packet that
-// cannot be told from these.
+// mayAnswer4 reports whether the IPv4 packet p may be answered with an ICMP error. It returns false for a fragment other than the
+// first, for an ICMP message that is not a query or a reply to a query, and for a packet that is too short or too malformed to
+// tell.
 func mayAnswer4(p []byte) bool {
 	l3 := int(p[0]&15) * 4
 	if l3 < IP4Header || l3 > len(p) || binary.BigEndian.Uint16(p[IP4Fragment:])&fragmentOffset != 0 {
@@ -89,8 +91,9 @@ func mayAnswer4(p []byte) bool {
 	return false
 }
 
-// mayAnswer6 is false about a later fragment, an ICMPv6 error, and a packet that cannot be told from these. It looks behind
-// extension headers.
+// mayAnswer6 reports whether the IPv6 packet p may be answered with an ICMPv6 error. It returns false for a fragment other than
+// the first, for an ICMPv6 error, and for a packet that is too short, or has too many extension headers, to tell. It looks
+// behind up to seven extension headers.
 func mayAnswer6(p []byte) bool {
 	next, at := p[IP6Next], IP6Header
 	for range 8 {

@@ -70,7 +70,7 @@ func TestUnreachableIPv6(t *testing.T) {
 	}
 }
 
-// TestUnreachableAddresses: there is no error about a packet whose source or destination is not one host.
+// TestUnreachableAddresses checks that there is no error about a packet whose source or destination is not a single host.
 func TestUnreachableAddresses(t *testing.T) {
 	for _, c := range []struct {
 		addr string
@@ -96,7 +96,7 @@ func TestUnreachableAddresses(t *testing.T) {
 	}
 }
 
-// TestUnreachableExceptionsIPv4: RFC 1122, section 3.2.2.
+// TestUnreachableExceptionsIPv4 checks that there is no error about the packets that RFC 1122, section 3.2.2, excepts.
 func TestUnreachableExceptionsIPv4(t *testing.T) {
 	fragment := func(flags uint16) []byte {
 		p := packetOf(100, here, nowhere)
@@ -145,23 +145,24 @@ func icmpOf(p []byte) []byte {
 	return p
 }
 
-// TestUnreachableExceptionsIPv6: RFC 4443, section 2.4, behind extension headers too.
+// TestUnreachableExceptionsIPv6 checks that there is no error about the packets that RFC 4443, section 2.4, excepts, even if they
+// have extension headers.
 func TestUnreachableExceptionsIPv6(t *testing.T) {
-	// chain makes a packet of headers, each of its type, and what is behind them.
+	// chain makes a packet from headers of the given types and the bytes that follow the headers.
 	type header struct {
 		kind byte
-		b    []byte // its first byte, the next header's type, is filled in
+		b    []byte // chain sets the first byte to the type of the next header
 	}
 	options := header{60, make([]byte, 8)}
 	long := header{0, append([]byte{0, 2}, make([]byte, 22)...)}
 	routing := header{43, make([]byte, 8)}
-	first := header{44, []byte{0, 0, 0, 1, 9, 9, 9, 9}}  // offset 0, more to come
-	atomic := header{44, []byte{0, 0, 0, 0, 9, 9, 9, 9}} // offset 0, the only one
+	first := header{44, []byte{0, 0, 0, 1, 9, 9, 9, 9}}  // offset 0, and more fragments follow
+	atomic := header{44, []byte{0, 0, 0, 0, 9, 9, 9, 9}} // offset 0, and no other fragment
 	later := header{44, []byte{0, 0, 0, 8, 9, 9, 9, 9}}  // offset 8
 	lastest := header{44, []byte{0, 0, 0xff, 0xf8, 9, 9, 9, 9}}
 	chain := func(last byte, rest []byte, hs ...header) []byte {
 		p := packetOf(40, here6, nowhere6)
-		next := 6 // where the type of the next header goes
+		next := 6 // the offset of the type of the next header
 		for _, h := range hs {
 			p[next] = h.kind
 			next = len(p)
@@ -193,7 +194,7 @@ func TestUnreachableExceptionsIPv6(t *testing.T) {
 		{"later fragment behind options", chain(17, udp, options, later), false},
 		{"ICMPv6 without a type", chain(58, nil), false},
 		{"options cut", chain(60, []byte{17, 0, 0}), false},
-		{"options longer than the packet", chain(60, []byte{17, 200, 0, 0, 0, 0, 0, 0}), true}, // what is behind them is UDP's
+		{"options longer than the packet", chain(60, []byte{17, 200, 0, 0, 0, 0, 0, 0}), true}, // the bytes behind belong to UDP
 		{"options longer than the packet, and ICMPv6", chain(60, []byte{58, 200, 0, 0, 0, 0, 0, 0}), false},
 		{"fragment header cut", chain(44, []byte{17, 0, 0, 0, 0, 0, 0}), false},
 		{"nothing more", chain(59, nil), true},
@@ -211,7 +212,7 @@ func TestUnreachableExceptionsIPv6(t *testing.T) {
 	}
 }
 
-// TestUnreachableLeavesPacket: the packet is not changed, because it is in a batch that the caller still uses.
+// TestUnreachableLeavesPacket checks that the packet does not change, because it is in a batch that the caller still uses.
 func TestUnreachableLeavesPacket(t *testing.T) {
 	p := packetOf(1420, here, nowhere)
 	before := bytes.Clone(p)
@@ -225,8 +226,8 @@ func TestUnreachableLeavesPacket(t *testing.T) {
 	}
 }
 
-// TestTooBig: the error equals that of Unreachable, except for its type, its code and the MTU that it reports (RFC 1191,
-// section 4; RFC 4443, section 3.2).
+// TestTooBig checks that the error equals that of Unreachable, except for its type, its code and the MTU that it reports (RFC
+// 1191, section 4; RFC 4443, section 3.2).
 func TestTooBig(t *testing.T) {
 	for _, c := range []struct {
 		p          []byte

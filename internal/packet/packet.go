@@ -1,5 +1,5 @@
-// Package packet reads, writes, cuts and joins the IP packets inside a tunnel, and answers them with ICMP errors. It
-// holds the module's only Internet checksum. Its functions do not lock, wait, read a clock or do I/O.
+// Package packet reads, writes, cuts and joins the IP packets inside a tunnel, and answers them with ICMP errors. It has the
+// module's only implementation of the Internet checksum. Its functions do not lock, wait, read a clock or do I/O.
 package packet
 
 import (
@@ -112,7 +112,7 @@ func CarriedSession(p []byte) (index uint32, ok bool) {
 	return binary.LittleEndian.Uint32(m[4:]), binary.LittleEndian.Uint32(m) == data
 }
 
-// TCPEnd returns where the TCP header that begins at l3 ends. ok is false unless b holds the whole header.
+// TCPEnd returns the offset in b at which the TCP header that begins at l3 ends. ok reports whether b holds the whole header.
 func TCPEnd(b []byte, l3 int) (l4 int, ok bool) {
 	if len(b) < l3+TCPHeader {
 		return 0, false
@@ -121,8 +121,8 @@ func TCPEnd(b []byte, l3 int) (l4 int, ok bool) {
 	return l4, l4 >= l3+TCPHeader && l4 <= len(b)
 }
 
-// PutIP writes the IP header of a packet of n bytes, header included, to the front of b, and returns the header's
-// length. b must be zero there. src and dst must be of one family. The hop limit is 64.
+// PutIP writes the IP header of a packet of n bytes, header included, to the front of b, and returns the header's length. These
+// bytes of b must be zero beforehand. src and dst must be of one family. The hop limit is 64.
 func PutIP(b []byte, n int, src, dst netip.Addr, proto, tos uint8) (l3 int) {
 	const hops = 64
 	if dst.Is4() {

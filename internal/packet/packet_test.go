@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// packetOf is an IP packet of n bytes from src to dst, which says that it carries UDP.
+// packetOf returns an IP packet of n bytes from src to dst. The packet's header says that it carries UDP.
 func packetOf(n int, src, dst netip.Addr) []byte {
 	p := make([]byte, n)
 	for i := PutIP(p, n, src, dst, UDP, 0); i < n; i++ {
@@ -22,7 +22,7 @@ func packetOf(n int, src, dst netip.Addr) []byte {
 	return p
 }
 
-// ipv4 and ipv6 are packets of n bytes whose headers say that they have length bytes.
+// ipv4 and ipv6 return packets of n bytes. The headers give the length of the packet as length.
 func ipv4(n, length int) []byte {
 	p := packetOf(max(n, IP4Header), here, netip.MustParseAddr("10.9.8.7"))
 	binary.BigEndian.PutUint16(p[2:], uint16(length))
@@ -70,7 +70,7 @@ func TestUnpad(t *testing.T) {
 		{"version 5", version(5, ipv4(100, 100)), 0},
 		{"version 7", version(7, ipv6(100, 100)), 0},
 		{"version 15", version(15, ipv6(100, 100)), 0},
-		{"IPv6 that says IPv4", version(4, ipv6(100, 100)), 0}, // its length is at another place
+		{"IPv6 that says IPv4", version(4, ipv6(100, 100)), 0}, // IPv4 has its length at another offset
 	} {
 		packet, src, ok := Unpad(c.p)
 		if ok != (c.want != 0) || len(packet) != c.want {
@@ -89,7 +89,8 @@ func TestUnpad(t *testing.T) {
 	}
 }
 
-// TestCarriedSession: a data message over UDP names its session; a later fragment and any other packet do not.
+// TestCarriedSession checks that a data message over UDP gives the index of its session. A fragment other than the first and any
+// other packet give none.
 func TestCarriedSession(t *testing.T) {
 	const index = 0x01020304
 	message := append(binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, 4), index), make([]byte, 24)...)
@@ -179,7 +180,7 @@ func TestDestination(t *testing.T) {
 	}
 }
 
-// TestPutIP: the header is one that everything else here understands, and is right byte by byte.
+// TestPutIP checks that the other functions of this package understand the header, and that each byte of it is right.
 func TestPutIP(t *testing.T) {
 	b := make([]byte, 60)
 	if l3 := PutIP(b, 1000, here, nowhere, TCP, 0xb9); l3 != 20 {
@@ -217,7 +218,7 @@ func TestPutUDP(t *testing.T) {
 			t.Errorf("%s: the UDP header is %x, want %s and a checksum that fits", name, p[test.l3:test.l3+8], want)
 		}
 		h, payload := p[:test.l3+8], make([]byte, 2)
-		for word := range 1 << 16 { // some of them make the sum zero
+		for word := range 1 << 16 { // some payloads make the checksum zero
 			binary.BigEndian.PutUint16(payload, uint16(word))
 			PutUDP(h, netip.AddrPortFrom(test.src, 7000), netip.AddrPortFrom(test.dst, 53), 0, payload)
 			if h[test.l3+UDPChecksum] == 0 && h[test.l3+UDPChecksum+1] == 0 {
@@ -227,7 +228,7 @@ func TestPutUDP(t *testing.T) {
 	}
 }
 
-// FuzzPacket runs all functions that read a packet from inside the tunnel.
+// FuzzPacket runs all functions that read a packet which comes from inside the tunnel.
 func FuzzPacket(f *testing.F) {
 	f.Add(packetOf(20, here, nowhere), uint8(3))
 	f.Add(packetOf(100, here6, nowhere6), uint8(2))
@@ -265,7 +266,7 @@ func FuzzPacket(f *testing.F) {
 	})
 }
 
-// FuzzSegments cuts TCP packets and joins the segments. The result must be the same packet.
+// FuzzSegments cuts TCP packets into segments and joins the segments. The result must be the same packet.
 func FuzzSegments(f *testing.F) {
 	for _, a := range [][2]netip.Addr{{here, nowhere}, {here6, nowhere6}} {
 		p := packetOf(500, a[0], a[1])
@@ -319,7 +320,7 @@ func FuzzSegments(f *testing.F) {
 	})
 }
 
-// joined is the payload of what leaves a Coalescer, in order.
+// A joined is a Sink that collects the payload of all packets, in order.
 type joined struct {
 	payload []byte
 	packets int
@@ -337,7 +338,7 @@ func (j *joined) Merged(r *Run) {
 	}
 }
 
-// TestPure: the package imports only packages that neither lock, wait, read a clock nor do I/O.
+// TestPure checks that the package imports only packages that neither lock, wait, read a clock nor do I/O.
 func TestPure(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil || len(files) == 0 {

@@ -5,8 +5,8 @@ import (
 	"math/bits"
 )
 
-// Sum is the Internet checksum of b, not complemented, and added to initial (RFC 1071). Like gVisor's it adds 8 bytes at a
-// time with carry, but in two chains, which the processor follows side by side.
+// Sum returns the Internet checksum of b (RFC 1071), not complemented, and added to initial. Like gVisor's function, it adds 8
+// bytes at a time with carry. But it has two chains of additions, which the processor computes in parallel.
 //
 // It adds in little-endian order and swaps the bytes of the result. RFC 1071, section 2(B): "the sum of 16-bit
 // integers can be computed in either byte order".
@@ -14,7 +14,7 @@ func Sum(b []byte, initial uint16) uint16 {
 	x, y := uint64(bits.ReverseBytes16(initial)), uint64(0)
 	for len(b) >= 64 {
 		p := b[:64]
-		// A chain that begins without a carry cannot end with all ones and a carry, so adding the last carry is safe.
+		// A chain that begins without a carry cannot end with all ones and a carry, so adding the last carry causes no other one.
 		var c, d uint64
 		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[0:]), 0)
 		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[8:]), c)
@@ -62,14 +62,14 @@ func Sum(b []byte, initial uint16) uint16 {
 	return bits.ReverseBytes16(uint16(x))
 }
 
-// Add is the sum of two sums.
+// Add returns the sum of two checksums that are not complemented.
 func Add(x, y uint16) uint16 {
 	s := uint32(x) + uint32(y)
 	return uint16(s + s>>16)
 }
 
-// PseudoSum is the sum of the pseudo-header of a TCP segment or UDP datagram of n bytes. ip is the IP header in front of it,
-// which gives the addresses and the protocol.
+// PseudoSum is the sum of the pseudo-header of a TCP segment or UDP datagram of n bytes. ip is the IP header in front of the
+// segment or datagram, from which PseudoSum takes the addresses and the protocol.
 func PseudoSum(ip []byte, n int) uint16 {
 	if ip[0]>>4 == 4 {
 		return Sum(ip[IP4Addresses:IP4Header], Add(uint16(ip[IP4Protocol]), uint16(n)))

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// slowSum is the checksum of the pieces of b together, to the letter of RFC 1071: pairs of bytes, one after the other. It
-// is 0 over bytes that hold their own checksum.
+// slowSum returns the checksum of all bytes in bs. It computes the checksum literally as RFC 1071 says: it adds one pair of bytes
+// after the other. The result is 0 for bytes that include their own checksum.
 func slowSum(bs ...[]byte) uint16 {
 	b := bytes.Join(bs, nil)
 	if len(b)%2 == 1 {
@@ -53,7 +53,7 @@ func FuzzSum(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{0xff}, 200), uint16(0xffff), 66)
 	f.Fuzz(func(t *testing.T, b []byte, initial uint16, at int) {
 		wantSum(t, b, initial)
-		at = max(0, min(at, len(b))) &^ 1 // a part of odd length would shift what follows
+		at = max(0, min(at, len(b))) &^ 1 // a part of odd length would shift the bytes that follow
 		if got, want := Add(Sum(b[:at], initial), Sum(b[at:], 0)), Sum(b, initial); got != want {
 			t.Fatalf("in two parts, the first of %d bytes, the sum is %#x, want %#x", at, got, want)
 		}
@@ -68,7 +68,7 @@ func TestAdd(t *testing.T) {
 	}
 }
 
-// TestTransportSum: the pseudo-header is the addresses, the length and the protocol (RFC 9293, section 3.1; RFC 8200,
+// TestTransportSum checks that the pseudo-header has the addresses, the length and the protocol (RFC 9293, section 3.1; RFC 8200,
 // section 8.1).
 func TestTransportSum(t *testing.T) {
 	for _, p := range [][]byte{packetOf(77, here, nowhere), packetOf(77, here6, nowhere6)} {

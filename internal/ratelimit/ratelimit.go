@@ -5,15 +5,15 @@ package ratelimit
 import "net/netip"
 
 const (
-	// Size is the number of sources that a Limiter knows. An entry lasts a second, in which a core answers some 5,000
+	// Size is the number of sources that a Limiter knows. An entry lasts for 1 s. In this time, one core answers about 5,000
 	// initiations.
 	Size = 1 << 18
 
-	// Cost is what a message costs, in tokens. A source gets one token per nanosecond, and saves at most Burst.
+	// Cost is the number of tokens that a message costs. A source gets one token per nanosecond, and has at most Burst tokens.
 	Cost  = second / 20
 	Burst = 5 * Cost
 
-	// Idle is how long a source that causes no message keeps its entry.
+	// Idle is how long, in nanoseconds, a source that causes no message keeps its entry.
 	Idle = second
 
 	second int64 = 1e9
@@ -42,7 +42,7 @@ func (l *Limiter[S]) Allow(s S, now int64) bool {
 		}
 		b = bucket{tokens: Burst, last: now}
 	}
-	now = max(now, b.last) // callers may be a moment apart
+	now = max(now, b.last) // another caller may have read the clock later
 	b.tokens = min(Burst, b.tokens+now-b.last)
 	b.last = now
 	allowed := b.tokens >= Cost

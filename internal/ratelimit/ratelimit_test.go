@@ -7,7 +7,7 @@ import (
 
 const begin = 1000 * second
 
-// TestLimiter: "20 packets a second, burst 5".
+// TestLimiter checks this rule: "20 packets a second, burst 5".
 func TestLimiter(t *testing.T) {
 	type step struct {
 		at   int64
@@ -42,12 +42,12 @@ func TestLimiterRate(t *testing.T) {
 			allowed++
 		}
 	}
-	if want := 10*20 + 4; allowed != want { // the burst's fifth is the first of the 200
+	if want := 10*20 + 4; allowed != want { // the fifth message of the burst is the first of the 200
 		t.Errorf("%d messages of 10 s were allowed, want %d", allowed, want)
 	}
 }
 
-// TestLimiterBound: "table bounded, a full table denies; entries collected after 1 s idle".
+// TestLimiterBound checks this rule: "table bounded, a full table denies; entries collected after 1 s idle".
 func TestLimiterBound(t *testing.T) {
 	var l Limiter[int]
 	for n := range Size {
@@ -64,8 +64,8 @@ func TestLimiterBound(t *testing.T) {
 	if len(l.sources) != Size {
 		t.Fatalf("the table holds %d sources, want %d", len(l.sources), Size)
 	}
-	// The last sweep was a nanosecond before begin+second, and found no idle source. A second later, which is now,
-	// the table may be swept again.
+	// The last sweep was a nanosecond before begin+second, and found no idle source. One second has passed since then, so the
+	// table may be swept again.
 	now := begin + 2*second - 1
 	if !l.Allow(Size, now) || len(l.sources) != 1 {
 		t.Errorf("after a second the table holds %d sources, want the new one alone", len(l.sources))
@@ -89,7 +89,7 @@ func TestLimiterSweep(t *testing.T) {
 	}
 }
 
-// TestLimiterClocks: callers whose clocks are a moment apart take nothing from each other.
+// TestLimiterClocks checks that callers whose clocks differ a little do not use up each other's tokens.
 func TestLimiterClocks(t *testing.T) {
 	var l Limiter[int]
 	for i := range 5 {
@@ -111,9 +111,9 @@ func TestSource(t *testing.T) {
 		{of("192.0.2.1"), of("192.0.2.1"), true},
 		{of("192.0.2.1"), of("192.0.2.2"), false},
 		{of("2001:db8::1"), of("2001:db8::ffff:1"), true},
-		{of("fe80::1%eth0"), of("fe80::1%eth1"), true}, // a zone is only known here
+		{of("fe80::1%eth0"), of("fe80::1%eth1"), true}, // a zone has a meaning only on this host
 		{of("2001:db8::1"), of("2001:db8:0:1::1"), false},
-		{of("c000:201::"), of("192.0.2.1"), false}, // the same bytes
+		{of("c000:201::"), of("192.0.2.1"), false}, // both begin with the same bytes
 		{SourceOfKey([16]byte{1}), SourceOfKey([16]byte{1}), true},
 		{SourceOfKey([16]byte{1}), SourceOfKey([16]byte{2}), false},
 		{SourceOfKey([16]byte{}), of("::"), false},

@@ -1,5 +1,5 @@
-// Package sockets has what servers that relay for others do with connections beyond the interfaces of package net: datagrams
-// without allocations, waiting without a buffer, and resets.
+// Package sockets has functions for servers that relay connections and datagrams. They do what the interfaces of package net
+// cannot: read and write datagrams without allocations, wait without a buffer, and close with a reset.
 package sockets
 
 import (
@@ -7,14 +7,16 @@ import (
 	"net/netip"
 )
 
-// Datagrams is a socket that names addresses without allocations, as *net.UDPConn and *netstack.UDPConn do.
+// Datagrams is a socket whose methods take and return addresses without allocations, as those of *net.UDPConn and
+// *netstack.UDPConn do.
 type Datagrams interface {
 	net.PacketConn
 	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
 	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
 }
 
-// DatagramsOf adds the methods that c lacks. An address that is not a *net.UDPAddr is then read as the zero netip.AddrPort.
+// DatagramsOf returns c as Datagrams, and adds the methods that c lacks. An added method returns the zero netip.AddrPort for an
+// address that is not a *net.UDPAddr.
 func DatagramsOf(c net.PacketConn) Datagrams {
 	if d, ok := c.(Datagrams); ok {
 		return d
@@ -36,9 +38,9 @@ func (c anyPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, err
 	return c.WriteTo(b, net.UDPAddrFromAddrPort(to))
 }
 
-// Waiter returns a function that waits until the socket c has a datagram to read, so that its reader holds no buffer
-// meanwhile. It can do that for a *net.UDPConn on Unix, and for a socket with the method WaitReadable, such as
-// *netstack.UDPConn. For other sockets the function returns at once.
+// Waiter returns a function that waits until the socket c has a datagram to read, so that the reader of c needs no buffer
+// meanwhile. This works for a *net.UDPConn on Unix, and for a socket with the method WaitReadable, such as *netstack.UDPConn. For
+// other sockets the function returns at once.
 func Waiter(c any) func() error {
 	if a, ok := c.(anyPacketConn); ok {
 		c = a.PacketConn
@@ -54,7 +56,7 @@ func Waiter(c any) func() error {
 
 func noWait() error { return nil }
 
-// Abort closes a connection with a reset if it can, so that the other side does not take the close for the end of the
+// Abort closes a connection with a reset if it can, so that the other side does not mistake the close for the regular end of the
 // data.
 func Abort(c interface{ Close() error }) {
 	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {

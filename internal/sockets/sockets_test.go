@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// A wait ends when a datagram arrives, leaves it for the read, and ends with an error when the socket is closed.
+// TestWaiter checks that a wait ends when a datagram arrives, and leaves the datagram for the read. If the socket is closed, the
+// wait ends with an error.
 func TestWaiter(t *testing.T) {
 	if runtime.GOOS == "windows" || runtime.GOOS == "js" {
 		t.Skip("needs Unix: elsewhere nothing waits")
@@ -51,8 +52,8 @@ func TestWaiter(t *testing.T) {
 // plain hides the methods of a *net.UDPConn that net.PacketConn does not have.
 type plain struct{ net.PacketConn }
 
-// DatagramsOf also takes a socket that has only the methods of net.PacketConn. It reads and writes with a netip.AddrPort, and the
-// function that Waiter returns for it does not block.
+// TestDatagramsOf checks that DatagramsOf accepts a socket that has only the methods of net.PacketConn. The result reads and
+// writes with a netip.AddrPort, and the function that Waiter returns for it does not block.
 func TestDatagramsOf(t *testing.T) {
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -74,7 +75,7 @@ func TestDatagramsOf(t *testing.T) {
 	}
 }
 
-// The other side of an aborted connection gets a reset, and not the end of the data.
+// TestAbort checks that the other side of an aborted connection gets a reset, and not the end of the data.
 func TestAbort(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -7,7 +7,8 @@ import (
 	"syscall"
 )
 
-// hostWaiter peeks at the datagram, because a mere wait for readiness would miss a datagram that has already arrived.
+// hostWaiter returns a function that waits until it can peek at a datagram. A mere wait for readiness would miss a datagram that
+// has already arrived.
 func hostWaiter(c *net.UDPConn) func() error {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -1,10 +1,10 @@
 // Package stackroom makes the stack of a goroutine large in one step.
 package stackroom
 
-// Take makes room on the stack of the calling goroutine for the way through gVisor and a device, which needs more than 8 KiB. A
-// new goroutine usually has 2 KiB, and would outgrow its stack three times on that way. Each time, the runtime copies all frames
-// and adjusts the pointers in them, which takes longer the deeper the goroutine is. So call Take early. The garbage collector
-// takes the room back from a goroutine that does not use it. If there is room already, Take only clears 8 KiB.
+// Take enlarges the stack of the calling goroutine for the calls through gVisor and a device, which need more than 8 KiB. A new
+// goroutine usually has a stack of 2 KiB, which would have to grow three times during these calls. Each time, the runtime copies
+// all frames and adjusts the pointers in them. That takes longer the more frames there are, so call Take early. The garbage
+// collector shrinks the stack of a goroutine that does not use it. If the stack is large enough already, Take only clears 8 KiB.
 //
 //go:noinline
 func Take() byte {
@@ -12,5 +12,5 @@ func Take() byte {
 	return room[place]
 }
 
-// place is a variable, so that the compiler does not leave room out.
+// place is a variable, so that the compiler does not remove the array of Take.
 var place int

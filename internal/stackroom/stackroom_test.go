@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestTake: a new goroutine has a smaller stack than after Take, when it has 16 KiB.
+// TestTake checks that the stack of a new goroutine has 16 KiB after Take, and less without Take.
 func TestTake(t *testing.T) {
 	if testing.CoverMode() != "" {
 		t.Skip("the counters of coverage change the frames")

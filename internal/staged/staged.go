@@ -1,5 +1,5 @@
-// Package staged keeps copies of packets that wait for a session: a queue for each party, and a pool that knows which party's
-// copies take the most memory.
+// Package staged keeps copies of packets that wait for a session. Each party, such as a peer, has a [Queue]. A [Pool] knows which
+// party's copies take the most memory.
 package staged
 
 import (
@@ -12,7 +12,7 @@ import (
 // Max is the number of packets in a Queue.
 const Max = 128
 
-// A packet is a copy of a packet. An empty one is a keepalive.
+// A packet is a copy of an IP packet. An empty packet is a keepalive.
 type packet struct {
 	next *packet
 	b    []byte
@@ -21,7 +21,8 @@ type packet struct {
 // cost is the memory that p takes, in bytes.
 func (p *packet) cost() int32 { return int32(cap(p.b)) + Overhead }
 
-// Copies are made in pooled buffers of two sizes. Larger packets are allocated. Each takes Overhead bytes more.
+// Small and Large are the sizes of pooled buffers for copies, in bytes. A copy of a larger packet is allocated. Each copy takes
+// Overhead bytes more.
 const (
 	Small, Large = 256, 2048
 	Overhead     = 32
@@ -32,7 +33,7 @@ var (
 	largePackets = sync.Pool{New: func() any { return &packet{b: make([]byte, 0, Large)} }}
 )
 
-// poolOf returns where packets with room for n bytes are kept; nil means that they are allocated.
+// poolOf returns the pool of packets with room for n bytes, or nil if such packets are allocated.
 func poolOf(n int) *sync.Pool {
 	switch {
 	case n == 0 || n > Large:
@@ -53,15 +54,16 @@ func newPacket(b []byte) (p *packet) {
 	return p
 }
 
-// A Queue holds copies of packets, oldest first. The zero value is empty. A Queue may be moved, but not used in two places.
+// A Queue holds copies of packets, oldest first. The zero value is empty. A Queue may be moved, but after a copy only one of the
+// two may be used.
 type Queue struct {
 	head, tail *packet
-	N          int32 // how many
-	Bytes      int32 // their memory: at most that of Max packets of 64 KiB
+	N          int32 // the number of packets
+	Bytes      int32 // the memory of the packets; at most that of Max packets of 64 KiB
 }
 
-// Push appends a copy of b. To make room, it drops the oldest packets while there are Max, or while the packets would take more
-// than limit bytes. It returns how many it dropped.
+// Push appends a copy of b. First, it drops the oldest packets until the queue has fewer than Max, and until all packets with
+// the copy take at most limit bytes or the queue is empty. It returns how many it dropped.
 func (q *Queue) Push(b []byte, limit int64) (dropped int) {
 	p := newPacket(b)
 	for q.N >= Max || q.N > 0 && int64(q.Bytes+p.cost()) > limit {
@@ -79,10 +81,10 @@ func (q *Queue) Push(b []byte, limit int64) (dropped int) {
 	return dropped
 }
 
-// Oldest returns the oldest packet, in place. There must be one.
+// Oldest returns the oldest packet, without a copy. The queue must not be empty.
 func (q *Queue) Oldest() []byte { return q.head.b }
 
-// Pop drops the oldest packet. There must be one.
+// Pop drops the oldest packet. The queue must not be empty.
 func (q *Queue) Pop() {
 	p := q.head
 	if q.head = p.next; q.head == nil {
@@ -96,7 +98,7 @@ func (q *Queue) Pop() {
 	}
 }
 
-// Clear drops all packets, and returns how many.
+// Clear drops all packets, and returns how many it dropped.
 func (q *Queue) Clear() (dropped int) {
 	for ; q.N > 0; dropped++ {
 		q.Pop()
@@ -104,22 +106,22 @@ func (q *Queue) Clear() (dropped int) {
 	return dropped
 }
 
-// A Pool knows which parties have packets, and how many bytes all of them take. Each party has an Account, which says what the pool
-// counts for it. The zero value is empty.
+// A Pool knows which parties have packets, and how many bytes all these packets take. Each party has an Account, which holds the
+// bytes that the pool counts for the party. The zero value is empty.
 type Pool[P any] struct {
 	mu      sync.Mutex // guards all below, and the accounts
 	bytes   atomic.Int64
 	holders ordered.Heap[holder[P]]
 }
 
-// An Account is what a Pool counts for one party. The zero value counts nothing. Whoever changes it also holds the lock of the
-// party.
+// An Account holds the bytes that a Pool counts for one party. The zero value holds none. A goroutine that changes an Account
+// holds the lock of the party, too.
 type Account struct {
 	bytes int32
-	place int32 // in the pool, from 1
+	place int32 // in the pool's heap, from 1; 0 means that the party is not in it
 }
 
-// A holder is a party with packets. The one with the most bytes comes first.
+// A holder is a party with packets. The holder with the most bytes comes first.
 type holder[P any] struct {
 	*Account
 	party P

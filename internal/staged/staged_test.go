@@ -42,8 +42,8 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// The oldest packets make room for the newest. A queue holds at most Max packets, and at most limit bytes unless it has only one
-// packet.
+// TestQueueBounds checks that a full queue drops its oldest packets for the newest. A queue has at most Max packets. It has at
+// most limit bytes, unless it has only one packet.
 func TestQueueBounds(t *testing.T) {
 	var q Queue
 	for i := range Max + 3 {
@@ -73,7 +73,7 @@ func TestQueueBounds(t *testing.T) {
 	}
 }
 
-// A Pool knows the sum of all accounts, and finds a party that takes the most memory.
+// TestPoolModel checks that a Pool knows the sum of all accounts, and finds a party that takes the most memory.
 func TestPoolModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var pool Pool[int]

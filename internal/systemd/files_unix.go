@@ -15,9 +15,9 @@ const (
 	maxFiles  = 64
 )
 
-// Files takes over the descriptors that the service manager passes (sd_listen_fds(3)), in their order. The caller owns
-// the files, whose names say which descriptors they are.
-// Files removes the variables that name them from the environment, so that commands that this process starts do not use them.
+// Files takes over the descriptors that the service manager passes (sd_listen_fds(3)), in their order. The caller owns the files,
+// whose names say which descriptors they are. Files removes the variables that describe the descriptors from the environment, so
+// that commands that this process starts do not use these variables.
 func Files() (files []*os.File, err error) {
 	pid, n := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	os.Unsetenv("LISTEN_PID")

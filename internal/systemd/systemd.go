@@ -1,4 +1,4 @@
-// Package systemd speaks with the service manager that started this process, systemd or one that is like it.
+// Package systemd communicates with the service manager that started this process: systemd, or one that is compatible.
 package systemd
 
 import (
@@ -17,7 +17,7 @@ func Notify(state string) {
 	if path == "" {
 		return
 	}
-	if strings.HasPrefix(path, "@") { // Linux: an abstract socket
+	if strings.HasPrefix(path, "@") { // on Linux, this is an abstract socket
 		path = "\x00" + path[1:]
 	}
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})

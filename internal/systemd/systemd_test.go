@@ -12,7 +12,8 @@ import (
 	"testing"
 )
 
-// TestFiles passes a socket and a pipe to a child, as systemd does. The shell gives the child the process id that LISTEN_PID names.
+// TestFiles checks that a child gets a socket and a pipe that are passed as systemd passes them. The shell sets LISTEN_PID to its
+// process ID, which the child then has.
 func TestFiles(t *testing.T) {
 	const child = "SYSTEMD_TEST_CHILD"
 	if os.Getenv(child) != "" {
@@ -73,5 +74,5 @@ func TestNotify(t *testing.T) {
 		t.Errorf("the service manager got %q, %v", b[:n], err)
 	}
 	t.Setenv(EnvNotify, path+"x")
-	Notify("READY=1") // nobody listens
+	Notify("READY=1") // no process listens at this path
 }

@@ -15,10 +15,10 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Patience is how long a test waits for what takes milliseconds on an idle machine.
+// Patience is how long a test waits for something that takes milliseconds on an idle machine.
 const Patience = 30 * time.Second
 
-// Eventually waits until ok returns true, and fails the test with why after Patience. It looks often at first, and every 10 ms
+// Eventually waits until ok returns true, and fails the test with why after Patience. It calls ok often at first, and every 10 ms
 // later.
 func Eventually(t testing.TB, why string, ok func() bool) {
 	t.Helper()
@@ -81,12 +81,12 @@ func Main(m goleak.TestingM) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("runtime.handleEvent"))
 }
 
-// OneThread says that all goroutines share one thread, as in WebAssembly. Code runs several times slower there, so tests of many
-// rounds play fewer.
+// OneThread is true if all goroutines share one thread, as in WebAssembly. Code runs several times slower there, so tests with
+// many rounds use fewer rounds.
 const OneThread = runtime.GOARCH == "wasm"
 
-// ReadsSources skips, in WebAssembly, a test that reads the module's source text. The text is the same on every system, and takes
-// seconds to parse there.
+// ReadsSources skips, in WebAssembly, a test that reads the module's source text. The text is the same on every system, and
+// parsing it takes seconds in WebAssembly.
 func ReadsSources(t testing.TB) {
 	t.Helper()
 	if OneThread {
@@ -94,8 +94,8 @@ func ReadsSources(t testing.TB) {
 	}
 }
 
-// NeedsThreads skips the test on a system where all goroutines run on one thread. Nothing preempts a goroutine there. why
-// names what the test needs a second thread for.
+// NeedsThreads skips the test on a system where all goroutines run on one thread. Nothing preempts a goroutine there. why says
+// for what the test needs a second thread.
 func NeedsThreads(t testing.TB, why string) {
 	t.Helper()
 	if OneThread {
@@ -119,7 +119,8 @@ func CountsAllocations(t testing.TB) {
 	}
 }
 
-// NoLeaks fails the test if, when it ends and all cleanups that follow have run, there are goroutines that do not exist now.
+// NoLeaks fails the test if the test leaves goroutines that do not exist now. It checks this when the test has ended and the
+// cleanups that were registered after NoLeaks have run.
 func NoLeaks(t testing.TB) {
 	ignore := goleak.IgnoreCurrent()
 	t.Cleanup(func() {
@@ -130,9 +131,9 @@ func NoLeaks(t testing.TB) {
 }
 
 // NoAllocations fails the test if n calls of f allocate memory, on any goroutine, more often than once in a hundred calls. It
-// returns how often it called f. One processor runs all goroutines, without garbage collection, so that no pool loses what
-// it holds. The runtime allocates for itself now and then, so the least of five attempts counts. The race detector allocates
-// too: with it, NoAllocations calls f and asserts nothing.
+// returns how often it called f. One processor runs all goroutines, without garbage collection, so that no pool loses its
+// objects. The runtime itself allocates now and then, so the least of five attempts counts. The race detector allocates, too.
+// With the race detector, NoAllocations calls f but checks nothing.
 func NoAllocations(t testing.TB, n int, f func()) (calls int) {
 	t.Helper()
 	CountsAllocations(t)

@@ -30,7 +30,7 @@ func failure(f func(t testing.TB)) string {
 	return t.failed
 }
 
-// Each function fails a test in the cases that its comment names, and in no others.
+// TestFailures checks that each function of the package fails a test in the cases that its comment names, and in no others.
 func TestFailures(t *testing.T) {
 	closed, full := make(chan int), make(chan int, 1)
 	close(closed)
@@ -39,7 +39,7 @@ func TestFailures(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		do   func(t testing.TB)
-		want string // part of the failure; "" if there is none
+		want string // the failure; "" if there is none
 	}{
 		{"Eventually, at last", func(t testing.TB) {
 			start := time.Now()
@@ -61,7 +61,7 @@ func TestFailures(t *testing.T) {
 			if got := failure(c.do); got != c.want {
 				t.Errorf("%s: the failure is %q, want %q", c.name, got, c.want)
 			}
-			time.Sleep(2 * Patience) // what f started ends
+			time.Sleep(2 * Patience) // until the goroutines that f started have ended
 		})
 	}
 	n, calls := 0, 0

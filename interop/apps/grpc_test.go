@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A streamServer echoes what it receives.
+// A streamServer is a gRPC server that sends back the payload of each message.
 type streamServer struct {
 	grpc_testing.UnimplementedTestServiceServer
 }
@@ -60,8 +60,8 @@ func serveGRPC(t *testing.T, n *netstack.Net, at string) *grpc.Server {
 	return s
 }
 
-// TestGRPC streams in both directions at once over several calls, has a deadline pass, stops the server gracefully during a
-// call, and reaches the server that starts on the same port.
+// TestGRPC makes several calls at once that stream in both directions. It makes a call whose deadline passes. It stops the server
+// gracefully during a call. Then it calls a new server on the same port.
 func TestGRPC(t *testing.T) {
 	client, server := nets(t, pipe.Conditions{Delay: time.Millisecond})
 	at := serverIP + ":50051"
@@ -87,7 +87,7 @@ func TestGRPC(t *testing.T) {
 		}
 	}
 
-	// A deadline that passes while the server waits.
+	// The deadline of this call passes while the client waits for the server.
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
 	stream, err := c.FullDuplexCall(short)
@@ -98,7 +98,7 @@ func TestGRPC(t *testing.T) {
 		t.Errorf("a call whose deadline passes: %v", err)
 	}
 
-	// A graceful stop lets a call end, and refuses the next one.
+	// During a graceful stop, a call that has begun can end, and the server accepts no new call.
 	stream, err = c.FullDuplexCall(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +108,7 @@ func TestGRPC(t *testing.T) {
 	}
 	stopped := make(chan struct{})
 	go func() { s.GracefulStop(); close(stopped) }()
-	for err == nil { // until the listener is closed
+	for err == nil { // dial until GracefulStop has closed the listener
 		var x net.Conn
 		if x, err = client.Dial("tcp", at); err == nil {
 			_ = x.Close()
@@ -151,7 +151,8 @@ func ask(s duplex, body []byte) error {
 	return err
 }
 
-// echoStream sends messages without waiting, while it receives and compares the echoes.
+// echoStream sends messages without waiting for the echoes. At the same time, it receives the echoes and compares them with the
+// messages.
 func echoStream(t *testing.T, ctx context.Context, c grpc_testing.TestServiceClient, seed int64, messages, size int) error {
 	stream, err := c.FullDuplexCall(ctx)
 	if err != nil {

@@ -27,8 +27,8 @@ import (
 type ecnTrace struct {
 	mu       sync.Mutex // guards the fields below
 	state    qlog.ECNState
-	received map[qlog.ECN]int // packets, by their marks
-	ect0, ce uint64           // the highest counts in an ACK frame
+	received map[qlog.ECN]int // number of packets per mark
+	ect0, ce uint64           // the highest counts of each mark in an ACK frame
 }
 
 func (r *ecnTrace) AddProducer() qlogwriter.Recorder { return r }
@@ -55,8 +55,8 @@ func (r *ecnTrace) RecordEvent(e qlogwriter.Event) {
 	}
 }
 
-// check fails the test unless the end has validated ECN, has received packets with both marks, and has read counts of both marks
-// in ACK frames.
+// check checks that one end of the connection has validated ECN, has received packets with ECT(0) and with CE, and has received
+// ACK frames that count packets with each of these marks.
 func (r *ecnTrace) check(t *testing.T, end string) {
 	t.Helper()
 	r.mu.Lock()
@@ -73,7 +73,7 @@ func (r *ecnTrace) check(t *testing.T, end string) {
 	}
 }
 
-// quicTransport returns a transport on all addresses of n.
+// quicTransport returns a transport that listens on all addresses of n, and the transport's connection.
 func quicTransport(t *testing.T, n *netstack.Net) (*quic.Transport, *quicConn) {
 	t.Helper()
 	u, err := n.ListenUDP(netip.AddrPort{})
@@ -90,9 +90,9 @@ func quicTransport(t *testing.T, n *netstack.Net) (*quic.Transport, *quicConn) {
 	return tr, c
 }
 
-// TestHTTP3 posts and gets over both families, while the wire marks some of the tunnel's datagrams as having met congestion.
-// The marks must reach QUIC at both ends: through the device, which copies them to the inner packets, and through the control
-// messages of ReadMsgUDP and WriteMsgUDP. Each family has its own control messages.
+// TestHTTP3 posts data and reads them back over IPv4 and IPv6, while the wire sets the CE mark on some of the tunnel's datagrams.
+// The marks must reach QUIC at both ends. The device copies a mark to the inner packet. ReadMsgUDP and WriteMsgUDP pass marks in
+// control messages, which differ between IPv4 and IPv6.
 func TestHTTP3(t *testing.T) {
 	client, server := nets(t, pipe.Conditions{Delay: time.Millisecond, CE: 0.05})
 	serverTLS, clientTLS := certificate(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// An httpServer is a server of net/http on a Net.
+// An httpServer is an http.Server that listens on a Net.
 type httpServer struct {
 	http.Server
 	ended chan error
@@ -32,7 +32,7 @@ func serveHTTP(t *testing.T, n *netstack.Net, at string, h http.Handler) *httpSe
 	return s
 }
 
-// stop shuts s down, and checks that Serve says so.
+// stop calls Shutdown, and checks that Serve then returns ErrServerClosed.
 func (s *httpServer) stop(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -45,8 +45,8 @@ func (s *httpServer) stop(t *testing.T) {
 	}
 }
 
-// TestHTTPRestart shuts a server down while a request runs, and starts it on the same port again. The request must end as if
-// nothing had happened, a dial during the shutdown is refused, and the new server answers at once.
+// TestHTTPRestart shuts a server down while it handles a request, and then starts a server on the same port. The request must
+// succeed in spite of the shutdown. A dial during the shutdown must be refused. The new server must answer at once.
 func TestHTTPRestart(t *testing.T) {
 	client, server := nets(t, pipe.Conditions{Delay: time.Millisecond})
 	tr := &http.Transport{DialContext: client.DialContext}
@@ -87,7 +87,7 @@ func TestHTTPRestart(t *testing.T) {
 		}()
 		<-running
 		go func() { s.stop(t); close(stopped) }()
-		for err == nil { // until Shutdown has closed the listener
+		for err == nil { // dial until Shutdown has closed the listener
 			var conn io.Closer
 			if conn, err = client.Dial("tcp", serverIP+":80"); err == nil {
 				_ = conn.Close()

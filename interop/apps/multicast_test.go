@@ -8,8 +8,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestMulticast finds a service as mDNS does: the client asks a group, and a service that has joined it answers the client.
-// A service that has left the group must not hear the question.
+// TestMulticast finds a service as mDNS does: the client sends a question to a multicast group, and a service that has joined the
+// group answers the client. A service that has left the group must not receive the question.
 func TestMulticast(t *testing.T) {
 	client, server := nets(t, pipe.Conditions{Delay: time.Millisecond})
 	for _, group := range []string{"224.0.0.251", "ff02::fb"} {

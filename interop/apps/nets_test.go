@@ -26,7 +26,7 @@ const (
 	serverIP6 = "fd00::1"
 )
 
-// nets returns two Nets that are joined by a tunnel over a wire with conditions c.
+// nets returns two Nets that a tunnel connects. The tunnel's datagrams cross a wire in memory with the conditions c.
 func nets(t *testing.T, c pipe.Conditions) (client, server *netstack.Net) {
 	t.Helper()
 	wire := pipe.NewNetwork(pipe.Config{Seed: 1})
@@ -58,14 +58,14 @@ func nets(t *testing.T, c pipe.Conditions) (client, server *netstack.Net) {
 	return client, server
 }
 
-// noise returns n bytes that depend on seed.
+// noise returns n pseudorandom bytes. The same seed gives the same bytes.
 func noise(seed int64, n int) []byte {
 	b := make([]byte, n)
 	_, _ = mathrand.New(mathrand.NewSource(seed)).Read(b)
 	return b
 }
 
-// same fails the test unless got is what was sent.
+// same checks that got, which arrived, equals want, which was sent.
 func same(t *testing.T, what string, got, want []byte) {
 	t.Helper()
 	if !bytes.Equal(got, want) {
@@ -73,7 +73,8 @@ func same(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// certificate returns a TLS configuration for the server's addresses, and one for clients that trust it.
+// certificate returns a TLS configuration for a server with a certificate for the server's addresses, and one for a client that
+// trusts this certificate.
 func certificate(t *testing.T) (server, client *tls.Config) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -10,21 +10,23 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// A quicConn lets quic-go use ECN and UDP_SEGMENT over a Net, on Linux, Darwin and FreeBSD. Without it, quic-go takes a
-// *netstack.UDPConn as a plain net.PacketConn, because it has no SyscallConn, and uses neither.
+// A quicConn is a UDPConn with which quic-go uses ECN and UDP_SEGMENT over a Net, on Linux, Darwin and FreeBSD. With a
+// *netstack.UDPConn alone, quic-go uses neither: that type has no SyscallConn, so quic-go uses it only as a net.PacketConn.
 type quicConn struct {
 	*netstack.UDPConn
-	segmented atomic.Int64 // writes that became several datagrams
+	segmented atomic.Int64 // number of writes that became several datagrams
 }
 
 var _ quic.OOBCapablePacketConn = (*quicConn)(nil)
 
-// newQUICConn returns c for a quic.Transport. quic-go probes for the largest datagram, so datagrams must not be fragmented.
+// newQUICConn wraps c for a quic.Transport. It forbids fragmentation, because quic-go sends probes to find the largest datagram
+// that the path carries.
 func newQUICConn(c *netstack.UDPConn) (*quicConn, error) {
 	return &quicConn{UDPConn: c}, c.SetDontFragment(true)
 }
 
-// SyscallConn returns a RawConn without a descriptor. quic-go uses it to set options that a UDPConn always has.
+// SyscallConn returns a RawConn without a descriptor. quic-go uses the RawConn only to set options that are always on in a
+// UDPConn.
 func (c *quicConn) SyscallConn() (syscall.RawConn, error) { return noDescriptor{}, nil }
 
 // ReadBatch reads one datagram. quic-go calls it in place of recvmmsg.
@@ -38,7 +40,7 @@ func (c *quicConn) ReadBatch(ms []ipv4.Message, _ int) (int, error) {
 	return 1, nil
 }
 
-// WriteMsgUDP counts writes with UDP_SEGMENT, for the test.
+// WriteMsgUDP also counts the writes with UDP_SEGMENT, which a test checks.
 func (c *quicConn) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, err error) {
 	if len(b) > 1500 {
 		c.segmented.Add(1)

@@ -70,7 +70,7 @@ func (s *sshServer) serve(c net.Conn) {
 	}
 }
 
-// session copies its input to its output, and ends with status 3.
+// session runs one session: it copies the session's input to its output, and then ends with status 3.
 func (s *sshServer) session(ch ssh.NewChannel) {
 	c, requests, err := ch.Accept()
 	if err != nil {
@@ -124,8 +124,8 @@ func (s *sshServer) forward(ch ssh.NewChannel) {
 	<-back
 }
 
-// TestSSH runs a command over each of several sessions at once, and forwards connections to a listener on the server's Net,
-// and back to one on the client's.
+// TestSSH runs a command in each of several sessions at once. Then it forwards two connections through the server: one to a
+// listener on the server's Net, and one to a listener on the client's Net.
 func TestSSH(t *testing.T) {
 	client, server := nets(t, pipe.Conditions{Delay: time.Millisecond})
 	key := serveSSH(t, server, serverIP+":22")
@@ -198,7 +198,7 @@ func TestSSH(t *testing.T) {
 		}
 	}
 
-	// The client vanishes: its Net closes, and a session's output ends.
+	// Close the client's Net. A command in an open session must then fail.
 	s, err := c.NewSession()
 	if err != nil {
 		t.Fatal(err)

@@ -12,7 +12,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestWebSocket echoes messages of all sizes, pings, cancels a read and closes with a status.
+// TestWebSocket sends messages of many sizes to a server that echoes them, sends a ping, and closes the connection with a status.
+// On a second connection, it cancels a read.
 func TestWebSocket(t *testing.T) {
 	client, server := nets(t, pipe.Conditions{Delay: time.Millisecond})
 	closed := make(chan websocket.StatusCode, 2)
@@ -62,7 +63,7 @@ func TestWebSocket(t *testing.T) {
 		}
 		same(t, "message", got, want)
 	}
-	pings := c.CloseRead(ctx) // which reads the pong
+	pings := c.CloseRead(ctx) // CloseRead reads the pong
 	if err := c.Ping(ctx); err != nil {
 		t.Errorf("ping: %v", err)
 	}
@@ -74,7 +75,7 @@ func TestWebSocket(t *testing.T) {
 		t.Errorf("the server read status %v, want %v", got, websocket.StatusNormalClosure)
 	}
 
-	// If the context of a read ends, the read closes the connection, and the server notices.
+	// If the context of a read ends, the read closes the connection. The server's next read must then fail.
 	c = dial()
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()

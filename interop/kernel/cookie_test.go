@@ -16,7 +16,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// initiationLike returns a message that costs its receiver an X25519. Its mac1 is valid, and the rest is not.
+// initiationLike returns a forged initiation in which only mac1 is valid. A receiver that is not under load computes X25519 once
+// before it drops the message.
 func initiationLike(receiver wireguard.PublicKey) []byte {
 	m := make([]byte, 148)
 	m[0], m[20] = 1, 9
@@ -27,7 +28,7 @@ func initiationLike(receiver wireguard.PublicKey) []byte {
 	return m
 }
 
-// flood calls burst repeatedly. stop ends the flood and waits until it has ended.
+// flood calls the function burst repeatedly, with pauses, until stop is called. stop waits until the last call has returned.
 func flood(t *testing.T, pause time.Duration, burst func()) (stop func()) {
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -46,9 +47,9 @@ func flood(t *testing.T, pause time.Duration, burst func()) (stop func()) {
 	return stop
 }
 
-// TestCookieOurs checks that our device sends a cookie reply while more than an eighth of its handshake queue of 4096 is full, and
-// for a second after that. After 5 s the kernel sends an initiation with mac2, and our device answers it although
-// it is still under load.
+// TestCookieOurs checks that our device answers an initiation with a cookie reply while it is under load. It is under load while
+// more than an eighth of its handshake queue of 4096 is full, and for a second after that. After 5 s the kernel sends an
+// initiation with mac2, and our device answers it although it is still under load.
 func TestCookieOurs(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.dev.Status().ListenPort)
@@ -63,7 +64,8 @@ func TestCookieOurs(t *testing.T) {
 			c.Write(m)
 		}
 	})
-	// If the flood paused for a second, our device answers the kernel at once. Then the kernel must begin again.
+	// If the flood has paused for a second, our device answers the kernel without a cookie reply. Then restart wg0, so that the
+	// kernel begins again.
 	for range 10 {
 		p.want("load", func() bool { return p.dev.Status().UnderLoad })
 		p.pinged(0)
@@ -86,22 +88,23 @@ func TestCookieOurs(t *testing.T) {
 	p.ping(1)
 }
 
-// TestCookieKernel floods the kernel from another address. The kernel sends our device a cookie and answers our next initiation,
-// which uses it.
+// TestCookieKernel floods the kernel from another address. The kernel sends our device a cookie, and then answers an initiation
+// with the mac2 that proves this cookie.
 func TestCookieKernel(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	m := datagram{
 		from: netip.MustParseAddrPort("10.9.0.3:1"), to: netip.MustParseAddrPort("10.9.0.2:51820"), data: initiationLike(p.kernelKey.Public()),
 	}
-	// The kernel requires cookies from all senders for a second after the flood. Queued messages prolong the flood.
+	// The kernel requires cookies from all senders for a second after the flood. Messages that are still queued prolong the
+	// flood.
 	t.Cleanup(func() { p.m.script("sleep 2") })
 	stop := flood(t, 100*time.Millisecond, func() {
 		for range 1500 {
-			p.line.wire.send(&m) // blocks while the machine is busy
+			p.line.wire.send(&m) // this blocks while the machine is busy
 		}
 	})
-	// Each attempt is one initiation. The clock is set forward so that the next one need not wait for 5 s. A cookie is valid for
-	// 120 s.
+	// Each attempt sends one initiation. It sets the device's clock forward, because the device sends initiations at least 5 s
+	// apart. A cookie is valid for 120 s.
 	try := func() {
 		p.clock.forward(6 * time.Second)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

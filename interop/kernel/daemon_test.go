@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	daemonEnv  = "WIREGUARD_KERNEL_DAEMON" // gives the isolated process the daemon's path, and tells it that it is isolated
+	daemonEnv  = "WIREGUARD_KERNEL_DAEMON" // an environment variable with the daemon's path; set only in the isolated process
 	daemonLink = "wg1"                     // the daemon's interface; the machine's is wg0
-	hostTAP    = "tap0"                    // the other end of the machine's eth1
+	hostTAP    = "tap0"                    // the host's interface that is connected to the machine's eth1
 )
 
-// TestDaemon runs cmd/wg0 on a kernel TUN with all offloads against the kernel, over both outer families. Each end begins once.
-// pings and iperf3 run in both directions in both inner families. Large packets cross the TUN whole, and both ends' "wg show"
-// agree to the byte.
+// TestDaemon connects cmd/wg0, on a TUN with all offloads, with the kernel's WireGuard. It does so over IPv4, where the daemon
+// sends the first ping, and over IPv6, where the kernel does. ping and iperf3 run in both directions in both inner families. The
+// test checks that large packets cross the TUN in one piece, and that "wg show" reports the same number of bytes at both peers.
 //
 //	wg1 ─ cmd/wg0 ─ udp ─ tap0 10.9.0.1, fd09::1 ─ eth1 10.9.0.2, fd09::2 ─ wg0
 func TestDaemon(t *testing.T) {
@@ -44,7 +44,7 @@ func TestDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// QEMU reads its TAP when it has time. Until then packets wait there.
+	// The TAP has a long queue, because packets wait there until QEMU has time to read them.
 	p := daemonPair{host: h}
 	p.t = t
 	p.run("ip tuntap add dev %s mode tap vnet_hdr", hostTAP)
@@ -107,7 +107,7 @@ func isolated(t *testing.T) {
 	if err := netlab.Build("../..", "github.com/seed-86b749af/wireguard/cmd/wg0", program); err != nil {
 		t.Fatal(err)
 	}
-	runtime.LockOSThread() // the child dies with the thread that started it
+	runtime.LockOSThread() // the child process ends with the thread that started it
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
 	cmd.Env = append(os.Environ(), daemonEnv+"="+program)
@@ -119,7 +119,7 @@ func isolated(t *testing.T) {
 	t.Logf("%s", out)
 }
 
-// A daemonPair is a daemon and the kernel's wg0. The daemon replaces pair's dev, net and tun, which are nil.
+// A daemonPair is a daemon and the kernel's wg0. The daemon replaces the fields dev, net and tun of the pair, which are nil.
 type daemonPair struct {
 	pair
 	host *netlab.Host
@@ -131,7 +131,7 @@ func (p *daemonPair) run(format string, args ...any) string {
 	return p.feed("", format, args...)
 }
 
-// feed is run with a standard input.
+// feed does what run does, and passes input to the command's standard input.
 func (p *daemonPair) feed(input, format string, args ...any) string {
 	p.t.Helper()
 	out, err := p.host.RunWith(input, fmt.Sprintf(format, args...))
@@ -173,7 +173,7 @@ func (p *daemonPair) ping(family int) {
 	p.run("ping -n -c 1 -W %.0f %v", patience.Seconds(), kernelAddrs[family])
 }
 
-// iperf runs iperf3 against the machine's iperf3.
+// iperf runs iperf3 on the daemon's host as a client of an iperf3 server in the machine.
 func (p *daemonPair) iperf(family int, name, options string) {
 	p.t.Helper()
 	p.sh("iperf3 -s -D -1\nuntil grep -q ':1451 [0-9A-F:]* 0A ' /proc/net/tcp6; do usleep 10000; done")
@@ -189,7 +189,7 @@ func (p *daemonPair) iperf(family int, name, options string) {
 // counted counts one direction of the daemon's interface. A large packet that crosses in one piece counts as one packet.
 type counted struct{ Bytes, Packets uint64 }
 
-// add adds the difference of two counts.
+// add adds the growth from one count, before, to a later one, after.
 func (c *counted) add(after, before counted) {
 	c.Bytes += after.Bytes - before.Bytes
 	c.Packets += after.Packets - before.Packets
@@ -207,7 +207,7 @@ func (p *daemonPair) traffic() (s struct{ Rx, Tx counted }) {
 	return links[0].Stats64
 }
 
-// wantCounters waits until "wg show" reports the same counts at both ends.
+// wantCounters waits until "wg show" reports the same numbers of bytes at both peers.
 func (p *daemonPair) wantCounters() {
 	p.t.Helper()
 	p.sameCounters(func() (sent, received uint64) {

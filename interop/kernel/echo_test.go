@@ -22,14 +22,15 @@ import (
 // echoes is how many connections TestEcho opens in each case, one after the other.
 var echoes = flag.Int("echoes", 2, "connections of 2 MiB each way per case of TestEcho")
 
-// TestEcho sends bulk data in both directions of a connection, with the echo server on either side. The server reads only
-// what it has room to write, so windows close and open again. Neither end may drop what the other one needs to go on.
-// Without the guards of transport/netstack/window.go, none of 40 connections stopped here: the test shows that Linux
-// accepts what the guards send.
+// TestEcho sends bulk data in both directions of a TCP connection. The echo server runs in the kernel's machine in one half of
+// the cases, and on our stack in the other half. The server reads no more than it can write, so TCP's windows close and open
+// again. Neither TCP may drop a segment without which the other one cannot continue. Without the guards of
+// transport/netstack/window.go, none of 40 connections stopped here. So the test does not show that the guards are needed. It
+// shows that Linux accepts the segments that the guards send.
 func TestEcho(t *testing.T) {
 	b, digest := payload(bulk)
 	shrink := func(t *testing.T, c net.Conn) {
-		// Small buffers close windows often, and fit into the buffer of QEMU's socket.
+		// With small buffers, windows close often, and the data in flight fits into the buffer of QEMU's socket.
 		if err := errors.Join(c.(*netstack.TCPConn).SetReadBuffer(64<<10), c.(*netstack.TCPConn).SetWriteBuffer(64<<10)); err != nil {
 			t.Error(err)
 		}
@@ -74,8 +75,8 @@ func TestEcho(t *testing.T) {
 			}
 			defer l.Close()
 			for i := range *echoes {
-				// One process sends, and another one begins to receive a second later, when all windows are closed. The
-				// server closes when it has echoed all.
+				// In the machine, one process sends, and another one begins to receive a second later, when all windows are
+				// closed. The server closes the connection when it has echoed all data.
 				sent := p.inMachine(`dd if=/dev/urandom of=/tmp/bulk bs=64k count=%d 2>/dev/null
 printf '#!/bin/sh\ncat /tmp/bulk &\nsleep 1\nsha256sum >/tmp/got\n' >/tmp/client
 chmod +x /tmp/client
@@ -102,8 +103,8 @@ rm /tmp/bulk /tmp/got`, bulk>>16, ourAddrs[family])
 	}
 }
 
-// smallBuffers gives the kernel's TCP buffers a fixed size, and keeps the usual scale of windows, until the test ends.
-// closed returns how many windows the kernel has closed since then.
+// smallBuffers gives the kernel's TCP buffers a fixed size until the test ends, and keeps the usual window scale. closed returns
+// how many windows the kernel has closed since then.
 func (p *pair) smallBuffers() (closed func() int) {
 	const read, write, moderate = "/proc/sys/net/ipv4/tcp_rmem", "/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_moderate_rcvbuf"
 	was := strings.Split(strings.TrimSpace(p.sh("cat %s %s", read, write)), "\n")

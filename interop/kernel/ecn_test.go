@@ -9,10 +9,10 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// The kernel's echo reply has the inner type of service of the request, so one exchange shows both directions. These tests use the
-// line, because QEMU's user network does not carry the TOS byte.
+// These tests use the line, because QEMU's user network does not carry the TOS byte. The kernel's echo reply has the same inner
+// type of service as the request, so one exchange tests both directions.
 
-// TestHandshakeDSCP checks both ends: "handshake messages carry 0x88 (AF41, not ECN-capable)".
+// TestHandshakeDSCP checks that the handshake messages of both peers have 0x88 as type of service: AF41, not ECN-capable.
 func TestHandshakeDSCP(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		for first, role := range []string{"ours", "the kernel's"} {
@@ -38,7 +38,8 @@ func TestHandshakeDSCP(t *testing.T) {
 }
 
 // TestECN checks RFC 6040's normal mode, which the kernel implements too. The outer header copies the inner ECN mark, except that
-// CE becomes ECT(0), and carries no DSCP. The inner header arrives unchanged. One table compares our packets with the kernel's.
+// CE becomes ECT(0), and carries no DSCP. The inner header arrives unchanged. The test expects the same outer marks of our
+// packets and of the kernel's.
 func TestECN(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -63,8 +64,8 @@ func TestECN(t *testing.T) {
 	}
 }
 
-// TestECNMarked lets an outer router mark ECN-capable packets. Each end copies the mark to the inner header: CE over ECT, and
-// ECT(1) over ECT(0). It does not mark inner packets that are not ECN-capable.
+// TestECNMarked changes the ECN mark of the outer header, as a router on the path may do. The receiver copies CE to the inner
+// header if that has ECT, and ECT(1) if the inner header has ECT(0). It does not mark an inner packet that is not ECN-capable.
 func TestECNMarked(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -91,8 +92,8 @@ func TestECNMarked(t *testing.T) {
 	}
 }
 
-// TestECNMismatch sends an outer CE mark on an inner packet that is not ECN-capable. RFC 6040 lets a receiver drop the packet. The
-// kernel logs the packet and delivers it unchanged. Our device delivers it unchanged and counts it.
+// TestECNMismatch sets CE in the outer header of a packet whose inner header is not ECN-capable. RFC 6040 lets a receiver drop
+// the packet. The kernel logs such a packet and delivers it unchanged. Our device also delivers it unchanged, and counts it.
 func TestECNMismatch(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
 	p.echo(0, 84, 0)

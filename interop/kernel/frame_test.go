@@ -11,7 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Ethernet frames that carry UDP datagrams. The machine has static neighbors, so no other protocol is needed.
+// The addresses in the Ethernet frames, all of which carry UDP datagrams. The machine has static neighbor entries, so it needs
+// neither ARP nor neighbor discovery.
 var (
 	hostMAC  = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	guestMAC = net.HardwareAddr{2, 0, 0, 0, 0, 2}
@@ -25,13 +26,13 @@ const (
 	protoICMP    = 1
 	protoICMPv6  = 58
 	ip6Fragment  = 44
-	moreFragment = 0x2000 // in the IPv4 field with the flags and the offset
+	moreFragment = 0x2000 // a bit of the IPv4 field with the flags and the fragment offset
 	dontFragment = 0x4000
 )
 
-// A datagram is a UDP datagram that crosses the line, or is about to.
+// A datagram is a UDP datagram that the line carries.
 type datagram struct {
-	from, to  netip.AddrPort // as the machine sees them
+	from, to  netip.AddrPort // the addresses that the machine uses
 	data      []byte
 	tos       uint8
 	df        bool // IPv4's "don't fragment" flag
@@ -41,7 +42,7 @@ type datagram struct {
 // kind returns the type of the WireGuard message in d.
 func (d *datagram) kind() pipe.MessageType { return pipe.TypeOf(d.data) }
 
-// hasMAC2 reports whether a handshake message carries a mac2, which proves a cookie.
+// hasMAC2 reports whether a handshake message carries a mac2, which proves that its sender has a cookie.
 func (d *datagram) hasMAC2() bool {
 	for _, b := range d.data[len(d.data)-16:] {
 		if b != 0 {
@@ -51,7 +52,7 @@ func (d *datagram) hasMAC2() bool {
 	return false
 }
 
-// frame encodes d as Ethernet frames for the machine.
+// frame encodes d as one Ethernet frame for the machine.
 func (d *datagram) frame() []byte {
 	p := pipe.UDPPacket(d.from, d.to, d.data)
 	setTOS(p, d.tos)
@@ -131,7 +132,8 @@ func parseFrame(b []byte) (f fragment, ok bool) {
 	return f, true
 }
 
-// A reassembly joins fragments. The machine sends the fragments of a packet one after another.
+// A reassembly joins the fragments of one packet at a time. This is enough, because the machine sends all fragments of a packet
+// before it sends the next packet.
 type reassembly struct {
 	key   [2]netip.Addr
 	id    uint32
@@ -139,13 +141,13 @@ type reassembly struct {
 	count int
 }
 
-// add returns the datagram once it is whole.
+// add adds a fragment. If the datagram is then complete, add returns it.
 func (r *reassembly) add(f fragment) (d *datagram, ok bool) {
 	if key := [2]netip.Addr{f.src, f.dst}; f.offset == 0 || key != r.key || f.id != r.id {
 		*r = reassembly{key: key, id: f.id}
 	}
 	if f.offset != len(r.whole) {
-		return nil, false // its first fragment is lost
+		return nil, false // an earlier fragment is lost
 	}
 	r.whole, r.count = append(r.whole, f.part...), r.count+1
 	if f.more || len(r.whole) < 8 {

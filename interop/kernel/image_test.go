@@ -15,8 +15,9 @@ import (
 	"strings"
 )
 
-// The machine's first process loads the modules and then runs scripts from the virtio port. Each line is one script, "NUMBER
-// SECONDS BASE64". The process answers with the script's output and "=== NUMBER STATUS".
+// initScript is the machine's first process. It loads the kernel modules, and then runs the scripts that arrive on the virtio
+// port. Each line there is one script: its number, its time limit in seconds, and its text in base64. The process writes the
+// script's output to the port, and after it the line "=== NUMBER STATUS".
 const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -38,7 +39,7 @@ while read -r number seconds script; do
 done <&3
 `
 
-// tools are the host's programs in the image.
+// tools are the programs of the host that are copied into the image besides busybox.
 var tools = []string{"wg", "ip", "iperf3"}
 
 // An image is a kernel and an initramfs, which a machine boots.
@@ -91,7 +92,7 @@ func kernelDir() (string, error) {
 	return filepath.Join(cache, "wireguard-test-kernel"), nil
 }
 
-// program finds a program, also in folders that only root has in the path.
+// program returns the path of a program. It also searches folders that usually only root has in its path.
 func program(name string) (string, error) {
 	if p, err := exec.LookPath(name); err == nil {
 		return p, nil
@@ -124,7 +125,7 @@ func addPrograms(a *archive) error {
 		if err != nil {
 			return err
 		}
-		// Not in /bin, because busybox also has an ip.
+		// The tools are in /host and not in /bin, because busybox installs its own ip in /bin.
 		if err := a.copy("host/"+name, p); err != nil {
 			return err
 		}
@@ -141,9 +142,10 @@ func addPrograms(a *archive) error {
 	return nil
 }
 
-// addModules adds kernel modules, the modules that their headers name as dependencies, and the order in which to load them.
+// addModules adds the named kernel modules, the modules on which they depend, and a file with the order in which to load all of
+// them.
 func addModules(a *archive, dir string, names ...string) error {
-	paths := make(map[string]string) // indexed by name
+	paths := make(map[string]string) // indexed by the module's name
 	err := filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
 		if name, _, ok := strings.Cut(filepath.Base(p), ".ko"); ok {
 			paths[strings.ReplaceAll(name, "-", "_")] = p
@@ -185,7 +187,7 @@ func addModules(a *archive, dir string, names ...string) error {
 	return nil
 }
 
-// readModule returns an unpacked module and the modules that it depends on.
+// readModule returns a module, uncompressed, and the names of the modules on which it depends.
 func readModule(path string) (b []byte, depends []string, err error) {
 	if strings.HasSuffix(path, ".xz") {
 		b, err = exec.Command("xz", "-dc", path).Output()

@@ -18,16 +18,16 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A wire is the Ethernet link to the machine's eth1. It lives as long as the machine. A datagram whose address belongs to no line
-// is lost.
+// A wire is the Ethernet link to the machine's eth1. It exists as long as the machine. It drops a datagram from the kernel if no
+// line has the destination address.
 type wire struct {
 	conn net.Conn // carries frames, each after its length in 4 bytes
 	done chan struct{}
 
-	mu   sync.Mutex // guards the line; held while the line processes a datagram
+	mu   sync.Mutex // guards line
 	line *line
 
-	sending sync.Mutex // one frame at a time
+	sending sync.Mutex // held while one frame is sent
 }
 
 func newWire(conn net.Conn) *wire {
@@ -78,31 +78,31 @@ func (w *wire) send(d *datagram) error {
 	return err
 }
 
-// The ends of a line.
+// The ends of a line: the one of our device, and the one of the kernel.
 const (
 	ours    = 0
 	kernels = 1
 )
 
-// A line joins a device's socket on loopback to the kernel's socket on eth1. It is a NAT. The machine sees the address outside, and
-// the device sees the address inside.
+// A line connects a device's socket on loopback with the kernel's socket on eth1. It is a NAT: the kernel sends to the address
+// outside, and the device sends to the address inside.
 //
 //	Device 127.0.0.1:x ─ inside 127.0.0.1:y │ outside 10.9.0.1:40000 ─ kernel 10.9.0.2:51820
 type line struct {
 	wire   *wire
 	socket *net.UDPConn
-	inside netip.AddrPort // the kernel's address for the device
+	inside netip.AddrPort // the device sends messages for the kernel to this address
 	wg     sync.WaitGroup
 
-	mu      sync.Mutex // guards all below
+	mu      sync.Mutex // guards the fields below
 	device  netip.AddrPort
-	outside netip.AddrPort // the device's address for the kernel
+	outside netip.AddrPort // the kernel sends messages for the device to this address
 	kernel  netip.AddrPort
-	seen    [2][]datagram // indexed by the sending end
+	seen    [2][]datagram // all datagrams so far, indexed by the sending end: ours or kernels
 	judge   func(from int, d *datagram) (pass bool)
 }
 
-// newLine adds a line to the wire until the test ends.
+// newLine makes a line and connects it to the wire until the test ends.
 func newLine(t *testing.T, w *wire, v6 bool) *line {
 	l := &line{wire: w, outside: netip.MustParseAddrPort("10.9.0.1:40000"), kernel: netip.MustParseAddrPort("10.9.0.2:51820")}
 	loopback := netip.MustParseAddr("127.0.0.1")
@@ -133,7 +133,7 @@ func newLine(t *testing.T, w *wire, v6 bool) *line {
 	return l
 }
 
-// receive handles the device's datagrams.
+// receive reads the device's datagrams, records them, and sends those that the filter passes to the kernel.
 func (l *line) receive() {
 	b, oob := make([]byte, 65535), make([]byte, 128)
 	for {
@@ -153,7 +153,8 @@ func (l *line) receive() {
 	}
 }
 
-// fromKernel handles the kernel's datagrams. It ignores datagrams that are not for the device, such as the answers to a flood.
+// fromKernel records a datagram from the kernel, and sends it to the device if the filter passes it. It ignores datagrams that
+// are not for the device, such as the answers to a flood.
 func (l *line) fromKernel(d *datagram) {
 	l.mu.Lock()
 	pass := d.to == l.outside
@@ -175,33 +176,34 @@ func (l *line) see(from int, d *datagram) (pass bool) {
 }
 
 func (l *line) toDevice(device netip.AddrPort, d *datagram) {
-	// A device that is down misses the datagram.
+	// Ignore errors: a device that is down does not receive the datagram.
 	l.socket.WriteMsgUDPAddrPort(d.data, tosMessage(d.tos, device.Addr().Is6()), device)
 }
 
-// locate sets the device's address before the device has sent a datagram.
+// locate tells the line the device's address, so that the kernel can send before the device has sent a datagram.
 func (l *line) locate(device netip.AddrPort) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.device = device
 }
 
-// rebind makes the NAT forget its mapping: from now on the kernel sees the device at another port.
+// rebind replaces the NAT's mapping: from now on, the device's datagrams reach the kernel from another source port.
 func (l *line) rebind(port uint16) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.outside = netip.AddrPortFrom(l.outside.Addr(), port)
 }
 
-// filter makes judge decide whether each datagram passes. judge may change the datagram, and runs with the line locked. With a nil
-// judge all datagrams pass.
+// filter installs the function judge, which decides for each datagram whether it passes. judge may change the datagram. The line
+// is locked while judge runs. If judge is nil, all datagrams pass.
 func (l *line) filter(judge func(from int, d *datagram) (pass bool)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.judge = judge
 }
 
-// inject sends a copy of a datagram that the end in from sent before. It bypasses the filter and the counts.
+// inject sends a copy of a datagram that one end, ours or kernels, has sent before. The copy bypasses the filter and is not
+// recorded.
 func (l *line) inject(from int, d datagram) {
 	l.mu.Lock()
 	device := l.device
@@ -213,7 +215,7 @@ func (l *line) inject(from int, d datagram) {
 	}
 }
 
-// all returns all datagrams of a kind that the end in from sent, including those that the filter dropped.
+// all returns all datagrams of a kind that one end, ours or kernels, has sent. They include datagrams that the filter dropped.
 func (l *line) all(from int, kind pipe.MessageType) (ds []datagram) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,7 +227,7 @@ func (l *line) all(from int, kind pipe.MessageType) (ds []datagram) {
 	return ds
 }
 
-// count returns how many messages of a kind the end in from sent.
+// count returns how many datagrams all returns.
 func (l *line) count(from int, kind pipe.MessageType) int { return len(l.all(from, kind)) }
 
 // receiveTOS makes the system report the type of service or traffic class of each datagram that c receives.
@@ -243,7 +245,8 @@ func receiveTOS(c *net.UDPConn, v6 bool) error {
 	return errors.Join(err, serr)
 }
 
-// parseTOS finds the type of service, a byte for IPv4, or the traffic class, an int for IPv6.
+// parseTOS returns the type of service (a byte, for IPv4) or the traffic class (an int, for IPv6) from the control messages in
+// oob.
 func parseTOS(oob []byte) uint8 {
 	ms, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -260,7 +263,7 @@ func parseTOS(oob []byte) uint8 {
 	return 0
 }
 
-// tosMessage returns the control message for sending with tos.
+// tosMessage returns the control message with which a datagram is sent with the type of service or traffic class tos.
 func tosMessage(tos uint8, v6 bool) []byte {
 	b := make([]byte, unix.CmsgSpace(4))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))

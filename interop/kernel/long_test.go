@@ -20,8 +20,9 @@ func needsLong(t *testing.T) {
 	}
 }
 
-// TestLongRekey runs both ends on the real clock, with one ping per second in each direction for 135 s. "The initiator makes a new
-// session after 120 s": it makes exactly one, no packet is lost, and the responder never begins.
+// TestLongRekey sends one ping per second in each direction for 135 s, while both peers use the real clock. "The initiator makes
+// a new session after 120 s": the test checks that it makes exactly one, that no packet is lost, and that the responder sends no
+// initiation.
 func TestLongRekey(t *testing.T) {
 	for first, role := range []string{"ours", "the kernel's"} {
 		t.Run(role, func(t *testing.T) {
@@ -55,8 +56,8 @@ func TestLongRekey(t *testing.T) {
 	}
 }
 
-// TestLongRejectAfterTime drops all further handshake messages while packets continue. The session lasts exactly 180 s. After that
-// neither end sends on it, because the other end would refuse the packets.
+// TestLongRejectAfterTime drops all handshake messages after the first handshake, while both peers continue to send packets. The
+// session lasts exactly 180 s. After that, neither peer sends on it, because the other one would drop the messages.
 func TestLongRejectAfterTime(t *testing.T) {
 	needsLong(t)
 	p := newPair(t, setup{way: line4, packets: true})
@@ -65,7 +66,7 @@ func TestLongRejectAfterTime(t *testing.T) {
 	p.line.filter(func(_ int, d *datagram) bool {
 		return d.kind() == pipe.TypeData || d.kind() == pipe.TypeKeepalive
 	})
-	var last [2]atomic.Int64 // when each end last sent data
+	var last [2]atomic.Int64 // when the device and the kernel last sent data
 	sent := [2]int{}
 	for time.Since(began) < 190*time.Second {
 		p.send(echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))
@@ -93,8 +94,8 @@ func TestLongRejectAfterTime(t *testing.T) {
 	p.echo(1, 104, 0)
 }
 
-// TestLongPassiveKeepalive checks that "an end that received data and has nothing to say for 10 s sends one empty packet", and that
-// an end does not answer an empty packet. It checks both ends on the real clock.
+// TestLongPassiveKeepalive checks that a peer that received data and sends nothing for 10 s then sends one empty packet. It
+// also checks that neither peer answers an empty packet. Both peers use the real clock.
 func TestLongPassiveKeepalive(t *testing.T) {
 	needsLong(t)
 	p := newPair(t, setup{way: line4, packets: true})
@@ -116,8 +117,8 @@ func TestLongPassiveKeepalive(t *testing.T) {
 	}
 }
 
-// TestLongSilentKernel sends to a kernel that never answers. After 15 s plus up to a third of a second of real time, our device
-// begins a new handshake.
+// TestLongSilentKernel drops all messages of the kernel and sends a packet to it. After 15 s plus up to a third of a second of
+// real time, our device begins a new handshake.
 func TestLongSilentKernel(t *testing.T) {
 	needsLong(t)
 	p := newPair(t, setup{way: line4, packets: true})

@@ -30,10 +30,10 @@ var long = flag.Bool("long", false, "run the tests that wait for minutes of the 
 const (
 	bootTimeout   = 90 * time.Second // booting takes 2 to 7 s, and longer on busy cores
 	scriptTimeout = 40 * time.Second
-	guestPort     = 51820 // the kernel's UDP port; the forwarded port of eth0 leads to it
+	guestPort     = 51820 // the kernel's UDP port; QEMU's user network forwards datagrams to it
 )
 
-// All tests of a run share one machine. The first test that needs it boots it.
+// All tests of a run share one machine. The first test that needs the machine boots it.
 var (
 	boot      sync.Once
 	booted    *machine
@@ -59,18 +59,22 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// A machine is a QEMU process that runs a Linux kernel. It ends at close, or when the process that started it ends for any reason.
+// A machine is a QEMU process that runs a Linux kernel. The method close ends QEMU. QEMU also ends when the process that started
+// it ends for any reason.
 type machine struct {
-	cmd     *exec.Cmd
-	dir     string       // its files; removed by close
-	port    uint16       // on 127.0.0.1, forwarded to guestPort
-	host    *netlab.Host // QEMU runs there with hostTAP as eth1; nil means that QEMU runs here with the wire as eth1
+	cmd *exec.Cmd
+	dir string // contains QEMU's files; close removes it
+	// UDP port of 127.0.0.1 that QEMU forwards to guestPort
+	port uint16
+	// The namespace in which QEMU runs, where hostTAP is connected to eth1. Nil means the namespace of the test; then wire is
+	// connected to eth1.
+	host    *netlab.Host
 	wire    *wire
 	bootIn  time.Duration
 	exited  chan struct{} // closed once QEMU has ended
 	exitErr error
 
-	mu     sync.Mutex // guards all below: one script at a time
+	mu     sync.Mutex // guards the fields below; held while a script runs, so only one runs at a time
 	in     *os.File
 	out    *os.File
 	lines  *bufio.Reader
@@ -87,7 +91,7 @@ func guest(t *testing.T) *machine {
 			bootError = err
 			return
 		}
-		// Another process may take the forwarded port before QEMU opens it.
+		// Try three times, because another process may take the forwarded port before QEMU opens it.
 		for range 3 {
 			if booted, bootError = start(img, nil); bootError == nil {
 				t.Logf("the kernel booted in %v", booted.bootIn)
@@ -104,7 +108,7 @@ func guest(t *testing.T) *machine {
 	return booted
 }
 
-// start boots a machine, on host if host is not nil.
+// start boots a machine. If host is not nil, QEMU runs in the network namespace of that host.
 func start(img *image, host *netlab.Host) (*machine, error) {
 	dir, err := os.MkdirTemp("", "kernel-peer-")
 	if err != nil {
@@ -120,7 +124,7 @@ func start(img *image, host *netlab.Host) (*machine, error) {
 		return nil, errors.Join(fmt.Errorf("the kernel did not boot: %w\n%s", err, m.console()), m.close())
 	}
 	m.bootIn = time.Since(began)
-	os.Remove(filepath.Join(dir, "initramfs")) // already loaded; if this process is killed, it leaves only small files
+	os.Remove(filepath.Join(dir, "initramfs")) // QEMU has loaded it; without it, a killed test leaves only small files behind
 	out, err := m.script(`ip addr add 10.0.2.15/24 dev eth0
 ip addr add 10.9.0.2/24 dev eth1
 sysctl -qw net.ipv6.conf.all.accept_ra=0 net.ipv6.conf.eth1.accept_dad=0 net.ipv4.conf.eth1.promote_secondaries=1
@@ -135,8 +139,8 @@ ip neigh add 10.9.0.3 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent`)
 	return m, nil
 }
 
-// run starts QEMU. The console is written to a file. Scripts and their output use a virtio port, which unlike a serial line loses
-// nothing. eth1 is connected to the wire or to the host's TAP.
+// run starts QEMU. The console is written to a file. Scripts and their output use a virtio port which, unlike a serial line,
+// loses no bytes. eth1 is connected to the wire or to the host's TAP.
 func (m *machine) run(img *image) error {
 	initramfs := filepath.Join(m.dir, "initramfs")
 	if err := os.WriteFile(initramfs, img.initramfs, 0o600); err != nil {
@@ -192,8 +196,9 @@ func (m *machine) run(img *image) error {
 	return nil
 }
 
-// keep starts QEMU and waits until it ends, on one thread. The kernel kills QEMU when the thread that started it ends, and this
-// thread ends only with the process.
+// keep starts QEMU on a goroutine that is locked to its thread, and returns. The goroutine then waits until QEMU ends, and so
+// keeps the thread: the host's kernel kills QEMU when the thread that started it ends. So QEMU ends with this process at the
+// latest.
 func (m *machine) keep() error {
 	started := make(chan error)
 	go func() {
@@ -237,14 +242,15 @@ type statusError int
 
 func (e statusError) Error() string { return fmt.Sprintf("status %d", int(e)) }
 
-// script runs a shell script in the machine and returns its output. An error is a statusError unless the machine is broken.
+// script runs a shell script in the machine and returns its output. If the script fails, the error is a statusError. Any other
+// error means that the machine no longer works.
 func (m *machine) script(s string) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.broken != nil {
 		return "", m.broken
 	}
-	// busybox prefers its built-in commands to those in the path.
+	// Define functions for the host's programs, because busybox prefers its built-in commands to those in the path.
 	s = "ip() { /host/ip \"$@\"; }\nwg() { /host/wg \"$@\"; }\niperf3() { /host/iperf3 \"$@\"; }\nset -e\n" + s + "\n"
 	m.number++
 	line := fmt.Sprintf("%d %d %s\n", m.number, scriptTimeout/time.Second, base64.StdEncoding.EncodeToString([]byte(s)))
@@ -261,7 +267,7 @@ func (m *machine) script(s string) (string, error) {
 	return out, err
 }
 
-// answer reads the output of a script up to its end mark.
+// answer returns the output of the script with the given number. It reads up to the line that marks the end of that output.
 func (m *machine) answer(number int, timeout time.Duration) (string, error) {
 	m.out.SetReadDeadline(time.Now().Add(timeout))
 	var out strings.Builder

@@ -60,16 +60,17 @@ func (c *shiftedClock) Wall() time.Time { return time.Now().Add(time.Duration(c.
 // forward sets the clock forward.
 func (c *shiftedClock) forward(d time.Duration) { c.shift.Add(int64(d)) }
 
-// A setup describes a pair. The zero value means the user network, no preshared key, and that each end knows the other's endpoint.
+// A setup describes a pair. The zero value means the user network, no preshared key, and that each peer is configured with the
+// other peer's endpoint.
 type setup struct {
 	way     way
 	psk     wireguard.PresharedKey
 	packets bool // the device's plaintext side is a pipe.Tunnel that the test controls, not a stack
 
-	kernelPeer  string // further arguments of wg set for the device as the kernel's peer
+	kernelPeer  string // further arguments of the command wg set that adds the device to the kernel's peers
 	kernelMTU   int    // MTU of wg0; 0 means 1420
 	noKernelsAt bool   // the device does not know the kernel's endpoint
-	givesWay    bool   // the device has the greater public key, so when initiations cross it lets the kernel go first
+	givesWay    bool   // the device has the greater public key, so it lets the kernel retry first if initiations cross
 }
 
 // A pair is a device, the kernel's wg0, and the path between them.
@@ -78,14 +79,14 @@ type pair struct {
 	t         *testing.T
 	m         *machine
 	line      *line          // nil on the user network
-	daemonAt  netip.AddrPort // where the kernel reaches a daemon that replaces dev
+	daemonAt  netip.AddrPort // the address at which the kernel reaches a daemon that replaces dev
 	clock     *shiftedClock
 	dev       *wireguard.Device
 	net       *netstack.Net
 	tun       *pipe.Tunnel // replaces net if setup.packets is set
 	key       wireguard.PrivateKey
 	kernelKey wireguard.PrivateKey
-	sequence  uint16 // of the last echo request
+	sequence  uint16 // sequence number of the last echo request
 }
 
 func newPair(t *testing.T, s setup) *pair {
@@ -116,7 +117,7 @@ func newPair(t *testing.T, s setup) *pair {
 	return p
 }
 
-// open makes our device and brings it up on port. 0 means any port.
+// open makes the device and brings it up on a UDP port. Port 0 means any free port.
 func (p *pair) open(port uint16) {
 	p.t.Helper()
 	var tunnel wireguard.Tunnel
@@ -149,7 +150,7 @@ func (p *pair) open(port uint16) {
 	}
 }
 
-// reopen restarts the device with the same keys and port. It keeps no other state.
+// reopen replaces the device by a new one with the same keys and port. The new device has no other state of the old one.
 func (p *pair) reopen() {
 	p.t.Helper()
 	port := p.dev.Status().ListenPort
@@ -157,7 +158,7 @@ func (p *pair) reopen() {
 	p.open(port)
 }
 
-// kernelAt returns the kernel's address for the device.
+// kernelAt returns the address to which the device sends messages for the kernel.
 func (p *pair) kernelAt() netip.AddrPort {
 	if p.line != nil {
 		return p.line.inside
@@ -165,7 +166,7 @@ func (p *pair) kernelAt() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p.m.port)
 }
 
-// deviceAt returns the device's address for the kernel.
+// deviceAt returns the address to which the kernel sends messages for the device.
 func (p *pair) deviceAt() netip.AddrPort {
 	if p.line != nil {
 		p.line.mu.Lock()
@@ -178,7 +179,7 @@ func (p *pair) deviceAt() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 2, 2}), p.dev.Status().ListenPort)
 }
 
-// addKernel makes the kernel's interface.
+// addKernel creates the interface wg0 in the machine, with the device as its peer.
 func (p *pair) addKernel() {
 	p.t.Helper()
 	mtu := p.kernelMTU
@@ -194,13 +195,13 @@ ip -6 addr add %v/64 dev wg0 nodad
 ip link set wg0 addrgenmode none up`, mtu, p.kernelKey.Text(), guestPort, p.kernelPeerScript(), kernelAddrs[0], kernelAddrs[1])
 }
 
-// kernelPeerScript adds the device to the kernel's peers.
+// kernelPeerScript returns a script that adds the device to the kernel's peers.
 func (p *pair) kernelPeerScript() string {
 	return fmt.Sprintf("echo %s >/tmp/psk\nwg set wg0 peer %s preshared-key /tmp/psk endpoint %v allowed-ips %v,%v %s",
 		p.psk.Text(), p.key.Public(), p.deviceAt(), ourAddrs[0], ourAddrs[1], p.kernelPeer)
 }
 
-// sh runs a script in the machine, which must succeed.
+// sh runs a script in the machine and returns its output. If the script fails, the test fails.
 func (p *pair) sh(format string, args ...any) string {
 	p.t.Helper()
 	script := fmt.Sprintf(format, args...)
@@ -211,7 +212,7 @@ func (p *pair) sh(format string, args ...any) string {
 	return out
 }
 
-// A kernelStatus is the kernel's view of the device, from wg show dump.
+// A kernelStatus is what the kernel's wg show dump reports about the device.
 type kernelStatus struct {
 	endpoint  string
 	handshake time.Time // zero means never
@@ -250,7 +251,7 @@ func (p *pair) configure(c wireguard.Change) {
 	}
 }
 
-// want waits until a condition holds.
+// want waits until ok returns true. The string what describes that condition in the error message.
 func (p *pair) want(what string, ok func() bool) {
 	p.t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
@@ -270,7 +271,7 @@ func (p *pair) ping(family int) {
 	}
 }
 
-// pinged makes the kernel ping the device.
+// pinged makes the kernel ping the device with the given address family.
 func (p *pair) pinged(family int) {
 	p.t.Helper()
 	p.sh("ping -c 1 -W 30 %v", ourAddrs[family])
@@ -283,7 +284,7 @@ func (p *pair) handshake() error {
 	return p.dev.Handshake(ctx, p.kernelKey.Public())
 }
 
-// wantCounters waits until each end has received as many bytes as the other has sent.
+// wantCounters waits until each peer has received as many bytes as the other one has sent, according to their counters.
 func (p *pair) wantCounters() {
 	p.t.Helper()
 	p.sameCounters(func() (sent, received uint64) {
@@ -292,7 +293,7 @@ func (p *pair) wantCounters() {
 	})
 }
 
-// sameCounters waits until the kernel's counters match ours.
+// sameCounters waits until the kernel's byte counters match those that the function our returns.
 func (p *pair) sameCounters(our func() (sent, received uint64)) {
 	p.t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
@@ -307,7 +308,8 @@ func (p *pair) sameCounters(our func() (sent, received uint64)) {
 	}
 }
 
-// inMachine runs a script in the machine while the test continues. wait returns its output, or fails the test.
+// inMachine starts a script in the machine and returns at once. The function wait waits until the script ends, and returns the
+// script's output. If the script has failed, wait fails the test.
 func (p *pair) inMachine(format string, args ...any) (wait func() string) {
 	script := fmt.Sprintf(format, args...)
 	type result struct {
@@ -329,7 +331,7 @@ func (p *pair) inMachine(format string, args ...any) (wait func() string) {
 	}
 }
 
-// fails runs a script that must fail with an exit status. It fails the test if the machine does not answer.
+// fails runs a script in the machine and reports whether the script fails. If the machine does not answer, the test fails.
 func (p *pair) fails(format string, args ...any) bool {
 	p.t.Helper()
 	out, err := p.m.script(fmt.Sprintf(format, args...))

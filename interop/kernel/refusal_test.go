@@ -13,9 +13,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestWrongPresharedKey uses different preshared keys. The initiation does not depend on the key, so the responder answers it. The
-// initiator cannot open the response, so neither end has a session, and neither reports why. With the right key the next
-// handshake succeeds.
+// TestWrongPresharedKey gives the device and the kernel different preshared keys. The initiation does not depend on that key, so
+// the responder answers it. The initiator cannot decrypt the response, so neither peer has a session, and neither tells the other
+// one why. With the right key, the next handshake succeeds.
 func TestWrongPresharedKey(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		t.Run("kernel is "+role, func(t *testing.T) {
@@ -49,15 +49,16 @@ func TestWrongPresharedKey(t *testing.T) {
 				t.Error("one end thinks that it has a session")
 			}
 			p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: p.kernelKey.Public(), PresharedKey: &right}}})
-			p.clock.forward(6 * time.Second) // initiations are 5 s apart
+			p.clock.forward(6 * time.Second) // the device sends initiations at least 5 s apart
 			p.ping(0)
 			p.pinged(1)
 		})
 	}
 }
 
-// TestReplay replays recorded messages. Neither end answers a replay or moves its endpoint: "the responder keeps the greatest
-// timestamp", an end accepts data only once, and a response answers only one initiation.
+// TestReplay sends recorded messages to both peers again. Neither peer may answer a replay, and the kernel must not change the
+// device's endpoint. A responder accepts only initiations with a greater timestamp than all before, a peer accepts a
+// data message only once, and a response answers only one initiation.
 func TestReplay(t *testing.T) {
 	for first, role := range []string{"ours", "the kernel's"} {
 		t.Run(role, func(t *testing.T) {
@@ -76,7 +77,7 @@ func TestReplay(t *testing.T) {
 				}
 			}
 			time.Sleep(apart)
-			// All replays come from another port. An accepted message would move the kernel's endpoint to it.
+			// All replays to the kernel have another source port. If the kernel accepted one of them, it would send to that port.
 			for _, d := range recorded[ours] {
 				d.from = netip.AddrPortFrom(d.from.Addr(), 40001)
 				p.line.inject(ours, d)
@@ -90,7 +91,7 @@ func TestReplay(t *testing.T) {
 			if d := p.dev.Status().Drops; d[refused] != 1 || d[wireguard.DropReplayed] == 0 {
 				t.Errorf("drops %v; want the handshake's message among them, and replayed data", d)
 			}
-			p.ping(0) // uses the old session; the kernel has processed the replays before it
+			p.ping(0) // uses the old session; when the answer arrives, the kernel has processed all replays
 			if a := p.line.count(first, pipe.TypeInitiation); a != 1 {
 				t.Errorf("%d initiations, want 1: the session is untouched", a)
 			}
@@ -99,7 +100,8 @@ func TestReplay(t *testing.T) {
 			}
 			after, l := p.status(), p.kernel()
 			for _, more := range []uint64{after.Received.Bytes - before.Received.Bytes, l.rx - k.rx} {
-				// On a slow machine a keepalive may be sent too. The smallest replay has the size of the last ping.
+				// On a slow machine, keepalives may be counted too. Two keepalives are smaller than any handshake or data message
+				// that was replayed.
 				if last := uint64(keepaliveBytes + 96); more < last || more > last+2*keepaliveBytes {
 					t.Errorf("%d more bytes counted, want %d, the last ping's", more, last)
 				}
@@ -111,7 +113,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestOrder checks that each end accepts data out of order, and each packet only once ("the window").
+// TestOrder checks that each peer accepts data messages out of order, and each message only once ("the window").
 func TestOrder(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
 	p.echo(0, 84, 0)
@@ -202,7 +204,8 @@ func TestSourceFilter(t *testing.T) {
 	t.Run("nested prefixes", func(t *testing.T) {
 		p := newPair(t, setup{})
 		p.pinged(0)
-		// A stranger gets a longer prefix inside the kernel's prefix. The kernel may then no longer send from there.
+		// Another peer gets a longer prefix inside the kernel's prefix. The kernel may then no longer send from the addresses in
+		// the longer prefix.
 		other := wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public(), AllowedIPs: []netip.Prefix{netip.PrefixFrom(kernelAddrs[0], 32)}}
 		wide := wireguard.PeerChange{PublicKey: p.kernelKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/24")}}
 		p.configure(wireguard.Change{Peers: []wireguard.PeerChange{wide, other.Change()}})
@@ -216,7 +219,8 @@ func TestSourceFilter(t *testing.T) {
 	})
 }
 
-// TestStrangers checks that neither end answers an initiation with an unknown key or a wrong mac1.
+// TestStrangers checks that the device does not answer an initiation with an unknown key, and that the kernel does not answer one
+// with a wrong mac1.
 func TestStrangers(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -233,7 +237,7 @@ func TestStrangers(t *testing.T) {
 		}
 	})
 	t.Run("the kernel", func(t *testing.T) {
-		// Now our messages have the mac1 of a key that the kernel no longer has.
+		// The kernel has a new key now, so the mac1 of our messages is made for a key that the kernel no longer has.
 		responses := p.line.count(kernels, pipe.TypeResponse)
 		p.clock.forward(181 * time.Second) // the session has expired
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

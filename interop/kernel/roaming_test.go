@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestRoaming moves first our end and then the kernel's, through QEMU's user network. The session survives: "each end answers where
-// the last authentic packet came from".
+// TestRoaming changes the UDP port of our device and then that of the kernel, over QEMU's user network. The session continues:
+// "each end answers where the last authentic packet came from".
 func TestRoaming(t *testing.T) {
 	p := newPair(t, setup{})
 	p.ping(0)
@@ -23,7 +23,7 @@ func TestRoaming(t *testing.T) {
 	}
 	p.pinged(1)
 
-	// The user network maps another port of the guest to another outer port.
+	// When the kernel changes its port, the user network sends its messages from another outer port.
 	p.sh("wg set wg0 listen-port %d", guestPort+1)
 	p.pinged(0)
 	moved := p.status().Endpoint.Addr
@@ -43,7 +43,7 @@ func TestRoaming(t *testing.T) {
 	}
 }
 
-// TestRebinding makes a NAT between the ends forget our port. The kernel learns the new port from our next packet and not before.
+// TestRebinding changes the port to which a NAT on the path maps our device. The kernel learns the new port from our next packet.
 // The test uses both outer families.
 func TestRebinding(t *testing.T) {
 	for _, w := range []way{line4, line6} {

@@ -11,22 +11,23 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A session costs each end the two messages of the handshake, and then an echo of 56 bytes and its answer, padded to 16.
+// The sizes of messages in bytes. A data message is keepaliveBytes longer than its packet, which is padded to a multiple of 16
+// bytes.
 const (
 	initiationBytes = 148
 	responseBytes   = 92
 	keepaliveBytes  = 32
 )
 
-// TestRoles lets each end begin, over each outer and each inner family, with and without a preshared key. The first packet
-// establishes the session, and both ends count the same bytes ("rx_bytes, tx_bytes" of wg(8)).
+// TestRoles lets our device or the kernel begin, over each outer and each inner family, with and without a preshared key. The
+// first packet establishes the session, and both peers count the same bytes ("rx_bytes, tx_bytes" of wg(8)).
 func TestRoles(t *testing.T) {
 	for _, w := range []way{userNet, line4, line6} {
 		for _, role := range []string{"initiator", "responder"} {
 			for family, name := range families {
 				for i, psk := range []wireguard.PresharedKey{{}, wireguard.NewPresharedKey()} {
 					if w != userNet && i != family {
-						continue // the preshared key does not depend on the outer family
+						continue // the outer family does not matter for the preshared key, so these paths skip half of the cases
 					}
 					t.Run(fmt.Sprintf("%s/kernel is %s/%s/psk=%v", w, role, name, !psk.IsZero()), func(t *testing.T) {
 						p := newPair(t, setup{way: w, psk: psk, noKernelsAt: role == "initiator"})
@@ -40,7 +41,8 @@ func TestRoles(t *testing.T) {
 						p.ping(1 - family)
 						p.pinged(1 - family)
 						p.wantCounters()
-						// Four echoes: the IPv4 ones are 84 bytes inside, padded to 96, the IPv6 ones 104, padded to 112.
+						// Four pings make 8 packets. The 4 IPv4 packets have 84 bytes each, padded to 96, and the 4 IPv6 packets
+						// have 104 bytes each, padded to 112.
 						data := uint64(4*(keepaliveBytes+96) + 4*(keepaliveBytes+112))
 						s := p.status()
 						if got, want := s.Sent.Bytes+s.Received.Bytes, data+initiationBytes+responseBytes; got < want || got > want+2*keepaliveBytes {
@@ -75,7 +77,7 @@ func TestConfirmation(t *testing.T) {
 			}
 		}, [2][4]int{ours: {1, 0, 1, 0}, kernels: {0, 1, 0, 0}}},
 		{"ours, a packet staged", ours, func(p *pair) { p.ping(0) }, [2][4]int{ours: {1, 0, 0, 1}, kernels: {0, 1, 0, 1}}},
-		// Without a packet the kernel begins only for a persistent keepalive.
+		// Without a packet, the kernel begins a handshake only for a persistent keepalive.
 		{"the kernel's, nothing staged", kernels, func(p *pair) {
 			p.sh("wg set wg0 peer %s persistent-keepalive 1000", p.key.Public())
 		}, [2][4]int{ours: {0, 1, 0, 0}, kernels: {1, 0, 1, 0}}},

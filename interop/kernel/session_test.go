@@ -11,13 +11,13 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// apart is how long a test waits between two of our initiations. The kernel accepts one per 20 ms of its own clock from a peer and
-// drops the others.
+// apart is how long a test waits between two initiations of the device. From one peer, the kernel accepts one initiation per 20
+// ms of its own clock, and drops the others.
 const apart = 50 * time.Millisecond
 
-// TestRekey checks that "after REKEY_AFTER_TIME the initiator, when it sends, makes a new session". The test sets our device's
-// clock forward. The old session works until the new one is established, so no packet is lost. The third handshake removes the
-// first session from both ends.
+// TestRekey checks that the initiator of a session makes a new one when it sends after REKEY_AFTER_TIME (120 s). The test sets
+// our device's clock forward. The old session works until the new one is established, so no packet is lost. The third handshake
+// removes the first session from both peers.
 func TestRekey(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -39,8 +39,8 @@ func TestRekey(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestOurRestart restarts the device with the same keys. It establishes a session although the kernel still has one with the old
-// device, because its timestamps keep growing.
+// TestOurRestart replaces the device by a new one with the same keys. The new device establishes a session although the kernel
+// still has one with the old device, because the timestamps in its initiations are greater than those of the old device.
 func TestOurRestart(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -55,9 +55,9 @@ func TestOurRestart(t *testing.T) {
 	}
 }
 
-// TestKernelAfterOurRestart lets the kernel use the session of a closed device. "If no packet has been received for KEEPALIVE +
-// REKEY_TIMEOUT" (15 s) after it sent one, the kernel begins a new handshake. The new device answers, because it has not yet seen a
-// timestamp from the kernel.
+// TestKernelAfterOurRestart lets the kernel send on a session with a device that has been replaced by a new one. The kernel
+// begins a new handshake 15 s after it has sent a packet (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT), if it has received none since. The
+// new device answers, because it has not yet seen a timestamp from the kernel.
 func TestKernelAfterOurRestart(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	p.pinged(0)
@@ -87,8 +87,8 @@ func TestKernelRecreated(t *testing.T) {
 	p.revive()
 }
 
-// TestPeerReadded removes only the peer from the kernel's interface and adds it again. Meanwhile the kernel does not answer the
-// peer.
+// TestPeerReadded removes only the device from the kernel's peers, and adds it again. In between, the kernel does not answer the
+// device.
 func TestPeerReadded(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -99,7 +99,7 @@ func TestPeerReadded(t *testing.T) {
 	if _, err := p.net.Ping(ctx, kernelAddrs[0]); err == nil {
 		t.Error("the kernel answered without a peer")
 	}
-	p.clock.forward(6 * time.Second) // initiations are 5 s apart
+	p.clock.forward(6 * time.Second) // the device sends initiations at least 5 s apart
 	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	p.dev.Handshake(ctx, p.kernelKey.Public())
@@ -113,7 +113,7 @@ func TestPeerReadded(t *testing.T) {
 	p.revive()
 }
 
-// revive makes our device detect that its session is dead and establish another one.
+// revive checks that our device detects that the kernel no longer has their session, and that it establishes another one.
 func (p *pair) revive() {
 	p.t.Helper()
 	before := p.line.count(kernels, pipe.TypeResponse)
@@ -123,7 +123,7 @@ func (p *pair) revive() {
 		p.t.Error("an answer on a session that the kernel does not have")
 	}
 	p.clock.forward(16 * time.Second)
-	if err := p.dev.Wake(); err != nil { // makes the timers read the clock
+	if err := p.dev.Wake(); err != nil { // makes the device's timers read the clock
 		p.t.Error(err)
 	}
 	p.want("a new session", func() bool { s := p.status(); return s.Session && s.SessionAge < 10*time.Second })
@@ -134,9 +134,10 @@ func (p *pair) revive() {
 	p.pinged(1)
 }
 
-// TestCrossing lets both ends begin at the same time: "two crossing initiations leave two unconfirmed keypairs and none current".
-// One end tries again after 5 to 5.33 s, and then packets pass in both directions. Here the kernel tries again. If both ends
-// tried at the same moment, they would cross again, so the device, which has the greater key, gives way.
+// TestCrossing lets both peers send their initiations at the same time. These cross, and none of the two handshakes makes a current
+// session. One peer tries again after 5 to 5.33 s, and then packets pass in both directions. In this test that peer is
+// the kernel. The device has the greater public key, so it lets the kernel try first. If both tried again at the same moment,
+// their initiations would cross again.
 func TestCrossing(t *testing.T) {
 	p := newPair(t, setup{way: line4, givesWay: true})
 	held := make([]*datagram, 2)
@@ -165,8 +166,8 @@ func TestCrossing(t *testing.T) {
 	}
 }
 
-// TestPersistentKeepalive checks that the kernel's empty packet per second keeps the session alive and counts as received bytes but
-// not as a packet, and that our empty packets have the same effect in the kernel.
+// TestPersistentKeepalive lets the kernel send a persistent keepalive every second, and then our device. The receiver counts the
+// bytes of a keepalive, but does not count it as a packet, and does not answer it.
 func TestPersistentKeepalive(t *testing.T) {
 	p := newPair(t, setup{way: line4, kernelPeer: "persistent-keepalive 1", noKernelsAt: true})
 	p.want("three keepalives, and their bytes", func() bool {
@@ -187,8 +188,8 @@ func TestPersistentKeepalive(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestIdentity gives each end in turn a new private key while it is up. That end establishes a new session at once and no longer
-// sends on the session of the old key.
+// TestIdentity gives first the device and then the kernel a new private key while they are up. The peer with the new key
+// establishes a new session with its next packet. It no longer sends on the session of the old key.
 func TestIdentity(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -216,8 +217,8 @@ func TestIdentity(t *testing.T) {
 	})
 }
 
-// TestOurDown checks that Down wipes our sessions, and that after Up the next packet establishes a new one. The kernel loses only
-// time.
+// TestOurDown checks that Device.Down erases the device's session, and that after Device.Up the next packet establishes a new
+// one. The byte counters continue.
 func TestOurDown(t *testing.T) {
 	port := freePort()
 	p := newPair(t, setup{way: line4})

@@ -22,7 +22,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// bulk is the size of a transfer in bytes. An emulated machine needs about a second for it.
+// bulk is the size of a transfer in bytes. The emulated machine needs about a second for such a transfer.
 const bulk = 2 << 20
 
 func payload(n int) (b []byte, digest string) {
@@ -32,7 +32,8 @@ func payload(n int) (b []byte, digest string) {
 	return b, hex.EncodeToString(d[:])
 }
 
-// TestTCP checks that a connection in each direction and family carries its bytes unchanged, and that both ends count each message.
+// TestTCP checks that a TCP connection carries its bytes unchanged, in each direction and each inner family, and that both peers
+// count each message.
 func TestTCP(t *testing.T) {
 	b, digest := payload(bulk)
 	for family, name := range families {
@@ -45,7 +46,8 @@ func TestTCP(t *testing.T) {
 				c, err = p.net.Dial("tcp", netip.AddrPortFrom(kernelAddrs[family], 7000).String())
 				return err == nil
 			})
-			// QEMU reads its socket when it has time. The data that waits there must fit into the socket's buffer.
+			// The data in flight waits in the buffer of QEMU's socket until QEMU has time to read it, so it must fit into that
+			// buffer.
 			if err := c.(*netstack.TCPConn).SetWriteBuffer(64 << 10); err != nil {
 				t.Error(err)
 			}
@@ -65,7 +67,7 @@ func TestTCP(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			// The machine generates the data and sends its digest after it.
+			// The machine generates the data, prints their digest, and sends the data.
 			sent := p.inMachine("dd if=/dev/urandom of=/tmp/bulk bs=64k count=%d 2>/dev/null\nsha256sum </tmp/bulk\nnc %v 7000 </tmp/bulk\nrm /tmp/bulk",
 				bulk>>16, ourAddrs[family])
 			c, err := l.Accept()
@@ -83,7 +85,8 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// TestIperf3 runs iperf3 on the host, through our stack, against iperf3 in the machine, in both directions and families.
+// TestIperf3 runs iperf3 on the host as a client of iperf3 in the machine. The client reaches the tunnel through a forwarded port
+// and our stack. The test runs in both directions and both inner families.
 func TestIperf3(t *testing.T) {
 	iperf3, err := program("iperf3")
 	if err != nil {
@@ -128,7 +131,8 @@ func TestIperf3(t *testing.T) {
 	}
 }
 
-// forward listens on loopback and connects each connection to another one through the tunnel, until the test ends.
+// forward listens on a port of loopback. It joins each connection that it accepts with a new connection through the tunnel, whose
+// destination is to. It stops when the test ends.
 func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -167,8 +171,8 @@ func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 // message for a packet of that size: "padded to 16 bytes, but not beyond the MTU".
 func TestPadding(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
-	// The kernel reports its multicast groups in packets that would be counted. Reports that wait already are sent with the
-	// first answer.
+	// Disable IPv6, because the kernel reports its multicast groups in packets that the test would count. Reports that already
+	// wait are sent with the answer to the first echo request.
 	p.sh("echo 1 >/proc/sys/net/ipv6/conf/wg0/disable_ipv6")
 	p.echo(0, 28, 0)
 	for _, size := range []int{28, 32, 33, 47, 48, 49, 1391, 1392, 1393, 1408, 1409, 1416, 1417, 1419, 1420} {
@@ -186,8 +190,9 @@ func TestPadding(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestFragments makes the kernel's outer MTU smaller than its messages, so that they arrive in fragments ("DF clear"), over both
-// families. Full packets arrive, and both ends count messages and not fragments. Our own messages do not depend on that MTU.
+// TestFragments makes the MTU of the machine's network interface smaller than the kernel's messages, so that these arrive in
+// fragments ("DF clear"). It does so for both outer families. Packets as large as the tunnel's MTU arrive, and both peers count
+// messages and not fragments. Our device's messages do not depend on that MTU.
 func TestFragments(t *testing.T) {
 	for _, w := range []way{userNet, line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -209,7 +214,7 @@ func TestFragments(t *testing.T) {
 			full := 0
 			for _, d := range p.line.all(kernels, pipe.TypeData) {
 				if len(d.data) < 1420 {
-					continue // the kernel occasionally sends a query for multicast listeners
+					continue // this is a query for multicast listeners, which the kernel sends occasionally
 				}
 				full++
 				if d.fragments != 2 || d.df {
@@ -223,7 +228,8 @@ func TestFragments(t *testing.T) {
 	}
 }
 
-// TestFullSize checks that our stack accepts the kernel's largest pings and the kernel accepts ours, in both families.
+// TestFullSize checks that our stack accepts pings as large as the tunnel's MTU from the kernel, and that the kernel accepts the
+// replies, in both inner families.
 func TestFullSize(t *testing.T) {
 	p := newPair(t, setup{})
 	p.sh("ping -c 2 -i 0.2 -W 30 -s 1392 %v", ourAddrs[0])

@@ -20,9 +20,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestWgproxy runs a wgproxy process against the kernel. curl fetches 512 KiB from the machine's web server through SOCKS5, in
-// both inner families. The machine fetches a page of a service on loopback through the tunnel, and one of the host through the
-// [Gateway].
+// TestWgproxy connects a wgproxy process with the kernel. In both inner families, curl fetches 512 KiB from the machine's web
+// server through wgproxy's SOCKS5 server. The machine fetches two pages through the tunnel: one from a service on the host's
+// loopback, to which the option -R forwards a port, and one from another address of the host, through the [Gateway].
 //
 //	curl ─ wgproxy ─ udp ─ QEMU's user network ─ eth0 ─ wg0 ─ httpd
 func TestWgproxy(t *testing.T) {
@@ -35,7 +35,7 @@ func TestWgproxy(t *testing.T) {
 	if err := netlab.Build("../..", "github.com/seed-86b749af/wireguard/cmd/wgproxy", program); err != nil {
 		t.Fatal(err)
 	}
-	p.daemonAt = netip.MustParseAddrPort("10.0.2.2:9") // the kernel learns the real one from wgproxy's first message
+	p.daemonAt = netip.MustParseAddrPort("10.0.2.2:9") // replaced when wgproxy's first message arrives
 	p.addKernel()
 	t.Cleanup(func() { p.m.script("killall httpd; ip link del wg0") })
 	p.sh("mkdir -p /tmp/www\ndd if=/dev/urandom of=/tmp/www/file bs=64k count=8 2>/dev/null\nhttpd -p 80 -h /tmp/www")
@@ -53,7 +53,7 @@ func TestWgproxy(t *testing.T) {
 	}
 	local, other := serve("127.0.0.1:0"), serve(netip.AddrPortFrom(host, 0).String())
 
-	// The listener of SOCKS5 is passed as systemd does, so that its port is known.
+	// Pass the SOCKS5 listener to wgproxy as systemd does, so that the test knows its port.
 	socks, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +94,7 @@ func TestWgproxy(t *testing.T) {
 	}
 	p.sh("ip route add %v dev wg0\nwg set wg0 peer %v allowed-ips %v,%v,%v", host, p.key.Public(), ourAddrs[0], ourAddrs[1], host)
 	for _, a := range []netip.AddrPort{netip.AddrPortFrom(ourAddrs[0], 2222), netip.AddrPortFrom(host, other)} {
-		// The static busybox has no wget that works, because wget resolves names with libraries.
+		// Use nc, because the wget of a static busybox does not work: it needs libraries to resolve names.
 		got := p.sh(`printf 'GET / HTTP/1.0\r\nHost: %v\r\n\r\n' | nc -w 30 %v %d`, a, a.Addr(), a.Port())
 		if want := fmt.Sprintf("for %v", a); !strings.HasSuffix(got, want) {
 			t.Errorf("the machine fetched %q, want %q", got, want)

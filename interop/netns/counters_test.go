@@ -18,8 +18,8 @@ const (
 // sealed returns the size of the data message that carries a packet.
 func sealed(packet int64) int64 { return dataOverhead + (packet+15)/16*16 }
 
-// After N pings, "wg show" and "ip -s link" report exact bytes and packets on both sides: "rx: 32 + padded length of accepted data
-// packets and accepted handshake messages; tx: UDP payload".
+// TestExactCounters checks that after some pings, "wg show" and "ip -s link" report the exact numbers of bytes and packets on
+// both hosts: "rx: 32 + padded length of accepted data packets and accepted handshake messages; tx: UDP payload".
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestExactCounters(t *testing.T) {
@@ -27,7 +27,7 @@ func TestExactCounters(t *testing.T) {
 	p := newPair(t)
 	p.meet(outerB4)
 	const n4, n6 = 10, 7
-	const size4, size6 = 84, 104 // 56 bytes behind ICMP and IP
+	const size4, size6 = 84, 104 // 56 bytes after the IP and ICMP headers
 	p.a.ping(innerB4, n4)
 	p.a.ping(innerB6, n6)
 	data := n4*sealed(size4) + n6*sealed(size6)
@@ -45,7 +45,8 @@ func TestExactCounters(t *testing.T) {
 	}
 }
 
-// "Those refused by the source check are not counted". Such packets do not reach the interface, but their sender counts them.
+// TestRefusedPacketsAreNotCounted checks that the receiver does not count packets whose inner source address the peer may not use,
+// and does not deliver them to its interface. Their sender counts them.
 func TestRefusedPacketsAreNotCounted(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it counts what the source check refuses as received")
@@ -67,7 +68,8 @@ func TestRefusedPacketsAreNotCounted(t *testing.T) {
 	}
 }
 
-// A persistent keepalive is an empty data message, which the interface does not see.
+// TestKeepalivesAreCounted checks that "wg show" counts the bytes of persistent keepalives. A keepalive is an empty data message
+// that the daemon does not deliver to the interface, so "ip -s link" does not count it.
 func TestKeepalivesAreCounted(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

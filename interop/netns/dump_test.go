@@ -11,18 +11,18 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// fill gives the interface a whole configuration, with its own key.
+// fill replaces the configuration of the interface by the interface's own key and port and the given peers.
 func (w *wg) fill(peers string) {
 	w.t.Helper()
 	w.feed(fmt.Sprintf("[Interface]\nPrivateKey = %s\nListenPort = %d\n%s", w.key.Text(), w.port, peers), "wg setconf %s /dev/stdin", w.name)
 }
 
-// sortedFields returns the sorted words of a text.
+// sortedFields returns the words of a text in sorted order. Commas separate words too.
 func sortedFields(s string) []string {
 	return slices.Sorted(strings.FieldsSeq(strings.ReplaceAll(s, ",", " ")))
 }
 
-// A peer has 65,280 prefixes, half of them in each family, and "wg show" lists them all.
+// TestManyAllowedIPs gives a peer 65,280 prefixes, half of them IPv4 and half IPv6. "wg show" must list all of them.
 func TestManyAllowedIPs(t *testing.T) {
 	t.Parallel()
 	w := newWG(newHost(t), innerA)
@@ -37,7 +37,7 @@ func TestManyAllowedIPs(t *testing.T) {
 	}
 	w.fill(config.String())
 	slices.Sort(want)
-	for range 2 { // the output of showconf is a configuration with the same result
+	for range 2 { // the second time, after the output of showconf was set as the configuration
 		if got := sortedFields(w.run("wg show %s allowed-ips", w.name)); !slices.Equal(got, want) {
 			t.Fatalf("%d words in wg show allowed-ips, want the key and its %d prefixes", len(got), len(want)-1)
 		}
@@ -45,7 +45,8 @@ func TestManyAllowedIPs(t *testing.T) {
 	}
 }
 
-// wg sets and shows four thousand peers with two prefixes each, copies them to another daemon, and reduces them to a few.
+// TestManyPeers sets four thousand peers with two prefixes each and reads them back with wg(8). It copies them to another daemon,
+// and there reduces them to a few.
 func TestManyPeers(t *testing.T) {
 	t.Parallel()
 	const n = 4000
@@ -76,7 +77,8 @@ func TestManyPeers(t *testing.T) {
 	}
 }
 
-// wg(8) fails for a missing interface and for an invalid key. The existing interface still works.
+// TestWrongSettings checks that wg(8) fails for a missing interface and for an invalid key, and that the existing interface still
+// works.
 func TestWrongSettings(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -86,7 +88,7 @@ func TestWrongSettings(t *testing.T) {
 	p.a.ping(innerB4, 1)
 }
 
-// The daemon refuses a port that is in use, and keeps the old port open.
+// TestPortTaken checks that the daemon refuses a port that is in use, and that it keeps its old port open.
 func TestPortTaken(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it has closed its old port by then")

@@ -8,14 +8,16 @@ import (
 	"testing"
 )
 
-// onBothFamilies runs a test for each outer family, with the pair's addresses and nft's name for the header.
+// onBothFamilies runs a test for each outer family. It passes the outer address of b in that family, and the family's name in nft
+// rules: ip or ip6.
 func onBothFamilies(t *testing.T, test func(t *testing.T, outer netip.Addr, ip string)) {
 	for ip, outer := range map[string]netip.Addr{"ip": outerB4, "ip6": outerB6} {
 		t.Run(fmt.Sprint(outer), func(t *testing.T) { test(t, outer, ip) })
 	}
 }
 
-// The messages of a handshake carry the outer class 0x88: AF41 and no ECN. Data does not. No datagram says "don't fragment".
+// TestHandshakeClass checks that the outer headers of the handshake's messages carry the class 0x88, which means AF41 and not
+// ECN-capable, and that data messages do not.
 //
 //	a ══ v0 ── v0 ══ b     newPair; both look at what arrives
 func TestHandshakeClass(t *testing.T) {
@@ -34,7 +36,8 @@ func TestHandshakeClass(t *testing.T) {
 	})
 }
 
-// Routers may fragment the outer packet even if they may not fragment the inner packet.
+// TestOuterMayBeFragmented checks that the outer packet does not have the flag "don't fragment" (DF), even if the inner packet
+// has it.
 func TestOuterMayBeFragmented(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it sends with DF")
@@ -48,8 +51,9 @@ func TestOuterMayBeFragmented(t *testing.T) {
 	}
 }
 
-// ECN follows RFC 6040. The outer packet carries the inner mark, but CE is sent as ECT(0), and the outer packet does not show the
-// DSCP. A CE mark that a router sets outside appears on the inner packet only if that packet is ECN-capable.
+// TestECN checks that ECN follows RFC 6040. The outer header carries the ECN mark of the inner header, except that CE becomes
+// ECT(0). It does not carry the inner DSCP. If a router sets CE in the outer header, the receiver copies CE to the inner header
+// only if the inner packet is ECN-capable.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b marks what arrives, as a router would
 func TestECN(t *testing.T) {
@@ -68,12 +72,12 @@ func TestECN(t *testing.T) {
 			fmt.Sprintf("add rule inet t in iifname %s ip6 ecn ce counter comment inner6", p.b.name),
 			fmt.Sprintf("add rule inet t in iifname %s ip ecn not-ect counter comment plain4", p.b.name),
 		)
-		for tos, n := range map[string]int{"0xb8": 1, "0xb9": 2, "0xba": 3, "0xbb": 4} { // EF, with each mark of ECN
+		for tos, n := range map[string]int{"0xb8": 1, "0xb9": 2, "0xba": 3, "0xbb": 4} { // DSCP EF with each ECN mark
 			p.a.ping(innerB4, n, "-Q", tos)
-			p.a.ping(innerB6, n, "-Q", tos, "-s", "40") // 88 bytes: as long as the IPv4 packets after padding
+			p.a.ping(innerB6, n, "-Q", tos, "-s", "40") // 88 bytes, which padding makes as long as the IPv4 packets
 		}
 		for name, want := range map[string]int{
-			"none": 2, "ect0": 2 * (3 + 4), "ect1": 2 * 2, // the outer ones
+			"none": 2, "ect0": 2 * (3 + 4), "ect1": 2 * 2, // counted by the outer header
 			"inner4": 2 + 3 + 4, "inner6": 2 + 3 + 4, "plain4": 1,
 		} {
 			if got := p.b.hits(name); got != want {

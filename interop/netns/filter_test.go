@@ -9,9 +9,9 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// The device accepts a packet only from the peer to which it routes the packet's source address. The longest prefix decides,
-// even if it belongs to another peer. The device learns the peer's new endpoint from a refused packet too, because it is
-// authentic.
+// TestSourceFilter checks that the daemon accepts a packet only from the peer to which it would send a packet for that source
+// address. The longest prefix that contains the address decides. The daemon learns a peer's new endpoint from a refused packet
+// too, because the message is authentic.
 //
 //	a ══ v0 ── v0 ══ b     newPair; a also has a peer c, which nobody is
 func TestSourceFilter(t *testing.T) {
@@ -37,7 +37,7 @@ func TestSourceFilter(t *testing.T) {
 	p.a.ping(innerB4, 1)
 }
 
-// A prefix belongs to one peer. The last peer that it is assigned to gets it.
+// TestPrefixMoves checks that a prefix belongs to only one peer: the peer to which it was assigned last.
 func TestPrefixMoves(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -54,7 +54,8 @@ func TestPrefixMoves(t *testing.T) {
 	p.a.ping(innerB4, 1)
 }
 
-// An allowed IP that covers all addresses carries the packets that the host routes to the interface, and no others.
+// TestNoPeerForDestination routes packets for two foreign addresses to the interface. They must not arrive while no peer has
+// their prefix, and must arrive when a peer has the prefixes that cover all addresses.
 func TestNoPeerForDestination(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

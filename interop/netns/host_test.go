@@ -20,7 +20,7 @@ import (
 // serial makes the names of hosts and WireGuard interfaces unique.
 var serial atomic.Int64
 
-// A host is a network namespace that lives as long as its test. If a command in it fails, the test fails.
+// A host is a network namespace that exists until its test ends. If a command in the namespace fails, the test fails.
 type host struct {
 	*netlab.Host
 	t *testing.T
@@ -42,7 +42,7 @@ func newHost(t *testing.T) *host {
 	return &host{h, t}
 }
 
-// run runs a command line, which must succeed, and returns its output.
+// run runs a command line and returns its output. If the command fails, the test fails.
 func (h *host) run(format string, args ...any) string {
 	h.t.Helper()
 	out, err := h.Run(fmt.Sprintf(format, args...))
@@ -52,7 +52,7 @@ func (h *host) run(format string, args ...any) string {
 	return out
 }
 
-// feed is run with a standard input.
+// feed does what run does, and passes input to the command's standard input.
 func (h *host) feed(input, format string, args ...any) string {
 	h.t.Helper()
 	out, err := h.RunWith(input, fmt.Sprintf(format, args...))
@@ -62,7 +62,7 @@ func (h *host) feed(input, format string, args ...any) string {
 	return out
 }
 
-// fails runs a command line that must fail, and returns its output.
+// fails runs a command line and returns its output. If the command succeeds, the test fails.
 func (h *host) fails(why, format string, args ...any) string {
 	h.t.Helper()
 	line := fmt.Sprintf(format, args...)
@@ -84,7 +84,7 @@ func (h *host) sysctl(settings ...string) {
 	}
 }
 
-// cable joins h to g. Each end has the given name and addresses.
+// cable connects h with g. It makes an interface on each host, with the given name and addresses.
 func (h *host) cable(name string, addresses string, g *host, nameThere, addressesThere string) {
 	h.t.Helper()
 	if err := netlab.Join(h.Host, name, g.Host, nameThere); err != nil {
@@ -94,7 +94,7 @@ func (h *host) cable(name string, addresses string, g *host, nameThere, addresse
 	g.addresses(nameThere, addressesThere)
 }
 
-// addresses adds addresses, separated by spaces, to an interface. It tells the kernel that they are unique, because the kernel
+// addresses adds addresses, separated by spaces, to an interface. It turns off duplicate address detection, because the kernel
 // would otherwise delay the use of an IPv6 address.
 func (h *host) addresses(name, addresses string) {
 	h.t.Helper()
@@ -107,8 +107,8 @@ func (h *host) addresses(name, addresses string) {
 	}
 }
 
-// nft adds rules to a separate table, one per line. The chains in, out and forward filter. The chain early runs before connection
-// tracking, and late runs after masquerading.
+// nft adds rules to the table t, one per line. That table has the chains in, forward and out for packets to, through and from the
+// host. The chain early runs before connection tracking, the chain nat masquerades, and the chain late runs after it.
 func (h *host) nft(rules ...string) {
 	h.t.Helper()
 	h.feed(`
@@ -124,7 +124,7 @@ add chain inet t late { type filter hook postrouting priority 300; }
 
 var counted = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "(\w+)"`)
 
-// hits returns how many packets were counted by the nftables rule with this comment.
+// hits returns how many packets the nftables rule with the given comment has counted.
 func (h *host) hits(comment string) int {
 	h.t.Helper()
 	for _, m := range counted.FindAllStringSubmatch(h.run("nft list table inet t"), -1) {
@@ -137,7 +137,7 @@ func (h *host) hits(comment string) int {
 	return 0
 }
 
-// ping sends n packets, each after the answer to the previous one.
+// ping sends n echo requests, each after the reply to the previous one. If a reply does not arrive within 3 s, the test fails.
 func (h *host) ping(to netip.Addr, n int, options ...string) {
 	h.t.Helper()
 	for i := range n {
@@ -147,7 +147,8 @@ func (h *host) ping(to netip.Addr, n int, options ...string) {
 	}
 }
 
-// noPing sends one ping, which must stay unanswered.
+// noPing sends one echo request, and returns the output of ping. If a reply arrives within 0.4 s, the test fails. why says in the
+// error message why no reply is expected.
 func (h *host) noPing(why string, to netip.Addr, options ...string) string {
 	h.t.Helper()
 	out, err := h.tryPing(to, 400*time.Millisecond, options...)
@@ -157,13 +158,14 @@ func (h *host) noPing(why string, to netip.Addr, options ...string) string {
 	return out
 }
 
-// reaches reports whether one ping is answered.
+// reaches sends one echo request, and reports whether a reply arrives within 0.2 s.
 func (h *host) reaches(to netip.Addr) bool {
 	_, err := h.tryPing(to, 200*time.Millisecond)
 	return err == nil
 }
 
-// tryPing sends only one packet. With more packets, ping would wait for the last answer only twice as long as for the slowest.
+// tryPing runs ping(8), and fails if no reply arrives in the time wait. It sends only one packet, because with several packets
+// ping would not wait that long for the last reply: it would wait twice as long as the slowest reply has taken.
 func (h *host) tryPing(to netip.Addr, wait time.Duration, options ...string) (string, error) {
 	return h.Run(fmt.Sprintf("ping -n -c 1 -W %.1f %s %v", wait.Seconds(), strings.Join(options, " "), to))
 }
@@ -184,8 +186,9 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// sendUDP sends datagrams from one socket. A socket per datagram would fail now and then with "address already in use": a process
-// that another test starts in between holds a copy of the closed socket for a moment.
+// sendUDP sends all datagrams from one socket. With one socket per datagram, opening the next socket would sometimes fail with
+// "address already in use". The reason is that a process that another test starts at that moment has a copy of the previous
+// socket for a short time.
 func (h *host) sendUDP(from, to string, datagrams ...[]byte) {
 	h.t.Helper()
 	err := h.Do(func() error {

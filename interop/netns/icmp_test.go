@@ -13,10 +13,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// The daemon answers a packet that no peer accepts with an ICMP error, to a program on the host and to a program on a host behind
-// it. This differs from the kernel's module in two points:
+// TestUnreachable checks that the daemon answers a packet with an ICMP error if no peer has its destination address, or if that
+// peer has no endpoint. The sender is a program on the daemon's host, or on a host behind it. The daemon differs from the
+// kernel's module in two points:
 //
-//   - The error's source is the packet's destination. The kernel uses an address of the host, because its error does not arrive
+//   - The error's source is the packet's destination. The module uses an address of the host, because its error does not arrive
 //     through an interface. Through a TUN, a packet from one of the host's own addresses is martian, and the kernel drops it.
 //
 //   - On the host, the module fails the send itself (ENOKEY, EDESTADDRREQ). With a TUN, the sender learns of the failure only
@@ -47,7 +48,8 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// The daemon limits the number of errors: a flood of packets gets far fewer errors than it has packets.
+// TestUnreachableIsLimited checks that the daemon limits the number of ICMP errors: for a flood of packets, it sends far fewer
+// errors than packets.
 func TestUnreachableIsLimited(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it sends no ICMP errors")
@@ -60,7 +62,8 @@ func TestUnreachableIsLimited(t *testing.T) {
 		}
 		defer c.Close()
 		for range 2000 {
-			c.WriteTo([]byte("flood"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.5:9"))) // fails if an ICMP error has arrived
+			// The write fails if an ICMP error has arrived. Ignore that.
+			c.WriteTo([]byte("flood"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.5:9")))
 		}
 		return nil
 	})

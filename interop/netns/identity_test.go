@@ -10,8 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// The daemon uses a new private key at once. It makes a handshake with it although the last handshake was less than five seconds
-// ago, and the tunnel still works in both directions.
+// TestPrivateKeyChange checks that the daemon uses a new private key at once. It must make a handshake with the new key although
+// the last handshake was less than five seconds ago. The tunnel must still work in both directions.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestPrivateKeyChange(t *testing.T) {
@@ -33,7 +33,7 @@ func TestPrivateKeyChange(t *testing.T) {
 	}
 }
 
-// A daemon without a private key answers no message. It starts to work when it gets its first key.
+// TestFirstPrivateKey checks that a daemon without a private key does not answer, and that it works as soon as it has a key.
 func TestFirstPrivateKey(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -48,7 +48,7 @@ func TestFirstPrivateKey(t *testing.T) {
 	}
 	p.b.key = key
 	p.b.set("private-key /dev/stdin")
-	p.a.peer(p.b, "remove") // otherwise the next attempt waits for five seconds
+	p.a.peer(p.b, "remove") // otherwise a would wait five seconds before its next attempt
 	p.introduce()
 	p.meet(outerB4)
 	p.a.ping(innerB4, 3)
@@ -67,8 +67,9 @@ var lowOrder = []string{
 	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
 }
 
-// A public key of low order makes every shared secret zero. The daemon sends no message to such a peer, and it still serves its
-// other peers. A daemon may refuse the key of zeros, which means that no key is set.
+// TestLowOrderPoints adds peers whose public keys are points of low order, with which every shared secret is zero. The daemon
+// must send no message to these peers, and must still serve its other peer. It may refuse the public key that consists of zeros,
+// because that stands for no key.
 func TestLowOrderPoints(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

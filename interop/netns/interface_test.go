@@ -14,11 +14,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// A wg is a WireGuard interface of the daemon under test, and the host that it is on.
+// A wg is a WireGuard interface of the daemon under test, and the host on which the interface and the daemon are.
 type wg struct {
 	*host
 	*netlab.Daemon
-	name string // unique name of the interface
+	name string // the interface's name, unique among all hosts
 	key  wireguard.PrivateKey
 	port int
 }
@@ -32,7 +32,7 @@ func newWG(h *host, addresses string) *wg {
 	return newWGAt(h, defaultPort, addresses)
 }
 
-// newWGAt is newWG with another port.
+// newWGAt does what newWG does, but with a port other than defaultPort.
 func newWGAt(h *host, port int, addresses string) *wg {
 	h.t.Helper()
 	w := &wg{host: h, name: fmt.Sprintf("wg%d", serial.Add(1)), key: wireguard.NewPrivateKey(), port: port}
@@ -43,9 +43,9 @@ func newWGAt(h *host, port int, addresses string) *wg {
 	return w
 }
 
-// up runs "ip link set up". Netlink notifies the daemon, so the change takes effect a moment later. With the kernel's own module it
-// takes effect before the command returns. The daemon opens its port before it takes packets, but a change of its configuration
-// waits until it has done both.
+// up runs "ip link set up", and waits until the daemon has reacted. Netlink tells the daemon of the change a moment later; the
+// kernel's own module reacts before the command returns. The daemon first opens its port and then starts to send and receive
+// packets. A change of the configuration waits until both are done, so up makes such a change.
 func (w *wg) up() {
 	w.t.Helper()
 	w.run("ip link set up dev %s", w.name)
@@ -53,15 +53,16 @@ func (w *wg) up() {
 	w.set("listen-port %d", w.port)
 }
 
-// down runs "ip link set down".
+// down runs "ip link set down", and waits until the daemon has closed its port.
 func (w *wg) down() {
 	w.t.Helper()
 	w.run("ip link set down dev %s", w.name)
 	testkit.Eventually(w.t, w.name+" is down and has closed its port", func() bool { return !w.bound(w.port) })
 }
 
-// launch starts the daemon without a configuration. Only the test's packets pass through the interface, because the kernel makes no
-// link-local address for it. The kernel does not make one for an interface of its own module either.
+// launch starts the daemon without a configuration. It keeps the kernel from adding a link-local address to the interface, so
+// that only the test's packets pass through the interface. The kernel does not add such an address to an interface of its own
+// module either.
 func (w *wg) launch() {
 	w.t.Helper()
 	d, err := w.StartDaemon(program(w.t), w.name)
@@ -82,7 +83,7 @@ func (w *wg) launch() {
 	w.run("ip link set %s addrgenmode none", w.name)
 }
 
-// lastLines returns the last lines of a log.
+// lastLines returns about the last eight lines of a log.
 func lastLines(log string) string {
 	lines := strings.SplitAfter(log, "\n")
 	return strings.Join(lines[max(0, len(lines)-8):], "")
@@ -126,7 +127,7 @@ func (w *wg) status(p *wg) status {
 	return status{}
 }
 
-// wantEndpoint checks the peer's endpoint.
+// wantEndpoint checks that the interface has the endpoint want for the peer p.
 func (w *wg) wantEndpoint(p *wg, want, why string) {
 	w.t.Helper()
 	if got := w.status(p).endpoint; got != want {
@@ -154,13 +155,13 @@ func (w *wg) traffic() traffic {
 	return c
 }
 
-// A pair is two hosts that a cable connects, with one WireGuard interface each:
+// A pair is the WireGuard interfaces of two hosts, a and b, that a cable connects:
 //
 //	host a                                        host b
 //	v0 192.0.2.1/24, 2001:db8::1/64 ───────────── v0 192.0.2.2/24, 2001:db8::2/64
 //	wg 10.0.0.1/24, fd00::1/64 ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ wg 10.0.0.2/24, fd00::2/64
 //
-// Each host has the other as a peer with those two inner addresses. Neither knows an endpoint yet.
+// Each interface has the other one as its peer, with the two inner addresses as allowed IPs. Neither has an endpoint yet.
 type pair struct{ a, b *wg }
 
 const (
@@ -188,14 +189,14 @@ func newPair(t *testing.T) pair {
 	return p
 }
 
-// introduce makes both hosts peers of each other.
+// introduce makes the two interfaces peers of each other.
 func (p pair) introduce() {
 	p.a.t.Helper()
 	p.a.peer(p.b, "allowed-ips %v/32,%v/128", innerB4, innerB6)
 	p.b.peer(p.a, "allowed-ips %v/32,%v/128", innerA4, innerA6)
 }
 
-// meet gives a the endpoint of b. After the first packet each peer knows the other's endpoint.
+// meet sets the endpoint of b in a's configuration. When the first packet of a has arrived, b has the endpoint of a too.
 func (p pair) meet(endpoint netip.Addr) {
 	p.a.t.Helper()
 	p.a.peer(p.b, "endpoint %v", netip.AddrPortFrom(endpoint, defaultPort))

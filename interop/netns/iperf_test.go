@@ -10,7 +10,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/netlab"
 )
 
-// iperf runs iperf3 from h to a server on g.
+// iperf runs an iperf3 client on h and a server on g, whose address is to.
 func (h *host) iperf(g *host, to netip.Addr, options string) netlab.Report {
 	h.t.Helper()
 	r, err := h.Iperf(g.Host, to, options)
@@ -20,9 +20,9 @@ func (h *host) iperf(g *host, to netip.Addr, options string) netlab.Report {
 	return r
 }
 
-// Bulk traffic uses TCP with one and four connections, in both directions, and UDP. It covers both outer and both inner families.
-// iperf3 stops counting when its sender has finished, so the figure omits packets still in flight. At a rate that any host
-// reaches, most UDP packets arrive.
+// TestBulk sends bulk traffic over both outer and both inner families: TCP with one connection in each direction, TCP with four
+// connections, and UDP. iperf3 stops counting when its sender has finished, so its figure omits packets that are still in flight.
+// At 10 Mbit/s, which any machine reaches, most UDP packets must arrive.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestBulk(t *testing.T) {
@@ -35,8 +35,8 @@ func TestBulk(t *testing.T) {
 	}
 }
 
-// Bulk traffic also works with an MTU of 9000 over a cable with 1500. The message of a large packet does not fit the path, so it
-// leaves as fragments and not as a train of datagrams.
+// TestBulkInFragments sends bulk traffic through a tunnel with an MTU of 9000 over a cable with an MTU of 1500. The message of a
+// large packet is larger than the path's MTU, so it is sent in fragments and not as part of a train of datagrams.
 func TestBulkInFragments(t *testing.T) {
 	notKernelLike(t, "its trains are larger than the path's MTU allows and fail with EMSGSIZE for ever: TCP stands still")
 	for _, outer := range []netip.Addr{outerB4, outerB6} {
@@ -49,7 +49,7 @@ func TestBulkInFragments(t *testing.T) {
 	}
 }
 
-// bulk runs traffic of each kind.
+// bulk runs TCP and UDP traffic over both inner families. See TestBulk.
 func (p pair) bulk() {
 	t := p.a.t
 	t.Helper()
@@ -68,8 +68,8 @@ func (p pair) bulk() {
 	}
 }
 
-// TCP and the handshake succeed over a cable that loses 2 % of the datagrams in each direction, and over one that loses every
-// tenth.
+// TestLossyCable checks that TCP and the handshake succeed over a cable that loses 2 % of the datagrams in each direction, and
+// over one that loses 10 %.
 func TestLossyCable(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -85,7 +85,7 @@ func TestLossyCable(t *testing.T) {
 	}
 }
 
-// UDP at full speed is faster than the tunnel. The excess packets are lost, and the tunnel still works.
+// TestFlood sends UDP packets faster than the tunnel can carry them. The excess packets are lost, and the tunnel must still work.
 func TestFlood(t *testing.T) {
 	p := newPair(t)
 	p.meet(outerB4)

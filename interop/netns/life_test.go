@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// flow pings an address a hundred times a second until the test ends.
+// flow starts to ping an address a hundred times per second, until the test ends.
 func (h *host) flow(to netip.Addr) {
 	h.t.Helper()
 	b, err := h.Start(io.Discard, nil, "ping", "-n", "-i", "0.01", to.String())
@@ -23,7 +23,7 @@ func (h *host) flow(to netip.Addr) {
 	h.t.Cleanup(b.Kill)
 }
 
-// ended waits until the daemon has ended, and checks that it cleaned up.
+// ended waits until the daemon has ended, and checks that its control socket and its interface are gone.
 func (w *wg) ended(why string) {
 	w.t.Helper()
 	testkit.Next(w.t, w.Done(), "the daemon ends: "+why)
@@ -36,8 +36,8 @@ func (w *wg) ended(why string) {
 	w.fails("the interface is gone", "ip link show dev %s", w.name)
 }
 
-// The test kills a daemon under traffic and starts it again. The interface disappears with the daemon. The peer uses the old
-// session until it has received no answer for fifteen seconds, and then makes a new one.
+// TestKilledReceiver kills a daemon under traffic and starts it again. The interface disappears with the daemon. The other daemon
+// uses the old session until it has received no answer for fifteen seconds, and then makes a new session.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b is killed
 func TestKilledReceiver(t *testing.T) {
@@ -48,14 +48,14 @@ func TestKilledReceiver(t *testing.T) {
 	p.a.flow(innerB4)
 	p.b.Kill()
 	p.b.fails("the interface went with its daemon", "ip link show dev %s", p.b.name)
-	os.Remove(p.b.Socket()) // wg-quick does so too
+	os.Remove(p.b.Socket()) // wg-quick does this too
 	p.b.again()
 	p.b.peer(p.a, "allowed-ips %v/32,%v/128", innerA4, innerA6)
 	testkit.Within(t, 30*time.Second, "a makes a new session with b", func() bool { return p.a.reaches(innerB4) })
 	p.b.ping(innerA6, 3)
 }
 
-// again restarts the daemon and its interface as b of a pair, without peers.
+// again starts a new daemon for the interface b of a pair, with the same key and port and without peers.
 func (w *wg) again() {
 	w.t.Helper()
 	w.launch()
@@ -64,7 +64,7 @@ func (w *wg) again() {
 	w.up()
 }
 
-// The test kills a daemon that is sending traffic. After its restart, the daemon makes a session at once.
+// TestKilledSender kills a daemon that is sending traffic. After its restart, the daemon must make a session at once.
 func TestKilledSender(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -81,7 +81,8 @@ func TestKilledSender(t *testing.T) {
 	}
 }
 
-// If the interface is deleted under traffic in both directions, the daemon ends and its peer still runs.
+// TestInterfaceDeleted deletes an interface under traffic in both directions. The interface's daemon must end, and the other
+// daemon must continue to run.
 func TestInterfaceDeleted(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -99,7 +100,7 @@ func TestInterfaceDeleted(t *testing.T) {
 	}
 }
 
-// A daemon ends and cleans up on a signal and when its control socket is removed, also under traffic.
+// TestEnd checks that a daemon under traffic ends and cleans up when it gets a signal, and when its control socket is removed.
 func TestEnd(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -121,8 +122,9 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// "interface down closes the port and wipes sessions, up brings them back". Configuration and counters survive. After up, the first
-// packet makes a new session, without the limit of one initiation per five seconds.
+// TestDownAndUp checks that `ip link set down` closes the port and wipes the sessions, and that `ip link set up` opens the port
+// again. The configuration and the counters must not change. After that, the first packet makes a new session at once: the limit of
+// one initiation per five seconds does not apply.
 func TestDownAndUp(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it does not notice that its interface goes down: with IFF_VNET_HDR the test write of its listener always fails "+
@@ -148,7 +150,8 @@ func TestDownAndUp(t *testing.T) {
 	}
 }
 
-// An interface that goes up and down repeatedly under traffic ends in the last state that was set.
+// TestFlapping sets an interface down and up repeatedly under traffic. In the end, the interface must be in the last state that
+// was set: up.
 func TestFlapping(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -163,8 +166,9 @@ func TestFlapping(t *testing.T) {
 	testkit.Within(t, 20*time.Second, "the tunnel is back", func() bool { return p.a.reaches(innerB4) })
 }
 
-// The test moves the interface to a host that has no other interface. Packets from there leave through the socket on the daemon's
-// host; this gives a container only a tunnel. The daemon still learns of changes of the MTU and of up and down.
+// TestMovedInterface moves the daemon's interface to another host that has no other interface, as for a container that may use
+// only the tunnel. Packets from that host leave through the socket on the daemon's host. The daemon must still learn when the MTU
+// changes, and when the interface goes up and is deleted.
 //
 //	inner: wg ╌╌ moved ╌╌ a v0 ── v0 ══ b
 func TestMovedInterface(t *testing.T) {
@@ -185,7 +189,8 @@ func TestMovedInterface(t *testing.T) {
 	testkit.Next(t, p.a.Done(), "the daemon ends without its interface")
 }
 
-// Two interfaces cannot have the same name. The existing one still works.
+// TestNameTaken checks that a second daemon with the name of an existing interface ends with an error, and that the existing
+// interface still works.
 func TestNameTaken(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

@@ -19,8 +19,9 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/tun"
 )
 
-// A [netstack.Net] and the kernel's TCP send each other bulk data over a path with a delay and losses. Everything arrives as it was
-// sent. The Net's link finds the losses and sends them again; gVisor never begins its own recovery, which would lower its window.
+// TestLossyPathToTheKernel lets a [netstack.Net] and the kernel's TCP send each other bulk data over a path with a delay and
+// losses. All data must arrive unchanged. The link of the Net must detect lost segments and send them again before gVisor begins
+// its own recovery, which would lower gVisor's congestion window.
 //
 //	Net ─ device ═══ wire: 20 ms, 1 % lost, 1 % out of order ═══ device ─ TUN ─ kernel's TCP  b
 func TestLossyPathToTheKernel(t *testing.T) {

@@ -25,10 +25,10 @@ var (
 	allFlag    = flag.Bool("all", false, "run what is known to fail with wireguard-go, too")
 )
 
-// programEnv names the variable that gives the isolated process the program to test. It also says that the process is isolated.
+// programEnv is the name of an environment variable with the path of the daemon to test. It is set only in the isolated process.
 const programEnv = "WIREGUARD_NETNS_PROGRAM"
 
-// missing says why this host cannot run the tests, or is empty. It is set before the tests run.
+// missing is the reason why this machine cannot run the tests, or empty. TestMain sets it before the tests run.
 var missing string
 
 // TestMain builds the daemon and runs the tests in a child process with its own namespaces.
@@ -52,9 +52,9 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// runIsolated runs this program again, isolated.
+// runIsolated runs this test program again in a child process with its own namespaces, and returns the exit code.
 func runIsolated() (code int, err error) {
-	runtime.LockOSThread() // the child dies with the thread that started it
+	runtime.LockOSThread() // the child process ends with the thread that started it
 	dir, err := os.MkdirTemp("", "netns")
 	if err != nil {
 		return 1, err
@@ -75,7 +75,7 @@ func runIsolated() (code int, err error) {
 	return 0, err
 }
 
-// build builds the daemon in dir.
+// build builds the daemon that the flag -daemon selects in the folder dir. It returns the program's path.
 func build(dir string) (program string, err error) {
 	var source string
 	switch *daemonFlag {
@@ -89,7 +89,7 @@ func build(dir string) (program string, err error) {
 	program = filepath.Join(dir, *daemonFlag)
 	var flags []string
 	if testkit.Race {
-		flags = []string{"-race"} // the daemon is checked as the tests are
+		flags = []string{"-race"} // if the tests run with the race detector, the daemon does too
 	}
 	return program, netlab.Build("../..", source, program, flags...)
 }

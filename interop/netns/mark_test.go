@@ -8,10 +8,10 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// The test sets a default route through the tunnel as wg-quick does. The daemon's datagrams carry a mark. Packets that do not carry
-// the mark use a table whose default route is the tunnel. Only if the main table has a route other than its default route for them,
-// that route is used. If the daemon sets no mark, its own datagrams are routed into the tunnel and do not reach b. Once it sets the
-// mark again, they reach b again.
+// TestDefaultRouteByMark sets a default route through the tunnel as wg-quick does. The daemon's datagrams carry a mark, and use
+// the main table. Packets without the mark use the main table too, except its default route. If no other route matches, they use
+// a second table, whose default route is the tunnel. When the test removes the mark, the daemon's own datagrams are routed into
+// the tunnel and do not reach b. When the test sets the mark again, they reach b again.
 //
 //	a ══ v0 192.0.2.1 ── lan 192.0.2.254 router wan 198.51.100.1 ── v0 198.51.100.2 ══ b, lo 203.0.113.1
 //	     2001:db8::1        2001:db8::fe            2001:db8:1::1      2001:db8:1::2      2001:db8:cafe::1
@@ -45,7 +45,7 @@ func TestDefaultRouteByMark(t *testing.T) {
 			p.meet(addr(outer))
 			p.a.ping(addr("203.0.113.1"), 3)
 			p.a.ping(addr("2001:db8:cafe::1"), 3)
-			p.a.ping(addr("192.0.2.254"), 1) // over the cable, because the main table has a route
+			p.a.ping(addr("192.0.2.254"), 1) // goes over the cable, because the main table has a route to it
 		})
 	}
 	notKernelLike(t, "without the mark its packets go round in the tunnel without end; see TestLoopWithSession")

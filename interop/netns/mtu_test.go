@@ -19,9 +19,10 @@ func (p pair) setMTU(mtu int) {
 	}
 }
 
-// A packet as large as the MTU passes in one piece, and a packet with one byte more does not. The MTU follows "ip link". The cable
-// carries 1500 bytes, so larger messages travel as fragments, because the outer packet does not say "don't fragment". At the
-// largest MTU, the data message is the largest UDP datagram of the outer family.
+// TestMTU sets the interfaces' MTU with "ip link". A packet as large as the MTU must pass in one piece, and a packet that is one
+// byte larger must not. The cable's MTU is 1500, so a larger message is sent in fragments. This is possible because the outer
+// packet does not have the flag "don't fragment". With the largest MTU of the test, the data message is the largest UDP datagram
+// of the outer family.
 //
 //	a ══ v0 (1500) ── v0 (1500) ══ b     newPair
 func TestMTU(t *testing.T) {
@@ -51,7 +52,8 @@ func TestMTU(t *testing.T) {
 	}
 }
 
-// A TUN accepts an MTU of 65535. No datagram can carry such a packet. The packet is lost, and the tunnel still works.
+// TestMTUBeyondDatagrams sets the MTU to 65535, which a TUN accepts. No datagram can carry so large a packet. The packet is lost,
+// and the tunnel must still work.
 func TestMTUBeyondDatagrams(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "a packet of more than 65519 bytes from its TUN ends the daemon")
@@ -63,8 +65,9 @@ func TestMTUBeyondDatagrams(t *testing.T) {
 	p.a.ping(innerB4, 3, "-s", "65000")
 }
 
-// The daemon pads data to 16 bytes, but not beyond the MTU of the interface. The kernel's module also knows the MTU of the packet's
-// route and does not pad beyond it. A TUN does not know the route, so the daemon ignores the route's MTU.
+// TestPadding checks that the daemon pads packets to a multiple of 16 bytes, but not beyond the MTU of the interface. The
+// kernel's module also does not pad beyond the MTU of the packet's route. The daemon ignores that MTU, because a TUN does not
+// report the route.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b counts datagrams by their size
 func TestPadding(t *testing.T) {

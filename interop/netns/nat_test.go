@@ -12,8 +12,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// A masquerading router forgets a mapping after two seconds. With a persistent keepalive of one second, b can always reach a.
-// Without it, b can reach a only while the mapping exists. a creates the mapping again when it sends.
+// TestNAT puts a router with masquerading between a and b. The router forgets a mapping after two seconds. While a sends a
+// persistent keepalive every second, b can always reach a. Without the keepalive, b can reach a only while the mapping exists.
+// When a sends, the router creates a mapping again.
 //
 //	a ══ v0 192.168.1.2 ── lan 192.168.1.1 router wan 198.51.100.1 ── v0 198.51.100.2 ══ b
 func TestNAT(t *testing.T) {
@@ -35,14 +36,14 @@ func TestNAT(t *testing.T) {
 	p.b.ping(innerA4, 3)
 
 	p.a.peer(p.b, "persistent-keepalive off")
-	p.b.ping(innerA6, 1) // so that a has no passive keepalive to send
+	p.b.ping(innerA6, 1) // a answers, so it need not send a passive keepalive later
 	testkit.Eventually(t, "the mapping is gone", func() bool { return !strings.Contains(r.mappings(), "sport=51820") })
 	p.b.noPing("the router has forgotten a", innerA4)
 	p.a.ping(innerB4, 3)
 	p.b.ping(innerA4, 3)
 }
 
-// mappings returns the table of connection tracking.
+// mappings returns the host's table of connection tracking as text.
 func (h *host) mappings() string {
 	h.t.Helper()
 	var text []byte

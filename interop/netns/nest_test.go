@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// The path to a tunnel's endpoint is another tunnel of the same host. The MTU of the inner tunnel leaves room for the outer one.
+// TestTunnelInTunnel makes a second tunnel whose endpoints are addresses inside the first tunnel of the same hosts. The MTU of
+// the second tunnel is 80 bytes smaller, so that its messages fit into the packets of the first tunnel.
 //
 //	a: wg ══ wg ══ v0 ── v0 ══ wg ══ wg :b     newPair, and 10.1.0.0/24 and fd01::/64 in a pair of its own within
 func TestTunnelInTunnel(t *testing.T) {
@@ -32,8 +33,8 @@ func TestTunnelInTunnel(t *testing.T) {
 	}
 }
 
-// A peer whose endpoint is routed into its own interface cannot get a session. Its initiations are staged for that same session,
-// and one packet does not multiply.
+// TestLoopWithoutSession sets a peer's endpoint to an address that is routed into the interface itself. Such a peer cannot get a
+// session: the initiations to it are packets that wait for this same session. One packet must not become several packets.
 func TestLoopWithoutSession(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -46,9 +47,10 @@ func TestLoopWithoutSession(t *testing.T) {
 	}
 }
 
-// If such a peer already has a session, each message returns to the interface. It is larger by its overhead, and two fragments once
-// it exceeds the MTU. The daemon must not seal it a second time. The kernel's module never sends over a route that leads into its
-// own interface.
+// TestLoopWithSession sets a peer's endpoint to an address that is routed into the interface itself, while the peer has a
+// session. Then each message comes back to the interface as a packet that is larger than the packet inside it. If that exceeds
+// the MTU, it comes back as two fragments. The daemon must not encrypt and send such a packet again. The kernel's module never
+// sends over a route that leads into its own interface.
 func TestLoopWithSession(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "each message goes round, grows, and is cut in two without end")

@@ -10,8 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// The tunnel carries IPv4 and IPv6 over both outer families, in both directions. The first packet waits for the handshake and
-// is not lost. A link-local endpoint keeps its zone.
+// TestInsideAndOutside checks that the tunnel carries IPv4 and IPv6 over both outer families, in both directions. The first
+// packet must wait for the handshake and not be lost. One endpoint is a link-local address, whose zone the daemon must keep.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestInsideAndOutside(t *testing.T) {
@@ -30,7 +30,7 @@ func TestInsideAndOutside(t *testing.T) {
 	}
 }
 
-// An endpoint that changes its family loses no packet.
+// TestEndpointChangesFamily checks that no packet is lost when an endpoint changes between IPv4 and IPv6.
 func TestEndpointChangesFamily(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "the first packets after the change go to the first four bytes of the new address: "+
@@ -43,7 +43,7 @@ func TestEndpointChangesFamily(t *testing.T) {
 	}
 }
 
-// Two sides with different preshared keys get no session. With the same key they get one.
+// TestPresharedKey checks that two peers with different preshared keys get no session, and that they get one with the same key.
 func TestPresharedKey(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// When a peer moves to another port or address, the other end follows with the peer's next packet, over both families. From then on
-// it sends each packet to the new endpoint.
+// TestRoaming changes first the port and then the address of b, over both families. When the next packet of b arrives, a must
+// have the new endpoint, and must send to it from then on.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b moves
 func TestRoaming(t *testing.T) {
@@ -28,7 +28,8 @@ func TestRoaming(t *testing.T) {
 			p.a.wantEndpoint(p.b, netip.AddrPortFrom(netip.MustParseAddr(c.at), 9999).String(), "b changed its port")
 			p.a.ping(innerB6, 3)
 
-			p.b.sysctl("net/ipv4/conf/v0/promote_secondaries=1") // otherwise the kernel removes the second address with the first
+			// Without this setting, the kernel would remove the new address together with the old one.
+			p.b.sysctl("net/ipv4/conf/v0/promote_secondaries=1")
 			p.b.addresses("v0", c.other)
 			p.b.run("ip address del %s dev v0", c.from)
 			p.b.ping(innerA6, 3)
@@ -42,7 +43,8 @@ func TestRoaming(t *testing.T) {
 	}
 }
 
-// Both ends roam at once, so neither can reach the other. When the test gives one end the other's endpoint, both connect again.
+// TestBothRoam changes the ports of a and b at once, so that neither can reach the other. When the test sets the new endpoint of
+// b in a's configuration, both must reach each other again.
 func TestBothRoam(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -58,7 +60,7 @@ func TestBothRoam(t *testing.T) {
 	p.b.ping(innerA4, 3)
 }
 
-// A forged datagram moves no endpoint.
+// TestForgeryMovesNothing checks that a forged datagram does not change an endpoint.
 func TestForgeryMovesNothing(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

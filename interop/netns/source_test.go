@@ -10,11 +10,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// at returns the daemons' endpoint at an address.
+// at returns the endpoint of a daemon that listens on defaultPort of the address a.
 func at(a netip.Addr) string { return netip.AddrPortFrom(a, defaultPort).String() }
 
-// The daemon answers from the address that the peer used, even if the route would choose another one or the address belongs to
-// another interface. So the peer does not see the endpoint move.
+// TestReplyFromWhereItWasReached checks that the daemon sends from the address to which the peer sent. This holds even if the
+// route would choose another source address, or if the address belongs to another interface. So the peer keeps its endpoint of
+// the daemon.
 //
 //	a ══ v0 ── v0 ══ b     newPair; a has two more addresses on v0, and one of each family on lo
 func TestReplyFromWhereItWasReached(t *testing.T) {
@@ -40,7 +41,8 @@ func TestReplyFromWhereItWasReached(t *testing.T) {
 	}
 }
 
-// The daemon stops using an address that the host no longer has. The next packet leaves from another address and is not lost.
+// TestSourceGone checks that the daemon stops using a source address that the host no longer has. The next packet must be sent
+// from another address and not be lost.
 //
 //	a ══ v0 ── v0 ══ b     newPair; a's addresses change
 func TestSourceGone(t *testing.T) {
@@ -63,7 +65,8 @@ func TestSourceGone(t *testing.T) {
 	}
 }
 
-// When a better route leads to the peer through another interface, the daemon uses the source address of that route.
+// TestBetterRoute adds a better route to the peer through another interface. The daemon must then use the source address of that
+// route.
 //
 //	a ══ v0 10.9.0.1 ── v0 10.9.0.2 ══ b
 //	  ══ v1 10.9.0.3 ── v1 10.9.0.4 ══

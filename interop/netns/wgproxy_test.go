@@ -18,8 +18,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// serveSize is a web server on a host. It answers a request with the client's address and the size of the body, and pads the answer
-// to the size that the query asks for.
+// serveSize runs a web server on the host. The server answers a request with the client's address and the size of the request's
+// body, and pads the answer to the size that the query of the URL states.
 func (h *host) serveSize(at string) {
 	h.t.Helper()
 	var l net.Listener
@@ -43,9 +43,10 @@ func (h *host) serveSize(at string) {
 	h.t.Cleanup(func() { s.Close() })
 }
 
-// TestWgproxy runs a wgproxy process against wireguard-go's daemon. curl reaches b through SOCKS5, an HTTP proxy and a forward,
-// in both families, with large bodies in both directions. b reaches a service of a through the tunnel, and other addresses
-// through the [Gateway]. The test builds programs, so it does not run in parallel with others.
+// TestWgproxy connects a wgproxy process on a with wireguard-go's daemon on b. On a, curl reaches b's web server through
+// wgproxy's SOCKS5 server, its HTTP proxy and a forwarded port, with large bodies in both directions. Through the tunnel, b
+// reaches a service on a's loopback by a forwarded port, and another address by the [Gateway]. The test builds programs, so it
+// does not run in parallel with others.
 //
 //	a  curl ─ wgproxy ─ udp ─ v0 192.0.2.1 ─── v0 192.0.2.2 ─ udp ─ wireguard-go ─ TUN ─ web server  b
 func TestWgproxy(t *testing.T) {
@@ -62,7 +63,7 @@ func TestWgproxy(t *testing.T) {
 	}
 	a.cable("v0", outerA, b, "v0", outerB)
 
-	// b: wireguard-go, with a service.
+	// On b, start wireguard-go and a web server.
 	key, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	name := fmt.Sprintf("wg%d", serial.Add(1))
 	d, err := b.StartDaemon(theirs, name)
@@ -76,7 +77,7 @@ func TestWgproxy(t *testing.T) {
 	b.run("ip route add 203.0.113.0/24 dev %s", name)
 	b.serveSize(":80")
 
-	// a: wgproxy, with a service on loopback for b, and one at an address that b reaches through the gateway.
+	// On a, start wgproxy and two web servers: one on loopback, and one at an address that b reaches through the gateway.
 	a.addresses("lo", "203.0.113.1/32")
 	a.serveSize("127.0.0.1:8000")
 	a.serveSize("203.0.113.1:8000")

@@ -27,7 +27,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// pcapng, draft-ietf-opsawg-pcapng, in the byte order of this file, which is little-endian. Each block is
+// Constants of the format pcapng (draft-ietf-opsawg-pcapng). The files of this package are little-endian. Each block is
 //
 //	| type:4 | length:4 | body, padded to 4 bytes | length:4 |
 const (
@@ -46,10 +46,10 @@ const (
 	inbound      = 1
 	outbound     = 2
 	nanoseconds  = 9       // 10^-9 s
-	snap         = 1 << 18 // bytes of a packet, at most; no IP packet with its headers is longer
-	outer, inner = 0, 1    // interfaces
+	snap         = 1 << 18 // the most bytes of a packet; no IP packet is longer, even with its outer headers
+	outer, inner = 0, 1    // the numbers of the interfaces
 
-	maxUDP = 65535 - 40 - 8 // payload of a UDP datagram whose length its headers can say
+	maxUDP = 65535 - 40 - 8 // the longest payload of a UDP datagram whose length fits into the header fields
 )
 
 // A Capture is a pcapng file that is being written. New makes it; it must not be copied. Any goroutine may call its methods.
@@ -62,8 +62,9 @@ type Capture struct {
 	block []byte // the block that is being made
 }
 
-// New writes the head of the file to w and returns a Capture that is stopped. The error is that of w. Each block is one call of
-// w.Write, and the device's goroutines wait for it: pass a file, or a writer that does not wait for a network.
+// New writes the head of the file to w and returns a stopped Capture. If w fails, New returns its error. The Capture writes each
+// block with one call of w.Write, and the device's goroutines wait for that call. So w must be a file, or another writer that
+// does not wait for a network.
 func New(w io.Writer) (*Capture, error) {
 	c := &Capture{w: w}
 	c.begin(blockSection)
@@ -91,8 +92,8 @@ func (c *Capture) Start() { c.on.Store(true) }
 // Stop stops capturing until the next Start. Calls that are under way may still write a packet.
 func (c *Capture) Stop() { c.on.Store(false) }
 
-// Err returns the first error of the writer. After an error the Capture writes nothing more, and the device goes on
-// without it.
+// Err returns the first error of the writer. After an error the Capture writes nothing more, and the device continues without the
+// capture.
 func (c *Capture) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -146,8 +147,8 @@ func (c *Capture) outside(direction uint32, t *wireguard.Train, port uint16) {
 	}
 }
 
-// addrOf returns an address that stands for e. The address of a Link is made from its key, within fd00::/8. For an endpoint
-// without an address it is the unspecified one.
+// addrOf returns the address that the file shows for the endpoint e. For a Link, addrOf makes an address in fd00::/8 from the
+// Link's key. For an endpoint without an address, it returns the unspecified address.
 func addrOf(e wireguard.Endpoint) netip.AddrPort {
 	if e.Link != nil {
 		key := e.Link.Key()
@@ -180,7 +181,7 @@ func (c *Capture) packet(iface, direction uint32, at time.Time, head, data []byt
 	c.end()
 }
 
-// The functions below make a block. c.mu is held, or nobody else knows c yet.
+// The functions below build a block. The caller holds c.mu, or is New, whose c no other goroutine knows yet.
 
 func (c *Capture) begin(kind uint32) {
 	c.block = c.block[:0]

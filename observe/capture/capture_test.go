@@ -19,7 +19,7 @@ import (
 
 var insideA, insideB = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 
-// A pair is two devices. What device a sends and receives is captured.
+// A pair is two devices. The test captures what device a sends and receives.
 type pair struct {
 	t          *testing.T
 	a, b       *wireguard.Device
@@ -54,7 +54,7 @@ func newPair(t *testing.T, c *capture.Capture, addrs ...netip.Addr) *pair {
 	return p
 }
 
-// exchange sends a packet with a text in each direction.
+// exchange sends a packet with the text question from a to b, and one with the text answer from b to a.
 func (p *pair) exchange(question, answer string) {
 	p.t.Helper()
 	for _, way := range []struct {
@@ -71,7 +71,7 @@ func (p *pair) exchange(question, answer string) {
 	}
 }
 
-// read returns the fields that tshark prints of each packet that a filter selects.
+// read returns the given fields of each packet that a filter of tshark selects.
 func read(t *testing.T, tshark string, file []byte, filter string, fields ...string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -84,7 +84,7 @@ func read(t *testing.T, tshark string, file []byte, filter string, fields ...str
 		args = append(args, "-e", f)
 	}
 	c := exec.Command(tshark, args...)
-	c.Env = append(os.Environ(), "HOME="+dir) // without anybody's preferences
+	c.Env = append(os.Environ(), "HOME="+dir) // so that tshark reads no user's preferences
 	var trouble bytes.Buffer
 	c.Stderr = &trouble
 	out, err := c.Output()
@@ -96,7 +96,8 @@ func read(t *testing.T, tshark string, file []byte, filter string, fields ...str
 
 const question, answer, early = "7175657374696f6e", "616e73776572", "6561726c79" // as hexadecimal digits
 
-// Wireshark opens the file, tells outer from inner packets and their directions, and decrypts with the keys in the file.
+// TestWiresharkDecrypts checks that tshark opens the file, tells outer from inner packets, shows their directions, and decrypts
+// them with the keys in the file.
 func TestWiresharkDecrypts(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
@@ -114,7 +115,7 @@ func TestWiresharkDecrypts(t *testing.T) {
 					t.Fatal(err)
 				}
 				p := newPair(t, c, addrs...)
-				p.exchange("early", "early") // is not captured
+				p.exchange("early", "early") // before Start, so it is not captured
 				c.Start()
 				if err := p.a.Renew(t.Context(), p.keyB); err != nil {
 					t.Fatal(err)
@@ -127,7 +128,7 @@ func TestWiresharkDecrypts(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
-			// data.data is what no dissector parses. Here it is the payload inside the tunnel.
+			// data.data contains the bytes that no dissector parses. In this file, they are the payload inside the tunnel.
 			all := read(t, tshark, file.Bytes(), `wg.type == 4 || frame.interface_name == "inner" || _ws.malformed`, "data.data", "frame.interface_name", "frame.packet_flags_direction", "_ws.malformed")
 			for _, want := range []string{
 				question + "\touter\t0x00000002\t\n", answer + "\touter\t0x00000001\t\n", // decrypted
@@ -143,7 +144,7 @@ func TestWiresharkDecrypts(t *testing.T) {
 			if name == "IPv6" {
 				return
 			}
-			// Without the blocks that hold the keys, nothing inside can be read.
+			// Without the blocks that hold the keys, tshark cannot read the payload inside the tunnel.
 			var without []byte
 			for rest := file.Bytes(); len(rest) > 0; {
 				n := int(rest[4]) | int(rest[5])<<8 | int(rest[6])<<16
@@ -159,7 +160,7 @@ func TestWiresharkDecrypts(t *testing.T) {
 	}
 }
 
-// A Capture that is stopped takes no lock, allocates nothing and writes nothing.
+// TestStoppedCaptureIsNotThere checks that a stopped Capture takes no lock, allocates nothing and writes nothing.
 func TestStoppedCaptureIsNotThere(t *testing.T) {
 	var file bytes.Buffer
 	c, err := capture.New(&file)
@@ -242,7 +243,7 @@ func (q *queues) Queues() []wireguard.PacketSource { return []wireguard.PacketSo
 // bare is a Tunnel that is not a PacketSource, and has no Queues and no Attach.
 type bare struct{ wireguard.Tunnel }
 
-// A wrapper has the optional interfaces of what it wraps, and no others.
+// TestWrappersKeepInterfaces checks that a wrapper has the optional interfaces of the value that it wraps, and no others.
 func TestWrappersKeepInterfaces(t *testing.T) {
 	c, err := capture.New(io.Discard)
 	if err != nil {
@@ -290,7 +291,7 @@ func TestWrappersKeepInterfaces(t *testing.T) {
 	}
 }
 
-// The socket that replaces another one in Device.Wake is captured too.
+// TestRenewedSocket checks that the Capture also captures the socket that replaces another one in Device.Wake.
 func TestRenewedSocket(t *testing.T) {
 	var file bytes.Buffer
 	c, err := capture.New(&file)
@@ -312,7 +313,7 @@ func TestRenewedSocket(t *testing.T) {
 	}
 }
 
-// After the writer failed, the device goes on, and the writer is not called again.
+// TestWriterThatFails checks that the device continues after the writer has failed, and that the writer is not called again.
 func TestWriterThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &failing{after: 5}
@@ -341,8 +342,8 @@ func (f *failing) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Endpoints without an address are captured with an address that stands for them. Datagrams that are too large for UDP are
-// left out.
+// TestLinks checks that the file shows a made-up address for an endpoint without an address, and leaves out datagrams that are
+// too large for UDP.
 func TestLinks(t *testing.T) {
 	var file bytes.Buffer
 	c, err := capture.New(&file)

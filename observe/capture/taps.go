@@ -107,8 +107,8 @@ func (r *tapReceiver) Receive() ([]wireguard.Train, error) {
 }
 
 // Tunnel returns a Tunnel that passes everything on to t and captures the packets inside the tunnel. Packets that an Attacher
-// such as netstack.Net sends go to the device without the Tunnel and are not captured; Wireshark shows them decrypted from the
-// outer packets.
+// such as netstack.Net sends do not pass through the Tunnel, so they are not captured inside the tunnel. Wireshark still shows
+// them, because it decrypts the outer packets.
 func (c *Capture) Tunnel(t wireguard.Tunnel) wireguard.Tunnel {
 	tapped := tapTunnel{t, c}
 	switch t := t.(type) {
@@ -133,7 +133,7 @@ type tapTunnel struct {
 func (t tapTunnel) WritePackets(pkts [][]byte) (int, error) {
 	if t.c.on.Load() {
 		for _, p := range pkts {
-			t.c.inside(inbound, p) // now, because the Tunnel may overwrite it
+			t.c.inside(inbound, p) // before the write, because the Tunnel may overwrite p
 		}
 	}
 	return t.Tunnel.WritePackets(pkts)

@@ -19,13 +19,13 @@ import (
 	"github.com/seed-86b749af/wireguard/observe/page"
 )
 
-// A browser is a headless Chromium with one tab, steered by its DevTools protocol.
+// A browser is a headless Chromium with one tab. The test controls it through the DevTools protocol.
 type browser struct {
 	t       *testing.T
 	conn    *websocket.Conn
 	session string
 	id      int
-	console []string // errors
+	console []string // the errors that the page logged
 }
 
 // startBrowser starts Chromium, or skips the test.
@@ -38,8 +38,8 @@ func startBrowser(t *testing.T) *browser {
 	if err != nil {
 		t.Skip("needs chromium: install it to open the page in a browser")
 	}
-	// The test does not use its temporary folder, which is removed before Chromium's last processes stop writing to
-	// theirs.
+	// This is not the test's temporary folder, because that folder is removed while Chromium's last processes may still write to
+	// it.
 	home, err := os.MkdirTemp("", "chromium")
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +92,7 @@ func startBrowser(t *testing.T) *browser {
 	return b
 }
 
-// call calls a method of the protocol, and keeps what the page logs meanwhile.
+// call calls a method of the DevTools protocol, and keeps the errors that the page logs meanwhile.
 func (b *browser) call(method string, params any, result any) {
 	b.t.Helper()
 	b.id++
@@ -143,7 +143,7 @@ func (b *browser) screen(width, height int, dark bool) {
 	b.call("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}}, nil)
 }
 
-// eval returns the value of an expression as text.
+// eval returns the value of a JavaScript expression as text.
 func (b *browser) eval(expression string) string {
 	b.t.Helper()
 	var r struct {
@@ -157,7 +157,7 @@ func (b *browser) eval(expression string) string {
 	return fmt.Sprint(r.Result.Value)
 }
 
-// want waits until an expression is true.
+// want waits until a JavaScript expression is true.
 func (b *browser) want(why, expression string) {
 	b.t.Helper()
 	for end := time.Now().Add(30 * time.Second); b.eval(expression) != "true"; time.Sleep(50 * time.Millisecond) {
@@ -180,7 +180,7 @@ func (b *browser) press(key string, code int) {
 	}
 }
 
-// shot writes a picture for people into the folder that PAGE_SCREENSHOTS names.
+// shot writes a screenshot into the folder that the environment variable PAGE_SCREENSHOTS names.
 func (b *browser) shot(name string) {
 	dir := os.Getenv("PAGE_SCREENSHOTS")
 	if dir == "" {
@@ -197,14 +197,14 @@ func (b *browser) shot(name string) {
 	}
 }
 
-// wait waits only if pictures are taken, because the plots need some time.
+// wait waits only if screenshots are taken, because the plots need some time.
 func (b *browser) wait(d time.Duration) {
 	if os.Getenv("PAGE_SCREENSHOTS") != "" {
 		time.Sleep(d)
 	}
 }
 
-// noOverflow fails if the page is wider than the window.
+// noOverflow fails the test if the page is wider than the window.
 func (b *browser) noOverflow(what string) {
 	b.t.Helper()
 	if got := b.eval("document.documentElement.scrollWidth - window.innerWidth"); strings.TrimPrefix(got, "-") != "0" && !strings.HasPrefix(got, "-") {
@@ -214,8 +214,8 @@ func (b *browser) noOverflow(what string) {
 
 const text = "document.body.innerText"
 
-// The page shows peers, reasons and events, and the plots move. The keyboard reaches everything, and nothing is loaded
-// from another server.
+// TestBrowser checks that the page shows peers, reasons and events, that its plots change, and that all controls work with the
+// keyboard. The page must load nothing from another server.
 func TestBrowser(t *testing.T) {
 	b := startBrowser(t)
 	h := newHub(t)
@@ -291,7 +291,7 @@ func TestBrowser(t *testing.T) {
 	}
 }
 
-// With a gateway, the page shows what each peer does there, and the sums.
+// TestBrowserGateway checks that the page shows each peer's counters at the gateway, and the sums.
 func TestBrowserGateway(t *testing.T) {
 	b := startBrowser(t)
 	h := newHub(t)
@@ -336,7 +336,7 @@ func TestBrowserGateway(t *testing.T) {
 	b.want("without a gateway there is nothing of it", `document.querySelectorAll("tbody tr").length === 8 && document.querySelector(".gateway").hidden && document.querySelector("option[value=flows]").hidden`)
 }
 
-// The page works without peers, without devices, and with 1,000 peers.
+// TestBrowserSizes checks that the page works without peers, without devices, and with 1,000 peers.
 func TestBrowserSizes(t *testing.T) {
 	b := startBrowser(t)
 	b.screen(1280, 800, false)

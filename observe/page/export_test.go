@@ -2,8 +2,8 @@ package page
 
 import "time"
 
-// Looker returns a function that does what the handler does once per interval, and returns the size of the message. If fresh
-// is true, every peer counts as changed.
+// Looker returns a function that does the handler's work of one interval, and returns the size of the message. If fresh is true,
+// every peer counts as changed.
 func Looker(h *Handler) func(fresh bool) int {
 	return func(fresh bool) int {
 		h.hub.mu.Lock()
@@ -12,7 +12,8 @@ func Looker(h *Handler) func(fresh bool) int {
 	}
 }
 
-// Sender does what Looker does, for a handler with open pages, which get the message. All peers have changed each time.
+// Sender returns a function that does the same work, and also sends the message to the open pages of the handler. At each call,
+// every peer counts as changed.
 func Sender(h *Handler) func() int {
 	return func() int {
 		h.hub.mu.Lock()

@@ -23,26 +23,27 @@ const (
 	maxUnread      = 4 << 20
 
 	keptEvents    = 100 // a page that is opened while another one is open first gets this many past events
-	eventsPerLook = 50  // events that are shown one by one; further ones are only counted
+	eventsPerLook = 50  // how many events may be shown one by one between two looks; further events are only counted
 )
 
-// A hub looks at the devices once for all viewers. Its goroutines run while it has a viewer.
+// A hub reads the status of all devices at regular intervals, once for all viewers. Such a reading is a look. The hub's
+// goroutines run while it has a viewer.
 type hub struct {
 	config *Config
 
 	mu      sync.Mutex // guards all below
 	devices []*watched
-	looked  time.Time // when the devices were last looked at
+	looked  time.Time // the time of the last look
 	viewers map[*viewer]bool
 	stop    context.CancelFunc // ends the goroutines; nil means that none run
 	closed  bool
 
-	kept    []event // the newest ones, oldest first
+	kept    []event // the newest events; the oldest of them is first
 	budget  int     // events that may be shown until the next look
 	skipped int     // events that were not shown since the last look
 }
 
-// A viewer is an open stream.
+// A viewer is the open stream of a page.
 type viewer struct {
 	news   chan []byte  // closed when the stream has to end
 	unread atomic.Int64 // bytes in news
@@ -100,7 +101,7 @@ func (h *hub) leave(v *viewer) {
 	h.drop(v)
 }
 
-// drop ends a viewer. After the last viewer, it also ends the goroutines. h.mu is held.
+// drop ends a viewer. After the last viewer, drop also ends the hub's goroutines. The caller holds h.mu.
 func (h *hub) drop(v *viewer) {
 	if !h.viewers[v] {
 		return
@@ -115,7 +116,7 @@ func (h *hub) drop(v *viewer) {
 	}
 }
 
-// start starts the goroutines. h.mu is held.
+// start starts the hub's goroutines. The caller holds h.mu.
 func (h *hub) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	h.stop, h.budget = stop, eventsPerLook
@@ -126,7 +127,7 @@ func (h *hub) start() {
 	go h.run(ctx)
 }
 
-// run looks at the devices until ctx ends.
+// run calls tick once per interval until ctx ends.
 func (h *hub) run(ctx context.Context) {
 	ticks := time.NewTicker(h.config.Interval)
 	defer ticks.Stop()
@@ -154,7 +155,7 @@ func (h *hub) tick(ctx context.Context, now time.Time) {
 	h.broadcast(b)
 }
 
-// look looks at all devices. h.mu is held.
+// look reads the status of all devices, and returns what has changed since the last look. The caller holds h.mu.
 func (h *hub) look(now time.Time) report {
 	h.looked = now
 	r := report{Time: now.UnixMilli(), Devices: make([]view, len(h.devices))}
@@ -164,15 +165,15 @@ func (h *hub) look(now time.Time) report {
 	return r
 }
 
-// status returns everything. Callers within one interval share a look.
+// status returns the whole status of all devices. Callers within one interval share a look.
 func (h *hub) status(now time.Time) report {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.all(now)
 }
 
-// all returns everything as of a look within the last interval. While there are viewers, only tick looks at the devices,
-// because a look returns a change once and all viewers must get it.
+// all returns the whole status of all devices, as a look within the last interval found it. While there are viewers, only tick
+// calls look, because look returns each change only once and all viewers must get it.
 func (h *hub) all(now time.Time) report {
 	if h.looked.IsZero() || len(h.viewers) == 0 && now.Sub(h.looked) >= h.config.Interval {
 		h.look(now)
@@ -184,7 +185,7 @@ func (h *hub) all(now time.Time) report {
 	return r
 }
 
-// broadcast gives b to each viewer, and drops those that are too slow. h.mu is held.
+// broadcast sends b to each viewer, and drops viewers that are too slow. The caller holds h.mu.
 func (h *hub) broadcast(b []byte) {
 	for v := range h.viewers {
 		if v.unread.Load() > maxUnread || len(v.news) == cap(v.news) {
@@ -192,14 +193,14 @@ func (h *hub) broadcast(b []byte) {
 			continue
 		}
 		v.unread.Add(int64(len(b)))
-		v.news <- b // does not wait: only broadcast sends
+		v.news <- b // does not wait, because the channel is not full and only broadcast sends
 	}
 }
 
 // An event is a wireguard.Event as the page shows it.
 type event struct {
 	Time     int64  `json:"time"`   // Unix time in ms
-	Device   int    `json:"device"` // index
+	Device   int    `json:"device"` // an index into Config.Devices
 	Kind     string `json:"kind"`
 	Bad      bool   `json:"bad,omitempty"`
 	Key      string `json:"key,omitempty"`
@@ -210,7 +211,7 @@ type event struct {
 	Merged   int    `json:"merged,omitempty"`
 }
 
-// follow passes the events of a device on until ctx ends or the device is closed.
+// follow shows the events of a device until ctx ends or the device is closed.
 func (h *hub) follow(ctx context.Context, device int, sub *wireguard.Subscription) {
 	defer sub.Close()
 	for e := range sub.Events(ctx) {

@@ -15,10 +15,10 @@ import (
 	"github.com/seed-86b749af/wireguard/observe/page"
 )
 
-// A client is the ResponseWriter of a browser. If it is stuck, its Write blocks until it reads again.
+// A client is the ResponseWriter for a browser. If the client is stuck, Write blocks until reads is closed.
 type client struct {
 	httptest.ResponseRecorder
-	reads  chan struct{} // closed when it reads
+	reads  chan struct{} // closed when the client reads again
 	writes atomic.Int32
 }
 
@@ -36,7 +36,7 @@ func (b *client) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A patient is a client whose server gives up when a write takes too long.
+// A patient is a client whose Write fails at the deadline that the server has set.
 type patient struct {
 	*client
 	deadline time.Time
@@ -53,7 +53,7 @@ func (p *patient) Write(b []byte) (int, error) {
 	}
 }
 
-// view serves the stream to w in a goroutine, until the test ends.
+// view serves the stream of events to w in a goroutine, until the test ends.
 func view(t *testing.T, h http.Handler, w http.ResponseWriter) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -74,8 +74,8 @@ func full(h http.Handler) bool {
 	return w.Code == http.StatusServiceUnavailable
 }
 
-// A client that does not read is disconnected after 20 s. Meanwhile, another client gets the result of each look in
-// time.
+// TestStuckViewer checks that a client that does not read is disconnected after 20 s. Meanwhile, another client must get the
+// result of each look in time.
 func TestStuckViewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(t)
@@ -94,8 +94,8 @@ func TestStuckViewer(t *testing.T) {
 	})
 }
 
-// The bytes that wait for a client that does not read are bounded, even if no deadline ends its write. When the client
-// is dropped, they are freed.
+// TestUnreadBytes checks that the bytes that wait for a client that does not read are bounded, even if no deadline ends the write
+// to it. These bytes must be freed when the client is dropped.
 func TestUnreadBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A hub is a device with peers, of which some are devices on the same wire.
+// A hub is a device with peers. Some of the peers are devices on the same wire.
 type hub struct {
 	t       testing.TB
 	network *pipe.Network
@@ -59,8 +59,8 @@ func (h *hub) up(c wireguard.Config) *wireguard.Device {
 	return d
 }
 
-// add gives the hub a peer. change, if it is not nil, changes the configuration of both ends before that. The other end has the
-// hub as its peer.
+// add adds a peer to the hub, and makes a device that has the hub as its peer. If change is not nil, it changes both
+// configurations before that.
 func (h *hub) add(name string, change func(ours *wireguard.PeerConfig, theirs *wireguard.Config)) *spoke {
 	h.t.Helper()
 	n := len(h.spokes) + 2
@@ -90,7 +90,7 @@ func (h *hub) name(key wireguard.PublicKey) string {
 	return h.names[key]
 }
 
-// say sends a packet with size bytes of payload to s, and hear sends one from s.
+// say sends a packet with size bytes of payload from the hub to s. hear sends such a packet from s to the hub.
 func (h *hub) say(s *spoke, size int) { h.send(h.tunnel, hubInside, s.inside, size) }
 func (h *hub) hear(s *spoke, size int) {
 	h.send(s.tunnel, s.inside, hubInside, size)
@@ -132,7 +132,7 @@ func populate(h *hub) {
 	h.add("sensor", nil)
 }
 
-// withGateway returns what handler returns, with a gateway whose counters pass sets.
+// withGateway returns a handler for the hub with a gateway. The method pass sets the gateway's counters.
 func (h *hub) withGateway() *page.Handler {
 	h.gateway = make(map[wireguard.PublicKey]page.GatewayPeer)
 	return page.New(page.Config{Interval: 50 * time.Millisecond, Name: h.name, Devices: []page.Device{{Name: "wg0", Device: h.device, Gateway: func() map[wireguard.PublicKey]page.GatewayPeer {
@@ -149,7 +149,7 @@ func (h *hub) pass(s *spoke, counters page.GatewayPeer) {
 	h.gateway[s.key] = counters
 }
 
-// traffic keeps the peers of populate busy until the test ends, in real time.
+// traffic sends packets to and from the peers that populate has added, in real time, until the test ends.
 func traffic(h *hub) {
 	stop := make(chan struct{})
 	done := make(chan struct{})

@@ -5,15 +5,15 @@
 //	go http.ListenAndServe("127.0.0.1:9090", status)
 //
 // The handler changes nothing and shows no secret. Whoever reaches it can read public keys, endpoints and allowed IPs, so let it
-// listen on a loopback address, or put authentication in front of it. It refuses host names that it was not told, so that a
-// page of another site cannot read it by DNS rebinding.
+// listen on a loopback address, or put authentication in front of it. It refuses requests for host names other than localhost and
+// those in Config.Hosts, so that a page of another site cannot read it by DNS rebinding.
 //
-// With 1,000 peers, an open page costs the server about 0.3 % of a core, and 0.5 % if all peers have traffic and a gateway
-// (BenchmarkLook): it looks at the peers once per second and writes what changed as JSON. The larger figure includes sending that
-// to one page. The figures do not include the cost of events.
+// While a page is open, the handler reads the status of the peers once per second and writes the changes as JSON. With 1,000
+// peers, this takes about 0.3 % of a core, or 0.5 % if all peers have traffic and a gateway (BenchmarkLook). The larger figure
+// includes sending the JSON to one page. Neither figure includes events.
 //
-// It works under any path: http.Handle("/status/", http.StripPrefix("/status", status)). Beside the page it serves status.json,
-// which holds what the page shows, and events, a stream of server-sent events.
+// The handler works under any path: http.Handle("/status/", http.StripPrefix("/status", status)). Beside the page it serves
+// status.json, which holds what the page shows, and events, a stream of server-sent events.
 package page
 
 import (
@@ -30,7 +30,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A Device is a device with a name for people.
+// A Device is a wireguard.Device with the name that the page shows.
 type Device struct {
 	Name   string            // as in "wg0"; empty shows the device without a name
 	Device *wireguard.Device // must not be nil
@@ -51,10 +51,10 @@ type GatewayPeer struct {
 	Flows    int    `json:"flows"`     // TCP connections and UDP sockets that the peer has now
 	Opened   uint64 `json:"opened"`    // flows that were let through
 	Refused  uint64 `json:"refused"`   // flows and pings that the policy or a limit refused
-	Failed   uint64 `json:"failed"`    // flows whose dial failed
+	Failed   uint64 `json:"failed"`    // flows and pings that failed
 	Dropped  uint64 `json:"dropped"`   // UDP datagrams that were dropped
 	Pings    uint64 `json:"pings"`     // pings that were answered
-	FromPeer uint64 `json:"from_peer"` // bytes that left for other hosts
+	FromPeer uint64 `json:"from_peer"` // bytes that the peer sent to other hosts
 	ToPeer   uint64 `json:"to_peer"`   // bytes that other hosts sent to the peer
 }
 
@@ -67,12 +67,13 @@ type Config struct {
 	Hosts []string
 	// Name returns a name for a peer, or "" if it has none. Nil means that peers have no names. It must not block.
 	Name func(wireguard.PublicKey) string
-	// Addresses is called as the field of observe.Explainer with that name is, for the peers of all devices. Nil means
-	// that no names of endpoints are known.
+	// Addresses has the meaning of observe.Explainer.Addresses. It is called for the peers of all devices. Nil means that no
+	// names of endpoints are known.
 	Addresses func(wireguard.PublicKey) []netip.AddrPort
-	// Interval is the time between two looks at the devices while a page is open. Zero means 1 s. All pages share a look.
+	// Interval is the time between two readings of the devices' status while a page is open. Zero means 1 s. All pages share a
+	// reading.
 	Interval time.Duration
-	// Viewers is the number of pages that may be open at once; further ones are refused with status 503. Zero means 32.
+	// Viewers is how many pages may be open at once. Further pages are refused with status 503. Zero means 32.
 	Viewers int
 }
 
@@ -97,8 +98,8 @@ func New(c Config) *Handler {
 	return h
 }
 
-// Close ends the streams of the pages that are open and refuses further ones. http.Server.Shutdown waits for requests that are
-// under way, so pass Close to RegisterOnShutdown.
+// Close ends the streams of all open pages, and refuses further streams. http.Server.Shutdown waits for open requests, so pass
+// Close to http.Server.RegisterOnShutdown.
 func (h *Handler) Close() { h.hub.close() }
 
 //go:embed page.html page.css page.js icon.svg
@@ -150,9 +151,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Guard returns a handler that refuses the host names that h refuses, and passes other requests on to next. It is for what is
-// served beside the page and should be as safe from DNS rebinding, such as /metrics. It also passes on requests without a host
-// name, which some health checkers send, because browsers always send one.
+// Guard returns a handler that refuses the host names that h refuses, and passes other requests on to next. Use it for handlers
+// beside the page that need the same protection from DNS rebinding, such as /metrics. Guard also passes on requests without a
+// host name, which some health checkers send, because browsers always send one.
 func (h *Handler) Guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host != "" && !h.allowedHost(r.Host) {
@@ -200,11 +201,11 @@ func (h *Handler) status(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
 
-// writeTimeout is how long a browser may take to accept what a stream has for it. A slower one is disconnected, and its page
-// connects again.
+// writeTimeout is how long a write to a stream may wait for the browser. If the browser is slower, it is disconnected, and its
+// page connects again.
 const writeTimeout = 20 * time.Second
 
-// events streams what the page shows: first everything, then what changes.
+// events streams what the page shows: first the whole status, and then its changes.
 func (h *Handler) events(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -218,8 +219,8 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request) {
 	}
 	defer h.hub.leave(v)
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Connection", "close")     // the deadline of the last write would apply to the next request
-	w.Header().Set("X-Accel-Buffering", "no") // for a proxy that would collect the stream
+	w.Header().Set("Connection", "close")     // otherwise the deadline of the last write would apply to the next request
+	w.Header().Set("X-Accel-Buffering", "no") // tells a proxy not to buffer the stream
 	out := http.NewResponseController(w)
 	for b := first; ; {
 		// Some ResponseWriters have no deadline. Then the server's own timeouts apply.

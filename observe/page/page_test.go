@@ -31,7 +31,7 @@ func get(h http.Handler, method, host, path string, header ...string) *httptest.
 	return w
 }
 
-// A page of another site gets nothing, even if its own name resolves to this server's address.
+// TestHost checks that a page of another site can read nothing, even if the site's name resolves to this server's address.
 func TestHost(t *testing.T) {
 	h := page.New(page.Config{Hosts: []string{"status.example"}})
 	guarded := h.Guard(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
@@ -80,7 +80,8 @@ func FuzzHost(f *testing.F) {
 	})
 }
 
-// The handler only answers reads, its page loads nothing from other servers, and pages of other sites cannot read it.
+// TestOtherSites checks that the handler answers only GET and HEAD, that its page loads nothing from other servers, and that
+// pages of other sites cannot read it.
 func TestOtherSites(t *testing.T) {
 	h := page.New(page.Config{})
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "PATCH"} {
@@ -120,7 +121,8 @@ func TestOtherSites(t *testing.T) {
 	}
 }
 
-// status.json has what the page shows, with the reasons, and has no private key and no preshared key.
+// TestStatus checks that status.json contains what the page shows, with the reasons, and that it contains no private key and no
+// preshared key.
 func TestStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(t)
@@ -176,7 +178,7 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// A stream is the stream of a viewer, read as a browser reads it.
+// A stream reads server-sent events from the handler as a browser does.
 type stream struct {
 	t      *testing.T
 	body   io.ReadCloser
@@ -219,7 +221,8 @@ func (s *stream) next(kind string) string {
 	return ""
 }
 
-// A stream begins with everything, and then has only what changes. Events arrive at once. Viewers share one look.
+// TestStream checks that a stream begins with the whole status and then contains only changes, that events arrive at once, and
+// that viewers share one look.
 func TestStream(t *testing.T) {
 	h := newHub(t)
 	a := h.add("laptop", nil)
@@ -255,8 +258,8 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// A program with a gateway shows its counters for each peer. A peer's row is sent again when they change. Without a gateway,
-// the page does not mention one.
+// TestGateway checks that the handler shows the counters of a gateway for each peer, and sends a peer's row again when its
+// counters change. Without a gateway, the status must not mention one.
 func TestGateway(t *testing.T) {
 	h := newHub(t)
 	if w := get(h.handler(), "GET", "localhost", "/status.json"); strings.Contains(w.Body.String(), "gateway") {
@@ -284,8 +287,8 @@ func TestGateway(t *testing.T) {
 	}
 }
 
-// The number of open pages is limited, and a page that is closed makes room for another one. Close ends streams and
-// refuses further ones.
+// TestViewers checks that the number of open pages is limited, and that another page can be opened after one is closed. It also
+// checks that Close ends the streams and refuses further streams.
 func TestViewers(t *testing.T) {
 	h := newHub(t)
 	handler := page.New(page.Config{Devices: []page.Device{{Device: h.device}}, Viewers: 1})
@@ -322,9 +325,9 @@ func TestViewers(t *testing.T) {
 	}
 }
 
-// BenchmarkLook measures what an open page costs with 1,000 peers and without events: a look at the peers, and the making of the
-// message for all viewers. The last case also sends that message. In "all changed" each peer had traffic since the previous look.
-// Divide the time by the interval, 1 s, to get the share of a core.
+// BenchmarkLook measures the cost of one look with 1,000 peers and without events. It includes making the message for all
+// viewers, and the last case also sends that message. In "all changed", each peer had traffic since the previous look. Divide the
+// time by the interval, 1 s, to get the share of a core that an open page takes.
 func BenchmarkLook(b *testing.B) {
 	h := newHub(b)
 	for i := range 1000 {

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-86b749af/wireguard/observe"
 )
 
-// A row is what the page shows of a peer. Rows are compared to find what changed, so no field changes only because time
+// A row is what the page shows of a peer. look compares rows to find what has changed, so no field may change merely because time
 // passes.
 type row struct {
 	Key       string        `json:"key"`
@@ -22,7 +22,7 @@ type row struct {
 	Received  uint64        `json:"received"` // bytes
 	Sent      uint64        `json:"sent"`
 	Heard     int64         `json:"heard,omitempty"`     // Unix time in ms; 0 means never
-	Handshake int64         `json:"handshake,omitempty"` // the same
+	Handshake int64         `json:"handshake,omitempty"` // Unix time in ms; 0 means never
 	Drops     uint64        `json:"drops,omitempty"`
 	Gateway   GatewayPeer   `json:"gateway,omitzero"`
 }
@@ -33,13 +33,13 @@ type head struct {
 	Key       string            `json:"key,omitempty"`
 	Up        bool              `json:"up"`
 	Port      uint16            `json:"port,omitempty"`
-	Count     int               `json:"count"`             // of peers
+	Count     int               `json:"count"`             // the number of peers
 	Gateway   bool              `json:"gateway,omitempty"` // there is a gateway, so peers without counters have zeros
 	UnderLoad bool              `json:"under_load,omitempty"`
 	Drops     map[string]uint64 `json:"drops,omitempty"`
 }
 
-// A view is a device as a whole, or what changed of it.
+// A view is the whole status of a device, or what has changed of it.
 type view struct {
 	head
 	Peers []row    `json:"peers,omitempty"`
@@ -49,11 +49,11 @@ type view struct {
 // A report is the JSON of status.json and of a stream's messages.
 type report struct {
 	Time     int64  `json:"time"`               // Unix time in ms
-	Interval int64  `json:"interval,omitempty"` // between two reports of a stream, in ms
+	Interval int64  `json:"interval,omitempty"` // the time between two reports of a stream, in ms
 	Devices  []view `json:"devices"`
 }
 
-// A watched is a device with what the last look saw of it.
+// A watched is a device with the rows that the last look found.
 type watched struct {
 	Device
 	explainer observe.Explainer
@@ -63,10 +63,10 @@ type watched struct {
 
 type seenRow struct {
 	row
-	look uint64 // the newest look that found the peer
+	look uint64 // the number of the newest look that found the peer
 }
 
-// look returns what changed since the last look.
+// look reads the status of the device, and returns what has changed since the last look.
 func (d *watched) look(c *Config, now time.Time) (changes view) {
 	if d.rows == nil {
 		d.rows = make(map[wireguard.PublicKey]*seenRow)
@@ -117,7 +117,7 @@ func (d *watched) headOf() head {
 	return h
 }
 
-// rowOf returns the row of p. old is the last one.
+// rowOf returns the row of p. old is the peer's row from the last look.
 func (d *watched) rowOf(c *Config, p *wireguard.PeerStatus, e observe.Explanation, old *row) row {
 	r := row{Key: old.Key, State: e.State, Text: e.String(), Received: p.Received.Bytes, Sent: p.Sent.Bytes, Drops: p.Drops.Total()}
 	if r.Key == "" {
@@ -157,7 +157,7 @@ func (d *watched) allowed(p *wireguard.PeerStatus) (text string, more int) {
 	return text, max(p.AllowedIPs-shownPrefixes, 0)
 }
 
-// all returns everything that the last look saw, in the order of the keys' text.
+// all returns the status of the device and the rows that the last look found. The rows are in the order of the keys' text.
 func (d *watched) all() (v view) {
 	v.head = d.headOf()
 	v.Peers = make([]row, 0, len(d.rows))

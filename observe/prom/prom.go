@@ -20,11 +20,11 @@ import (
 type Config struct {
 	// Interface is the value of the label "interface". It tells the devices of one registry apart. Empty leaves the label out.
 	Interface string
-	// Endpoint is whether to label a peer's series with its endpoint too. A peer that roams then begins new series, and old
-	// ones end. False leaves the label out.
+	// Endpoint says whether a peer's series also have a label with its endpoint. If they do, new series begin and the old ones
+	// end whenever the peer roams. False leaves the label out.
 	Endpoint bool
-	// DeviceOnly is whether to leave out the series of single peers, for devices with more peers than the server of
-	// Prometheus can store. False includes them.
+	// DeviceOnly says whether to leave out the series of single peers. It is for devices with more peers than the Prometheus
+	// server can store. False includes the series.
 	DeviceOnly bool
 }
 
@@ -145,7 +145,7 @@ func endpoint(e wireguard.Endpoint) string {
 	if !e.IsValid() {
 		return ""
 	}
-	return strings.ToValidUTF8(e.String(), "?") // a Link is named by the program, and a label must be UTF-8
+	return strings.ToValidUTF8(e.String(), "?") // a program names its Links, and a label must be UTF-8
 }
 
 func number(b bool) float64 {

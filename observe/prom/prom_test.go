@@ -51,7 +51,7 @@ func pair(t *testing.T) (*wireguard.Device, wireguard.PeerStatus) {
 	return da, p
 }
 
-// scrape returns the series of cs, one per line, and fails the test for names that Prometheus's own linter rejects.
+// scrape returns the series of the collectors cs, one per line. It fails the test if Prometheus's own linter rejects a name.
 func scrape(t *testing.T, cs ...prometheus.Collector) (lines []string) {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -101,7 +101,8 @@ func TestCollector(t *testing.T) {
 	})
 }
 
-// The endpoint is a label only if Config.Endpoint is set, and peers are left out if Config.DeviceOnly is set.
+// TestCollectorOptions checks that the endpoint is a label only if Config.Endpoint is set, and that peers are left out if
+// Config.DeviceOnly is set.
 func TestCollectorOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, p := pair(t)
@@ -119,7 +120,7 @@ func TestCollectorOptions(t *testing.T) {
 	})
 }
 
-// One registry accepts several devices, if their interfaces have different names.
+// TestCollectorsOfOneRegistry checks that one registry accepts several devices if their interfaces have different names.
 func TestCollectorsOfOneRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, _ := pair(t)
@@ -133,7 +134,8 @@ func TestCollectorsOfOneRegistry(t *testing.T) {
 	})
 }
 
-// The program names a Link, and a name that is not UTF-8 must not break the scrape.
+// TestCollectorWithNamesThatAreNotUTF8 checks that a Link whose name is not UTF-8 does not break the scrape. The program chooses
+// the names of its Links.
 func TestCollectorWithNamesThatAreNotUTF8(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := wireguard.NewPrivateKey().Public()

@@ -12,42 +12,40 @@ import (
 // excessively delayed; in particular, the delay MUST be less than 0.5 seconds").
 const ackDelay = time.Millisecond
 
-// acks delays acknowledgements. gVisor does not: it acknowledges each segment that arrives alone, just before the
-// program that reads the segment runs. An acknowledgement that is held for a moment travels with the program's answer,
-// if there is one. A request and its answer then take two packets instead of four, which halves the time of a round
-// trip.
+// acks delays acknowledgements. gVisor does not delay them: it acknowledges each segment that arrives alone, just before the
+// program reads the segment. If the acknowledgement is held for a moment, the program's answer can carry it. A request and its
+// answer then take two packets instead of four, which halves the time of a round trip.
 //
-// acks holds only a segment that does nothing but acknowledge at most one new segment. The next packet of the connection
-// replaces it.
-// acks never holds a second one in a row ("in a stream of full-sized segments, there SHOULD be an ACK for at least
-// every second segment"). Nor does it hold one that carries other news: a repeated number, or a selective
-// acknowledgement. One timer for all connections sends an acknowledgement that nothing replaced. It runs only while
-// acks holds something.
+// acks holds a packet only if the packet does nothing but acknowledge at most one new segment. The next packet of the
+// connection replaces the held packet. acks never holds two packets of a connection in a row ("in a stream of full-sized
+// segments, there SHOULD be an ACK for at least every second segment"). Nor does it hold a packet that repeats an
+// acknowledgement number or has a selective acknowledgement. If nothing replaces a held packet, a timer sends the packet after
+// at most ackDelay. All connections share one timer, which acks starts when it holds a packet, unless the timer is running.
 //
-// The acknowledgement that completes a connection's handshake is held too, because a client's first request usually follows at
-// once. A server that speaks first therefore accepts a connection up to ackDelay later. After a connection has sent its FIN,
-// nothing will replace an acknowledgement. So the next packet of any connection takes the acknowledgement along, in the same
-// batch.
+// acks also holds the acknowledgement that completes a connection's handshake, because a client's first request usually follows
+// at once. If the server sends first instead, it accepts a connection up to ackDelay later. After a connection has sent its
+// FIN, no packet replaces an acknowledgement. So the link sends such an acknowledgement in one batch with the next packet of
+// any connection.
 //
 // All methods are called with the link's mutex held. The zero value is ready.
 type acks struct {
-	slots  [256]ackSlot // by the low bits of the hash that gVisor gives each connection
+	slots  [256]ackSlot // indexed by the low bits of the hash that gVisor gives each connection
 	finals int          // slots that hold an acknowledgement of a connection that has sent its FIN
 	armed  bool
 	timer  *time.Timer
 }
 
-// An ackSlot is what acks knows of a connection. Connections that share a slot take it from each other unless it holds
-// an acknowledgement.
+// An ackSlot has the state of one connection. If two connections use the same slot, a packet of one replaces the state of the
+// other, unless the slot holds an acknowledgement.
 type ackSlot struct {
 	hash   uint32 // 0 means that the slot is free
-	last   uint32 // the number last acknowledged
-	opened bool   // the connection has sent a SYN that acknowledges nothing, and no other packet
+	last   uint32 // the acknowledgement number that the connection sent last
+	opened bool   // the connection has sent a SYN that acknowledges nothing, and no packet after it
 	ended  bool   // the connection has sent its FIN
 	held   *stack.PacketBuffer
 }
 
-// pass handles a packet that a connection of the stack sends now, and reports whether it holds the packet.
+// pass handles a packet that a connection of the stack sends now, and reports whether acks holds the packet.
 func (a *acks) pass(p *stack.PacketBuffer, mtu int) (held bool) {
 	if p.Hash == 0 {
 		return false
@@ -76,7 +74,7 @@ func (a *acks) pass(p *stack.PacketBuffer, mtu int) (held bool) {
 	}
 	fresh := int32(ack - s.last)
 	if s.opened {
-		fresh = 1 // it acknowledges the other end's SYN
+		fresh = 1 // p acknowledges the SYN of the other end
 	}
 	if second && fresh >= 0 {
 		a.release(s).DecRef()
@@ -92,7 +90,7 @@ func (a *acks) pass(p *stack.PacketBuffer, mtu int) (held bool) {
 	return true
 }
 
-// release takes the acknowledgement out of a slot that holds one, and returns it.
+// release removes the acknowledgement from the slot s, which holds one, and returns the acknowledgement.
 func (a *acks) release(s *ackSlot) *stack.PacketBuffer {
 	p := s.held
 	s.held = nil
@@ -104,12 +102,12 @@ func (a *acks) release(s *ackSlot) *stack.PacketBuffer {
 
 // isBareAck reports whether p, with the header tcp, acknowledges and does nothing else.
 func isBareAck(p *stack.PacketBuffer, tcp []byte) bool {
-	const timestamps = 12 // bytes of that option, with two bytes of padding in front
+	const timestamps = 12 // bytes of the timestamps option, with two bytes of padding in front
 	return p.Data().Size() == 0 && tcp[tcpFlags] == tcpACK && (len(tcp) == header.TCPMinimumSize ||
 		len(tcp) == header.TCPMinimumSize+timestamps && tcp[header.TCPMinimumSize+2] == header.TCPOptionTS)
 }
 
-// take gives all held acknowledgements to f, which takes over the references.
+// take calls f with each held acknowledgement, and f takes over the reference. After that, acks holds nothing.
 func (a *acks) take(f func(*stack.PacketBuffer)) {
 	for i := range a.slots {
 		if s := &a.slots[i]; s.held != nil {
@@ -128,7 +126,7 @@ func (a *acks) appendFinals(ps []*stack.PacketBuffer) []*stack.PacketBuffer {
 	return ps
 }
 
-// holdsBack reports whether acks holds p, and starts the timer for it if need be. l.mu is held.
+// holdsBack reports whether acks holds p. If so, it starts the timer, unless the timer is running. l.mu is held.
 func (l *link) holdsBack(p *stack.PacketBuffer) bool {
 	if !l.acks.pass(p, l.mtu) {
 		return false

@@ -11,7 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// A speaker makes packets of one connection.
+// A speaker makes the packets of one TCP connection.
 type speaker struct {
 	hash     uint32
 	seq, ack uint32
@@ -20,7 +20,7 @@ type speaker struct {
 // say returns the connection's next packet, which acknowledges acked more bytes and carries n bytes.
 func (s *speaker) say(acked, n int) *stack.PacketBuffer { return s.with(acked, n, tcpACK, 8) }
 
-// with is like say, with other flags and another kind for the only option.
+// with is like say, with the given flags and with the given kind of the packet's only TCP option.
 func (s *speaker) with(acked, n int, flags, option byte) *stack.PacketBuffer {
 	p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), false, 3, n)
 	s.ack += uint32(acked)
@@ -34,7 +34,7 @@ func (s *speaker) with(acked, n int, flags, option byte) *stack.PacketBuffer {
 	return pkt
 }
 
-// sent returns the acknowledgement numbers of the packets that c got, in order.
+// sent returns the acknowledgement numbers of the packets that c received, in order.
 func (c *collector) sent() (acks []uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,7 +44,8 @@ func (c *collector) sent() (acks []uint32) {
 	return acks
 }
 
-// TestAck runs in virtual time. That is possible because a link needs no stack.
+// TestAck checks which acknowledgements a link holds, and when it sends them. The test runs in virtual time, because a link
+// needs no stack.
 func TestAck(t *testing.T) { synctest.Test(t, testAck) }
 
 func testAck(t *testing.T) {
@@ -109,7 +110,7 @@ func testAck(t *testing.T) {
 	want("and one with URG", 0, 1421, 1422, 1423)
 
 	begin()
-	other := &speaker{hash: 7 + 256} // has the same slot
+	other := &speaker{hash: 7 + 256} // uses the same slot
 	l.write(t, s.say(10, 0))
 	l.write(t, other.say(10, 0))
 	want("a connection without a slot does not wait", 10)
@@ -128,11 +129,11 @@ func testAck(t *testing.T) {
 		t.Error("a packet of no connection waits")
 	}
 
-	// The first acknowledgement of a new connection is held, whether or not the other end's SYN arrived first.
+	// The link holds the first acknowledgement of a new connection, whether or not the other end's SYN arrived first.
 	for _, flags := range []byte{tcpSYN, tcpSYN | tcpACK} {
 		c, l, s = new(collector), newLink(1420, nil), &speaker{hash: 7}
 		l.attach(c)
-		s.ack = 1 << 31 // far from any number that a free slot has
+		s.ack = 1 << 31 // far from any number in a free slot
 		first := uint32(10)
 		if flags == tcpSYN {
 			s.ack, first = 0, 1<<31+10
@@ -178,7 +179,7 @@ func testAck(t *testing.T) {
 	l.running.Wait()
 	want("a link that is closed forgets it")
 
-	// If another goroutine has the turn when ackDelay ends, the held acknowledgement joins the queue.
+	// If another goroutine is sending when ackDelay ends, the held acknowledgement joins the queue.
 	g := newGate()
 	l, s = newLink(1420, nil), &speaker{hash: 7}
 	l.attach(g)
@@ -204,7 +205,7 @@ func testAck(t *testing.T) {
 		t.Errorf("%d batches were sent, want 3; the turn is taken: %v", len(g.batches), l.busy)
 	}
 
-	// The holder of the turn takes the acknowledgement of an ended connection along when it sends the queue.
+	// The sending goroutine sends the acknowledgement of an ended connection together with the queue.
 	g = newGate()
 	l, s = newLink(1420, nil), &speaker{hash: 7}
 	l.attach(g)

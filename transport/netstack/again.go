@@ -12,23 +12,24 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// A sentSegment is a packet with the bytes from the number seq to the one before end. gVisor keeps the same bytes until they are
-// acknowledged.
+// A sentSegment is a sent packet p that carries the bytes with the sequence numbers [seq, end). gVisor also keeps these bytes
+// until they are acknowledged.
 type sentSegment struct {
 	seq, end uint32
-	p        *stack.PacketBuffer // with a reference
+	p        *stack.PacketBuffer // holds a reference
 }
 
 // sentSegments are the segments of a connection that may have to be sent again, in order.
 type sentSegments struct {
 	list []sentSegment
-	next int // the first one in list that is still needed
+	next int // index in list of the first segment that is still needed
 }
 
-// maxSegments bounds list.
+// maxSegments is how many segments in list may be needed at a time.
 const maxSegments = 1 << 16
 
-// add adds a segment, if there is room. Otherwise gVisor has to recover its loss.
+// add adds a segment, unless there are maxSegments already. If a segment that was not added is lost, gVisor has to send it
+// again.
 func (s *sentSegments) add(p *stack.PacketBuffer, seq, end uint32) {
 	if len(s.list)-s.next >= maxSegments {
 		return
@@ -40,7 +41,7 @@ func (s *sentSegments) add(p *stack.PacketBuffer, seq, end uint32) {
 	s.list = append(s.list, sentSegment{seq, end, p.IncRef()})
 }
 
-// drop drops the segments that end before or at the number n.
+// drop drops the segments whose bytes all have numbers below n.
 func (s *sentSegments) drop(n uint32) {
 	for s.next < len(s.list) && int32(s.list[s.next].end-n) <= 0 {
 		s.list[s.next].p.DecRef()
@@ -60,8 +61,8 @@ func (s *sentSegments) clear() {
 	*s = sentSegments{}
 }
 
-// again makes packets with the header h that carry the bytes with the sequence numbers [from, to), and appends the packets to ps.
-// It reports false if s does not hold all of these bytes.
+// again makes packets with the headers h that carry the bytes with the sequence numbers [from, to), and appends the packets to
+// ps. It reports false if s does not hold all of these bytes, or if nothing can be sent again yet.
 func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32, h *sentHeader) ([]*stack.PacketBuffer, bool) {
 	list := s.list[s.next:]
 	i := sort.Search(len(list), func(i int) bool { return int32(list[i].end-from) > 0 })
@@ -79,9 +80,9 @@ func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32, h *sentH
 	return ps, true
 }
 
-// A sentHeader is the headers of the segment that a connection sent last, of whatever kind. A segment that is sent again gets these
-// headers, so that its acknowledgement, its window and its timestamp are not outdated. With an older timestamp, the peer might drop
-// the segment as an old duplicate (RFC 7323, section 5).
+// A sentHeader has the headers of the last segment that a connection sent, with or without payload. A segment that is sent again
+// gets these headers, so that its acknowledgement, its window and its timestamp are not outdated. With an older timestamp, the
+// peer might drop the segment as an old duplicate (RFC 7323, section 5).
 type sentHeader struct {
 	b       [packet.MaxHeaders]byte
 	ip, tcp int // bytes of each header in b
@@ -99,7 +100,7 @@ func (h *sentHeader) set(p *stack.PacketBuffer) {
 	copy(h.b[copy(h.b[:], ip):], tcp)
 }
 
-// packet makes a packet of a payload, whose first byte has the number seq.
+// packet makes a packet with the headers h and the given payload. The payload's first byte has the sequence number seq.
 func (h *sentHeader) packet(seq uint32, payload buffer.Buffer) *stack.PacketBuffer {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: h.ip + h.tcp, Payload: payload})
 	tcp := p.TransportHeader().Push(h.tcp)
@@ -111,16 +112,17 @@ func (h *sentHeader) packet(seq uint32, payload buffer.Buffer) *stack.PacketBuff
 	return p
 }
 
-// sendAgain queues ps, whose references it takes. It never waits. It reports whether the link is open.
+// sendAgain adds the packets ps to the queue, and takes over their references. It never waits. It reports whether the link is
+// open.
 func (l *link) sendAgain(ps []*stack.PacketBuffer) (open bool) {
 	l.mu.Lock()
 	open = l.usable() == nil
 	for _, p := range ps {
-		if open && l.queued < maxQueued { // the rest of the queue is for packets whose sender cannot wait
+		if open && l.queued < maxQueued { // beyond maxQueued, the queue is for packets whose sender cannot wait
 			l.push(p)
 			l.owner.stack.Stats().TCP.Retransmits.Increment()
 		} else {
-			p.DecRef() // the link later finds it lost once more
+			p.DecRef() // the link will find these bytes lost once more
 		}
 	}
 	mine := l.takeTurn()

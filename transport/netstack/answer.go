@@ -9,28 +9,29 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// A question is what a server is asked. Its name is complete, in lower case, and ends in a dot.
+// A question is a name and a record type that a DNS server is asked for. The name is complete, in lower case, and ends in a
+// dot.
 type question struct {
 	name string
 	t    dnsmessage.Type
 }
 
-// An answer is a server's usable answer to a question, also one that says that there is no such record. It is immutable.
+// An answer is a usable answer of a server to a question. It may also say that there is no such record. It is immutable.
 //
-// It keeps the message as received, and each lookup reads the records from there: parsed records of a hostile message
-// would take a hundred times its memory.
+// An answer keeps the message as received, and each lookup reads the records from the message. Parsed records of a hostile
+// message would take a hundred times the memory of the message.
 type answer struct {
 	question
 	server netip.AddrPort
 	wire   []byte        // the whole message
-	owner  string        // the name at the end of the aliases, in lower case: the records belong to it
-	found  bool          // there are records
+	owner  string        // the name to which the aliases lead, in lower case; it owns the records
+	found  bool          // the message has records of the question's type
 	noName bool          // owner does not exist
-	next   string        // if not "", the aliases end at this name, about which the message says nothing
+	next   string        // the name to which the aliases lead, if the message says nothing about that name; otherwise ""
 	ttl    time.Duration // how long the answer may be kept; 0 means not at all
 }
 
-// maxAliases bounds the CNAME records between a name and its other records, in one message.
+// A message must have fewer than maxAliases CNAME records between a name and its other records.
 const maxAliases = 16
 
 // The reasons why an answer is not usable. A server that gives such an answer has failed, and the resolver asks the next server.
@@ -42,7 +43,7 @@ var (
 
 const servfail = rcodeError(dnsmessage.RCodeServerFailure)
 
-// An rcodeError is an answer that says that the server failed.
+// An rcodeError is the response code of an answer that says that the server failed.
 type rcodeError dnsmessage.RCode
 
 func (e rcodeError) Error() string {
@@ -59,8 +60,8 @@ func (e rcodeError) Error() string {
 	return "RCODE " + strconv.Itoa(int(e))
 }
 
-// parseAnswer returns what the message wire says about q. wire must be a response to q, which the caller has checked, and
-// belongs to the answer from then on. The error says why the answer is not usable.
+// parseAnswer returns what the message wire says about q. The caller has checked that wire is a response to q, and must not use
+// wire afterwards. The error says why the answer is not usable.
 func parseAnswer(q question, server netip.AddrPort, wire []byte) (*answer, error) {
 	a := &answer{question: q, server: server, wire: wire, owner: q.name}
 	var p dnsmessage.Parser
@@ -91,8 +92,8 @@ func parseAnswer(q question, server netip.AddrPort, wire []byte) (*answer, error
 	}
 	s := a.authority()
 	if !a.noName && !s.soa {
-		// RFC 2308, section 2.2: a referral has NS records and no SOA record in its authority section. A server that
-		// recurses, as ours must, has no reason to send one.
+		// RFC 2308, section 2.2: a referral has NS records and no SOA record in its authority section. The Net's name servers
+		// must recurse, and a server that recurses has no reason to send a referral.
 		if lame := s.ns || !h.RecursionAvailable; lame && !h.Authoritative && a.owner == a.name {
 			return nil, errLame
 		}
@@ -119,8 +120,8 @@ func cleanTTL(ttl uint32) uint32 {
 
 func seconds(ttl uint32) time.Duration { return time.Duration(ttl) * time.Second }
 
-// eachRecord calls visit with the header of each record of class IN in the answer section. visit reads the record from
-// the parser, or leaves it alone and returns false.
+// eachRecord calls visit with the header of each record of class IN in the answer section. visit must return true if it has
+// read the record from the parser. If visit returns false, eachRecord skips the record.
 func (a *answer) eachRecord(visit func(h *dnsmessage.ResourceHeader, p *dnsmessage.Parser) (read bool, err error)) error {
 	var p dnsmessage.Parser
 	if _, err := p.Start(a.wire); err != nil {
@@ -151,8 +152,8 @@ func (a *answer) eachRecord(visit func(h *dnsmessage.ResourceHeader, p *dnsmessa
 	}
 }
 
-// followAliases follows the CNAME records that begin at a.name. It sets owner to the name at their end, and returns their least
-// TTL.
+// followAliases follows the CNAME records that begin at a.name. It sets a.owner to the name to which they lead, and returns
+// their smallest TTL.
 func (a *answer) followAliases() (ttl uint32, err error) {
 	type alias struct {
 		to  string
@@ -191,7 +192,7 @@ func (a *answer) followAliases() (ttl uint32, err error) {
 
 type recordsFound struct {
 	any bool
-	ttl uint32 // the least
+	ttl uint32 // the smallest TTL of these records
 }
 
 // check reads all records that a lookup may read later, and reports what it found. A record that cannot be read makes the
@@ -239,10 +240,11 @@ func checkRecord(h *dnsmessage.ResourceHeader, p *dnsmessage.Parser) error {
 	return err
 }
 
-// records returns all records in the answer a. It calls read for each one, to take it from the parser: for a question of type A,
-// read is (*dnsmessage.Parser).AResource. It also returns the name that owns the records, as the server spelled it.
+// records returns all records of the question's type in the answer a. It calls read to read each record from the parser: for a
+// question of type A, read is (*dnsmessage.Parser).AResource. It also returns the name that owns the records, as the server
+// spelled it.
 func records[T any](a *answer, read func(*dnsmessage.Parser) (T, error)) (owner string, all []T) {
-	// check has read the same records, so there is no error.
+	// check has read the same records without an error, so eachRecord returns none.
 	_ = a.eachRecord(func(h *dnsmessage.ResourceHeader, p *dnsmessage.Parser) (bool, error) {
 		if h.Type != a.t {
 			return false, nil
@@ -263,11 +265,11 @@ func records[T any](a *answer, read func(*dnsmessage.Parser) (T, error)) (owner 
 
 type authoritySection struct {
 	soa, ns bool
-	ttl     uint32 // how long the answer that nothing exists may be kept; 0 means unknown
+	ttl     uint32 // how long a negative answer may be kept, in seconds; 0 means unknown
 }
 
-// authority reads what the authority section says of records that do not exist. A section that cannot be read says
-// nothing.
+// authority returns what the authority section says about records that do not exist. If a part of the section cannot be read,
+// authority ignores that part and the rest.
 func (a *answer) authority() (s authoritySection) {
 	var p dnsmessage.Parser
 	if _, err := p.Start(a.wire); err != nil || p.SkipAllQuestions() != nil || p.SkipAllAnswers() != nil {
@@ -299,7 +301,7 @@ func (a *answer) authority() (s authoritySection) {
 	}
 }
 
-// within reports whether name is in the zone. Both are complete and in lower case.
+// within reports whether name, a domain name, is in zone. Both are complete and in lower case.
 func within(name, zone string) bool {
 	if zone == "." || name == zone {
 		return true
@@ -329,7 +331,7 @@ func extendedRCode(wire []byte) dnsmessage.RCode {
 	}
 }
 
-// specialAnswer returns the answer to a question that no server may be asked, or nil.
+// specialAnswer returns the Net's own answer to q if no server may be asked for the name in q. Otherwise, it returns nil.
 func specialAnswer(q question) *answer {
 	use := nameUseOf(q.name)
 	if use == ordinary {

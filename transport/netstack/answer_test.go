@@ -18,7 +18,7 @@ var (
 	server4   = netip.AddrPortFrom(b4, 53)
 )
 
-// answerTo returns the honest answer to q after change has changed it.
+// answerTo returns the message with which an honest server answers q, after change has modified it.
 func answerTo(q question, change func(*dnsmessage.Message)) []byte {
 	m := &dnsmessage.Message{
 		Header:    dnsmessage.Header{ID: 1},
@@ -31,7 +31,7 @@ func answerTo(q question, change func(*dnsmessage.Message)) []byte {
 	return packed(m, true)
 }
 
-// TestAnsweredBy says which messages are taken for a response to a question.
+// TestAnsweredBy checks which messages count as a response to a question.
 func TestAnsweredBy(t *testing.T) {
 	ask, err := newQuery(question4, true)
 	if err != nil {
@@ -72,7 +72,7 @@ func TestAnsweredBy(t *testing.T) {
 	}
 }
 
-// TestAnswerTTL says how long each kind of answer may be kept.
+// TestAnswerTTL checks how long each kind of answer may be kept.
 func TestAnswerTTL(t *testing.T) {
 	ttls := func(ttl ...uint32) func(*dnsmessage.Message) {
 		return func(m *dnsmessage.Message) {
@@ -142,7 +142,7 @@ func TestAnswerForeign(t *testing.T) {
 	}
 }
 
-// TestAnswerLoop checks the bounds on aliases in one message.
+// TestAnswerLoop checks the limit for the number of aliases in one message.
 func TestAnswerLoop(t *testing.T) {
 	for n, want := range map[int]error{maxAliases - 1: nil, maxAliases: errAliasLoop} {
 		q := question{chained(0), dnsmessage.TypeA}
@@ -152,7 +152,7 @@ func TestAnswerLoop(t *testing.T) {
 				m.Answers = append(m.Answers, resource(chained(i), 60, alias(chained(i+1))))
 			}
 			m.Answers = append(m.Answers, resource(chained(n), 60, recordA("10.8.0.2")))
-			slices.Reverse(m.Answers) // the order is the server's choice
+			slices.Reverse(m.Answers) // a server may send the records in any order
 		})
 		if a, err := parseAnswer(q, server4, wire); err != want || err == nil && a.owner != chained(n) {
 			t.Errorf("%d aliases: %+v, %v; want %v", n, a, err, want)
@@ -162,7 +162,7 @@ func TestAnswerLoop(t *testing.T) {
 
 func chained(i int) string { return fmt.Sprintf("n%d.test.", i) }
 
-// FuzzAnswer has a server answer with any bytes.
+// FuzzAnswer passes any bytes as a server's answer to parseAnswer, and checks the result.
 func FuzzAnswer(f *testing.F) {
 	types := []dnsmessage.Type{
 		dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypeCNAME, dnsmessage.TypeTXT, dnsmessage.TypeSRV, dnsmessage.TypeMX,
@@ -202,7 +202,7 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// checkAnswer checks what holds for each answer that parseAnswer returns.
+// checkAnswer checks the properties that each answer of parseAnswer has.
 func checkAnswer(t *testing.T, a *answer) {
 	t.Helper()
 	count := 0

@@ -12,13 +12,13 @@ import (
 // that delivers the datagram. It keeps the datagrams in a queue that counts their memory.
 
 const (
-	// datagramCost is the memory of a datagram in the queue besides its bytes.
+	// datagramCost is how many bytes of memory a datagram in the queue takes, besides its payload.
 	datagramCost = 128
 	// reusable is the size of the largest buffer, in bytes, that is used again for another datagram.
 	reusable = 2 << 10
 )
 
-// An arrivals is the queue of datagrams that nobody has read yet. The zero value needs init.
+// An arrivals is the queue of received datagrams that the program has not read. The zero value needs init.
 type arrivals struct {
 	net *Net
 	ep  tcpip.Endpoint
@@ -26,12 +26,12 @@ type arrivals struct {
 
 	mu          sync.Mutex // guards the rest; held while datagrams are taken from the endpoint, so that they stay in order
 	first, last *datagram
-	held, most  int         // bytes
-	failed      tcpip.Error // what gVisor reported instead of a datagram
+	held, most  int         // bytes in the queue, and how many may be there
+	failed      tcpip.Error // the error that gVisor reported instead of a datagram
 	closed      bool
 }
 
-// A datagram is a received datagram that nobody has read yet.
+// A datagram is a received datagram that the program has not read.
 type datagram struct {
 	next *datagram
 	data []byte
@@ -42,13 +42,13 @@ type datagram struct {
 
 var datagrams = sync.Pool{New: func() any { return new(datagram) }}
 
-// init prepares the queue for ep. h is the holder of its memory.
+// init prepares the queue for the endpoint ep. The queue's memory counts for the holder h.
 func (in *arrivals) init(n *Net, ep tcpip.Endpoint, h holder) {
 	in.net, in.ep, in.who = n, ep, h
 	in.most = int(ep.SocketOptions().GetReceiveBufferSize()) // the stack's default
 }
 
-// Write appends a part of a datagram. gVisor calls it.
+// Write appends b, a part of the datagram, to d. gVisor calls it.
 func (d *datagram) Write(b []byte) (int, error) {
 	if n := len(d.data) + len(b); n > cap(d.data) {
 		d.data = append(make([]byte, 0, n), d.data...)
@@ -57,7 +57,8 @@ func (d *datagram) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// fill takes all datagrams from the endpoint. It drops and counts those that find no room. in.mu is held.
+// fill moves all datagrams from the endpoint to the queue. It drops and counts the datagrams for which there is no memory. in.mu
+// is held.
 func (in *arrivals) fill() {
 	for !in.closed {
 		d := datagrams.Get().(*datagram)
@@ -82,9 +83,9 @@ func (in *arrivals) fill() {
 	}
 }
 
-// push appends d, or drops and counts it.
+// push appends d to the queue, or drops and counts it.
 func (in *arrivals) push(d *datagram) {
-	if cap(d.data) > 2*len(d.data)+64 { // a large buffer that was used before
+	if cap(d.data) > 2*len(d.data)+64 { // a small datagram in a large buffer that was used before
 		d.data = append([]byte(nil), d.data...)
 	}
 	d.cost = datagramCost + allocated(cap(d.data))
@@ -103,7 +104,7 @@ func (in *arrivals) push(d *datagram) {
 	in.last = d
 }
 
-// pop takes the oldest datagram, which the caller frees. It returns ErrWouldBlock if there is none.
+// pop removes the oldest datagram from the queue. The caller frees the datagram. If there is none, pop returns ErrWouldBlock.
 func (in *arrivals) pop() (*datagram, tcpip.Error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -141,7 +142,7 @@ func (in *arrivals) isReadable() bool {
 	return in.first != nil || in.failed != nil || in.closed
 }
 
-// takeError returns the error that the next read or write returns, and forgets it.
+// takeError returns the error that the next read or write should return, and forgets it.
 func (in *arrivals) takeError() tcpip.Error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -150,21 +151,22 @@ func (in *arrivals) takeError() tcpip.Error {
 	return err
 }
 
-// resize sets how many bytes may wait.
+// resize sets how many bytes the queue may have.
 func (in *arrivals) resize(n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.most = max(n, 1)
 }
 
-// arrive takes the datagrams from the endpoint. gVisor calls it when the first one has arrived.
+// arrive moves the datagrams from the endpoint to the queue. gVisor calls it when a datagram arrives and the endpoint has
+// no other.
 func (in *arrivals) arrive() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.fill()
 }
 
-// close drops all datagrams. The endpoint is closed already.
+// close drops all datagrams. The caller has closed the endpoint.
 func (in *arrivals) close() {
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -13,74 +13,74 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/boottime"
 )
 
-// A question that the cache does not answer becomes a flight, which all lookups of the same question join. The flight
-// asks the servers:
+// If the cache has no answer to a question, the first lookup of the question begins a flight. All other lookups of the same
+// question join that flight. The flight asks the servers:
 //
 //	first server ──┬── answers ────────────────────────────────────────────► done
 //	               ├── says that it failed ─────► the next server, at once
 //	               └── says nothing for a while ► the next server; the first one may still answer
 //
-// After the last server, the flight asks those servers again that said nothing, because the question may be lost, up to
-// rounds times in all. A server that was asked before the one that answers counts as bad, and for a while it is asked
-// last.
+// After the last server, the flight again asks the servers that have said nothing, because the question may be lost. It asks
+// each server at most rounds times. When one server answers, the servers that were asked before it count as bad. For a while,
+// bad servers are asked last.
 
 const (
-	// maxPatience is how long to wait for one server before the next one is asked too.
+	// maxPatience is how long to wait for one server before the next one is asked as well.
 	maxPatience = time.Second
 
-	// rounds is how often a server that says nothing is asked the same question.
+	// rounds is how often the same question is sent to a server that says nothing.
 	rounds = 3
 
 	// A server that failed is asked last for firstBad. The time doubles with each further failure up to maxBad.
 	firstBad = 30 * time.Second
 	maxBad   = 8 * time.Minute
 
-	// maxChase bounds the further questions about aliases whose records are missing in an answer.
+	// maxChase is how many questions one lookup may ask in turn, if each answer has only aliases that lead to another name.
 	maxChase = 8
 )
 
-// A nameServer is a server and what is known of it. The resolver's mutex guards bad and badUntil.
+// A nameServer is a name server and its recent failures. The resolver's mutex guards bad and badUntil.
 type nameServer struct {
 	addr     netip.AddrPort
 	bad      int           // failures since its last answer
-	badUntil time.Duration // as boottime.Clock has it
+	badUntil time.Duration // until when the server counts as bad, in the time of boottime.Clock
 }
 
 // A flight is a question that the servers are being asked.
 type flight struct {
 	question
 	cancel  context.CancelFunc
-	waiters int   // lookups that wait; the resolver's mutex guards it
-	tries   []try // one per server that was asked, in this order; the resolver's mutex guards it
+	waiters int   // number of lookups that wait; the resolver's mutex guards it
+	tries   []try // one per server asked so far, in the order of asking; the resolver's mutex guards it
 
 	done   chan struct{} // closed when answer and err are set
 	answer *answer
 	err    error
 }
 
-// A try is what one server did with a question.
+// A try says that one server was asked a question, and whether the server has failed.
 type try struct {
 	server int
-	err    error // nil: it has not answered
+	err    error // why the server failed; nil if it has said nothing yet
 }
 
 // An askError says why a question has no answer.
 type askError struct {
 	tries []namedTry
-	cause error // nil unless the lookup or the Net ended before all servers had answered or failed
+	cause error // why the lookup ended early: its context or the Net has ended; otherwise nil
 }
 
 type namedTry struct {
 	server netip.AddrPort
-	err    error // nil: it did not answer
+	err    error // nil if the server did not answer
 }
 
 func (e *askError) Error() string { return e.dnsError("").Error() }
 
 func (e *askError) Unwrap() error { return e.cause }
 
-// dnsError returns e as package net would for a lookup of name. Server is the first server asked, and Err what it said,
-// followed by what the other servers said.
+// dnsError returns e as the error that package net would return for a lookup of name. The error's Server is the first server
+// asked. Its Err has what the first server said, followed by what the other servers said.
 func (e *askError) dnsError(name string) *net.DNSError {
 	d := &net.DNSError{Name: name, UnwrapErr: e.cause}
 	var said []string
@@ -114,7 +114,7 @@ func (e *askError) silent() bool {
 	return !slices.ContainsFunc(e.tries, func(t namedTry) bool { return t.err != nil })
 }
 
-// resolve returns the answer to q. If a server gives only aliases, resolve asks for the name at their end.
+// resolve returns the answer to q. If an answer has only aliases, resolve asks for the name to which they lead.
 func (r *resolver) resolve(ctx context.Context, q question) (*answer, error) {
 	var seen []string
 	for {
@@ -129,7 +129,8 @@ func (r *resolver) resolve(ctx context.Context, q question) (*answer, error) {
 	}
 }
 
-// ask returns the answer to q from the cache or from the servers. The error is an *askError, or r.missing.
+// ask returns the answer to q from the cache or from the servers. The error is an *askError, or r.missing if there are no
+// servers.
 func (r *resolver) ask(ctx context.Context, q question) (*answer, error) {
 	if a := specialAnswer(q); a != nil {
 		return a, nil
@@ -168,8 +169,8 @@ func (r *resolver) ask(ctx context.Context, q question) (*answer, error) {
 
 var clock boottime.Clock
 
-// takeOff begins a flight. r.mu is held. ctx is the first lookup's: the flight does not end with it, but its deadline
-// says how soon the flight must have asked all servers.
+// takeOff begins a flight. r.mu is held. ctx is the context of the first lookup. The flight does not end when ctx ends, but it
+// asks all servers before the deadline of ctx.
 func (r *resolver) takeOff(ctx context.Context, q question) *flight {
 	left := r.timeout
 	if end, ok := ctx.Deadline(); ok {
@@ -197,14 +198,15 @@ func (r *resolver) takeOff(ctx context.Context, q question) *flight {
 	return f
 }
 
-// land makes the next lookup of the question begin another flight. r.mu is held.
+// land removes f from r.flights, so that the next lookup of the question begins another flight. r.mu is held.
 func (r *resolver) land(f *flight) {
 	if r.flights[f.question] == f {
 		delete(r.flights, f.question)
 	}
 }
 
-// leave takes a lookup off f, and ends f if no lookup is left. It returns the error of that lookup.
+// leave notes that one lookup no longer waits for f, for the reason cause. If no other lookup waits for f, leave cancels f. It
+// returns the lookup's error.
 func (r *resolver) leave(f *flight, cause error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -215,7 +217,7 @@ func (r *resolver) leave(f *flight, cause error) error {
 	return r.failure(f, cause)
 }
 
-// failure returns what the servers have said so far. r.mu is held.
+// failure returns an error with the cause and with what the servers have said so far. r.mu is held.
 func (r *resolver) failure(f *flight, cause error) error {
 	e := &askError{cause: cause}
 	for _, t := range f.tries {
@@ -224,7 +226,7 @@ func (r *resolver) failure(f *flight, cause error) error {
 	return e
 }
 
-// order returns the numbers of the servers as they should be asked: first those that are not bad. r.mu is held.
+// order returns the indices of the servers in the order in which to ask them: bad servers are last. r.mu is held.
 func (r *resolver) order(now time.Duration) (order []int) {
 	var bad []int
 	for i := range r.servers {
@@ -246,7 +248,7 @@ type report struct {
 // fly asks the servers until one answers, all have failed, or ctx ends.
 func (r *resolver) fly(ctx context.Context, f *flight, order []int, patience time.Duration) (*answer, error) {
 	left := slices.Repeat(order, rounds)
-	reports := make(chan report, len(left)) // has room for all, because fly may have returned
+	reports := make(chan report, len(left)) // has capacity for all, because fly may have returned
 	failed := make(map[int]bool)
 	// next asks the next server that has not failed, and reports whether there is one.
 	next := func() bool {
@@ -279,7 +281,7 @@ func (r *resolver) fly(ctx context.Context, f *flight, order []int, patience tim
 				return x.answer, nil
 			}
 			if ctx.Err() != nil {
-				continue // the end of ctx closed the socket
+				continue // ctx has ended, which has closed the socket
 			}
 			r.note(f, x.server, x.err)
 			if failed[x.server] = true; next() {
@@ -298,7 +300,8 @@ func (r *resolver) fly(ctx context.Context, f *flight, order []int, patience tim
 	return nil, r.failure(f, nil)
 }
 
-// note records that a server is being asked. If err is not nil, note records instead why that server gave no answer.
+// note records that the server with the index server is being asked. If err is not nil, note records why that server gave no
+// answer.
 func (r *resolver) note(f *flight, server int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -311,8 +314,8 @@ func (r *resolver) note(f *flight, server int, err error) {
 	}
 }
 
-// credit records that a server has answered, and that those that were asked before it are bad. A server that was asked
-// after it is bad only if it said that it failed.
+// credit records that a server has answered. The servers that were asked before it become bad. A server that was asked after it
+// becomes bad only if it has failed.
 func (r *resolver) credit(f *flight, server int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

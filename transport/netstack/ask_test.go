@@ -14,8 +14,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// TestBadServer has the first of two servers fail in each way, and checks that the second one's answer counts and that
-// the first one is not asked for the next name.
+// TestBadServer makes the first of two servers fail in each possible way. It checks that the lookup returns the second server's
+// answer, and that the first server is not asked for the next name.
 func TestBadServer(t *testing.T) {
 	for name, bad := range map[string]behaviour{
 		"SERVFAIL": fails(dnsmessage.RCodeServerFailure),
@@ -42,7 +42,7 @@ func TestBadServer(t *testing.T) {
 	}
 }
 
-// TestAllServersFail checks that the error names each server with what it said.
+// TestAllServersFail checks that the error names each server and what that server said.
 func TestAllServersFail(t *testing.T) {
 	n, s := namesNet(t, Config{DNSTimeout: quick}, fails(dnsmessage.RCodeServerFailure), silent, fails(dnsmessage.RCodeRefused))
 	_, err := n.LookupNetIP(t.Context(), "ip4", "four.test")
@@ -59,7 +59,7 @@ func TestAllServersFail(t *testing.T) {
 	}
 }
 
-// TestCacheBound looks up more names than the cache holds.
+// TestCacheBound checks that the cache keeps its bounds when a program looks up more names than it can hold.
 func TestCacheBound(t *testing.T) {
 	n, s := namesNet(t, Config{}, honest)
 	names := 10_000
@@ -81,14 +81,14 @@ func TestCacheBound(t *testing.T) {
 		t.Errorf("%d entries, %d in the list, %d bytes, %d flights", entries, list, bytes, flights)
 	}
 	s[0].questions()
-	_, _ = n.LookupNetIP(t.Context(), "ip6", fmt.Sprintf("name%d.test", names-1)) // NXDOMAIN is for all types
+	_, _ = n.LookupNetIP(t.Context(), "ip6", fmt.Sprintf("name%d.test", names-1)) // NXDOMAIN holds for all types
 	if asked := s[0].questions(); len(asked) != 0 {
 		t.Errorf("a cached name that does not exist led to %v", asked)
 	}
 	t.Log(strings.TrimSpace(fmt.Sprintln(entries, "entries,", bytes, "bytes")))
 }
 
-// held is a server that answers once release is called.
+// held returns a server's behaviour: the server answers only after release was called.
 func held(t *testing.T) (act behaviour, release func()) {
 	c := make(chan struct{})
 	t.Cleanup(func() {
@@ -129,7 +129,8 @@ func lookUp(ctx context.Context, n *Net) <-chan lookedUp {
 	return c
 }
 
-// TestJoin has many lookups of one name at once, of which some are cancelled: the server is asked one time.
+// TestJoin makes many lookups of one name at the same time, and cancels some of them. It checks that the server is asked only
+// once.
 func TestJoin(t *testing.T) {
 	act, release := held(t)
 	n, s := namesNet(t, Config{}, act)
@@ -159,7 +160,7 @@ func TestJoin(t *testing.T) {
 	}
 }
 
-// TestLookupEnds ends a lookup in each way while no server answers, and checks the error's fields.
+// TestLookupEnds ends a lookup in each possible way while no server answers, and checks the fields of the error.
 func TestLookupEnds(t *testing.T) {
 	for _, x := range []struct {
 		what               string
@@ -217,8 +218,7 @@ func TestLookupEnds(t *testing.T) {
 	}
 }
 
-// TestServerRecovers checks that a bad server is asked again once it is the only one that answers, and that it then
-// counts as good.
+// TestServerRecovers checks that a bad server is asked again when no other server answers. After its answer, it counts as good.
 func TestServerRecovers(t *testing.T) {
 	n, s := namesNet(t, Config{}, fails(dnsmessage.RCodeServerFailure), honest)
 	wantFour(t, n, "the second server")
@@ -234,7 +234,7 @@ func TestServerRecovers(t *testing.T) {
 	}
 }
 
-// TestBadTime says for how long a server that fails is avoided.
+// TestBadTime checks for how long the resolver avoids a server that fails.
 func TestBadTime(t *testing.T) {
 	r := &resolver{servers: make([]nameServer, 2)}
 	f := &flight{tries: []try{{0, errLame}, {1, nil}}}

@@ -9,23 +9,24 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// gVisor believes every ICMP error that names the addresses and ports of a TCP connection. Any host behind any peer can forge one,
-// and so end a handshake or shrink the segments of a connection. RFC 5927 says what to check. The link drops these errors, and
-// counts them:
+// gVisor believes every ICMP error that names the addresses and ports of a TCP connection. Any host behind any peer can forge
+// such an error, and so end a handshake or make the segments of a connection smaller. RFC 5927 says what to check. The link
+// drops the following errors, and counts them:
 //
-//   - An error that does not come from the peer to which the quoted packet was sent. The addresses of an error's sender are in
-//     the AllowedIPs of its peer. So are those of each router between the peer and the destination.
+//   - An error that does not come from the peer to which the quoted packet was sent. The source of a true error is the
+//     destination of the quoted packet, or a router between the peer and that destination. The AllowedIPs of that peer contain
+//     both addresses.
 //   - An error about a connection, if the quoted sequence number is not in flight. RFC 5927, section 4.1: "TCP SHOULD check that
 //     the TCP sequence number contained in the payload of the ICMP error message is within the range SND.UNA =< SEG.SEQ <
 //     SND.NXT".
 //   - An error about a handshake, if the quoted sequence number is not that of the SYN or SYN-ACK.
 //   - "Packet too big" about a TCP packet that is not larger than the MTU in the error.
 //
-// The errors that are not dropped can end only handshakes: gVisor never ends an established connection because of an error. RFC
-// 5927, section 5.2, wants that even for "hard" errors.
+// The remaining errors can end only handshakes: gVisor never ends an established connection because of an error. RFC 5927,
+// section 5.2, recommends that even for "hard" errors.
 
-// believes reports whether the stack may get p: p is not an ICMP error, or it is an error that the stack may believe. raiseMTU
-// has checked that the headers of p are whole.
+// believes reports whether the stack may get the packet p. It returns false only for an ICMP error that must be dropped.
+// raiseMTU has checked that the headers of p are whole.
 func (l *link) believes(p []byte) bool {
 	at, isError := icmpErrorAt(p)
 	if !isError {
@@ -33,12 +34,12 @@ func (l *link) believes(p []byte) bool {
 	}
 	const quote = header.ICMPv4MinimumSize // how far the quoted packet is behind the start of the ICMP header, for IPv4 and IPv6
 	if len(p) < at+quote {
-		return true // gVisor drops it
+		return true // gVisor drops p
 	}
 	q := p[at+quote:]
 	l4, tcp, ok := quotedHeader(q)
 	if !ok || q[0]>>4 != p[0]>>4 {
-		return true // gVisor drops it
+		return true // gVisor drops p
 	}
 	src, _ := addressesOf(p)
 	if _, about := addressesOf(q); l.peers.Load() != nil && l.partyOf(src) != l.partyOf(about) {
@@ -47,7 +48,7 @@ func (l *link) believes(p []byte) bool {
 	if !tcp {
 		return true
 	}
-	if len(q) < l4+8 { // the ports and the sequence number
+	if len(q) < l4+8 { // 8 bytes: the ports and the sequence number
 		return false
 	}
 	if mtu, is := tooBig(p, at); is && totalLength(q) <= mtu {
@@ -56,7 +57,7 @@ func (l *link) believes(p []byte) bool {
 	return l.windows.heard.isInFlight(flowOf(q, l4, false), binary.BigEndian.Uint32(q[l4+tcpSeq:]))
 }
 
-// icmpErrorAt returns where the header of the ICMP error p begins. isError is false if p is something else.
+// icmpErrorAt returns the offset of the ICMP header in the ICMP error p. isError is false if p is not an ICMP error.
 func icmpErrorAt(p []byte) (at int, isError bool) {
 	if p[0]>>4 == 4 {
 		at = int(p[0]&15) * 4
@@ -66,9 +67,9 @@ func icmpErrorAt(p []byte) (at int, isError bool) {
 	return at, ok && proto == protoICMP6 && len(p) > at && isICMP6Error(p[at])
 }
 
-// quotedHeader returns where the upper layer of the quoted packet q begins, and whether that is TCP. ok is false if q is too
-// short. A connection sends neither fragments nor extension headers. If q is TCP with either, l4 is the length of q, so that q
-// seems too short for the ports.
+// quotedHeader returns the offset of the transport header in the quoted packet q, and whether that is a TCP header. ok is false
+// if q is too short. A connection of the Net sends neither fragments nor IPv6 extension headers. If q is a TCP packet with one
+// of them, l4 is the length of q, so that q seems to lack the ports and believes drops the error.
 func quotedHeader(q []byte) (l4 int, tcp, ok bool) {
 	if len(q) < header.IPv4MinimumSize {
 		return 0, false, false
@@ -92,7 +93,8 @@ func quotedHeader(q []byte) (l4 int, tcp, ok bool) {
 	return l4, tcp, ok
 }
 
-// tooBig returns the MTU in the ICMP error p, whose header begins at at, if it has one.
+// tooBig reports whether the ICMP error p says that a packet was too big, and returns the MTU in p. at is the offset of the
+// ICMP header.
 func tooBig(p []byte, at int) (mtu int, is bool) {
 	if len(p) < at+icmpRest {
 		return 0, false
@@ -105,7 +107,7 @@ func tooBig(p []byte, at int) (mtu int, is bool) {
 	return int(min(icmp.MTU(), 1<<16)), icmp.Type() == header.ICMPv6PacketTooBig
 }
 
-// totalLength returns how many bytes the IP packet p has, as its header says.
+// totalLength returns how many bytes the IP packet p has according to its header.
 func totalLength(p []byte) int {
 	if p[0]>>4 == 4 {
 		return int(binary.BigEndian.Uint16(p[ip4Length:]))
@@ -113,7 +115,8 @@ func totalLength(p []byte) int {
 	return header.IPv6MinimumSize + int(binary.BigEndian.Uint16(p[ip6Length:]))
 }
 
-// isInFlight reports whether the connection or the handshake f has sent the number seq, and its peer has not acknowledged it.
+// isInFlight reports whether the connection f has sent the byte with the number seq, and the byte is not acknowledged yet. For
+// a handshake, it reports whether seq is the number of the SYN or SYN-ACK.
 func (c *heardConns) isInFlight(f flow, seq uint32) bool {
 	if h := c.of(f); h != nil {
 		return h.isInFlight(seq)
@@ -134,14 +137,14 @@ func (h *heard) isInFlight(seq uint32) bool {
 	return int32(seq-acked) >= 0 && int32(uint32(sent)-seq) > 0
 }
 
-// synOf returns where the number of f's SYN is noted, and the tag of f, which is in the bits above the number.
+// synOf returns the element of syns for the connection f, and the tag of f. The tag is in the bits above the sequence number.
 func (c *heardConns) synOf(f *flow) (at *atomic.Uint64, tag uint32) {
 	h := maphash.Bytes(flowSeed, f[:])
 	return &c.syns[h%uint64(len(c.syns))], uint32(h>>32) | 1
 }
 
-// noteSYN notes the sequence number of p if p is a SYN or a SYN-ACK; gVisor sends p. If a SYN-ACK has no window scale option,
-// noteSYN also notes a scale of 0, because then neither end scales its windows, whatever the peer's SYN says.
+// noteSYN notes the sequence number of p, which gVisor sends, if p is a SYN or a SYN-ACK. If a SYN-ACK has no window scale
+// option, noteSYN also notes a scale of 0: then neither end scales its windows, even if the peer's SYN has a scale.
 func (l *link) noteSYN(p *stack.PacketBuffer) {
 	if p.TransportProtocolNumber != header.TCPProtocolNumber {
 		return

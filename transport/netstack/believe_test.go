@@ -14,13 +14,15 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// icmpKinds are the types and codes of the errors that a forger sends, for IPv4 and IPv6. The first is "packet too big".
+// icmpKinds has the types and codes of the ICMP errors that a forger sends, for IPv4 (true) and IPv6 (false). The first one is
+// "packet too big".
 var icmpKinds = map[bool][][2]byte{
 	true:  {{3, 4}, {3, 0}, {3, 1}, {3, 2}, {3, 3}, {3, 5}, {3, 6}, {3, 8}, {3, 13}, {4, 0}, {11, 0}, {12, 0}},
 	false: {{2, 0}, {1, 0}, {1, 1}, {1, 3}, {1, 4}, {1, 5}, {3, 0}, {4, 0}, {4, 1}},
 }
 
-// icmpAbout returns an ICMP error of the given kind from a host, about s. The second word of its header is mtu.
+// icmpAbout returns an ICMP error of the given kind, which the host from sends about the segment s. The second word of the ICMP
+// header is mtu.
 func icmpAbout(from netip.Addr, kind [2]byte, mtu int, s segment) []byte {
 	about := s.packet()
 	l3, proto := packet.IP4Header, uint8(packet.ICMP)
@@ -40,8 +42,8 @@ func icmpAbout(from netip.Addr, kind [2]byte, mtu int, s segment) []byte {
 	return p
 }
 
-// talking returns an accepted connection that has sent 8,000 bytes, which the peer has not acknowledged. una is the number of the
-// first of these bytes.
+// talking returns an accepted connection s that has sent 8,000 bytes, and the peer's end c, which has not acknowledged them.
+// una is the sequence number of the first of these bytes.
 func talking(t *testing.T, flow [2]netip.AddrPort) (n *Net, c *handConn, s *TCPConn, una uint32) {
 	t.Helper()
 	n, h := byHand(t)
@@ -68,7 +70,8 @@ var talkFlows = map[string][2]netip.AddrPort{
 	"IPv4": {netip.AddrPortFrom(b4, 5000), netip.AddrPortFrom(a4, 80)}, "IPv6": {netip.AddrPortFrom(b6, 5000), netip.AddrPortFrom(a6, 80)},
 }
 
-// lives checks that the connection carries data both ways, and returns the largest payload that it sends.
+// lives checks that the connection s carries data in both directions, and returns the size of the largest payload that it
+// sends.
 func lives(t *testing.T, c *handConn, s *TCPConn, una uint32) (largest int) {
 	t.Helper()
 	c.ack = una + 8000
@@ -101,8 +104,9 @@ func waitForged(t *testing.T, n *Net, want uint64) {
 	}
 }
 
-// TestForgedErrors: a host behind the peer, which does not see the connection, sends each error about numbers that are not in
-// flight, and "packet too big" about packets that are not too big. The Net drops and counts all of them, and they change nothing.
+// TestForgedErrors checks that the Net drops and counts forged ICMP errors, and that they change nothing. A host behind the
+// peer, which does not see the connection, sends each kind of error about sequence numbers that are not in flight. It also
+// sends "packet too big" about packets that are not too big.
 func TestForgedErrors(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, c, s, una := talking(t, flow)
@@ -140,7 +144,8 @@ func TestForgedErrors(t *testing.T) {
 	}
 }
 
-// TestTrueErrors: an error about a segment in flight never ends the connection. "Packet too big" makes its segments smaller.
+// TestTrueErrors checks that an error about a segment in flight never ends the connection, and that "packet too big" makes
+// segments smaller.
 func TestTrueErrors(t *testing.T) {
 	for name, flow := range talkFlows {
 		is4 := flow[0].Addr().Is4()
@@ -164,7 +169,7 @@ func TestTrueErrors(t *testing.T) {
 	}
 }
 
-// TestErrorsAboutHandshakes: an error ends a dial only if it quotes the number of the SYN.
+// TestErrorsAboutHandshakes checks that an error ends a dial only if it quotes the sequence number of the SYN.
 func TestErrorsAboutHandshakes(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, h := byHand(t)
@@ -193,7 +198,8 @@ func TestErrorsAboutHandshakes(t *testing.T) {
 	}
 }
 
-// TestForgedErrorsHalfOpen: an error ends a half-open connection only if it quotes the number of the SYN-ACK.
+// TestForgedErrorsHalfOpen checks that an error does not end a half-open connection if it quotes another number than that of
+// the SYN-ACK.
 func TestForgedErrorsHalfOpen(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, h := byHand(t)
@@ -217,7 +223,8 @@ func TestForgedErrorsHalfOpen(t *testing.T) {
 	}
 }
 
-// A routedPeer is a handPeer for two peers: one has the hosts with even addresses, the other one the rest.
+// A routedPeer is a handPeer that takes the place of two peers. One peer has the hosts with even addresses, the other one has
+// all other hosts.
 type routedPeer struct{ *handPeer }
 
 func (routedPeer) Route(a netip.Addr) (k wireguard.PublicKey, ok bool) {
@@ -226,7 +233,8 @@ func (routedPeer) Route(a netip.Addr) (k wireguard.PublicKey, ok bool) {
 	return k, true
 }
 
-// TestErrorsOfOtherPeers: a peer's error about a packet to another peer is dropped, even if it quotes that packet.
+// TestErrorsOfOtherPeers checks that the Net drops a peer's error about a packet to another peer, even if the error quotes that
+// packet.
 func TestErrorsOfOtherPeers(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, h := byHand(t)
@@ -256,7 +264,7 @@ func TestErrorsOfOtherPeers(t *testing.T) {
 			}
 			return i >= 0
 		})
-		for _, from := range []netip.Addr{flow[0].Addr().Next(), flow[0].Addr().Next().Next()} { // of the other peer, and of this one
+		for _, from := range []netip.Addr{flow[0].Addr().Next(), flow[0].Addr().Next().Next()} { // the other peer's, this peer's
 			e := packet.PortUnreachable.About(datagram)
 			if from.Is4() {
 				copy(e[ip4Addresses:], from.AsSlice())

@@ -8,30 +8,32 @@ import (
 )
 
 const (
-	// The bounds of an answerCache. An answer costs as many bytes as its message and its name have, and cacheEntry
-	// more for the structures around them.
+	// An answerCache has at most maxCachedAnswers answers, which cost at most maxCachedBytes. An answer costs the bytes of its
+	// message and of its name, and cacheEntry bytes for the structures around them.
 	maxCachedAnswers = 2048
 	maxCachedBytes   = 1 << 20
 	cacheEntry       = 512
 
-	// maxCachedAnswer is the cost of the largest answer that is stored. One answer never displaces many others.
+	// maxCachedAnswer is the cost of the largest answer that is stored. So one answer never displaces many others.
 	maxCachedAnswer = maxCachedBytes / 16
 
-	// The longest time to keep an answer. Servers give negative answers up to a day, which is too long for a name that
-	// is added soon after a program asked for it (RFC 2308, section 5, recommends one to three hours at most).
+	// These are the longest times for which an answer is kept. Servers allow up to a day for negative answers, which is too
+	// long for a name that is added soon after a program asked for it (RFC 2308, section 5, recommends one to three hours at
+	// most).
 	maxPositiveTTL = time.Hour
 	maxNegativeTTL = 15 * time.Minute
 )
 
-// anyType is the type in the cache's key of an answer that a name does not exist. Such an answer is the answer for every type.
+// anyType takes the place of the record type in the key of an answer that says that a name does not exist. Such an answer holds
+// for every type.
 const anyType dnsmessage.Type = 0
 
-// An answerCache keeps answers until they expire. It drops the answer that was unused for the longest time when it is
-// full. The zero value is empty. It is not safe for concurrent use. Its instants are those of boottime.Clock, so that
-// answers also expire while the machine sleeps.
+// An answerCache keeps answers until they expire. When it is full, it drops the answer that was unused for the longest time.
+// The zero value is empty. It is not safe for concurrent use. Its clock is boottime.Clock, so that answers also expire while
+// the machine sleeps.
 type answerCache struct {
 	entries map[question]*list.Element // of *cached
-	recent  list.List                  // the one used last is in front
+	recent  list.List                  // the answer that was used last is in front
 	bytes   int
 }
 
@@ -61,7 +63,7 @@ func (c *answerCache) get(now time.Duration, q question) *answer {
 	return nil
 }
 
-// put stores a, unless a says that it may not be stored.
+// put stores a, unless its TTL is 0 or it costs more than maxCachedAnswer.
 func (c *answerCache) put(now time.Duration, a *answer) {
 	x := &cached{at: a.question, answer: a}
 	limit := maxPositiveTTL

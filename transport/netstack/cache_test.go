@@ -12,7 +12,7 @@ func positive(name string, ttl time.Duration) *answer {
 	return &answer{question: question{name, dnsmessage.TypeA}, owner: name, found: true, ttl: ttl, wire: make([]byte, 60)}
 }
 
-// TestCacheTTL says how long the cache keeps each kind of answer.
+// TestCacheTTL checks how long the cache keeps each kind of answer.
 func TestCacheTTL(t *testing.T) {
 	noRecord, noName, astray := positive("a.", time.Minute), positive("a.", time.Minute), positive("a.", time.Minute)
 	noRecord.found = false
@@ -66,7 +66,7 @@ func TestCacheOrder(t *testing.T) {
 		c.put(0, positive(name(n), time.Minute))
 	}
 	c.get(0, question{name(0), dnsmessage.TypeA})
-	c.put(0, positive(name(1), time.Minute)) // again
+	c.put(0, positive(name(1), time.Minute)) // stores the same name again
 	if len(c.entries) != n {
 		t.Fatalf("%d entries, want %d: an answer was stored twice or was dropped too early", len(c.entries), n)
 	}
@@ -80,7 +80,7 @@ func TestCacheOrder(t *testing.T) {
 	}
 }
 
-// TestCacheLarge checks that one large answer is not stored, and that answers below that size count with all their bytes.
+// TestCacheLarge checks that an answer that is too large is not stored, and that all bytes of smaller answers count.
 func TestCacheLarge(t *testing.T) {
 	var c answerCache
 	large := positive("large.", time.Minute)
@@ -99,7 +99,7 @@ func TestCacheLarge(t *testing.T) {
 	}
 }
 
-// TestCacheUse says which answers of a server save the second question.
+// TestCacheUse checks which answers of a server make a second question unnecessary.
 func TestCacheUse(t *testing.T) {
 	ttl0 := func(m *dnsmessage.Message) {
 		for i := range m.Answers {
@@ -110,7 +110,7 @@ func TestCacheUse(t *testing.T) {
 	for _, x := range []struct {
 		what, host string
 		act        behaviour
-		want       int64 // questions for two lookups
+		want       int64 // number of questions for two lookups
 	}{
 		{"an address", "four.test", honest, 1},
 		{"an address in capitals", "FOUR.test", honest, 1},

@@ -5,64 +5,66 @@ import (
 	"time"
 )
 
-// A capacity estimates from what a path delivers how many bytes it holds without a queue. From that it derives a bound of what may
-// be in flight:
+// A capacity estimates how many bytes a path holds without a queue, from how many bytes the path delivers. From the estimate,
+// it computes a bound on the bytes in flight. The table shows what a path delivers for a given number of bytes in flight:
 //
 //	in flight           delivered within a round trip
 //	less than it holds  what is in flight: more in flight means more delivered
 //	what it holds       what it holds
 //	more than it holds  the same; the rest waits in a queue, or is lost when the queue is full
 //
-// So the estimate rises while a rise delivers more. The bound is 11/8 of it: the queue then takes at most three eighths of what the
-// path holds, which is less than most queues have room for, and the path never runs dry. In slow start, each round trip delivers
-// 11/8 of what the one before delivered, and so the bound rises by that factor until the path is full.
+// So the estimate rises while more bytes in flight make the path deliver more. The bound is 11/8 of the estimate. A queue then
+// holds at most three eighths of what the path holds, which is less than most queues can hold, and the path never runs out of
+// bytes to deliver. In slow start, each round trip delivers 11/8 of what the one before delivered. So the bound rises by that
+// factor until the path is full.
 //
-// Later, the path may deliver more or become longer. So every few round trips, a trial raises the estimate by a sixteenth, and at
-// least by a segment. The trial is taken back unless what the path delivers then grows by at least half of that fraction. After
-// each trial that is not taken back, the next one raises the estimate twice as much. The path may also come to deliver less, so
-// that what is in flight fills a queue. So if round trips are more than twice as long as the shortest, a trial lowers the estimate
-// by an eighth. This trial is taken back unless the round trips become shorter by at least half of an eighth. If they do not, the
-// path has become longer, or another sender fills the queue.
+// Later, the path may become faster or longer. So every few round trips, a trial raises the estimate by a sixteenth, and at
+// least by a segment. If what the path delivers then grows by less than half of that fraction, the trial is taken back: the
+// estimate returns to its old value. After each trial that is not taken back, the next trial raises the estimate by twice the
+// fraction. The path may also become slower, and then a part of what is in flight fills a queue. So if round trips are more
+// than twice as long as the shortest, a trial lowers the estimate by an eighth. If the round trips do not become shorter by at
+// least a sixteenth, the trial is taken back: either the path has become longer, or another sender fills the queue.
 //
-// A loss says little: a radio link loses segments too. But many losses mean that a queue overflows. Then the estimate falls by 3/10
-// at once, as the window of CUBIC does (RFC 9438, section 4.6). It falls by as much after a timeout.
+// A single loss does not show that a queue is full: a radio link loses segments too. But many losses mean that a queue
+// overflows. Then the estimate falls by 3/10 at once, as the window of CUBIC does (RFC 9438, section 4.6). It also falls by
+// 3/10 after a timeout.
 //
 // The model is that of BBR (draft-ietf-ccwg-bbr), which also bounds what is in flight by what is delivered. BBR empties
 // the queue from time to time, to measure the shortest round trip of the path. A capacity never empties the queue on purpose,
 // because the round trips of many radio links are seldom as short as the shortest.
 //
-// The zero value with a segment is ready.
+// A capacity is ready if segment is set and all other fields are zero.
 type capacity struct {
 	segment int64 // bytes of a full segment
 
 	trip  time.Duration // the latest round trip; 0 before the first one
 	least time.Duration // the shortest round trip; raised when the path is found to have become longer
-	holds int64         // the estimate; 0 before the first one
+	holds int64         // the estimate of how many bytes the path holds; 0 before the first estimate
 	best  float64       // the most bytes per second that were delivered within a round trip
 	bound int64         // how many bytes may be in flight; 0 means that this is not known yet
 
-	delivered int64 // bytes in total
+	delivered int64 // bytes that the path has delivered in total
 
 	marks [deliveryMarks]deliveryMark
-	mark  int       // the newest mark's place in marks
+	mark  int       // index of the newest mark
 	begun time.Time // when the newest mark was begun
 
 	settled bool // slow start is over: the estimate has fallen, or has not risen during a comparison
 
 	lost  int64 // bytes found missing in the present round trip
-	grace int   // round trips in which the estimate does not fall, because it has fallen
+	grace int   // for how many more round trips the estimate does not fall again
 
 	counted   int64 // the value of delivered when the present count of losses began; see countedSegments
 	countLost int64 // bytes found missing since then
 
 	since   time.Time     // when the present comparison began; zero if there is none
-	was     int64         // the value of delivered at that time
-	missing int64         // bytes found missing since then
+	was     int64         // the value of delivered when the present comparison began
+	missing int64         // bytes found missing in the present comparison
 	missed  int64         // bytes found missing in the comparison before
 	before  float64       // bytes per second in the comparison before
 	trial   int64         // the estimate without the present trial; 0 if there is none
 	long    time.Duration // the round trip when the present trial began
-	step    float64       // the part of the estimate by which the present trial raised it; negative if it lowered it
+	step    float64       // the fraction by which the present trial raised the estimate; negative if it lowered the estimate
 }
 
 // A deliveryMark says how many bytes had been delivered at a time.
@@ -72,23 +74,24 @@ type deliveryMark struct {
 }
 
 const (
-	// Marks are at least a twelfth of a round trip apart, so that the oldest is older than a round trip. A mark is the last
-	// acknowledgement of its twelfth. So acknowledgements that were held up and arrive in a train count before the mark, where
-	// they belong.
+	// Each mark begins at least a twelfth of a round trip after the one before, so that the oldest mark is older than a round
+	// trip. A mark records the last acknowledgement of its twelfth. So if delayed acknowledgements arrive in a burst, their
+	// bytes count as delivered before the mark. That is right, because the path has delivered these bytes earlier.
 	deliveryMarks = 16
 	marksPerTrip  = 12
 
 	doubleBelow = 256 << 10 // slow start may double what is in flight up to this bound
-	mostHolds   = 1 << 29   // less than half of TCP's sequence numbers
+	mostHolds   = 1 << 29   // the largest estimate; less than half of TCP's sequence numbers
 
-	// These are in segments. The bound is never less than leastBound, or gVisor might find no room for a full segment. During slow
-	// start, the bound is not less than an initial window (RFC 6928), because the program may have sent little so far.
+	// These two are in segments. The bound is never less than leastBound. With a smaller bound, gVisor might not be able to
+	// send a full segment. During slow start, the bound is at least an initial window (RFC 6928), because the program may have
+	// sent little so far.
 	leastBound    = 3
 	initialWindow = 10
 
-	// Losses are heavy if they exceed 1/muchLoss of the bytes by more than fewSegments segments. Without that margin, a single loss
-	// among few segments would count as heavy. Outside a grace period, a count of losses restarts only after countedSegments
-	// segments have been delivered.
+	// Losses are heavy if they exceed 1/muchLoss of the bytes by more than fewSegments segments. Without that margin, a single
+	// loss among few segments would count as heavy. The count of losses restarts after each round trip of a grace period, and
+	// otherwise when countedSegments segments have been delivered.
 	muchLoss        = 32
 	fewSegments     = 3
 	countedSegments = 1024
@@ -100,8 +103,8 @@ const (
 	leastStep, mostStep, downStep = 1. / 16, 1, -1. / 8
 )
 
-// setBound computes the bound from the estimate, after n more bytes have been delivered. The bound rises by at most n. Otherwise
-// the sender might answer a larger estimate with a burst that a short queue has no room for.
+// setBound computes the bound from the estimate, after n more bytes have been delivered. The bound rises by at most n.
+// Otherwise, the sender might send a burst when the estimate rises, and the burst might overflow a short queue.
 func (c *capacity) setBound(n int64) {
 	if c.holds == 0 {
 		return
@@ -141,16 +144,16 @@ func (c *capacity) deliver(delivered int64, now time.Time) {
 	}
 }
 
-// rise raises the estimate if the path has delivered more within a round trip than ever before. It ignores rises of less than a
-// sixteenth, which come from acknowledgements that were held up.
+// rise raises the estimate if the path has delivered more within a round trip than ever before. rate is in bytes per second.
+// rise ignores rises of less than a sixteenth, which delayed acknowledgements cause.
 func (c *capacity) rise(rate float64) {
 	if rate < c.best*17/16 || rate == 0 {
 		return
 	}
 	holds := rate * c.trip.Seconds()
 	if c.holds > 0 {
-		// The present round trip may be long because of a queue. If a path delivers more by some factor, it hardly holds more by a
-		// larger factor.
+		// The present round trip may be long because of a queue. If a path delivers more by some factor, it hardly holds more
+		// by a larger factor. So the estimate rises little more than the rate.
 		holds = min(holds, float64(c.holds)*math.Pow(rate/c.best, 1.25))
 	}
 	c.best = rate
@@ -173,7 +176,8 @@ func (c *capacity) lose(n int64) {
 	}
 }
 
-// takeBack ends the present trial, if there is one, and the comparison.
+// takeBack ends the present comparison and, if there is one, the present trial. The estimate then returns to its value before
+// the trial.
 func (c *capacity) takeBack() {
 	if c.trial > 0 {
 		c.holds = c.trial
@@ -192,7 +196,8 @@ func (c *capacity) fall() {
 	c.setBound(0)
 }
 
-// endTrip notes that a round trip has ended, which took trip. full says that nearly as many bytes as the bound were in flight.
+// endTrip notes that a round trip has ended after the time trip. full says that nearly as many bytes as the bound were in
+// flight.
 func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now time.Time) {
 	if c.grace > 0 || delivered-c.counted >= countedSegments*c.segment {
 		c.counted, c.countLost = delivered, 0
@@ -210,8 +215,8 @@ func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now t
 	}
 }
 
-// compare ends a comparison and begins the next one. Every second comparison has a trial. So does a comparison that follows a trial
-// that was not taken back.
+// compare ends a comparison and begins the next one. The next one has a trial unless a trial has just been taken back. If losses
+// were heavy, compare lowers the estimate instead, and begins no other comparison.
 func (c *capacity) compare(delivered int64, now time.Time) {
 	c.settled = true
 	rate := float64(delivered-c.was) / now.Sub(c.since).Seconds()
@@ -246,15 +251,16 @@ func (c *capacity) try() {
 	}
 	c.trial, c.long = c.holds, c.trip
 	more := int64(c.step * float64(c.holds))
-	if c.step > 0 && more < c.segment { // gVisor sends whole segments
+	if c.step > 0 && more < c.segment { // because gVisor sends whole segments
 		more = c.segment
 		c.step = float64(more) / float64(c.holds)
 	}
 	c.set(c.holds + more)
 }
 
-// set sets the estimate to n, or to the least estimate with which the bound is leastBound segments. With a smaller estimate, a
-// trial might not change what gVisor sends, so the estimate would stay that small.
+// set sets the estimate to n, within two limits. The estimate is at most mostHolds, and at least so large that the bound is
+// leastBound segments. With a smaller estimate, a trial might not change what gVisor sends, so the estimate would stay that
+// small.
 func (c *capacity) set(n int64) {
 	c.holds = min(max(n, leastBound*c.segment*8/11+1), mostHolds)
 }

@@ -6,34 +6,35 @@ import (
 	"time"
 )
 
-// A line is a path in virtual time with a queue at its entrance, and a sender that always has more to send than the capacity lets
-// it. The sender begins with an initial window of 14 KiB. In slow start it sends two bytes for each byte that is delivered.
+// A line simulates a path in virtual time, with a queue at its entrance, and a sender that always sends as much as the capacity
+// allows. The sender begins with an initial window of 14 KiB. In slow start, it sends two bytes for each byte that is
+// delivered.
 type line struct {
 	c         capacity
 	trip      time.Duration
 	rate      int64 // bytes per millisecond
-	queue     int64 // the most bytes in the queue; 0 means any number
-	every     int64 // one in so many bytes is lost on the path, and not by a full queue; 0 means none
+	queue     int64 // the most bytes in the queue; 0 means no limit
+	every     int64 // one in so many bytes is lost on the path, although no queue is full; 0 means none
 	sent      int64
-	done      int64 // bytes of sent that have been delivered or lost, as far as the sender knows
+	done      int64 // how many of the sent bytes have been delivered or lost, as far as the sender knows
 	delivered int64
-	left      int64 // bytes of sent that have left the queue, or were lost in it
+	left      int64 // how many of the sent bytes have left the queue, or were lost in it
 	random    int64
 	leave     []lineMark
-	most      int64 // the most bytes that were in flight lately
-	mayDouble int64 // bytes that slow start allows in flight
+	most      int64 // the most bytes that were in flight at one time during the last call of run
+	mayDouble int64 // how many bytes slow start allows in flight
 	probe     int64
 	probed    time.Time
 	full      bool
 }
 
-// A lineMark says how many bytes left the queue at a time, and how many were lost before.
+// A lineMark says how many bytes left the queue at one time, and how many were lost since the mark before.
 type lineMark struct {
 	at        time.Time
 	out, lost int64
 }
 
-// run lets time pass, and returns how many bytes per millisecond were delivered.
+// run simulates the given time, and returns how many bytes per millisecond were delivered.
 func (l *line) run(during time.Duration) int64 {
 	l.most, l.c.segment = 0, 1368
 	l.mayDouble = max(l.mayDouble, 14<<10)
@@ -83,7 +84,7 @@ func (l *line) run(during time.Duration) int64 {
 // holds returns how many bytes the path holds without a queue.
 func (l *line) holds() int64 { return l.rate * l.trip.Milliseconds() }
 
-// inFlight fails unless the most that was in flight is between from and to per cent of what the path holds.
+// inFlight fails the test unless the most bytes that were in flight are between from and to per cent of what the path holds.
 func (l *line) inFlight(t *testing.T, when string, from, to int64) {
 	t.Helper()
 	if most := l.most * 100 / l.holds(); most < from || most > to {
@@ -91,7 +92,7 @@ func (l *line) inFlight(t *testing.T, when string, from, to int64) {
 	}
 }
 
-// carries fails if rate is below least per cent of what the path can carry.
+// carries fails the test if rate is below least per cent of what the path can carry.
 func (l *line) carries(t *testing.T, when string, rate, least int64) {
 	t.Helper()
 	if got := rate * 100 / l.rate; got < least {
@@ -102,11 +103,11 @@ func (l *line) carries(t *testing.T, when string, rate, least int64) {
 var lines = []line{
 	{trip: 100 * time.Millisecond, rate: 12_500}, {trip: 150 * time.Millisecond, rate: 6_250},
 	{trip: 30 * time.Millisecond, rate: 62_500}, {trip: 200 * time.Millisecond, rate: 125_000},
-	{trip: 50 * time.Millisecond, rate: 600}, // 30 KB
+	{trip: 50 * time.Millisecond, rate: 600}, // this path holds 30 KB
 }
 
-// What is in flight fills the path and a queue. In slow start, the queue is at most 120 % of what the path holds, and later at most
-// 65 %.
+// TestCapacity checks that the bytes in flight fill the path. The rest is in a queue: in slow start at most 120 % of what the
+// path holds, and later at most 65 %.
 func TestCapacity(t *testing.T) {
 	for _, l := range lines {
 		synctest.Test(t, func(t *testing.T) {
@@ -120,7 +121,7 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
-// A path that loses some bytes, although no queue overflows, is still filled.
+// TestCapacityWithLoss checks that a path is still filled if it loses some bytes although no queue overflows.
 func TestCapacityWithLoss(t *testing.T) {
 	for _, l := range lines {
 		for _, every := range []int64{1000, 100} {
@@ -134,7 +135,8 @@ func TestCapacityWithLoss(t *testing.T) {
 	}
 }
 
-// A short queue overflows in slow start. Later, it loses at most one in 25 bytes.
+// TestCapacityOfAShortQueue checks a path whose queue is so short that it overflows in slow start. Later, the queue loses at
+// most one byte in 25.
 func TestCapacityOfAShortQueue(t *testing.T) {
 	for _, l := range lines {
 		for _, c := range []struct{ part, least int64 }{{2, 95}, {4, 80}, {10, 50}} {
@@ -152,7 +154,8 @@ func TestCapacityOfAShortQueue(t *testing.T) {
 	}
 }
 
-// The path becomes faster, ten times as long, and slower. Each time, what is in flight follows.
+// TestCapacityFollowsThePath checks that the estimate adapts when the path becomes faster, then ten times as long, and then
+// slower.
 func TestCapacityFollowsThePath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 50 * time.Millisecond, rate: 12_500}
@@ -171,7 +174,8 @@ func TestCapacityFollowsThePath(t *testing.T) {
 	})
 }
 
-// Round trips on the path vary, so that most are twice as long as the shortest. The sender still uses the path.
+// TestCapacityOfAnUnsteadyPath checks that the sender still fills a path whose round trips are mostly twice as long as the
+// shortest.
 func TestCapacityOfAnUnsteadyPath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 30 * time.Millisecond, rate: 12_500}
@@ -182,13 +186,14 @@ func TestCapacityOfAnUnsteadyPath(t *testing.T) {
 	})
 }
 
-// A sender sends little for a while, and then much again. It then fills the path again, with a queue of the usual length.
+// TestCapacityAfterAPause checks a sender that sends little for a while and then much again. The sender must fill the path and
+// a queue as before.
 func TestCapacityAfterAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 100 * time.Millisecond, rate: 12_500}
 		l.run(10 * time.Second)
 		l.mayDouble = 20 << 10
-		for range 20 { // for a while, the sender may send only that much
+		for range 20 { // meanwhile, the sender may send only 20 KiB
 			l.run(time.Second)
 			l.mayDouble = 20 << 10
 		}
@@ -198,7 +203,7 @@ func TestCapacityAfterAPause(t *testing.T) {
 	})
 }
 
-// The path becomes ten times slower, and its queue has room for everything. The queue becomes short again.
+// TestCapacityOfADeepQueue checks that an unlimited queue becomes short again after the path has become ten times slower.
 func TestCapacityOfADeepQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 50 * time.Millisecond, rate: 12_500}
@@ -210,7 +215,8 @@ func TestCapacityOfADeepQueue(t *testing.T) {
 	})
 }
 
-// A slow path loses every tenth byte for a long time, as when many share a short queue. The sender then sends much less.
+// TestCapacityFallsWithFewSegments checks a slow path that loses every tenth byte for a long time, as when many senders use one
+// short queue. The sender must send much less.
 func TestCapacityFallsWithFewSegments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 50 * time.Millisecond, rate: 600, every: 1000}
@@ -224,9 +230,10 @@ func TestCapacityFallsWithFewSegments(t *testing.T) {
 	})
 }
 
-// Heavy losses have made the estimate as small as it becomes. The sender still fills the path later.
+// TestCapacityRisesFromItsFloor checks that the sender fills the path again after heavy losses have made the estimate as small
+// as possible.
 func TestCapacityRisesFromItsFloor(t *testing.T) {
-	for _, slow := range []bool{false, true} { // before the falls, the sender has sent much or little
+	for _, slow := range []bool{false, true} { // before the losses, the path was fast or slow
 		synctest.Test(t, func(t *testing.T) {
 			l := line{trip: 50 * time.Millisecond, rate: 12_500}
 			if slow {

@@ -13,9 +13,9 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// TestCloseUnblocks closes a Net, its device, or both at once while one call of each kind that can wait is waiting:
-// Accept, Dial, a Dial that looks up a name, Read and Write of TCP and UDP, Ping. All of them fail soon, with
-// net.ErrClosed. TestMain checks that no goroutine is left.
+// TestCloseUnblocks closes a Net, its device, or both at once while one call of each kind waits: Accept, Dial, Dial of a name,
+// Read and Write of TCP, Read of UDP, and Ping. It checks that all of them soon fail with net.ErrClosed. TestMain checks that
+// no goroutine is left.
 func TestCloseUnblocks(t *testing.T) {
 	for name, shut := range map[string]func(a *Net, da *wireguard.Device) error{
 		"Net":    func(a *Net, _ *wireguard.Device) error { return a.Close() },
@@ -28,7 +28,7 @@ func TestCloseUnblocks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, da, db := twoNets(t)
-			a.resolver.init(a, &Config{DNS: []netip.Addr{b4}}) // the server does not answer
+			a.resolver.init(a, &Config{DNS: []netip.Addr{b4}}) // no server answers at this address
 			reads, _ := connectedTCP(t, a, b, b4)
 			writes, _ := connectedTCP(t, a, b, b6)
 			l, err := a.Listen("tcp", ":80")
@@ -39,7 +39,7 @@ func TestCloseUnblocks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			db.Down() // from here on nothing is answered
+			db.Down() // from here on, nothing answers
 
 			ctx := context.Background()
 			var written atomic.Int64
@@ -65,7 +65,7 @@ func TestCloseUnblocks(t *testing.T) {
 					}
 				}
 			})
-			for last := int64(-1); last != written.Load() || last == 0; { // until the buffer is full
+			for last := int64(-1); last != written.Load() || last == 0; { // until the send buffer is full
 				last = written.Load()
 				time.Sleep(20 * time.Millisecond)
 			}

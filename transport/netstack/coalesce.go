@@ -6,14 +6,16 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// A coalescer joins consecutive TCP segments of one connection into one large packet, within one call of WritePackets.
-// It borrows the packets until Flush. The runs that it makes are passed to its own methods Single and Merged.
+// A coalescer joins consecutive TCP segments of one connection into one large packet, within one call of WritePackets. It keeps
+// the packets until Flush, without copying them. Its method Single gets each packet that stays alone, and Merged gets each run
+// of segments to join.
 type coalescer struct {
 	packet.Coalescer
 	link *link
 }
 
-// segment checks and merges a received TCP packet p, whose IP header is l3 bytes long and already checked.
+// segment checks a received TCP packet p and adds it to the packets to join. The IP header of p is l3 bytes long and already
+// checked.
 func (c *coalescer) segment(p []byte, l3 int) {
 	l := c.link
 	l4, ok := packet.TCPEnd(p, l3)
@@ -39,10 +41,10 @@ func (c *coalescer) segment(p []byte, l3 int) {
 	c.Add(c, p, l3, l4, false, true)
 }
 
-// Single delivers a single packet.
+// Single delivers the packet p, which was not joined to others.
 func (c *coalescer) Single(p []byte, l4 int) { c.link.deliver(networkOf(p), p, l4, true) }
 
-// Merged delivers a run.
+// Merged delivers the run r as one packet. If the stack forwards packets, Merged delivers each packet of r alone.
 func (c *coalescer) Merged(r *packet.Run) {
 	network := networkOf(r.Packets[0])
 	if !c.link.forwards(network) {
@@ -56,8 +58,8 @@ func (c *coalescer) Merged(r *packet.Run) {
 	}
 }
 
-// merge copies a run into one packet. The packet keeps the TCP checksum of the first segment: the checksum of each
-// segment has been checked, and nothing reads it again.
+// merge copies a run into one packet. The packet keeps the TCP checksum of the first segment. The checksum of each segment has
+// been checked before, and nothing reads the packet's checksum.
 func merge(r *packet.Run) (b buffer.Buffer) {
 	var headers [packet.MaxHeaders]byte
 	appendHeaders(&b, headers[:r.Headers(headers[:])])

@@ -15,9 +15,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// An inbox takes the place of the stack behind a link.
+// An inbox receives what a link delivers, in place of the stack.
 type inbox struct {
-	stack.NetworkEndpoint // makes an inbox a NetworkEndpoint, of which only HandlePacket is called
+	stack.NetworkEndpoint // makes an inbox a NetworkEndpoint; only HandlePacket is called
 
 	delivered []delivery
 	discard   bool
@@ -43,7 +43,7 @@ func (in *inbox) take(p *stack.PacketBuffer, checked bool) {
 	v.Release()
 }
 
-// receiver returns a Net and, in place of its stack, an inbox that keeps what arrives.
+// receiver returns a Net and an inbox that takes the place of the Net's stack and keeps what arrives.
 func receiver(t testing.TB) (*Net, *inbox) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -56,7 +56,7 @@ func receiver(t testing.TB) (*Net, *inbox) {
 	return n, in
 }
 
-// A script makes packets of fuzzed bytes. Most of the packets are plausible, and some have something odd.
+// A script makes packets from fuzzed bytes. Most of the packets are plausible, and some have one unusual property.
 type script struct {
 	b     []byte
 	flows [12]scriptFlow
@@ -117,34 +117,34 @@ func (s *script) next() (p []byte, flow int) {
 	case 5:
 		seq -= 1 + uint32(s.byte())
 	case 6, 7, 8, 9:
-		p[l3+13] ^= 1 << (s.byte() % 8) // flags
+		p[l3+13] ^= 1 << (s.byte() % 8) // flip a flag
 	case 10:
-		p[l3+8+int(s.byte())%4]++ // acknowledgement
+		p[l3+8+int(s.byte())%4]++ // change the acknowledgement number
 	case 11:
-		p[l3+14+int(s.byte())%2]++ // window
+		p[l3+14+int(s.byte())%2]++ // change the window
 	case 12:
 		if l4 > l3+20 {
-			p[l3+20+int(s.byte())%(l4-l3-20)]++ // an option
+			p[l3+20+int(s.byte())%(l4-l3-20)]++ // change an option
 		}
 	case 13:
-		p[1] += s.byte() // type of service or traffic class
+		p[1] += s.byte() // change the type of service or traffic class
 	case 14:
 		if p[0]>>4 == 4 {
-			p[8]++ // time to live
+			p[8]++ // change the time to live
 		} else {
 			p[7]++
 		}
 	case 15:
 		if p[0]>>4 == 4 {
-			p[6] ^= 0x40 // don't fragment
+			p[6] ^= 0x40 // flip "don't fragment"
 		} else {
-			p[3]++ // flow label
+			p[3]++ // change the flow label
 		}
 	case 16:
 		p[l3+13] |= packet.PSH
 	case 17:
 		if p[0]>>4 == 4 {
-			p[7]++ // a fragment, which waits for others
+			p[7]++ // make it a fragment, which waits for others
 		}
 	}
 	binary.BigEndian.PutUint32(p[l3+4:], seq)
@@ -156,9 +156,9 @@ func (s *script) next() (p []byte, flow int) {
 	}
 	switch odd {
 	case 18:
-		p[int(s.byte())%len(p)] ^= 1 << (s.byte() % 8) // damage
+		p[int(s.byte())%len(p)] ^= 1 << (s.byte() % 8) // damage a bit
 	case 19:
-		p = p[:int(s.byte())%len(p)] // the rest is missing
+		p = p[:int(s.byte())%len(p)] // cut the end off
 	}
 	return p, flow
 }
@@ -170,7 +170,7 @@ func (s *script) byteAt(i int) byte {
 	return s.b[i%len(s.b)]
 }
 
-// intact reports whether p is a packet that must be delivered, and whether it is a TCP packet. It checks p in a simple, slow way.
+// intact reports whether p is a packet that must be delivered, and whether it is a TCP packet. It uses simple, slow checks.
 func intact(p []byte) (whole, tcp bool) {
 	if len(p) < 20 {
 		return false, false
@@ -203,7 +203,7 @@ func intact(p []byte) (whole, tcp bool) {
 	return l4 >= l3+20 && l4 <= len(p) && checksum(slowPseudo(p, l3, 6), p[l3:]) == 0, true
 }
 
-// mergeable reports whether the packets ps, intact ones of one connection, may be delivered as one.
+// mergeable reports whether the packets ps, which are intact and belong to one connection, may be delivered as one packet.
 func mergeable(ps [][]byte) bool {
 	l3 := 20
 	if ps[0][0]>>4 == 6 {
@@ -249,7 +249,7 @@ func mergeable(ps [][]byte) bool {
 	return total <= 65535
 }
 
-// merged returns ps as one packet. Its TCP checksum is that of the first of ps.
+// merged returns one packet with the payloads of ps. Its TCP checksum is that of the first packet.
 func merged(ps [][]byte) []byte {
 	l3 := 20
 	if ps[0][0]>>4 == 6 {
@@ -271,8 +271,8 @@ func merged(ps [][]byte) []byte {
 	return m
 }
 
-// account checks that what was delivered is, for each flow, the sequence of its intact packets, each by itself or
-// merged with those that follow, and nothing else.
+// account checks that got has, for each flow, exactly the flow's intact packets in order. Each of them may be merged with those
+// that follow it.
 func account(t *testing.T, sent [][][]byte, got []delivery) {
 	t.Helper()
 next:
@@ -304,8 +304,8 @@ next:
 	}
 }
 
-// FuzzCoalesce checks what becomes of any sequence of packets: each flow's intact packets arrive in order and
-// unchanged, and nothing is merged that may not be.
+// FuzzCoalesce passes any sequence of packets to a Net. It checks that each flow's intact packets arrive in order and
+// unchanged, and that only packets that may be merged are merged.
 func FuzzCoalesce(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{0, 100, 0, 0}, 60))
@@ -330,7 +330,7 @@ func FuzzCoalesce(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := script{b: b}
 		var pkts [][]byte
-		others := len(s.flows) // packets of other protocols overtake the segments of their flow that wait to be merged
+		others := len(s.flows) // index for other protocols, whose packets overtake the segments that wait to be merged
 		sent := make([][][]byte, others+1)
 		for len(s.b) > 0 && len(pkts) < 300 {
 			p, flow := s.next()
@@ -346,7 +346,7 @@ func FuzzCoalesce(f *testing.F) {
 		if got, err := n.WritePackets(pkts); got != len(pkts) || err != nil {
 			t.Fatalf("took %d of %d packets, %v", got, len(pkts), err)
 		}
-		for _, p := range pkts { // they were borrowed
+		for _, p := range pkts { // the Net must not use them after WritePackets
 			for i := range p {
 				p[i] = 0xdb
 			}

@@ -33,7 +33,7 @@ type TCPConn struct {
 	wrote   bool          // whether Write was called
 }
 
-// newTCPConn returns a connection that owns ep. network is as in net.OpError.
+// newTCPConn returns a connection that owns ep, whose waiters are in q. network is the network in the connection's errors.
 func newTCPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, probes net.KeepAliveConfig) *TCPConn {
 	c := &TCPConn{from: new(bytes.Reader)}
 	c.init(n, network, ep, q)
@@ -95,7 +95,7 @@ func (c *TCPConn) read(b []byte) (int, error) {
 	}
 }
 
-// Write hands b to the connection, and waits while its buffer is full.
+// Write copies b to the connection's send buffer, and waits while the buffer is full.
 func (c *TCPConn) Write(b []byte) (int, error) {
 	n, err := c.write(b)
 	return n, c.wrap("write", err)
@@ -107,7 +107,7 @@ func (c *TCPConn) write(b []byte) (n int, err error) {
 	if err := c.usable(&c.writes); err != nil {
 		return 0, err
 	}
-	if !c.wrote { // often, by a goroutine that the program has started for c
+	if !c.wrote { // the first call often comes from a goroutine that the program has started for c
 		stackroom.Take()
 		c.wrote = true
 	}
@@ -203,14 +203,14 @@ func (c *TCPConn) SetLinger(sec int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetLinger(tcpip.LingerOption{Enabled: sec == 0}) })
 }
 
-// SetReadBuffer sets the size of the receive buffer, in bytes, to at least 16 KiB. From then on the size does not adapt to the
-// path. It is smaller if Config.Memory does not suffice.
+// SetReadBuffer sets the size of the receive buffer, in bytes, to at least 16 KiB. From then on, the size does not adapt to the
+// path. The buffer is smaller if Config.Memory does not suffice.
 func (c *TCPConn) SetReadBuffer(bytes int) error {
 	return c.option(func(*tcpip.SocketOptions) { c.memory.fixRecv(int64(max(bytes, minReadBuffer))) })
 }
 
-// SetWriteBuffer sets the size of the send buffer, in bytes. From then on the size does not adapt to the path. It is smaller
-// if Config.Memory does not suffice.
+// SetWriteBuffer sets the size of the send buffer, in bytes. From then on, the size does not adapt to the path. The buffer is
+// smaller if Config.Memory does not suffice.
 func (c *TCPConn) SetWriteBuffer(bytes int) error {
 	return c.option(func(*tcpip.SocketOptions) { c.memory.fixSend(int64(bytes)) })
 }
@@ -223,8 +223,8 @@ func (c *TCPConn) option(set func(*tcpip.SocketOptions)) error {
 	return nil
 }
 
-// WriteTo copies all data that arrives to w, until the other end closes, as io.Copy does. It holds a buffer only while
-// there is data to copy, so that a relay of idle connections costs no memory.
+// WriteTo copies to w all data that arrives, until the other end closes the connection. io.Copy uses it. WriteTo holds a buffer
+// only while there is data to copy, so that a relay of idle connections costs no memory.
 func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
 	n, err := c.writeTo(w)
 	return n, c.wrap("writeto", err)
@@ -261,7 +261,7 @@ func (c *TCPConn) writeTo(w io.Writer) (total int64, err error) {
 	}
 }
 
-// ReadFrom copies r to the connection until io.EOF, as io.Copy does.
+// ReadFrom copies all data that r returns to the connection, until r returns io.EOF. io.Copy uses it.
 func (c *TCPConn) ReadFrom(r io.Reader) (int64, error) {
 	b := relayBuffers.Get().(*[relayBuffer]byte)
 	n, err := c.readFrom(r, b[:])
@@ -293,8 +293,8 @@ func (c *TCPConn) MultipathTCP() (bool, error) { return false, nil }
 
 const (
 	copyBuffer  = 128 << 10
-	smallBuffer = 32 << 10 // for connections whose receive buffer is no larger
-	relayBuffer = 32 << 10 // kept while the reader has nothing to read, as io.Copy keeps its buffer
+	smallBuffer = 32 << 10 // WriteTo uses it if the receive buffer is not larger
+	relayBuffer = 32 << 10 // ReadFrom keeps it while its reader has nothing to read, as io.Copy does
 )
 
 var (
@@ -303,7 +303,7 @@ var (
 	relayBuffers = sync.Pool{New: func() any { return new([relayBuffer]byte) }}
 )
 
-// waitReadable waits until Read would not wait, or until the read deadline.
+// waitReadable waits until Read can return without waiting, or until the read deadline.
 func (c *TCPConn) waitReadable() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()

@@ -50,8 +50,9 @@ func connectedTCP(t testing.TB, a, b *Net, to netip.Addr) (c1, c2 *TCPConn) {
 	return c1, c2
 }
 
-// No datagram socket passes BasicIO and PingPong: the first ends with io.EOF, the second with a read of a connection that
-// the other end closed. These two subtests run first, and get TCP connections instead.
+// TestConnUDP runs the tests of nettest on UDP connections. No datagram socket passes BasicIO and PingPong: BasicIO ends with
+// io.EOF, and PingPong ends with a read after the other end has closed. These two subtests run first, and get TCP connections
+// instead.
 func TestConnUDP(t *testing.T) {
 	for name, addrs := range map[string][2]netip.Addr{"IPv4": {a4, b4}, "IPv6": {a6, b6}} {
 		t.Run(name, func(t *testing.T) {
@@ -69,7 +70,7 @@ func TestConnUDP(t *testing.T) {
 	}
 }
 
-// connectedUDP returns two datagram connections to each other, with deep buffers.
+// connectedUDP returns two UDP connections to each other, with deep buffers.
 func connectedUDP(t testing.TB, a, b *Net, at, to netip.Addr) (c1, c2 *UDPConn) {
 	t.Helper()
 	open := func(n *Net, local, remote netip.AddrPort) *UDPConn {
@@ -85,8 +86,8 @@ func connectedUDP(t testing.TB, a, b *Net, at, to netip.Addr) (c1, c2 *UDPConn) 
 	return open(a, p, q), open(b, q, p)
 }
 
-// deepBuffers lets the datagram endpoints that n makes from now on hold all that a test can send. A test that floods an
-// end and then waits for one particular datagram must not lose that datagram.
+// deepBuffers gives the UDP endpoints that n makes from now on such large receive buffers that a test cannot fill them. A test
+// that floods an endpoint and then waits for one particular datagram must not lose that datagram.
 func deepBuffers(t testing.TB, n *Net) {
 	t.Helper()
 	const size = 1 << 30
@@ -197,7 +198,7 @@ func TestErrorsTCP(t *testing.T) {
 	})
 }
 
-// wantOpError checks that err is a *net.OpError with addresses, that wraps want.
+// wantOpError checks that err is a *net.OpError that wraps want and has an address.
 func wantOpError(t *testing.T, what string, err, want error) {
 	t.Helper()
 	var op *net.OpError
@@ -210,7 +211,7 @@ func wantOpError(t *testing.T, what string, err, want error) {
 	}
 }
 
-// TestWriteTo relays from one connection to another: io.Copy finds WriteTo.
+// TestWriteTo copies from a connection with io.Copy, which uses WriteTo.
 func TestWriteTo(t *testing.T) {
 	a, b := pair(t)
 	c, s := connectedTCP(t, a, b, b4)
@@ -226,7 +227,7 @@ func TestWriteTo(t *testing.T) {
 	}
 }
 
-// TestReadFrom copies a stream into a connection: io.Copy finds ReadFrom.
+// TestReadFrom copies a stream into a connection with io.Copy, which uses ReadFrom.
 func TestReadFrom(t *testing.T) {
 	a, b := pair(t)
 	c, s := connectedTCP(t, a, b, b4)
@@ -236,7 +237,7 @@ func TestReadFrom(t *testing.T) {
 		all, _ := io.ReadAll(s)
 		got <- all
 	}()
-	source := io.MultiReader(bytes.NewReader(want)) // hides WriteTo
+	source := io.MultiReader(bytes.NewReader(want)) // hides the WriteTo of bytes.Reader
 	if n, err := io.Copy(c, source); n != int64(len(want)) || err != nil {
 		t.Errorf("copied %d bytes, %v; want %d", n, err, len(want))
 	}
@@ -322,7 +323,7 @@ func TestDatagrams(t *testing.T) {
 			if a := from.(*net.UDPAddr).AddrPort().Addr(); a != a4 && a != a6 || a.Is4() != to.Is4() {
 				t.Errorf("a datagram to %v came from %v", to, a)
 			}
-			// And back, from the address that was reached.
+			// The answer comes from the address to which the datagram was sent.
 			if _, err := s.WriteTo(want, from); err != nil {
 				t.Fatal(err)
 			}
@@ -378,8 +379,8 @@ func TestForgotten(t *testing.T) {
 	t.Error("a closed connection is still in memory")
 }
 
-// TestDatagramFlood has many goroutines send as fast as they can: they wait for each other, and nothing is lost on the
-// way to the other end's buffer.
+// TestDatagramFlood makes many goroutines send datagrams as fast as they can. It checks that they wait for each other, and that
+// no datagram is lost before it reaches the receiver's buffer.
 func TestDatagramFlood(t *testing.T) {
 	const senders, each = 8, 200
 	a, b := deepPair(t)
@@ -419,7 +420,8 @@ func TestDatagramFlood(t *testing.T) {
 	}
 }
 
-// TestUDPReadAllocatesNothing reads datagrams that wait, in each way that promises not to allocate.
+// TestUDPReadAllocatesNothing checks that each method that promises not to allocate reads a waiting datagram without an
+// allocation.
 func TestUDPReadAllocatesNothing(t *testing.T) {
 	const reads = 100
 	a, b := pair(t)
@@ -433,7 +435,7 @@ func TestUDPReadAllocatesNothing(t *testing.T) {
 		"ReadFromUDPAddrPort": func() (int, error) { n, _, err := s.ReadFromUDPAddrPort(buf); return n, err },
 		"ReadMsgUDPAddrPort":  func() (int, error) { n, _, _, _, err := s.ReadMsgUDPAddrPort(buf, oob); return n, err },
 	} {
-		for range reads + 1 { // AllocsPerRun reads once more
+		for range reads + 1 { // AllocsPerRun calls read once more
 			write(t, c, "datagram")
 		}
 		_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -447,7 +449,8 @@ func TestUDPReadAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestWaitReadable checks that WaitReadable waits for a datagram and leaves it there, and that a deadline and Close end it.
+// TestWaitReadable checks that WaitReadable waits for a datagram and does not read it, and that a deadline and Close end
+// WaitReadable.
 func TestWaitReadable(t *testing.T) {
 	a, b := pair(t)
 	u, err := b.ListenUDP(netip.AddrPortFrom(b4, 9))

@@ -9,19 +9,19 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// A listener passes the segment with a SYN cookie to the connection that it makes of it. gVisor then counts the memory of that
-// segment twice: as the listener's, and as the connection's (accept.go, handleListenSegment; segment.go, setOwner). Later it
-// subtracts only the connection's. So the listener's count grows for ever, and at some point gVisor begins to drop all segments
-// with payload that reach the listener. With 1,000 bytes of payload, that took six handshakes. From then on, if the acknowledgement
-// without payload that completes a handshake is lost, the connection is never established: its peer now sends only segments with
-// payload, and gVisor drops them.
+// When a segment with a SYN cookie arrives, the listener makes a connection and passes the segment to it. gVisor then counts
+// the memory of that segment twice: for the listener, and for the connection (accept.go, handleListenSegment; segment.go,
+// setOwner). Later it subtracts the memory only once, from the connection's count. So the listener's count grows for ever, and
+// at some point gVisor begins to drop all segments with payload that reach the listener. With 1,000 bytes of payload per
+// segment, that took six handshakes. From then on, a handshake is never completed if its last acknowledgement, which has no
+// payload, is lost: the peer now sends only segments with payload, and gVisor drops them.
 //
-// Segments without payload always reach the listener. So when a listener has begun to drop segments, the link removes the payload
-// of further segments that arrive for it. The cookie in them still makes a connection, and the peer sends the payload again.
-// Nothing can correct the count itself, which has no other effect.
+// gVisor always passes segments without payload to the listener. So when a listener has begun to drop segments, the link
+// removes the payload of further segments that arrive for it. The cookie in such a segment still makes a connection, and the
+// peer sends the payload again. The link cannot correct the listener's count, but the count has no other effect.
 
-// withoutPayload returns the TCP segment p, or its headers if it is for a listener that would drop the payload. The headers of p
-// end at l4.
+// withoutPayload returns the TCP segment p. If p is for a listener that would drop the payload, withoutPayload removes the
+// payload. The TCP header of p begins at l3, and its payload at l4.
 func (l *link) withoutPayload(p []byte, l3, l4 int) []byte {
 	if len(p) == l4 || l.cookies.Value() == 0 || !l.isOwn(p) {
 		return p

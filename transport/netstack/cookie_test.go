@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// TestCookiesForEver completes many handshakes that began with a cookie, using segments with data. gVisor counts each of these
-// segments as memory of the listener for ever. So at some point it would drop all further segments with data. If the
-// acknowledgement without data that completes a handshake was lost, that connection would never be established; see cookie.go.
+// TestCookiesForEver completes many handshakes that began with a cookie, and sends data in the last segment of each. gVisor
+// counts these segments as memory of the listener for ever. So without cookie.go, gVisor would at some point drop all further
+// segments with data. The test checks that each handshake is still completed.
 func TestCookiesForEver(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, h := smallNet(t, minMemory)
@@ -17,7 +17,7 @@ func TestCookiesForEver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range 2 * leastHalfOpen { // from then on, SYNs get cookies
+		for i := range 2 * leastHalfOpen { // after these SYNs, gVisor answers with cookies
 			h.write(t, synFrom(netip.AddrPortFrom(flow[0].Addr().Next(), uint16(1000+i)), flow[1]))
 		}
 		waitFor(t, func() bool { return n.stack.Stats().TCP.ListenOverflowSynCookieSent.Value() > 0 })
@@ -28,7 +28,7 @@ func TestCookiesForEver(t *testing.T) {
 			h.write(t, syn.packet())
 			s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
 			data := segment{from: own, to: flow[1], seq: 8, ack: s.seq + 1, flags: flagACK | flagPSH, window: 60000, payload: make([]byte, 1000)}
-			// Like a peer after a loss, the test sends the segment again until it is acknowledged.
+			// A peer sends a lost segment again until it is acknowledged. So does this test.
 			acked := func(s segment) bool {
 				return s.to == own && s.flags&(flagACK|flagRST) == flagACK && s.ack == data.seq+1000
 			}
@@ -50,7 +50,7 @@ func TestCookiesForEver(t *testing.T) {
 			if _, err := io.ReadFull(c, make([]byte, 1000)); err != nil {
 				t.Fatal(err)
 			}
-			// Its SYN had a scale, but a cookie has no room for it.
+			// The peer's SYN had a scale, but a cookie cannot store it.
 			if known := n.link.windows.heard.of(flowBetween(flow[1], own)); known == nil || known.scale != 0 {
 				t.Fatalf("%s: handshake %d: the peer's windows are scaled: %+v", name, i, known)
 			}

@@ -15,7 +15,7 @@ type deadline struct {
 	setting uint          // counts calls of set, so that a timer that set could not stop does nothing
 }
 
-// set moves the limit to t, also for operations that wait now. The zero time removes the limit.
+// set moves the limit to t, even for operations that are waiting. The zero time removes the limit.
 func (d *deadline) set(t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -74,5 +74,5 @@ func (d *deadline) wait() <-chan struct{} {
 	return d.expired
 }
 
-// stop ends the timer, if any.
+// stop ends the timer, if there is one.
 func (d *deadline) stop() { d.set(time.Time{}) }

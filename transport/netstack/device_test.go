@@ -20,7 +20,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// twoNets returns two Nets, whose devices are each other's peers. A full wire makes them wait, and loses nothing.
+// twoNets returns two Nets, whose devices are each other's peers. When the wire between the devices is full, they wait. It
+// loses nothing.
 func twoNets(t testing.TB) (a, b *Net, da, db *wireguard.Device) {
 	t.Helper()
 	wire := pipe.NewNetwork(pipe.Config{Lossless: true})
@@ -42,8 +43,8 @@ func twoNets(t testing.TB) (a, b *Net, da, db *wireguard.Device) {
 	return a, b, da, db
 }
 
-// TestBulk sends streams both ways and over both families at once, and compares digests. Nothing may get lost inside the
-// process: not in the link, not in the device.
+// TestBulk sends data in both directions of several connections at once, over IPv4 and IPv6, and compares digests. It checks
+// that neither the links nor the devices drop a packet.
 func TestBulk(t *testing.T) {
 	a, b, da, db := twoNets(t)
 	l, err := b.Listen("tcp", ":80")
@@ -76,7 +77,7 @@ func TestBulk(t *testing.T) {
 	wg.Wait()
 	for _, n := range []*Net{a, b} {
 		d := n.Stats()
-		if d.Memory = 0; d != (Stats{}) { // a listener and connections use some memory
+		if d.Memory = 0; d != (Stats{}) { // the listener and the connections use some memory
 			t.Errorf("dropped: %+v", d)
 		}
 	}
@@ -87,11 +88,11 @@ func TestBulk(t *testing.T) {
 	}
 }
 
-// exchange writes some megabytes and their digest to c, reads the same, checks it, and closes c.
+// exchange writes some megabytes and their digest to c, reads as much from c, checks the digest, and closes c.
 func exchange(t testing.TB, c net.Conn, seed int64) {
 	size := int64(8 << 20)
 	if oneThread {
-		size = 128 << 10 // WebAssembly seals some megabytes per second
+		size = 128 << 10 // in WebAssembly, a device seals only a few megabytes per second
 	}
 	defer c.Close()
 	var wg sync.WaitGroup
@@ -119,7 +120,7 @@ func exchange(t testing.TB, c net.Conn, seed int64) {
 	wg.Wait()
 }
 
-// TestHTTP has net/http on both ends.
+// TestHTTP checks that an http.Client and an http.Server work through two Nets.
 func TestHTTP(t *testing.T) {
 	a, b, _, _ := twoNets(t)
 	l, err := b.Listen("tcp", ":80")
@@ -160,7 +161,8 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
-// TestDeviceUnreachable dials and pings addresses that no peer has. The device's ICMP error ends each attempt at once.
+// TestDeviceUnreachable dials and pings addresses that no peer has. It checks that the device's ICMP error ends each attempt at
+// once.
 func TestDeviceUnreachable(t *testing.T) {
 	a, _, _, _ := twoNets(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

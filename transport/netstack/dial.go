@@ -16,7 +16,7 @@ import (
 type attempt struct {
 	*Dialer
 	network string
-	local   netip.AddrPort // zero: the Net chooses
+	local   netip.AddrPort // the zero AddrPort means that the Net chooses
 }
 
 // tcp connects to remote.
@@ -119,8 +119,8 @@ func (a *attempt) one(ctx context.Context, remote netip.AddrPort) (net.Conn, err
 // broadcast is the address of all hosts of a network.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// self returns to, but with an address of the Net in place of an unspecified one. Package net connects to the host itself in that
-// case.
+// self returns to. If the address in to is unspecified, self returns an address of the Net with the same port instead, because
+// package net connects to the host itself in that case.
 func (n *Net) self(to netip.AddrPort) netip.AddrPort {
 	if to.Addr().IsUnspecified() {
 		for _, own := range n.addrs {

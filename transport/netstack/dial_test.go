@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// echo listens on all addresses of n and sends back what it gets.
+// echo listens on the given address of n, and sends back what it receives.
 func echo(t testing.TB, n *Net, address string) net.Listener {
 	t.Helper()
 	l, err := n.Listen("tcp", address)
@@ -59,7 +59,7 @@ func TestDial(t *testing.T) {
 	}
 	for _, x := range []struct {
 		network, to string
-		want        error // nil: succeeds
+		want        error // nil means that the dial succeeds
 	}{
 		{"tcp", "10.8.0.2:80", nil},
 		{"tcp", "[fd08::2]:80", nil},
@@ -68,11 +68,11 @@ func TestDial(t *testing.T) {
 		{"tcp", "[::ffff:10.8.0.2]:80", nil},
 		{"tcp", "10.8.0.2:http", nil},
 		{"tcp", "10.8.0.2:81", nil},
-		{"tcp", "[fd08::2]:81", syscall.ECONNREFUSED}, // is bound to the other address
+		{"tcp", "[fd08::2]:81", syscall.ECONNREFUSED}, // the listener is bound to the other address
 		{"tcp", "[fd08::2]:82", nil},
 		{"tcp", "10.8.0.2:82", syscall.ECONNREFUSED},
 		{"tcp", "10.8.0.2:83", nil},
-		{"tcp", "[fd08::2]:83", nil}, // as package net: an unspecified IPv4 address is any on a host with both
+		{"tcp", "[fd08::2]:83", nil}, // as in package net, 0.0.0.0 means all addresses of a host with both families
 		{"tcp", "10.8.0.2:84", nil},
 		{"tcp", "[fd08::2]:84", nil},
 		{"tcp", "10.8.0.2:85", nil},
@@ -95,7 +95,7 @@ func TestDial(t *testing.T) {
 	}
 }
 
-// TestDialSelf dials the Net's own listener, with an address of the Net, and without a host as package net allows.
+// TestDialSelf dials a listener of the same Net, both with an address of the Net and without a host. Package net allows both.
 func TestDialSelf(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -159,7 +159,7 @@ func TestListenTaken(t *testing.T) {
 	wantOpError(t, "close again", l.Close(), net.ErrClosed)
 	_, err = l.Accept()
 	wantOpError(t, "accept after close", err, net.ErrClosed)
-	echo(t, a, ":80") // is free again
+	echo(t, a, ":80") // the port is free again
 }
 
 func TestListenerUnblocks(t *testing.T) {
@@ -228,7 +228,8 @@ func TestDialGivesUp(t *testing.T) {
 	})
 }
 
-// TestDialRace dials a name that has addresses of both families, while one or both fail in each possible way.
+// TestDialRace dials a name that has addresses of both families, while the connection to one or both fails in each possible
+// way.
 func TestDialRace(t *testing.T) {
 	t.Run("silent", func(t *testing.T) {
 		a, b, ab, _ := wired(t, 0)
@@ -283,7 +284,7 @@ func TestDialRace(t *testing.T) {
 	t.Run("second address", func(t *testing.T) {
 		a, b, ab, _ := wired(t, 0)
 		ab.tap = func(p []byte) bool {
-			if p[19] != 9 { // 10.8.0.9 is not there
+			if p[19] != 9 { // no host has the address 10.8.0.9
 				return false
 			}
 			e := hostUnreachable(p)
@@ -315,7 +316,7 @@ func TestShare(t *testing.T) {
 		whole, _ := ctx.Deadline()
 		try, cancelTry := share(ctx, x.tries)
 		end, _ := try.Deadline()
-		// Each side reads the clock on its own, a moment later than the other.
+		// The test and share each read the clock, at slightly different times.
 		if got := x.left - whole.Sub(end); got < x.want-time.Millisecond || got > x.want+time.Second/2 {
 			t.Errorf("one of %d tries in %v gets %v, want %v", x.tries, x.left, got, x.want)
 		}

@@ -18,8 +18,8 @@ type Dialer struct {
 	// Net is the Net whose connections the Dialer makes.
 	Net *Net
 
-	// Timeout is how long a dial may take. Zero means no limit. If a name has several addresses and FallbackDelay
-	// is negative, they share the time.
+	// Timeout is how long a dial may take. Zero means no limit. If a name has several addresses and FallbackDelay is negative,
+	// the time is divided among these addresses.
 	Timeout time.Duration
 
 	// Deadline is when a dial gives up. The zero time means never.
@@ -36,7 +36,7 @@ type Dialer struct {
 	// value turns the probes off. It has no effect if KeepAliveConfig.Enable is true.
 	KeepAlive time.Duration
 
-	// KeepAliveConfig has all options of the probes. It has an effect if its Enable is true.
+	// KeepAliveConfig has all options of the probes. It has an effect only if its field Enable is true.
 	KeepAliveConfig net.KeepAliveConfig
 }
 
@@ -70,7 +70,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if d.FallbackDelay < 0 {
 		grace = 0
 	}
-	ctx, stop := context.WithCancel(ctx) // ends the lookups that are late
+	ctx, stop := context.WithCancel(ctx) // stop ends the lookups that have not finished
 	defer stop()
 	addrs, late, err := d.Net.lookup(ctx, network, host, grace)
 	if err != nil {
@@ -98,8 +98,8 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	return (&attempt{d, network, local}).connect(ctx, remotes, late, usable)
 }
 
-// DialTCP connects to remote. network is "tcp", "tcp4" or "tcp6". Unless local is the zero AddrPort, it is the address to connect
-// from. Its port may be 0. Its address may be invalid, which leaves the choice of the address to the Net.
+// DialTCP connects to remote. network is "tcp", "tcp4" or "tcp6". local is the address to connect from. The zero AddrPort means
+// that the Net chooses both address and port. If only the port is 0, or only the address is invalid, the Net chooses that part.
 func (d *Dialer) DialTCP(ctx context.Context, network string, local, remote netip.AddrPort) (*TCPConn, error) {
 	c, err := dialAddr(ctx, d, "tcp", network, local, remote, (*attempt).tcp)
 	if err != nil {
@@ -108,7 +108,7 @@ func (d *Dialer) DialTCP(ctx context.Context, network string, local, remote neti
 	return c, nil
 }
 
-// DialUDP returns a connection that sends to remote and receives from it alone. network is "udp", "udp4" or "udp6", and
+// DialUDP returns a connection that sends to remote, and receives only from remote. network is "udp", "udp4" or "udp6", and
 // local is as for DialTCP.
 func (d *Dialer) DialUDP(ctx context.Context, network string, local, remote netip.AddrPort) (*UDPConn, error) {
 	c, err := dialAddr(ctx, d, "udp", network, local, remote, (*attempt).udp)
@@ -118,7 +118,7 @@ func (d *Dialer) DialUDP(ctx context.Context, network string, local, remote neti
 	return c, nil
 }
 
-// dialAddr is the part that DialTCP and DialUDP share.
+// dialAddr checks the arguments of DialTCP and DialUDP, and calls dial with the time limits of d.
 func dialAddr[C any](ctx context.Context, d *Dialer, protocol, network string, local, remote netip.AddrPort,
 	dial func(*attempt, context.Context, netip.AddrPort) (C, error)) (c C, err error) {
 	if err := checkNetwork(network, protocol); err != nil {
@@ -183,11 +183,11 @@ func (n *Net) Dial(network, address string) (net.Conn, error) {
 	return n.DialContext(context.Background(), network, address)
 }
 
-// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6,
-// and address is "host:port". The tunnel's name servers resolve a name. DialContext tries its addresses as RFC 8305 (Happy
-// Eyeballs) says: the families take turns, the next attempt begins when an earlier one has failed or after 250 ms, and DialContext
-// returns the connection that is made first. From then on, ctx does not affect the connection. The connection is a *[TCPConn] or a
-// *[UDPConn]. DialContext can be the DialContext of an http.Transport. A [Dialer] has options.
+// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6, and
+// address is "host:port". The tunnel's name servers resolve a name. DialContext tries the name's addresses as RFC 8305 (Happy
+// Eyeballs) says: addresses of the two families alternate, and the next attempt begins when an earlier one has failed, or after
+// 250 ms. DialContext returns the first connection that is established. From then on, ctx does not affect the connection. The
+// connection is a *[TCPConn] or a *[UDPConn]. DialContext can be the DialContext of an http.Transport. A [Dialer] has options.
 func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return (&Dialer{Net: n}).DialContext(ctx, network, address)
 }

@@ -23,7 +23,7 @@ var (
 	patience = flag.Duration("patience", time.Minute, "how long a connection of TestEcho may carry nothing")
 )
 
-// piped is two Nets, each with a device, on a wire with the given conditions.
+// piped returns two Nets, each with a device. The wire between the devices has the given conditions.
 func piped(t testing.TB, c pipe.Conditions) (a, b *Net, wire *pipe.Network) {
 	t.Helper()
 	wire = pipe.NewNetwork(pipe.Config{Seed: 1})
@@ -46,16 +46,18 @@ func piped(t testing.TB, c pipe.Conditions) (a, b *Net, wire *pipe.Network) {
 	return a, b, wire
 }
 
-// TestEcho sends bulk data in both directions of a connection. The server reads only what it has room to write (io.Copy on
-// one goroutine), so each window closes and opens again many times. No connection may stop; see windows.
+// TestEcho sends bulk data in both directions of a connection. The server copies with io.Copy on one goroutine, so it reads
+// only as much as it can write. So each window closes and opens again many times. The test checks that no connection stops; see
+// windows.
 //
-// The test is a sample. With 0.1 % loss, 1 of 100 connections stopped without the lowered windows, and 4 stopped without the table
-// of closed windows. With the present loss, a connection stopped in every second run without heard, cutRecv and earlyRecv.
-// TestWindowKeepsItsEdge, TestAckBeyondClosedWindow and TestAckToClosedWindow fail every time without the code that they test.
+// The test finds faults only with some probability. With 0.1 % loss, 1 of 100 connections stopped without the lowered windows,
+// and 4 stopped without the table of closed windows. With the present loss, a connection stopped in every second run without
+// heard, cutRecv and earlyRecv. TestWindowKeepsItsEdge, TestAckBeyondClosedWindow and TestAckToClosedWindow fail every time
+// without the code that they test.
 func TestEcho(t *testing.T) {
 	lossy := pipe.Conditions{Loss: 0.006, Reorder: 0.01}
 	long := lossy
-	long.Delay = 5 * time.Millisecond // on such a path, a longPath recovers what is lost
+	long.Delay = 5 * time.Millisecond // so long that a longPath recovers losses
 	for _, x := range []struct {
 		name         string
 		conditions   pipe.Conditions
@@ -72,7 +74,7 @@ func TestEcho(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			count, size, buffer := 25, x.size, x.buffer
 			if testkit.Race || testkit.OneThread {
-				count = 4 // 25 take a minute
+				count = 4 // 25 connections take a minute
 			}
 			if *echoes > 0 {
 				count, size, buffer = *echoes, 16<<20, 0
@@ -116,7 +118,7 @@ func TestEcho(t *testing.T) {
 			}
 			clients.Wait()
 			_ = l.Close()
-			_, _ = a.Close(), b.Close() // ends echoes of clients that failed
+			_, _ = a.Close(), b.Close() // ends the server's goroutines whose clients have failed
 			servers.Wait()
 		})
 	}
@@ -135,7 +137,7 @@ func shrink(t testing.TB, c net.Conn, n int) {
 	}
 }
 
-// sendAndReceive writes size bytes to c, an echo server, and compares what returns.
+// sendAndReceive writes size bytes to c, which leads to an echo server, and checks that the same bytes return.
 func sendAndReceive(c net.Conn, seed uint64, size int) error {
 	var key [32]byte
 	key[0], key[1] = byte(seed), byte(seed>>8)

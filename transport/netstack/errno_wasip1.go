@@ -2,5 +2,5 @@ package netstack
 
 import "syscall"
 
-// errnoHostDown is the nearest that WASI has.
+// errnoHostDown takes the place of EHOSTDOWN, which WASI does not have.
 const errnoHostDown = syscall.EHOSTUNREACH

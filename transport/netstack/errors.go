@@ -52,7 +52,7 @@ func errnoOf(err tcpip.Error) error {
 	return nil
 }
 
-// systemError returns err of the named call, as package net would wrap it.
+// systemError returns err as package net would return an error of the given system call.
 func systemError(call string, err tcpip.Error) error {
 	if errno := errnoOf(err); errno != nil {
 		return os.NewSyscallError(call, errno)
@@ -60,7 +60,7 @@ func systemError(call string, err tcpip.Error) error {
 	return errors.New(call + ": " + err.String())
 }
 
-// contextError returns why ctx ended, as an error of package net.
+// contextError returns the reason why ctx ended, as an error of package net.
 func contextError(ctx context.Context) error {
 	if err := ctx.Err(); !errors.Is(err, context.DeadlineExceeded) {
 		return canceledError{}

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// This example stands for two programs: a web server on one end of a tunnel, and a client on the other. Real programs
-// would use transport/udp as the wire between them, with the other end's real address.
+// This example combines two programs: a web server at one end of a tunnel, and a client at the other. Real programs would use
+// transport/udp as the wire between them, with the other end's real address.
 func Example() {
 	wire := pipe.NewNetwork(pipe.Config{})
 	serverEnd, clientEnd := wire.NewEnd(), wire.NewEnd()
@@ -31,7 +31,7 @@ func Example() {
 			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")},
 		}},
 	})
-	defer serverDevice.Close() // and with it the Net
+	defer serverDevice.Close() // also closes the Net
 
 	client, err := netstack.New(netstack.Config{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
 	if err != nil {

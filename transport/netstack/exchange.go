@@ -15,11 +15,12 @@ import (
 )
 
 const (
-	// udpAnswer is the largest answer to ask for in one datagram. It fits any path (dnsflagday.net/2020).
+	// udpAnswer is the size, in bytes, of the largest answer that the resolver asks for in one datagram. A datagram of that
+	// size fits any path (dnsflagday.net/2020).
 	udpAnswer = 1232
 
-	// maxStrays is how many datagrams that do not answer the question may arrive on its socket. Their sender is probably
-	// guessing the question's ID, so the resolver then asks over TCP.
+	// maxStrays is how many datagrams the resolver reads from a question's socket. If none of them answers the question, their
+	// sender is probably guessing the question's ID, so the resolver then asks over TCP.
 	maxStrays = 16
 )
 
@@ -29,7 +30,7 @@ var (
 	errCut       = errors.New("connection closed before the answer")
 )
 
-// exchange asks one server, over UDP and then, if necessary, over TCP.
+// exchange asks one server over UDP and, if necessary, over TCP.
 func (r *resolver) exchange(ctx context.Context, server netip.AddrPort, q question) (*answer, error) {
 	a, err := r.exchangeEDNS(ctx, server, q, true)
 	if rcode, ok := err.(rcodeError); ok {
@@ -62,7 +63,7 @@ func (r *resolver) exchangeEDNS(ctx context.Context, server netip.AddrPort, q qu
 	return parseAnswer(q, server, wire)
 }
 
-// said returns the part of an error that says what happened, without the addresses, which the resolver adds.
+// said returns the part of err that says what happened, without the addresses. The resolver adds the server's address itself.
 func said(err error) error {
 	var errno syscall.Errno
 	switch {
@@ -74,8 +75,8 @@ func said(err error) error {
 	return err
 }
 
-// overUDP sends the query from a port that gVisor chooses at random, and returns the answer. The socket is connected, so
-// it receives from the server alone. It is closed when ctx ends.
+// overUDP sends the query from a port that gVisor chooses at random, and returns the answer. The socket is connected, so it
+// receives datagrams from the server alone. overUDP closes it when ctx ends.
 func (r *resolver) overUDP(ctx context.Context, server netip.AddrPort, m *query) ([]byte, error) {
 	c, err := r.net.DialUDP(netip.AddrPort{}, server)
 	if err != nil {
@@ -124,8 +125,8 @@ func (r *resolver) overTCP(ctx context.Context, server netip.AddrPort, m *query)
 	return wire, nil
 }
 
-// readMessage reads a message that its length precedes, which is the format of DNS on streams (RFC 1035, section 4.2.2). It returns
-// the message without the length.
+// readMessage reads a message from a stream, where the message's length precedes it (RFC 1035, section 4.2.2). It returns the
+// message without the length.
 func readMessage(c io.Reader) ([]byte, error) {
 	var size [2]byte
 	if _, err := io.ReadFull(c, size[:]); err != nil {
@@ -136,11 +137,11 @@ func readMessage(c io.Reader) ([]byte, error) {
 	return wire, err
 }
 
-// A query is a question with the random ID that its answer must have.
+// A query is the message that asks a question. It has a random ID, which the answer must repeat.
 type query struct {
 	id       uint16
 	question dnsmessage.Question
-	wire     []byte // the message, behind its length as on streams
+	wire     []byte // the message, after its length in two bytes, as it is sent over TCP
 }
 
 func newQuery(q question, edns bool) (*query, error) {
@@ -167,8 +168,8 @@ func newQuery(q question, edns bool) (*query, error) {
 	return m, nil
 }
 
-// answeredBy reports whether wire is a response to m, and returns its header. A response with an error may lack the
-// question, because a server that cannot read a query does not repeat it.
+// answeredBy reports whether wire is a response to m, and returns the header of wire. A response with an error may lack the
+// question, because a server that cannot read a query does not repeat its question.
 func (m *query) answeredBy(wire []byte) (h dnsmessage.Header, ok bool) {
 	var p dnsmessage.Parser
 	h, err := p.Start(wire)

@@ -16,10 +16,10 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// evil is the address that only forged answers give.
+// evil is an address that only forged answers contain.
 var evil = netip.MustParseAddr("10.66.66.66")
 
-// forge returns an answer to q that gives the address evil. wrong makes one thing in it wrong.
+// forge returns an answer to q with the address evil. wrong modifies one thing in the answer.
 func forge(q dnsmessage.Message, wrong func(*dnsmessage.Message)) []byte {
 	q.Questions = slices.Clone(q.Questions)
 	q.Response, q.RecursionAvailable, q.Additionals = true, true, nil
@@ -32,7 +32,7 @@ func forge(q dnsmessage.Message, wrong func(*dnsmessage.Message)) []byte {
 	return b
 }
 
-// forgeries are the answers that a resolver must not take.
+// forgeries are changes to an answer. After any of them, a resolver must not accept the answer.
 var forgeries = map[string]func(*dnsmessage.Message){
 	"wrong ID":    func(m *dnsmessage.Message) { m.ID ^= 0x100 },
 	"a query":     func(m *dnsmessage.Message) { m.Response = false },
@@ -48,8 +48,8 @@ func wantFour(t *testing.T, n *Net, what string) {
 	}
 }
 
-// TestForgery has forged answers arrive before the right one, from the server's own address. If they are too many, the
-// resolver asks over TCP.
+// TestForgery makes forged answers arrive before the right one, from the server's own address. It checks that the resolver
+// ignores them, and that it asks over TCP after too many of them.
 func TestForgery(t *testing.T) {
 	for what, wrong := range forgeries {
 		for strays, overTCP := range map[int]int64{maxStrays - 1: 0, maxStrays: 1} {
@@ -69,7 +69,7 @@ func TestForgery(t *testing.T) {
 	}
 }
 
-// TestFlood has a server answer with forgeries alone, also over TCP.
+// TestFlood checks a server that sends only forged answers, over UDP and over TCP.
 func TestFlood(t *testing.T) {
 	flood := func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 		for range 100 {
@@ -89,7 +89,7 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// TestWrongSource sends forged answers with the right ID and question from another address and from another port.
+// TestWrongSource checks that answers from another address or another port are ignored, even with the right ID and question.
 func TestWrongSource(t *testing.T) {
 	for _, from := range []netip.AddrPort{netip.AddrPortFrom(b4.Next(), 53), netip.AddrPortFrom(b4, 5353)} {
 		n, b, ab, _ := wired(t, 0)
@@ -113,7 +113,7 @@ func TestWrongSource(t *testing.T) {
 	}
 }
 
-// reply4 returns a UDP packet to the sender of p, which is an IPv4 packet without options.
+// reply4 returns a UDP packet from the address from to the sender of p. p is an IPv4 packet without options.
 func reply4(p []byte, from netip.AddrPort, payload []byte) []byte {
 	b := make([]byte, 28, 28+len(payload))
 	h := header.IPv4(b)
@@ -130,7 +130,7 @@ func reply4(p []byte, from netip.AddrPort, payload []byte) []byte {
 	return b
 }
 
-// TestTruncated looks up records that do not fit into a datagram.
+// TestTruncated checks that the resolver asks over TCP for records that do not fit into a datagram.
 func TestTruncated(t *testing.T) {
 	n, s := namesNet(t, Config{}, honest)
 	texts, err := n.LookupTXT(t.Context(), "long.test")
@@ -142,8 +142,8 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestTruncatedThenBad asks a server that truncates its UDP answers and then fails over TCP: it closes the
-// connection, or sends nonsense.
+// TestTruncatedThenBad asks a server that truncates its UDP answers, and that fails over TCP: it closes the connection, or it
+// sends nonsense.
 func TestTruncatedThenBad(t *testing.T) {
 	for want, bad := range map[string]behaviour{
 		"connection closed before the answer": silent,
@@ -169,7 +169,7 @@ func TestTruncatedThenBad(t *testing.T) {
 	}
 }
 
-// TestWithoutEDNS asks a server that refuses questions with EDNS.
+// TestWithoutEDNS checks that the resolver asks again without EDNS if the server refuses questions with EDNS.
 func TestWithoutEDNS(t *testing.T) {
 	for _, rcode := range []dnsmessage.RCode{dnsmessage.RCodeFormatError, dnsmessage.RCodeNotImplemented} {
 		n, s := namesNet(t, Config{}, func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {

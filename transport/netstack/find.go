@@ -10,14 +10,14 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// resolutionDelay is how long Dial waits for the addresses of one family when it has those of the other: "the
-// recommended value for the Resolution Delay is 50 milliseconds" (RFC 8305, section 8).
+// resolutionDelay is how long Dial waits for the addresses of one family after it has those of the other: "the recommended
+// value for the Resolution Delay is 50 milliseconds" (RFC 8305, section 8).
 const resolutionDelay = 50 * time.Millisecond
 
-// addresses looks up host's addresses of the types A and AAAA, and sorts them as Dial tries them. If grace is not 0,
-// addresses waits at most that long for the answer of one type once it has addresses of the other. late then delivers
-// the answers that arrive later and have addresses, and is closed after the last one. It is nil if no answer can
-// follow.
+// addresses looks up host's addresses of the types A and AAAA, and sorts them in the order in which Dial tries them. Once it
+// has addresses of one type, it waits at most grace for the answer of the other type, or without this limit if grace is 0. The
+// channel late delivers the answers with addresses that arrive after that, and is closed after the last one. late is nil if no
+// answer can follow.
 func (r *resolver) addresses(ctx context.Context, host string, grace time.Duration,
 	types ...dnsmessage.Type) (addrs []netip.Addr, late <-chan *answer, err error) {
 	answers, late, err := r.findSoon(ctx, host, grace, types)
@@ -55,9 +55,9 @@ func (r *resolver) findOne(ctx context.Context, name string, t dnsmessage.Type) 
 	return answers[0], nil
 }
 
-// find returns the answers that have records of host, at most one per type, in the order of types. It takes the first
-// name of the search list that has any. If CNAME is among the types, an alias without records counts too. The error is
-// a *net.DNSError.
+// find returns the answers that have records of host, at most one per type, in the order of types. If there is a search list,
+// find tries its names in order, and returns the answers of the first name that has records. If CNAME is among the types, an
+// alias without records counts too. The error is a *net.DNSError.
 func (r *resolver) find(ctx context.Context, host string, types ...dnsmessage.Type) ([]*answer, error) {
 	answers, _, err := r.findSoon(ctx, host, 0, types)
 	return answers, err
@@ -91,7 +91,7 @@ func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duratio
 		if failure == nil {
 			failure = err
 		}
-		// As in the C library, a server that fails does not end the search. It ends if no server says anything.
+		// As in the C library, the search goes on if servers have failed, but it ends if no server has said anything.
 		if e, ok := err.(*askError); !ok || e.cause != nil || e.silent() {
 			break
 		}
@@ -102,22 +102,22 @@ func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duratio
 	return nil, nil, notFound(host, server)
 }
 
-// A querySet is the questions about one name, one per type, which are asked at once.
+// A querySet is a set of questions about one name, one per type. All of them are asked at the same time.
 type querySet struct {
 	name     string
 	types    []dnsmessage.Type
-	outcomes chan outcome // has room for the outcomes of all types, because nobody may receive the last ones
-	left     int          // outcomes that were not received yet
+	outcomes chan outcome // has capacity for the outcomes of all types, because the last ones may never be received
+	left     int          // number of outcomes not received yet
 }
 
-// An outcome is what became of the question for types[i].
+// An outcome is the answer or the error of the question for types[i].
 type outcome struct {
 	i      int
 	answer *answer
 	err    error
 }
 
-// askAll asks about name for all types.
+// askAll begins to ask about name for all types.
 func (r *resolver) askAll(ctx context.Context, name string, types []dnsmessage.Type) *querySet {
 	x := &querySet{name, types, make(chan outcome, len(types)), len(types)}
 	for i, t := range types {
@@ -129,13 +129,13 @@ func (r *resolver) askAll(ctx context.Context, name string, types []dnsmessage.T
 	return x
 }
 
-// useful reports whether a says what find looks for.
+// useful reports whether find may return the answer a: a has records, or find looks for a CNAME and a has an alias.
 func (x *querySet) useful(a *answer) bool {
 	return a.found || a.owner != x.name && slices.Contains(x.types, dnsmessage.TypeCNAME)
 }
 
-// wait returns the answers in the order of the types, and the error of one question that has no answer. If grace is not
-// 0, it returns at the latest that time after the first useful answer.
+// wait returns the answers in the order of the types, and the error of one question that has no answer. If grace is not 0, wait
+// returns at most grace after the first useful answer.
 func (x *querySet) wait(grace time.Duration) (answers []*answer, err error) {
 	all := make([]outcome, len(x.types))
 	var enough <-chan time.Time
@@ -161,8 +161,8 @@ func (x *querySet) wait(grace time.Duration) (answers []*answer, err error) {
 	return answers, err
 }
 
-// late returns a channel that delivers the useful answers that arrive after wait, and is closed after the last one. The channel is
-// nil if no answer can follow.
+// late returns a channel that delivers the useful answers that arrive after wait has returned, and is closed after the last
+// one. The channel is nil if no answer can follow.
 func (x *querySet) late() <-chan *answer {
 	if x.left == 0 {
 		return nil
@@ -179,7 +179,7 @@ func (x *querySet) late() <-chan *answer {
 	return late
 }
 
-// lookupError returns an error of resolver.ask as package net would for a lookup of name.
+// lookupError turns err, an error of resolver.ask, into the error that package net would return for a lookup of name.
 func lookupError(err error, name string) error {
 	if e, ok := err.(*askError); ok {
 		return e.dnsError(name)

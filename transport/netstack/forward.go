@@ -21,26 +21,27 @@ import (
 
 // A Forwarding has the bounds and timers of [Config.Forward]. The zero value of each field means its default.
 //
-// Pending and Flows are divided among the peers: a peer may begin a flow while it has fewer flows than places are free.
-// So a single peer gets at most half of the places, and other peers find the other half free. Beyond that, each peer
-// has 16 pending flows and 64 flows that no other peer can take.
+// The limits Pending and Flows are divided among the peers: a peer may begin another flow while it has fewer flows than the
+// limit leaves free. So a single peer gets at most half of the limit, and the other half is free for other peers. However many
+// flows other peers have, each peer may have 16 pending flows and 64 flows in total.
 type Forwarding struct {
-	// Pending is how many flows may wait for the program's decision or, after Accept, for the end of TCP's handshake.
-	// Each takes a goroutine. Zero means 4096. A packet that would begin another is dropped and counted in
-	// Stats.FlowsDropped; its sender repeats it.
+	// Pending is how many flows may wait for the program's decision or, after Accept, for the end of TCP's handshake. Each of
+	// these flows takes a goroutine. Zero means 4096. The Net drops a packet that would begin another flow, and counts the
+	// packet in Stats.FlowsDropped; the packet's sender repeats it.
 	Pending int
 
-	// Flows is how many flows may exist, pending ones included. Zero means 65536. Packets are dropped as for Pending.
-	// A TCP connection counts until the program has closed it and gVisor has finished it.
+	// Flows is how many flows may exist, pending ones included. Zero means 65536. A packet that would begin another flow is
+	// dropped and counted as for Pending. A TCP connection counts until the program has closed it and gVisor has finished it.
 	Flows int
 
-	// UDPIdle is how long a UDP flow may carry nothing in either direction before the Net closes it. Zero means
-	// 5 minutes, as RFC 4787 recommends. The least is 2 minutes; a program that wants less closes the flow itself.
+	// UDPIdle is how long a UDP flow may carry nothing in either direction before the Net closes it. Zero means 5 minutes, as
+	// RFC 4787 recommends. Other values must be at least 2 minutes; a program that wants a shorter time closes the flow itself.
 	UDPIdle time.Duration
 
-	// Hairpin lets flows through whose destination is in the AllowedIPs of the peer that they come from. By default
-	// their packets are dropped and counted in Stats.Hairpin, since they would come back if the program sent them into
-	// the tunnel again. A program that never does so sets Hairpin for a peer whose AllowedIPs are 0.0.0.0/0 or ::/0.
+	// Hairpin lets through flows whose destination is in the AllowedIPs of the peer that began them. By default, the Net drops
+	// the packets of such flows and counts them in Stats.Hairpin: if the program sent them into the tunnel, the same peer would
+	// get them back. Set Hairpin if a peer has the AllowedIPs 0.0.0.0/0 or ::/0, and the program never sends such packets into
+	// the tunnel.
 	Hairpin bool
 }
 
@@ -54,20 +55,20 @@ const (
 	leastPending = 16
 	leastFlows   = 64
 
-	// maxWaiting is how many bytes of packets may wait for decisions and in all UDPSources. Each peer may hold leastWaiting of them
-	// in any case.
+	// maxWaiting is how many bytes of packets may wait, for decisions and in all UDPSources together. leastWaiting is how many
+	// of these bytes each peer may always have.
 	maxWaiting   = 16 << 20
 	leastWaiting = 64 << 10
 
 	// maxBacklog is how many datagrams of a UDP flow wait for the program's decision.
 	maxBacklog = 16
 
-	// decideLimit is how long Forward may take to decide before Context ends.
+	// decideLimit is how long Config.Forward may take to decide before the flow's Context ends.
 	decideLimit = time.Minute
 	// handshakeLimit is how long Accept waits for the end of TCP's handshake.
 	handshakeLimit = 30 * time.Second
-	// sweepEvery is how often the forwarder looks for flows that are idle, are finished, or have a source that now belongs to
-	// another peer.
+	// sweepEvery is the interval at which the forwarder looks for flows that are idle, are finished, or have a source that now
+	// belongs to another peer.
 	sweepEvery = time.Second
 )
 
@@ -101,39 +102,41 @@ var _ router = (*wireguard.Device)(nil)
 //	                       │ no endpoint
 //	                       ╰▶ takeTCP, takeUDP, takePing ▶ open ▶ serve, on a new goroutine ▶ Config.Forward
 //
-// The take functions run on the goroutine that called Net.WritePackets, or on one of gVisor's. They never wait.
+// takeTCP, takeUDP and takePing run on the goroutine that called Net.WritePackets, or on a goroutine of gVisor. They never
+// wait.
 type forwarder struct {
 	net      *Net
 	handle   func(*Flow)
 	hairpin  bool
 	udpIdle  time.Duration
-	patience time.Duration // handshakeLimit, except in a test
+	patience time.Duration // how long Accept waits for a handshake: handshakeLimit, except in a test
 	port     port
 	stack    *stack.Stack
 	tcp      *tcp.Forwarder
-	fragment atomic.Uint32 // the identification of the last packet
+	fragment atomic.Uint32 // the identification field of the last packet that was sent
 
-	mu         sync.Mutex // guards the rest; no function of gVisor that takes a lock is called with it held
+	mu         sync.Mutex // guards the rest; while mu is held, no function of gVisor that takes a lock is called
 	closed     bool
-	flows      map[flowKey]*Flow // until they end
+	flows      map[flowKey]*Flow // each flow until it ends
 	sources    map[netip.AddrPort]*UDPSource
 	pending    quota[wireguard.PublicKey] // flows without a decision
-	all        quota[wireguard.PublicKey] // flows
+	all        quota[wireguard.PublicKey] // all flows
 	waiting    kind                       // bytes of packets that wait for a decision, or in a source
-	deciding   sync.WaitGroup             // decisions that have begun and are not settled
+	deciding   sync.WaitGroup             // counts decisions that have begun and not ended
 	timer      *time.Timer                // runs sweep while there are flows
-	sweeping   sync.WaitGroup             // armed timers and running sweeps
+	sweeping   sync.WaitGroup             // counts the armed timer and the running sweep
 	armed      bool
-	sweepSpace []*Flow // the memory of the previous sweep; only the running sweep uses it
+	sweepSpace []*Flow // memory that the previous sweep has left for the next one; only the running sweep uses it
 }
 
-// A flowKey tells flows apart. For a ping, the ports are the identifier and the sequence number.
+// A flowKey tells flows apart. For a ping, the port of src is the ICMP identifier, and the port of dst is the sequence number.
 type flowKey struct {
 	proto    uint8
 	src, dst netip.AddrPort
 }
 
-// newForwarder makes the second stack. Even with an error, it returns a forwarder, which can be closed.
+// newForwarder returns a forwarder with the second stack. Even if it returns an error, it also returns a forwarder, which can
+// be closed.
 func newForwarder(n *Net, c *Config) (*forwarder, error) {
 	or := func(v, otherwise int) int {
 		if v == 0 {
@@ -155,7 +158,7 @@ func newForwarder(n *Net, c *Config) (*forwarder, error) {
 	if fw.stack, err = newForwardStack(n, n.link, &fw.port); err != nil {
 		return fw, err
 	}
-	fw.tcp = tcp.NewForwarder(fw.stack, waitingRecv/2, defaultFlows<<8, fw.serveTCP) // see earlyRecv; open keeps the bound of flows
+	fw.tcp = tcp.NewForwarder(fw.stack, waitingRecv/2, defaultFlows<<8, fw.serveTCP) // see earlyRecv; open limits the flows
 	fw.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, fw.takeTCP)
 	fw.stack.SetTransportProtocolHandler(udp.ProtocolNumber, fw.takeUDP)
 	fw.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, fw.takePing)
@@ -171,8 +174,8 @@ func (fw *forwarder) peerOf(a netip.Addr) (peer wireguard.PublicKey, ok bool) {
 	return peer, false
 }
 
-// open makes the flow that the packet p begins. It returns nil if the flow may not begin. Unless fw is closed, it has
-// then counted p as dropped. fw.mu is held.
+// open makes the flow that the packet p begins. If the flow may not begin, open counts p as dropped and returns nil. If fw is
+// closed, open returns nil and does not count p. fw.mu is held.
 func (fw *forwarder) open(key flowKey, p *stack.PacketBuffer) *Flow {
 	if fw.closed {
 		return nil
@@ -208,14 +211,14 @@ func (fw *forwarder) open(key flowKey, p *stack.PacketBuffer) *Flow {
 	return f
 }
 
-// serve runs the program's function for f.
+// serve calls the program's Config.Forward with f.
 func (fw *forwarder) serve(f *Flow) {
 	defer f.leave()
 	fw.handle(f)
 }
 
-// takeTCP gets each segment that no connection wants, and reports whether it takes the segment. If not, gVisor answers with a
-// reset, unless the segment is a reset itself.
+// takeTCP handles a segment that belongs to no connection. If it returns false, gVisor answers the segment with a reset, unless
+// the segment is a reset itself.
 func (fw *forwarder) takeTCP(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
 	const relevant = header.TCPFlagSyn | header.TCPFlagAck | header.TCPFlagRst | header.TCPFlagFin
 	key := keyOf(protoTCP, id)
@@ -243,7 +246,7 @@ func (fw *forwarder) takeTCP(id stack.TransportEndpointID, p *stack.PacketBuffer
 	return true
 }
 
-// serveTCP runs the program's function for the flow of r.
+// serveTCP calls the program's Config.Forward with the flow of the request r.
 func (fw *forwarder) serveTCP(r *tcp.ForwarderRequest) {
 	fw.mu.Lock()
 	f := fw.flows[keyOf(protoTCP, r.ID())]
@@ -301,10 +304,10 @@ func (fw *forwarder) takeUDP(id stack.TransportEndpointID, p *stack.PacketBuffer
 	return true
 }
 
-// takePing opens a flow for an echo request. It drops all other ICMP messages.
+// takePing opens a flow for an ICMP echo request. It drops all other ICMP messages.
 func (fw *forwarder) takePing(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
 	h := p.TransportHeader().Slice()
-	if len(h) < header.ICMPv6EchoMinimumSize { // 8 bytes, as for IPv4
+	if len(h) < header.ICMPv6EchoMinimumSize { // 8 bytes, the same as for IPv4
 		return true
 	}
 	key := keyOf(protoICMP4, id)
@@ -327,7 +330,7 @@ func (fw *forwarder) takePing(id stack.TransportEndpointID, p *stack.PacketBuffe
 	return true
 }
 
-// keyOf returns the key of the flow that the peer's packets with id belong to.
+// keyOf returns the key of the flow that gVisor's endpoint ID id belongs to. The remote address in id is the flow's source.
 func keyOf(proto uint8, id stack.TransportEndpointID) flowKey {
 	return flowKey{
 		proto: proto,
@@ -336,7 +339,7 @@ func keyOf(proto uint8, id stack.TransportEndpointID) flowKey {
 	}
 }
 
-// end forgets f, which may be nil. fw.mu is held.
+// end ends f and removes it from fw.flows. It does nothing if f is nil or has ended already. fw.mu is held.
 func (fw *forwarder) end(f *Flow) {
 	if f == nil || f.state == flowEnded {
 		return
@@ -366,7 +369,7 @@ func (fw *forwarder) arm() {
 	}
 }
 
-// sweep looks at each flow. It runs once per sweepEvery while there are flows.
+// sweep calls Flow.sweep for each flow. The timer runs it every sweepEvery while there are flows.
 func (fw *forwarder) sweep() {
 	defer fw.sweeping.Done()
 	now := time.Now()
@@ -389,8 +392,8 @@ func (fw *forwarder) sweep() {
 	}
 }
 
-// close ends all flows, waits for the calls that decide, and closes the second stack. Net.Close has called
-// link.refuseData before, so no sender waits for room.
+// close cancels all flows, waits for the calls that decide, and closes the second stack. Net.Close has called link.refuseData
+// before, so no sender waits for space in the link's queue.
 func (fw *forwarder) close() {
 	fw.mu.Lock()
 	fw.closed = true
@@ -414,7 +417,8 @@ func (fw *forwarder) close() {
 // closeStack aborts all endpoints of s and ends its goroutines.
 func closeStack(s *stack.Stack) {
 	s.Close()
-	// A handshake in one of gVisor's processors may have made an endpoint after s.Close looked for endpoints.
+	// One of gVisor's TCP goroutines may have completed a handshake, and so made an endpoint, after s.Close looked for
+	// endpoints.
 	s.TransportProtocolInstance(tcp.ProtocolNumber).Wait()
 	for _, e := range s.RegisteredEndpoints() {
 		e.Abort()

@@ -12,8 +12,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// Accept fails if the peer does not complete TCP's handshake in time, which is 30 seconds outside of this test. Then nothing is
-// left of the flow, and the same SYN begins another flow.
+// TestForwardHandshakeLimit checks that Accept fails if the peer does not complete TCP's handshake in time. Outside of this
+// test, the limit is 30 seconds. After Accept has failed, nothing of the flow is left, and the same SYN begins another flow.
 func TestForwardHandshakeLimit(t *testing.T) {
 	const patience = 300 * time.Millisecond
 	type end struct {
@@ -34,7 +34,7 @@ func TestForwardHandshakeLimit(t *testing.T) {
 	}
 	g.link.forward.patience = patience
 	answers := make(chan byte, 100)
-	g.lose(func(p []byte) bool { // nothing reaches the client, which would answer with a reset
+	g.lose(func(p []byte) bool { // drop all packets to the client, which would answer with a reset
 		if p[ip4Protocol] == protoTCP {
 			answers <- p[20+tcpFlags]
 		}
@@ -69,7 +69,7 @@ func TestForwardHandshakeLimit(t *testing.T) {
 			return g.Stats().Memory == 0
 		})
 		for len(answers) > 0 {
-			<-answers // repeated SYN-ACKs, and the reset
+			<-answers // remove the repeated SYN-ACKs and the reset
 		}
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// portOf returns the port for the packet p, with an intact IP header: the Net's own stack for the Net's addresses,
-// multicast and broadcast, and otherwise the second stack. If nobody forwards p, portOf counts it as dropped and
-// returns nil.
+// portOf returns the port that gets the packet p, whose IP header is intact. The Net's own stack gets packets to the Net's
+// addresses, to multicast addresses and to the broadcast address. The second stack gets all other packets that may be
+// forwarded. If p may not be forwarded, portOf counts it as dropped and returns nil.
 func (fw *forwarder) portOf(p []byte) *port {
 	src, dst := addressesOf(p)
 	if slices.Contains(fw.net.addrs, dst) || dst.IsMulticast() || dst == broadcast {
@@ -41,21 +41,23 @@ func addressesOf(p []byte) (src, dst netip.Addr) {
 	return netip.AddrFrom16([16]byte(p[ip6Addresses:])), netip.AddrFrom16([16]byte(p[ip6Addresses+16:]))
 }
 
-// isForwardable reports whether a router may forward packets from and to a. RFC 6890 has the list; "forwardable" is
-// false there for the addresses that are left out here.
+// isForwardable reports whether a router may forward packets from and to the address a. It returns false for multicast
+// addresses, and for addresses in some of the blocks that RFC 6890 lists as not forwardable. Those for documentation are not
+// among these blocks.
 func isForwardable(a netip.Addr) bool {
 	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.Is4In6() {
 		return false
 	}
 	if a.Is4() {
 		first := a.As4()[0]
-		return first != 0 && first < 240 // "this network"; reserved, with the broadcast address
+		return first != 0 && first < 240 // 0 is "this network"; 240 and above are reserved, or broadcast
 	}
 	return true
 }
 
-// isOtherICMP reports whether p is an ICMP message that is neither an error nor an echo request. Nobody forwards such
-// messages, and gVisor would answer some of them. A fragment may still hide one, which takePing then drops.
+// isOtherICMP reports whether p is an ICMP message that is neither an error nor an echo request. The Net does not forward such
+// messages, and gVisor would answer some of them. isOtherICMP returns false for a fragment. If the reassembled packet is such a
+// message, takePing drops it.
 func isOtherICMP(p []byte) bool {
 	if p[0]>>4 == 4 {
 		l3 := int(p[0]&15) * 4

@@ -16,17 +16,17 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A Flow is a TCP connection, a UDP flow or a ping that a peer began to an address that is not the Net's. The Net gives
-// it to [Config.Forward], which decides about it by one call of Accept, AcceptSource, Answer, Refuse or Discard before
-// it returns. Until then the peer gets no answer, as from a slow host. The decision may take as long as Context allows:
-// each flow has its own goroutine, and nothing else waits for it.
+// A Flow is a TCP connection, a UDP flow or a ping that a peer began to an address that is not the Net's. The Net passes it to
+// [Config.Forward]. That function decides about the flow with one call of Accept, AcceptSource, Answer, Refuse or Discard
+// before it returns. Until the decision, the peer gets no answer, as from a slow host. The decision may take as long as Context
+// allows: each flow has its own goroutine, and nothing else waits for the decision.
 //
-// A flow belongs to one peer, which its first packet fixes. While the flow exists, the Net checks each second that its
-// source still belongs to that peer, and otherwise resets the flow. Until that check, packets from the new peer reach
+// A flow belongs to the peer that sent its first packet. Once per second, the Net checks that the flow's source address still
+// belongs to that peer. If it does not, the Net resets the flow. Until that check, packets from the address's new peer reach
 // the flow.
 //
-// The Net is the other end of a forwarded flow, and not a router on its path: it ignores the hop limit and reassembles
-// fragments, and it does not pass on ICMP errors about packets of the flow.
+// The Net is an endpoint of a forwarded flow, not a router on its path. It ignores the hop limit and reassembles fragments, and
+// it does not pass on ICMP errors about packets of the flow.
 //
 // A Flow is safe for concurrent use and must not be copied.
 type Flow struct {
@@ -36,32 +36,32 @@ type Flow struct {
 	begun   time.Time
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
-	request *tcp.ForwarderRequest // of TCP; set before Config.Forward
+	request *tcp.ForwarderRequest // gVisor's request for a TCP connection, set before Config.Forward is called; nil for other flows
 
 	state   flowState             // guarded by fw.mu, like the next three fields
-	packets []*stack.PacketBuffer // that wait for the decision; the first began the flow
-	held    int                   // bytes of memory in packets
+	packets []*stack.PacketBuffer // the packets that wait for the decision; the first one began the flow
+	held    int                   // bytes of memory that packets takes
 	to      forwarded             // what Accept or AcceptSource returned
 
-	seen  uint64    // activity at the last sweep; only sweep uses it
-	since time.Time // the sweep at which seen changed
+	seen  uint64    // what to.activity returned at the last sweep; only sweep uses seen and since
+	since time.Time // the time of the sweep that last changed seen
 }
 
 type flowState uint8
 
 const (
 	flowUndecided flowState = iota
-	flowDeciding            // a method that decides is running
+	flowDeciding            // a method that makes the decision is running
 	flowAccepted
 	flowEnded
 )
 
-// A forwarded is an accepted flow.
+// A forwarded is an accepted flow as the forwarder sees it.
 type forwarded interface {
-	finished() bool   // the program has closed it, and it occupies nothing in gVisor
-	activity() uint64 // counts packets of UDP
-	idles() bool      // it ends if it carries nothing for Forwarding.UDPIdle
-	reset()           // ends it
+	finished() bool   // whether the program has closed the flow, and gVisor keeps nothing of it
+	activity() uint64 // counts the packets of a UDP flow; 0 for TCP
+	idles() bool      // whether the Net closes the flow after it has carried nothing for Forwarding.UDPIdle
+	reset()           // ends the flow
 }
 
 // Network returns "tcp", "udp" or "ping".
@@ -75,10 +75,10 @@ func (f *Flow) Network() string {
 	return "ping"
 }
 
-// Source returns the address of the end that began the flow, which is behind the peer. A ping has port 0.
+// Source returns the address that began the flow: that of the peer, or of a host behind the peer. For a ping, the port is 0.
 func (f *Flow) Source() netip.AddrPort { return f.end(f.key.src) }
 
-// Destination returns the address that the flow is for. A ping has port 0.
+// Destination returns the address that the flow is for. For a ping, the port is 0.
 func (f *Flow) Destination() netip.AddrPort { return f.end(f.key.dst) }
 
 func (f *Flow) end(a netip.AddrPort) netip.AddrPort {
@@ -91,12 +91,13 @@ func (f *Flow) end(a netip.AddrPort) netip.AddrPort {
 // Peer returns the public key of the peer whose AllowedIPs held the source when the flow began.
 func (f *Flow) Peer() wireguard.PublicKey { return f.peer }
 
-// Context returns a context that ends when Config.Forward returns, when the peer gives the flow up, when the flow is
-// reset, after a minute without a decision, and when the Net is closed. Use it for the dial whose result decides about
-// the flow.
+// Context returns a context that ends when Config.Forward returns, when the peer resets a TCP connection before the decision,
+// when the flow's source moves to another peer, after a minute without a decision, and when the Net is closed. Use it for the
+// dial whose result decides about the flow.
 func (f *Flow) Context() context.Context { return f.ctx }
 
-// Data returns a copy of the data of a ping, which its answer repeats. It is nil for other flows.
+// Data returns a copy of the payload of a ping, which Answer sends back. It returns nil for other flows, and after the
+// decision.
 func (f *Flow) Data() []byte {
 	f.fw.mu.Lock()
 	defer f.fw.mu.Unlock()
@@ -104,13 +105,13 @@ func (f *Flow) Data() []byte {
 		return nil
 	}
 	message := transportOf(f.packets[0])
-	return message[header.ICMPv6EchoMinimumSize:] // 8 bytes, as for IPv4
+	return message[header.ICMPv6EchoMinimumSize:] // 8 bytes, the same as for IPv4
 }
 
-// Accept accepts a TCP connection or a UDP flow. The result is a *[TCPConn] or a *[UDPConn], whose local address is the
-// flow's destination and whose remote address is its source. For TCP, Accept sends the SYN-ACK and waits up to 30 s for
-// the end of the handshake. A *UDPConn carries the datagrams between these two addresses alone; see AcceptSource. The
-// Net closes it after [Forwarding.UDPIdle].
+// Accept accepts a TCP connection or a UDP flow. The result is a *[TCPConn] or a *[UDPConn], whose local address is the flow's
+// destination and whose remote address is its source. For TCP, Accept sends the SYN-ACK and waits up to 30 s for the end of the
+// handshake. A *UDPConn carries only the datagrams between these two addresses; AcceptSource accepts those to all destinations.
+// The Net closes a *UDPConn that has carried nothing for [Forwarding.UDPIdle].
 func (f *Flow) Accept() (net.Conn, error) {
 	c, err := f.accept()
 	if err != nil {
@@ -152,7 +153,7 @@ func (f *Flow) acceptTCP() (*TCPConn, error) {
 	ep, err := f.request.CreateEndpoint(q)
 	close(begun)
 	if !stop() {
-		<-aborted // abortHandshake reads the request, which Complete clears
+		<-aborted // abortHandshake reads f.request, so it must end before Complete clears the request
 	}
 	f.request.Complete(false)
 	switch {
@@ -167,8 +168,9 @@ func (f *Flow) acceptTCP() (*TCPConn, error) {
 	return newTCPConn(f.fw.net, "tcp", ep, q, net.KeepAliveConfig{Enable: true}), nil
 }
 
-// abortHandshake aborts the handshake that CreateEndpoint waits for. gVisor offers no way to cancel it, and registers
-// the endpoint some time after the call began. begun is closed when CreateEndpoint has returned.
+// abortHandshake aborts the handshake that CreateEndpoint waits for. gVisor has no function that cancels CreateEndpoint. So
+// abortHandshake waits until gVisor has registered the endpoint, and aborts the endpoint. The channel begun is closed when
+// CreateEndpoint has returned; then there is nothing to abort.
 func (f *Flow) abortHandshake(begun <-chan struct{}) {
 	id := f.request.ID()
 	network := protocolOf(f.key.src.Addr())
@@ -201,7 +203,7 @@ func (f *Flow) acceptUDP() (*UDPConn, error) {
 	f.fw.mu.Unlock()
 	defer first.DecRef()
 	q := new(waiter.Queue)
-	ep, err := udp.NewForwarderRequest(f.fw.stack, id, first).CreateEndpoint(q) // delivers first
+	ep, err := udp.NewForwarderRequest(f.fw.stack, id, first).CreateEndpoint(q) // CreateEndpoint delivers the first packet
 	if err != nil {
 		return nil, systemError("accept", err)
 	}
@@ -217,10 +219,12 @@ func (f *Flow) acceptUDP() (*UDPConn, error) {
 }
 
 // AcceptSource accepts a UDP flow and all datagrams that its source sends from now on, whatever their destination. One
-// object then serves all destinations of one socket behind the peer, which is what a NAT with endpoint-independent
-// mapping needs (RFC 4787, REQ-1). Config.Forward gets no more flows of this source. A flow that an earlier Accept took
-// keeps its datagrams. If flows of one source wait for decisions at the same time, the first AcceptSource makes the
-// object. The others add their datagrams to it and return it with began false.
+// UDPSource then serves all destinations of one socket behind the peer. A NAT with endpoint-independent mapping needs that (RFC
+// 4787, REQ-1). The Net calls Config.Forward for no more UDP flows of this source. A flow that Accept has accepted before keeps
+// its datagrams.
+//
+// If several flows of one source wait for decisions at the same time, the first call of AcceptSource makes the UDPSource and
+// returns began true. The calls for the other flows add their datagrams to the same UDPSource, and return it with began false.
 func (f *Flow) AcceptSource() (s *UDPSource, began bool, err error) {
 	if err := f.begin("AcceptSource", "udp"); err != nil {
 		return nil, false, f.wrap("accept", err)
@@ -243,7 +247,7 @@ func (f *Flow) AcceptSource() (s *UDPSource, began bool, err error) {
 	return s, began, nil
 }
 
-// Answer answers a ping, from its destination.
+// Answer sends the reply to a ping. The source of the reply is the ping's destination.
 func (f *Flow) Answer() error {
 	if err := f.begin("Answer", "ping"); err != nil {
 		return f.wrap("answer", err)
@@ -259,9 +263,9 @@ func (f *Flow) Answer() error {
 	return f.wrap("answer", f.fw.write(f.key.dst.Addr(), f.key.src.Addr(), f.key.proto, message[:8], message[8:], 0))
 }
 
-// Refuse refuses the flow. The packet that says so has the flow's destination as its source, because the peer's
-// AllowedIPs hold that address. The error says why the packet could not be sent. It is nil also if the packet is an ICMP error that
-// the Net leaves out, because the peer caused 100 others within the last second.
+// Refuse refuses the flow with a reset or an ICMP error. The source address of that packet is the flow's destination, because
+// the peer accepts packets from that address. The error says why the packet could not be sent. If the peer has caused 100 ICMP
+// errors within the last second, Refuse sends no further one and returns nil.
 func (f *Flow) Refuse(r Refusal) error {
 	if err := f.begin("Refuse", "tcp", "udp", "ping"); err != nil {
 		return f.wrap("refuse", err)
@@ -292,7 +296,8 @@ func (f *Flow) Discard() {
 	f.settle(nil)
 }
 
-// leave ends f if there was no decision. It is called when the program's function has returned, or will not be called.
+// leave ends f if there was no decision. The forwarder calls it after Config.Forward has returned, or if it cannot call
+// Config.Forward.
 func (f *Flow) leave() {
 	f.cancel(context.Canceled)
 	f.fw.mu.Lock()
@@ -301,7 +306,8 @@ func (f *Flow) leave() {
 		return
 	}
 	if f.request != nil {
-		// As long as gVisor has the request, it drops a repeated SYN, and a flow that the SYN opens would wait forever.
+		// Complete the request before f ends. While gVisor has the request, gVisor drops each repeated SYN. If f had ended,
+		// such a SYN would open another flow, which would wait forever.
 		f.state = flowDeciding
 		f.fw.mu.Unlock()
 		f.request.Complete(false)
@@ -310,8 +316,8 @@ func (f *Flow) leave() {
 	f.fw.end(f)
 }
 
-// begin begins the decision that the named method makes about a flow of one of the networks. The error says why no
-// decision is possible.
+// begin begins the decision that the method with the given name makes about f. networks lists the networks whose flows the
+// method can decide about. The error says why no decision is possible.
 func (f *Flow) begin(method string, networks ...string) error {
 	ok := false
 	for _, n := range networks {
@@ -333,8 +339,8 @@ func (f *Flow) begin(method string, networks ...string) error {
 	return nil
 }
 
-// settle ends the decision. to is the accepted flow, or nil if there is none. It returns the packets that waited, if
-// the flow was accepted.
+// settle ends the decision. to is the accepted flow, or nil if the flow was not accepted. For an accepted UDP flow, settle
+// returns the packets that waited, with their references.
 func (f *Flow) settle(to forwarded) []*stack.PacketBuffer {
 	f.fw.mu.Lock()
 	defer f.fw.mu.Unlock()
@@ -355,8 +361,8 @@ func (f *Flow) settleLocked(to forwarded) (ps []*stack.PacketBuffer) {
 	return f.release()
 }
 
-// hold keeps p until the decision and returns true. If the packets of this peer that wait take too much memory, it counts p
-// as dropped and returns false. fw.mu is held.
+// hold keeps the packet p until the decision and returns true. If the waiting packets of f's peer take too much memory, it
+// counts p as dropped and returns false. fw.mu is held.
 func (f *Flow) hold(p *stack.PacketBuffer) bool {
 	size := p.MemSize()
 	if !f.fw.net.budget.take(&f.fw.waiting, partyHolder(f.peer), size) {
@@ -368,7 +374,7 @@ func (f *Flow) hold(p *stack.PacketBuffer) bool {
 	return true
 }
 
-// release hands the packets that wait to the caller, with their references. fw.mu is held.
+// release removes the packets that wait from f and returns them. The caller gets their references. fw.mu is held.
 func (f *Flow) release() (ps []*stack.PacketBuffer) {
 	f.fw.net.budget.give(&f.fw.waiting, partyHolder(f.peer), f.held)
 	ps, f.packets, f.held = f.packets, nil, 0
@@ -382,7 +388,7 @@ func (f *Flow) drop() {
 	}
 }
 
-// isOver reports whether f was accepted and nothing of it is left. fw.mu is held.
+// isOver reports whether f was accepted and has finished. fw.mu is held.
 func (f *Flow) isOver() bool { return f.state == flowAccepted && f.to.finished() }
 
 // sweep ends f if it is over, is idle, or has a source that now belongs to another peer.
@@ -439,7 +445,7 @@ func transportOf(p *stack.PacketBuffer) []byte {
 	return append(b, p.Data().AsRange().ToSlice()...)
 }
 
-// A forwardedTCP is an accepted connection.
+// A forwardedTCP is an accepted TCP connection.
 type forwardedTCP struct{ *TCPConn }
 
 func (c forwardedTCP) finished() bool {

@@ -11,7 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A program decides about a flow once, with a method for the flow's network. It can read the data of a ping.
+// TestFlowMisuse checks that a program can decide about a flow only once, and only with a method for the flow's network. It
+// also checks that Data returns the payload of a ping.
 func TestFlowMisuse(t *testing.T) {
 	done := make(chan struct{}, 3)
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -54,7 +55,7 @@ func TestFlowMisuse(t *testing.T) {
 
 func second(_ net.Conn, err error) error { return err }
 
-// A flow ends if the program takes more than a minute to decide.
+// TestForwardUndecided checks that a flow ends if the program takes more than a minute to decide.
 func TestForwardUndecided(t *testing.T) {
 	begun, ends := make(chan struct{}), make(chan error, 1)
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -78,8 +79,8 @@ func TestForwardUndecided(t *testing.T) {
 	g.settles(t, func(n flowCounts) bool { return n == flowCounts{} })
 }
 
-// A packet for the peer that it comes from is dropped, unless Forwarding.Hairpin lets it through. A packet whose source
-// belongs to no peer is dropped in any case.
+// TestForwardHairpin checks that a packet to the peer that sent it is dropped, unless Forwarding.Hairpin is set. A packet whose
+// source belongs to no peer is dropped in any case.
 func TestForwardHairpin(t *testing.T) {
 	for _, hairpin := range []bool{false, true} {
 		flows := make(chan *Flow, 2)
@@ -99,7 +100,7 @@ func TestForwardHairpin(t *testing.T) {
 			}
 		}
 		got := g.Stats()
-		got.Memory = 0 // the packet that waits takes some memory
+		got.Memory = 0 // a packet that waits takes some memory
 		if got != want {
 			t.Errorf("Hairpin %t: counted %+v, want %+v", hairpin, got, want)
 		}
@@ -114,7 +115,8 @@ func TestForwardHairpin(t *testing.T) {
 	}
 }
 
-// Each peer takes all places that it can get, which are half of the free ones, and at least 10. All are given back in the end.
+// TestQuota checks that each peer can take half of the free places, and at least 10. After all peers have given their places
+// back, none is taken.
 func TestQuota(t *testing.T) {
 	q := quota[wireguard.PublicKey]{limit: 1000, least: 10}
 	var peers [200]wireguard.PublicKey

@@ -14,9 +14,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-const manyFlows = 100_000 // one peer opens them in TestForwardFlood
+const manyFlows = 100_000 // how many flows one peer opens in TestForwardFlood
 
-// floodPacket begins flow i of client 0 by a datagram, or by a SYN.
+// floodPacket returns a packet that begins flow i of client 0: a SYN if syn is set, and otherwise a datagram.
 func floodPacket(i int, syn bool) []byte {
 	const l3 = 20
 	n, proto := 12, byte(protoUDP)
@@ -32,17 +32,17 @@ func floodPacket(i int, syn bool) []byte {
 		binary.BigEndian.PutUint16(p[l3+14:], 1000)
 		mendSums(p, l3)
 	} else {
-		binary.BigEndian.PutUint16(p[l3+4:], 12) // the checksum stays 0: there is none
+		binary.BigEndian.PutUint16(p[l3+4:], 12) // the checksum stays 0, which means that there is none
 	}
 	return p
 }
 
-// A peer opens as many flows as it can, and another peer still gets through: while they wait for the program's decision,
-// while they wait for the end of TCP's handshake, and while they are accepted.
+// TestForwardFlood lets one peer open as many flows as it can, and checks that another peer can still open flows. The flows of
+// the first peer wait for the program's decision, or for the end of TCP's handshake, or are accepted.
 func TestForwardFlood(t *testing.T) {
 	for _, c := range []struct {
 		name      string
-		hold, syn bool // hold: the program does not decide
+		hold, syn bool // hold: the program does not decide about the first peer's flows
 	}{{"undecided", true, false}, {"half-open", false, true}, {"accepted", false, false}} {
 		t.Run(c.name, func(t *testing.T) {
 			release := make(chan struct{})
@@ -93,14 +93,15 @@ func TestForwardFlood(t *testing.T) {
 				_ = conn.Close()
 			}
 			close(release)
-			if err := g.Close(); err != nil { // also what was accepted
+			if err := g.Close(); err != nil { // ends the accepted flows too
 				t.Fatal(err)
 			}
 		})
 	}
 }
 
-// A peer whose large datagrams wait for decisions takes half of the memory for them, and another peer still gets through.
+// TestForwardWaitingBound checks that one peer's large datagrams that wait for decisions take at most half of the memory for
+// such datagrams, and that another peer can still open flows.
 func TestForwardWaitingBound(t *testing.T) {
 	release := make(chan struct{})
 	answer := answering(t)
@@ -152,7 +153,7 @@ func TestForwardWaitingBound(t *testing.T) {
 	}
 }
 
-// sweep looks at all flows, as the forwarder's sweep does at the time now.
+// sweep calls Flow.sweep for all flows with the time now, as the forwarder's sweep does.
 func (g *gateway) sweep(now time.Time) {
 	fw := g.link.forward
 	fw.mu.Lock()
@@ -166,7 +167,8 @@ func (g *gateway) sweep(now time.Time) {
 	}
 }
 
-// A UDP flow that carries nothing ends after Forwarding.UDPIdle, and one that carries something does not.
+// TestForwardIdle checks that a UDP flow that carries nothing ends after Forwarding.UDPIdle, and that a flow that carries
+// something does not.
 func TestForwardIdle(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -177,7 +179,7 @@ func TestForwardIdle(t *testing.T) {
 		}
 	}})
 	g.link.forward.mu.Lock()
-	g.link.forward.armed = true // so that no timer starts; the test calls sweep instead
+	g.link.forward.armed = true // no timer starts; the test calls sweep instead
 	g.link.forward.mu.Unlock()
 	defer func() {
 		g.link.forward.mu.Lock()
@@ -216,7 +218,8 @@ func TestForwardIdle(t *testing.T) {
 	}
 }
 
-// A flow ends when its source's address is given to another peer: before the decision by its context, after it by a reset.
+// TestForwardMoved checks that a flow ends when its source's address moves to another peer. Before the decision, the flow's
+// context ends; after it, the connection is reset.
 func TestForwardMoved(t *testing.T) {
 	for _, undecided := range []bool{true, false} {
 		ends, conns := make(chan error, 1), make(chan net.Conn, 1)
@@ -248,11 +251,11 @@ func TestForwardMoved(t *testing.T) {
 			t.Errorf("undecided %t: no error, want the end of the flow", undecided)
 		}
 		g.route(clientAddrs[0][0], 0)
-		_ = g.clients[0].Close() // ends the dial
+		_ = g.clients[0].Close() // ends the client's dial
 	}
 }
 
-// A peer that resets its connection before the decision ends the dial that decides.
+// TestForwardGivenUp checks that the flow's context ends when the peer resets its connection before the decision.
 func TestForwardGivenUp(t *testing.T) {
 	begun, ends := make(chan struct{}), make(chan error, 1)
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -278,7 +281,8 @@ func TestForwardGivenUp(t *testing.T) {
 	}
 }
 
-// Close ends flows in every state, and waits for the calls that decide. TestMain looks for goroutines that are left.
+// TestForwardClose checks that Close ends flows in every state, and waits for the calls that decide. TestMain looks for
+// leftover goroutines.
 func TestForwardClose(t *testing.T) {
 	var working sync.WaitGroup
 	working.Add(50)
@@ -286,7 +290,7 @@ func TestForwardClose(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(f *Flow) {
 		defer working.Done()
 		switch f.Destination().Port() {
-		case 1: // undecided
+		case 1: // no decision
 			begun <- struct{}{}
 			<-f.Context().Done()
 		case 2: // accepted, and never closed
@@ -297,7 +301,7 @@ func TestForwardClose(t *testing.T) {
 			begun <- struct{}{}
 			_, _ = c.Read(make([]byte, 1))
 			_, _ = c.Read(make([]byte, 1))
-		case 3: // accepted as a source
+		case 3: // accepted with AcceptSource
 			s, _, err := f.AcceptSource()
 			if err != nil {
 				t.Error(err)
@@ -348,7 +352,7 @@ func (g *gateway) settles(t *testing.T, ok func(flowCounts) bool) {
 	}
 }
 
-// A peer that repeats the SYN of flows that the program does not decide about takes no place for good.
+// TestForwardRepeated checks that repeated SYNs of flows that the program does not decide about leave no flow behind.
 func TestForwardRepeated(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(*Flow) {}})
 	for i := range 100_000 {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// ipPacket returns a packet with right checksums. transport is what follows the IP header.
+// ipPacket returns an IP packet with right checksums. transport has the bytes after the IP header.
 func ipPacket(src, dst netip.Addr, proto uint8, transport ...byte) []byte {
 	l3 := 20
 	if src.Is6() {
@@ -33,13 +33,13 @@ func ipPacket(src, dst netip.Addr, proto uint8, transport ...byte) []byte {
 	return p
 }
 
-// udpPacket returns a datagram with an even number of bytes of data.
+// udpPacket returns an IP packet with a datagram that carries the given data.
 func udpPacket(src, dst netip.AddrPort, data string) []byte {
 	return ipPacket(src.Addr(), dst.Addr(), protoUDP, append(udpHeader(src, dst, len(data)), data...)...)
 }
 
-// The second stack gets the packets that a router may forward. The Net's own stack gets the packets for the Net. All others are
-// dropped.
+// TestForwardFilter checks that the second stack gets the packets that a router may forward, and that the Net's own stack gets
+// the packets for the Net. All other packets are dropped.
 func TestForwardFilter(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(*Flow) {}})
 	own, second := &g.link.own, &g.link.forward.port
@@ -80,8 +80,8 @@ func TestForwardFilter(t *testing.T) {
 	}
 }
 
-// FuzzForward sends two packets of a peer, with any bytes, to a Net that forwards. Nothing panics, and the program gets
-// no flow that a router may not forward or that is not the peer's.
+// FuzzForward sends any two packets of a peer to a Net that forwards. It checks that nothing panics, and that the program gets
+// no flow that a router may not forward or that belongs to another peer.
 func FuzzForward(f *testing.F) {
 	var g *gateway
 	g = newGateway(f, Config{Forwarding: Forwarding{Pending: 256, Flows: 1024}, Forward: func(fl *Flow) {
@@ -130,14 +130,15 @@ func FuzzForward(f *testing.F) {
 	f.Add(first, second)
 	f.Fuzz(func(t *testing.T, p, q []byte) {
 		for _, p := range [][]byte{p, q} {
-			p = append(make([]byte, 0, len(p)), p...) // a read beyond its end panics
+			p = append(make([]byte, 0, len(p)), p...) // the slice has no spare capacity, so a read beyond its end panics
 			mendAny(p)
 			_, _ = g.WritePackets([][]byte{p})
 		}
 	})
 }
 
-// mendAny corrects the lengths and the sums of p as far as p has them, so that p gets past the checks of its form.
+// mendAny corrects the lengths and the checksums in p, if p is long enough to have them, so that the Net does not drop p
+// because of them.
 func mendAny(p []byte) {
 	if len(p) < 20 {
 		return
@@ -170,7 +171,8 @@ func mendAny(p []byte) {
 	binary.BigEndian.PutUint16(t[at:], ^packet.Sum(t, sum))
 }
 
-// A packet of an established flow costs no more allocations than one to an address of the Net.
+// TestForwardAllocs checks that a packet of an established forwarded flow causes no more allocations than a packet to an
+// address of the Net.
 func TestForwardAllocs(t *testing.T) {
 	if testkit.Race {
 		t.Skip("the race detector makes pools forget")
@@ -234,7 +236,7 @@ func TestForwardAllocs(t *testing.T) {
 	if sourced > base {
 		t.Errorf("a datagram of a UDPSource allocates %v times, one to the Net itself %v times", sourced, base)
 	}
-	g.lose(func([]byte) bool { return true }) // the client's end is not measured
+	g.lose(func([]byte) bool { return true }) // the client's work is not measured
 	answered := testing.AllocsPerRun(200, func() {
 		if _, err := s.WriteFrom(b[:8], netip.AddrPortFrom(far4, 53)); err != nil {
 			t.Fatal(err)
@@ -251,7 +253,8 @@ func TestForwardAllocs(t *testing.T) {
 	t.Logf("allocations: %v to the Net, %v forwarded, %v to a source; sending %v, from a source %v", base, forwarded, sourced, wrote, answered)
 }
 
-// If a control message names the destination of a forwarded flow as the source, the datagram is sent from there.
+// TestForwardMessage checks that a control message may name the destination of a forwarded flow as the source address of a
+// datagram.
 func TestForwardMessage(t *testing.T) {
 	conns := make(chan *UDPConn, 1)
 	g := newGateway(t, Config{Forward: func(f *Flow) {

@@ -8,12 +8,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// A Refusal is how a flow is refused.
+// A Refusal says how [Flow.Refuse] refuses a flow.
 type Refusal uint8
 
 const (
-	// PortUnreachable says that nothing listens there: a reset for TCP, an ICMP error for UDP. A ping gets
-	// HostUnreachable instead.
+	// PortUnreachable means that nothing listens on the port. A TCP connection gets a reset, and a UDP flow an ICMP error. A
+	// ping gets HostUnreachable instead.
 	PortUnreachable Refusal = iota
 	// HostUnreachable is the ICMP error for a host that does not answer.
 	HostUnreachable
@@ -23,7 +23,7 @@ const (
 	Prohibited
 )
 
-// RefusalOf returns the Refusal that tells the peer about err, the error of a dial.
+// RefusalOf returns the Refusal that fits err, the error of a dial to the flow's destination.
 func RefusalOf(err error) Refusal {
 	var timeout interface{ Timeout() bool }
 	switch {
@@ -39,12 +39,13 @@ func RefusalOf(err error) Refusal {
 	return HostUnreachable
 }
 
-// isErrno reports whether err is e, or on Windows the number that winsock has for e.
+// isErrno reports whether err is the error number e. On Windows, err may also be winsock, which is the same error in Windows
+// Sockets.
 func isErrno(err error, e syscall.Errno, winsock uintptr) bool {
 	return errors.Is(err, e) || runtime.GOOS == "windows" && errors.Is(err, syscall.Errno(winsock))
 }
 
-// icmp returns the kind of ICMP error for r.
+// icmp returns the kind of ICMP error with which r refuses a flow of the protocol proto.
 func (r Refusal) icmp(proto uint8) packet.ICMPError {
 	switch r {
 	case NetUnreachable:

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// RefusalOf returns for each error of a dial how to refuse the flow.
+// TestRefusalOf checks that RefusalOf returns the right Refusal for each error of a dial.
 func TestRefusalOf(t *testing.T) {
 	dial := func(err error) error {
 		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", err)}

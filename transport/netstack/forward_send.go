@@ -12,7 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// checkForeign returns why a datagram cannot go from the address from to the source to, or nil.
+// checkForeign returns an error if the Net cannot send a datagram from the address from to the UDP source to.
 func (fw *forwarder) checkForeign(from, to netip.AddrPort) error {
 	wrong := func(why string) error { return &net.AddrError{Err: why, Addr: from.String()} }
 	switch a := from.Addr(); {
@@ -40,15 +40,16 @@ func putUDP(h []byte, from, to netip.AddrPort, n int) {
 	binary.BigEndian.PutUint16(h[udpLength:], uint16(header.UDPMinimumSize+n))
 }
 
-// datagram sends b. mtu, if it is not 0, is the MTU of the path.
+// datagram sends b as a UDP datagram. mtu is the MTU of the path, or 0 if it is not known.
 func (fw *forwarder) datagram(from, to netip.AddrPort, b []byte, mtu int) error {
 	var h [header.UDPMinimumSize]byte
 	putUDP(h[:], from, to, len(b))
 	return fw.write(from.Addr(), to.Addr(), protoUDP, h[:], b, mtu)
 }
 
-// refuse answers a packet of the flow key with r's ICMP error. transport is the packet's transport header and payload. refuse
-// sends nothing if the peer has caused as many errors as it may; see mayComplain.
+// refuse sends the ICMP error for r, as the answer to a packet of the flow with the given key. transport is that packet's
+// transport header and payload. refuse sends nothing if the peer has caused too many ICMP errors within the last second; see
+// mayComplain.
 func (fw *forwarder) refuse(key flowKey, transport []byte, r Refusal) error {
 	if !fw.net.link.mayComplain(key.src.Addr()) {
 		return nil
@@ -66,9 +67,9 @@ func (fw *forwarder) refuse(key flowKey, transport []byte, r Refusal) error {
 	return fw.send(b)
 }
 
-// write sends a packet of the protocol proto. Its transport header is head, which has an even length, and its payload
-// is body. write fills in the checksum. It sends fragments if the packet is larger than the link's MTU, or than mtu if
-// that is not 0.
+// write sends a packet of the protocol proto. Its transport header is head, which has an even length, and its payload is body.
+// write fills in the checksum. It sends fragments if the packet is larger than the link's MTU, or larger than the MTU of the
+// path. mtu is the MTU of the path, or 0 if that is not known.
 func (fw *forwarder) write(src, dst netip.Addr, proto uint8, head, body []byte, mtu int) error {
 	n := len(head) + len(body)
 	var ip [header.IPv6MinimumSize]byte
@@ -103,7 +104,8 @@ func (fw *forwarder) write(src, dst netip.Addr, proto uint8, head, body []byte, 
 	return nil
 }
 
-// putChecksum writes the checksum of a UDP datagram or ICMP message, whose field must be zero, behind the IP header ip.
+// putChecksum writes the checksum of a UDP datagram or an ICMP message into its header head, where the checksum must be zero
+// before. ip is the IP header of the packet.
 func putChecksum(proto uint8, head, body, ip []byte) {
 	at, sum := 2, uint16(0)
 	if proto != protoICMP4 {
@@ -119,7 +121,8 @@ func putChecksum(proto uint8, head, body, ip []byte) {
 	binary.BigEndian.PutUint16(head[at:], sum)
 }
 
-// writeFragment sends n bytes of head and body together, from the offset at on. ip is the IP header of the whole packet.
+// writeFragment sends n bytes of the IP payload, which is head followed by body, from the offset at. ip is the IP header of the
+// whole packet.
 func (fw *forwarder) writeFragment(ip []byte, id uint32, head, body []byte, at, n int, fragmented bool) error {
 	l3, more := len(ip), at+n < len(head)+len(body)
 	if l3 == header.IPv6MinimumSize && fragmented {
@@ -164,7 +167,7 @@ func (fw *forwarder) writeFragment(ip []byte, id uint32, head, body []byte, at, 
 // send sends the whole packet b.
 func (fw *forwarder) send(b []byte) error { return fw.sendView(buffer.NewViewWithData(b)) }
 
-// sendView sends the packet in v, and takes v over.
+// sendView sends the packet in v. It takes ownership of v.
 func (fw *forwarder) sendView(v *buffer.View) error {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
 	defer p.DecRef()
@@ -174,15 +177,15 @@ func (fw *forwarder) sendView(v *buffer.View) error {
 	return nil
 }
 
-// takeError handles the ICMP error p if it is about a datagram that a UDPSource sent, and reports whether it is. p's header is
-// intact, and believes has accepted p. gVisor handles the errors about its own endpoints.
+// takeError handles the ICMP error p if p is about a datagram that a UDPSource sent, and reports whether it is. The IP header
+// of p is intact, and link.believes has accepted p. gVisor handles errors about its own endpoints.
 func (fw *forwarder) takeError(p []byte) bool {
 	if _, dst := addressesOf(p); fw.net.owns(dst) {
 		return false
 	}
 	q := quoted(p)
 	if q == nil {
-		return false // gVisor drops it
+		return false // gVisor drops p
 	}
 	from, to, ok := datagramOf(q)
 	if !ok {
@@ -211,9 +214,10 @@ func (fw *forwarder) takeError(p []byte) bool {
 	return true
 }
 
-// quoted returns the packet that the ICMP error p quotes, with a whole IP header except for options, or nil.
+// quoted returns the packet that the ICMP error p quotes, or nil if the quoted IP header is not whole. IP options may be cut
+// off.
 func quoted(p []byte) []byte {
-	const quote = header.ICMPv4MinimumSize // offset after the ICMP header of either version
+	const quote = header.ICMPv4MinimumSize // how far the quoted packet is behind the start of the ICMP header, for IPv4 and IPv6
 	l3, least := header.IPv6MinimumSize, header.IPv6MinimumSize
 	if p[0]>>4 == 4 {
 		l3, least = int(p[0]&15)*4, header.IPv4MinimumSize
@@ -224,7 +228,8 @@ func quoted(p []byte) []byte {
 	return p[l3+quote:]
 }
 
-// datagramOf returns the source and the destination of q, if it is a UDP datagram or its first fragment. q is a result of quoted.
+// datagramOf returns the source and the destination of the packet q, which quoted returned. ok is false if q is neither a UDP
+// datagram nor the first fragment of one.
 func datagramOf(q []byte) (from, to netip.AddrPort, ok bool) {
 	l4, least, proto := header.IPv6MinimumSize, header.IPv6MinimumSize, q[ip6Next]
 	if q[0]>>4 == 4 {

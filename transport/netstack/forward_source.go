@@ -14,14 +14,14 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// A UDPSource is a UDP socket behind a peer, seen from the other side: ReadTo returns the datagrams that the socket
-// sends with their destinations, and WriteFrom gives it datagrams with any source. A relay that keeps one socket of the
-// host for each UDPSource is a NAT with endpoint-independent mapping. [Flow.AcceptSource] makes it.
+// A UDPSource exchanges datagrams with one UDP socket behind a peer. ReadTo returns the datagrams that the socket sends, with
+// their destinations. WriteFrom sends datagrams to the socket, from any source address. A relay that opens one socket of the
+// host for each UDPSource is a NAT with endpoint-independent mapping. [Flow.AcceptSource] makes a UDPSource.
 //
 //	n, to, err := s.ReadTo(b)       n, from, err := host.ReadFromUDPAddrPort(b)
 //	host.WriteToUDPAddrPort(b[:n], to)       s.WriteFrom(b[:n], from)
 //
-// The Net closes a UDPSource that carries nothing for [Forwarding.UDPIdle]. It is safe for concurrent use and must not
+// The Net closes a UDPSource that carries nothing for [Forwarding.UDPIdle]. A UDPSource is safe for concurrent use and must not
 // be copied.
 type UDPSource struct {
 	lifetime
@@ -29,17 +29,17 @@ type UDPSource struct {
 
 	ready chan struct{} // has an element if there may be something to read
 	count atomic.Uint64 // datagrams in both directions
-	mtu   atomic.Int32  // of the path, as an ICMPv6 error says; 0 if none did
+	mtu   atomic.Int32  // of the path, as the last ICMPv6 error says; 0 if there was none
 
-	readMu sync.Mutex // held while a datagram is copied; guards into
+	readMu sync.Mutex // held while a datagram is copied; guards the field into
 	into   tcpip.SliceWriter
 
 	// The rest is guarded by the forwarder's mu.
-	queue  []*stack.PacketBuffer // from head on; each holds a reference
+	queue  []*stack.PacketBuffer // the datagrams from the index head on wait; each holds a reference
 	head   int
-	bytes  int // of memory in the queue
+	bytes  int // of memory that the queue takes
 	failed error
-	from   netip.AddrPort // the sender of the datagram that failed is about
+	from   netip.AddrPort // the source address of the datagram that the error in failed is about
 }
 
 // maxSourceBytes is how many bytes of datagrams may wait in one UDPSource.
@@ -49,16 +49,16 @@ func newUDPSource(f *Flow) *UDPSource {
 	return &UDPSource{lifetime: lifetime{net: f.fw.net, done: make(chan struct{})}, flow: f, ready: make(chan struct{}, 1)}
 }
 
-// Source returns the address of the socket.
+// Source returns the address of the socket behind the peer.
 func (s *UDPSource) Source() netip.AddrPort { return s.flow.key.src }
 
 // Peer returns the public key of the peer that the socket is behind.
 func (s *UDPSource) Peer() wireguard.PublicKey { return s.flow.peer }
 
-// ReadTo reads one datagram into b, and returns its length and destination. The part that does not fit into b is lost.
-// It fails once with syscall.ECONNREFUSED after an ICMP error has said that the socket no longer exists; the Addr of the
-// net.OpError is the sender of the datagram that could not be delivered. After Close, and after the Net has closed s, it fails with
-// net.ErrClosed.
+// ReadTo reads one datagram into b, and returns its length and destination. The part that does not fit into b is lost. ReadTo
+// fails once with syscall.ECONNREFUSED after an ICMP error has said that the socket no longer exists; the Addr of the
+// net.OpError is then the source address of the datagram that could not be delivered. After Close, and after the Net has closed
+// s, ReadTo fails with net.ErrClosed.
 func (s *UDPSource) ReadTo(b []byte) (n int, to netip.AddrPort, err error) {
 	for {
 		if err := s.usable(&s.reads); err != nil {
@@ -79,8 +79,8 @@ func (s *UDPSource) ReadTo(b []byte) (n int, to netip.AddrPort, err error) {
 	}
 }
 
-// WaitReadable waits until ReadTo has something to return, or until the read deadline, and reads nothing. A program with
-// many idle sources calls it before it takes a buffer. If several goroutines read, another one may have read the datagram before
+// WaitReadable waits until ReadTo has something to return, or until the read deadline. It reads nothing. A program with many
+// idle sources calls it before it allocates a buffer. If several goroutines read, another one may have read the datagram before
 // WaitReadable returns.
 func (s *UDPSource) WaitReadable() error {
 	for {
@@ -97,8 +97,8 @@ func (s *UDPSource) WaitReadable() error {
 	}
 }
 
-// isReadable reports whether ReadTo has something to return. If so, it signals again, because the caller may have taken the
-// notification from a goroutine that waits in ReadTo.
+// isReadable reports whether ReadTo has something to return. If so, it notifies s.ready again, because its caller may have
+// received the notification that a goroutine in ReadTo waits for.
 func (s *UDPSource) isReadable() bool {
 	fw := s.flow.fw
 	fw.mu.Lock()
@@ -122,8 +122,9 @@ func (s *UDPSource) copy(b []byte, p *stack.PacketBuffer) (n int, to netip.AddrP
 	})
 }
 
-// WriteFrom sends b to the socket with from as the source, which must be another host's address of the socket's family.
-// It waits while the queue to the device is full. A datagram larger than the tunnel's packets is sent in fragments.
+// WriteFrom sends b to the socket with the source address from, which must be an address of the socket's family and of a host
+// other than the Net. It waits while the queue to the device is full. A datagram larger than the tunnel's packets is sent in
+// fragments.
 func (s *UDPSource) WriteFrom(b []byte, from netip.AddrPort) (int, error) {
 	if err := s.write(b, unmap(from)); err != nil {
 		return 0, s.wrap("write", from, err)
@@ -153,8 +154,8 @@ func (s *UDPSource) write(b []byte, from netip.AddrPort) error {
 	return fw.datagram(from, to, b, int(s.mtu.Load()))
 }
 
-// Refuse tells the socket by an ICMP error that its datagrams do not reach the address to. An application sees it as a
-// failed send or receive.
+// Refuse sends the socket an ICMP error, which says that its datagrams do not reach the address to. The application that has
+// the socket sees a failed send or receive.
 func (s *UDPSource) Refuse(to netip.AddrPort, r Refusal) error {
 	to = unmap(to)
 	err := s.usable(&s.writes)
@@ -171,7 +172,7 @@ func (s *UDPSource) Refuse(to netip.AddrPort, r Refusal) error {
 	return nil
 }
 
-// Close ends the source. Its next datagram begins a new flow. Closing again fails with net.ErrClosed.
+// Close closes the source. The socket's next datagram begins a new flow. Closing again fails with net.ErrClosed.
 func (s *UDPSource) Close() error {
 	if !s.stop() {
 		return s.wrap("close", netip.AddrPort{}, net.ErrClosed)
@@ -206,7 +207,8 @@ func (s *UDPSource) setDeadline(t time.Time, d *deadline) error {
 	return nil
 }
 
-// push appends a datagram to the queue, or drops it if the queue is full. The forwarder's mu is held.
+// push appends the datagram p to the queue. It drops and counts p if s is closed or the queue may not take more memory. The
+// forwarder's mu is held.
 func (s *UDPSource) push(p *stack.PacketBuffer) {
 	fw, size := s.flow.fw, p.MemSize()
 	s.count.Add(1)
@@ -214,7 +216,7 @@ func (s *UDPSource) push(p *stack.PacketBuffer) {
 		fw.net.link.drops.datagrams.Add(1)
 		return
 	}
-	if s.head > 0 && len(s.queue) == cap(s.queue) { // move to the front instead of growing
+	if s.head > 0 && len(s.queue) == cap(s.queue) { // move the datagrams to the front instead of growing the queue
 		n := copy(s.queue, s.queue[s.head:])
 		clear(s.queue[n:])
 		s.queue, s.head = s.queue[:n], 0
@@ -224,12 +226,13 @@ func (s *UDPSource) push(p *stack.PacketBuffer) {
 	s.signal()
 }
 
-// take removes the oldest datagram from the queue. It returns nil if there is none.
+// take removes the oldest datagram from the queue, and returns nil if there is none. If fail has noted an error, take returns
+// that error once instead, and from is the source address of the datagram that the error is about.
 func (s *UDPSource) take() (p *stack.PacketBuffer, from netip.AddrPort, err error) {
 	fw := s.flow.fw
 	fw.mu.Lock()
 	defer fw.mu.Unlock()
-	select { // an old notification
+	select { // remove an old notification
 	case <-s.ready:
 	default:
 	}
@@ -248,7 +251,7 @@ func (s *UDPSource) take() (p *stack.PacketBuffer, from netip.AddrPort, err erro
 	s.bytes -= size
 	fw.net.budget.give(&fw.waiting, partyHolder(s.flow.peer), size)
 	if s.head < len(s.queue) {
-		s.signal() // for another reader
+		s.signal() // notify another reader
 	} else {
 		s.queue, s.head = s.queue[:0], 0
 	}
@@ -262,14 +265,15 @@ func (s *UDPSource) signal() {
 	}
 }
 
-// fail makes the next ReadTo return err. An ICMP error has reported err about a datagram that WriteFrom sent from from.
-// The forwarder's mu is held.
+// fail makes the next ReadTo return err, which an ICMP error has reported about a datagram that WriteFrom sent from the address
+// from. The forwarder's mu is held.
 func (s *UDPSource) fail(from netip.AddrPort, err syscall.Errno) {
 	s.failed, s.from = err, from
 	s.signal()
 }
 
-// wrap turns err into an error of package net. other is the other end of the datagram, if there is one.
+// wrap turns err into an error of package net. other is the other address of the datagram, or the zero AddrPort if there is
+// none.
 func (s *UDPSource) wrap(op string, other netip.AddrPort, err error) error {
 	return &net.OpError{Op: op, Net: "udp", Source: udpAddr(s.flow.key.src), Addr: udpAddr(other), Err: err}
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// sourced returns a Forward that accepts each UDP source and sends it to sources once.
+// sourced returns a Forward that accepts the source of each UDP flow, and sends each UDPSource to sources once.
 func sourced(t testing.TB, sources chan *UDPSource) func(*Flow) {
 	return func(f *Flow) {
 		s, began, err := f.AcceptSource()
@@ -48,7 +48,8 @@ func relay(t *testing.T, c net.PacketConn, s *UDPSource, far netip.AddrPort, tex
 	}
 }
 
-// One socket behind a peer is one source, whatever its destinations. Datagrams of any size pass in both directions.
+// TestUDPSource checks that one socket behind a peer is one source, whatever its destinations, and that datagrams of any size
+// pass in both directions.
 func TestUDPSource(t *testing.T) {
 	sources := make(chan *UDPSource, 8)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -78,7 +79,7 @@ func TestUDPSource(t *testing.T) {
 		for port := range uint16(20) {
 			relay(t, c, s, netip.AddrPortFrom(far, 1000+port), fmt.Append(nil, "to port ", port))
 		}
-		for _, size := range []int{0, 1, 1372, 1373, 1392, 1393, 3001, 65000} { // in one packet, and in fragments
+		for _, size := range []int{0, 1, 1372, 1373, 1392, 1393, 3001, 65000} { // some fit into one packet, some need fragments
 			relay(t, c, s, netip.AddrPortFrom(far.Next(), 53), bytes.Repeat([]byte{byte(size)}, size))
 		}
 		if err := s.Close(); err != nil {
@@ -112,7 +113,8 @@ func TestUDPSource(t *testing.T) {
 	}
 }
 
-// A source can be told that a destination does not answer, and tells the program that the socket is gone.
+// TestUDPSourceErrors checks that a program can report to a source that a destination does not answer, and that a source
+// reports to the program that the socket no longer exists.
 func TestUDPSourceErrors(t *testing.T) {
 	sources := make(chan *UDPSource, 8)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -174,7 +176,7 @@ func TestUDPSourceErrors(t *testing.T) {
 	}
 }
 
-// One peer cannot end another peer's source by an ICMP error about it.
+// TestUDPSourceForged checks that a peer cannot end the source of another peer with an ICMP error about that source.
 func TestUDPSourceForged(t *testing.T) {
 	sources := make(chan *UDPSource, 1)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -219,7 +221,8 @@ func TestUDPSourceForged(t *testing.T) {
 	}
 }
 
-// If a program does not read from a source, the newest datagrams of that source are dropped and counted, and no others.
+// TestUDPSourceBound checks that if a program does not read from a source, only the newest datagrams of that source are dropped
+// and counted.
 func TestUDPSourceBound(t *testing.T) {
 	sources := make(chan *UDPSource, 8)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -257,8 +260,9 @@ func TestUDPSourceBound(t *testing.T) {
 	relay(t, ends[1], far[1], netip.AddrPortFrom(far4, 54), []byte("still here"))
 }
 
-// WaitReadable waits for a datagram or an error, which ReadTo then returns, and takes no notification away from a
-// goroutine in ReadTo. A deadline and Close end WaitReadable.
+// TestUDPSourceWaitReadable checks that WaitReadable waits for a datagram or an error, which ReadTo then returns. It also
+// checks that WaitReadable does not take the notification for a goroutine in ReadTo, and that a deadline and Close end
+// WaitReadable.
 func TestUDPSourceWaitReadable(t *testing.T) {
 	sources := make(chan *UDPSource, 1)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -307,7 +311,7 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 	want(s, "second")
 
 	reads := make(chan error, 1)
-	for range 20 { // whichever of the two takes the notification, ReadTo gets the datagram
+	for range 20 { // ReadTo gets the datagram, whichever of the two receives the notification
 		_ = s.SetReadDeadline(time.Now().Add(20 * time.Second))
 		wait()
 		go func() {
@@ -319,7 +323,7 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 		if err := <-reads; err != nil {
 			t.Fatalf("ReadTo beside WaitReadable: %v", err)
 		}
-		_ = s.SetReadDeadline(time.Now().Add(-time.Second)) // ends WaitReadable if ReadTo was faster
+		_ = s.SetReadDeadline(time.Now().Add(-time.Second)) // ends WaitReadable if ReadTo has read the datagram first
 		<-waits
 	}
 

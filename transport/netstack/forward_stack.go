@@ -16,15 +16,16 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// Forwarded flows live in a second stack, whose interface has every address. One stack for both would not do:
+// Forwarded flows use a second stack, whose interface has every address. A single stack for these flows and the Net's own
+// connections would not work:
 //
-//   - A promiscuous stack with HandleLocal takes every source address for its own, and drops all packets. Without
-//     HandleLocal, the Net could not dial itself.
+//   - A promiscuous stack with HandleLocal treats every source address as its own, and drops all packets. Without HandleLocal,
+//     the Net could not dial itself.
 //   - A listener of the Net on all its addresses would take connections to every address.
-//   - For each destination of a flow, gVisor assigns a temporary address to the interface. For each IPv4 packet it then
-//     goes through all of them, which at 30,000 destinations takes longer than everything else together.
+//   - For each destination of a flow, gVisor assigns a temporary address to the interface. For each IPv4 packet, gVisor then
+//     searches all these addresses. With 30,000 destinations, the search takes longer than everything else together.
 //
-// Both stacks share the link. newForwardStack makes the second one.
+// Both stacks share the link. newForwardStack makes the second one, which gets its packets through p.
 func newForwardStack(n *Net, l *link, p *port) (*stack.Stack, error) {
 	s := stack.New(stack.Options{
 		NetworkProtocols: []stack.NetworkProtocolFactory{
@@ -42,7 +43,8 @@ func newForwardStack(n *Net, l *link, p *port) (*stack.Stack, error) {
 	if err := p.init(s); err != nil {
 		return s, err
 	}
-	// Promiscuous mode lets ICMP in. Spoofing lets in ICMP errors about packets with foreign sources.
+	// Promiscuous mode makes gVisor accept ICMP messages to any address. Spoofing makes it accept ICMP errors about packets
+	// whose source is not one of its addresses.
 	_ = s.SetPromiscuousMode(NICID, true)
 	_ = s.SetSpoofing(NICID, true)
 	s.AddRoute(tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: NICID})
@@ -68,7 +70,7 @@ func (p *port) init(s *stack.Stack) error {
 	return nil
 }
 
-// attach keeps d, which is nil when the interface is removed.
+// attach stores the dispatcher d of the interface. d is nil when gVisor removes the interface.
 func (p *port) attach(d stack.NetworkDispatcher) {
 	if d == nil {
 		p.dispatcher.Store(nil)
@@ -86,8 +88,8 @@ type forwardNIC struct {
 func (f *forwardNIC) Attach(d stack.NetworkDispatcher) { f.port.attach(d) }
 func (f *forwardNIC) IsAttached() bool                 { return f.port.dispatcher.Load() != nil }
 
-// handTransport delivers a packet, whose checksums are right and which is not a fragment, to TCP or UDP of the second
-// stack. It bypasses gVisor's IP, which would make a temporary address for each packet.
+// handTransport delivers the packet b to TCP or UDP of the second stack. The packet's checksums are right, and it is not a
+// fragment. handTransport bypasses gVisor's IP, which would make a temporary address for each packet.
 func (p *port) handTransport(proto tcpip.NetworkProtocolNumber, b buffer.Buffer) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
 	defer pkt.DecRef()
@@ -102,7 +104,7 @@ func (p *port) handTransport(proto tcpip.NetworkProtocolNumber, b buffer.Buffer)
 	} else {
 		_, ok = pkt.NetworkHeader().Consume(header.IPv6MinimumSize)
 	}
-	if ok && pkt.NetworkHeader().Slice()[next] == protoTCP { // pkt.Network allocates
+	if ok && pkt.NetworkHeader().Slice()[next] == protoTCP { // pkt.Network would allocate
 		ok = parse.TCP(pkt)
 	} else {
 		ok = ok && parse.UDP(pkt)
@@ -112,8 +114,8 @@ func (p *port) handTransport(proto tcpip.NetworkProtocolNumber, b buffer.Buffer)
 	}
 }
 
-// anyAddress returns the network protocol f, with an interface that has every address. dummy, an address that no host
-// has, stands for all of them inside gVisor.
+// anyAddress returns the network protocol that f makes, with an interface that has every address. Inside gVisor, the address
+// dummy, which no host has, stands for all of them.
 func anyAddress(f stack.NetworkProtocolFactory, dummy tcpip.Address) stack.NetworkProtocolFactory {
 	return func(s *stack.Stack) stack.NetworkProtocol { return &anyProtocol{f(s), dummy} }
 }
@@ -126,13 +128,13 @@ type anyProtocol struct {
 func (p *anyProtocol) NewEndpoint(nic stack.NetworkInterface, d stack.TransportDispatcher) stack.NetworkEndpoint {
 	ep := p.NetworkProtocol.NewEndpoint(nic, d)
 	e := &anyEndpoint{NetworkEndpoint: ep, AddressableEndpoint: ep.(stack.AddressableEndpoint)}
-	// This fails only for an address that the interface has already.
+	// This call fails only for an address that the interface already has.
 	e.every, _ = e.AddAndAcquirePermanentAddress(p.dummy.WithPrefix(), stack.AddressProperties{})
 	return e
 }
 
-// An anyEndpoint answers for every address with the same address endpoint. The stack asks it when it makes a route or
-// checks a bound address. gVisor's own endpoint, which it wraps, never learns of these addresses.
+// An anyEndpoint returns the same address endpoint (every) for every address. The stack calls AcquireAssignedAddress when it
+// makes a route or checks a bound address. The NetworkEndpoint, which is gVisor's own, does not know these addresses.
 type anyEndpoint struct {
 	stack.NetworkEndpoint
 	stack.AddressableEndpoint
@@ -141,7 +143,7 @@ type anyEndpoint struct {
 
 func (e *anyEndpoint) AcquireAssignedAddress(_ tcpip.Address, _ bool, _ stack.PrimaryEndpointBehavior, readOnly bool) stack.AddressEndpoint {
 	if !readOnly && !e.every.TryIncRef() {
-		return nil // the interface is gone
+		return nil // the interface has been removed
 	}
 	return e.every
 }

@@ -17,13 +17,14 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// far4 and far6 are hosts that only Forward reaches.
+// far4 and far6 are hosts that can be reached only with Config.Forward.
 var (
 	far4 = netip.MustParseAddr("203.0.113.7")
 	far6 = netip.MustParseAddr("2001:db8::7")
 )
 
-// answering returns a Forward that accepts TCP and UDP, says what was asked for, and echoes.
+// answering returns a Forward that answers pings and accepts TCP connections and UDP flows. It writes the network, the
+// destination and the peer to each connection, and then sends back what it receives.
 func answering(t testing.TB) func(*Flow) {
 	return func(f *Flow) {
 		if f.Network() == "ping" {
@@ -46,8 +47,8 @@ func answering(t testing.TB) func(*Flow) {
 	}
 }
 
-// Each client reaches hosts that do not exist, over TCP, UDP and ICMP and both families, and the program learns who it
-// is. The gateway's own addresses work beside that.
+// TestForward checks that each client reaches hosts that do not exist, over TCP, UDP and ICMP, with IPv4 and IPv6, and that the
+// program knows the client's key. Connections to the gateway's own addresses still work.
 func TestForward(t *testing.T) {
 	g := newGateway(t, Config{Forward: answering(t)})
 	l, err := g.Listen("tcp", ":80")
@@ -75,7 +76,7 @@ func TestForward(t *testing.T) {
 				_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 				want := fmt.Sprintf("%s %s %v ", network, to, g.keys[i])
 				if network == "udp" {
-					_, _ = io.WriteString(c, "x") // datagrams arrive one by one
+					_, _ = io.WriteString(c, "x") // Read returns one datagram at a time
 				} else {
 					_, _ = io.WriteString(c, "hello")
 					_ = c.(*TCPConn).CloseWrite()
@@ -116,7 +117,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// Bulk data passes a forwarded connection in both directions.
+// TestForwardBulk checks that a forwarded connection carries bulk data in both directions.
 func TestForwardBulk(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(f *Flow) {
 		if c, err := f.Accept(); err == nil {
@@ -142,7 +143,7 @@ func TestForwardBulk(t *testing.T) {
 	}
 }
 
-// What the program refuses is refused in the protocol's own way.
+// TestForwardRefuse checks that a client gets the right error for each Refusal of a TCP connection, a UDP flow and a ping.
 func TestForwardRefuse(t *testing.T) {
 	var refusal atomic.Uint32
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -174,7 +175,7 @@ func TestForwardRefuse(t *testing.T) {
 				t.Errorf("refusal %d of a ping to %v: %v, want %v", how, far, err, c.ping)
 			}
 			if how != PortUnreachable {
-				continue // gVisor, as the client, reports only unreachable ports to UDP
+				continue // gVisor reports to the client's UDP socket only that a port is unreachable
 			}
 			u, err := n.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(far, 53))
 			if err != nil {
@@ -190,7 +191,7 @@ func TestForwardRefuse(t *testing.T) {
 	}
 }
 
-// A flow that is discarded, or that the program does not decide about, gets no answer.
+// TestForwardDiscard checks that a flow gets no answer if the program discards it or does not decide about it.
 func TestForwardDiscard(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(f *Flow) {
 		if f.Destination().Port() == 81 {
@@ -227,7 +228,8 @@ func (g *gateway) counts() flowCounts {
 	return flowCounts{len(fw.flows), fw.pending.total, fw.all.total, fw.waiting.total, len(fw.sources)}
 }
 
-// A slow decision holds up no other flow, and the peer's SYN is answered only after it.
+// TestForwardSlow checks that a slow decision delays no other flow, and that the peer's SYN is answered only after the
+// decision.
 func TestForwardSlow(t *testing.T) {
 	decide := make(chan struct{})
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -269,7 +271,7 @@ func TestForwardSlow(t *testing.T) {
 	}
 }
 
-// The configuration is checked.
+// TestForwardConfig checks that New rejects wrong values of Config.Forwarding.
 func TestForwardConfig(t *testing.T) {
 	for _, c := range []struct {
 		f    Forwarding
@@ -291,7 +293,7 @@ func TestForwardConfig(t *testing.T) {
 	}
 }
 
-// Config.Stack changes the options of the Net's own stack.
+// TestStackOptions checks that Config.Stack changes the options of the Net's own stack.
 func TestStackOptions(t *testing.T) {
 	n := newNet(t, Config{Addresses: []netip.Addr{a4}, Stack: func(o *stack.Options) { o.HandleLocal = false }})
 	if n.Stack().HandleLocal() {

@@ -8,12 +8,13 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// ListenMulticastUDP listens for datagrams to group, and joins it. network is "udp", "udp4" or "udp6". Several connections
-// may listen on one port. A datagram that the connection itself sends is not looped back unless SetMulticastLoopback asks
-// for it. As with package net, the connection receives all datagrams to the port, whatever their destination address.
+// ListenMulticastUDP listens for datagrams to the multicast address group, and joins the group. network is "udp", "udp4" or
+// "udp6". Several connections may listen on one port. A datagram that the connection itself sends is not looped back unless
+// SetMulticastLoopback asks for it. As with package net, the connection receives all datagrams to the port, whatever their
+// destination address.
 //
-// A Net sends neither IGMP nor MLD, because nothing in a tunnel listens for them. The sender's device must have the group
-// in the allowed IPs of the peer that this Net belongs to.
+// A Net sends neither IGMP nor MLD, because nothing in a tunnel listens for them. On the device that sends the datagrams, the
+// group's address must be in the AllowedIPs of the peer that stands for this Net.
 func (n *Net) ListenMulticastUDP(network string, group netip.AddrPort) (*UDPConn, error) {
 	c, err := n.listenGroup(network, unmap(group))
 	if err != nil {
@@ -41,15 +42,16 @@ func (n *Net) listenGroup(network string, group netip.AddrPort) (*UDPConn, error
 	return c, nil
 }
 
-// JoinGroup makes the Net receive datagrams to the multicast address group, on every connection that is bound to their
-// port and to all addresses. It fails with syscall.EADDRINUSE if c has joined before. See ListenMulticastUDP for what a
-// tunnel needs.
+// JoinGroup makes the Net receive datagrams to the multicast address group. They reach every connection that is bound to their
+// port and to all addresses. JoinGroup fails with syscall.EADDRINUSE if c has joined the group before. See ListenMulticastUDP
+// for the AllowedIPs that the sender needs.
 func (c *UDPConn) JoinGroup(group netip.Addr) error {
 	group = group.Unmap().WithZone("")
 	return c.setGroup(group, &tcpip.AddMembershipOption{NIC: NICID, MulticastAddr: tcpip.AddrFromSlice(group.AsSlice())})
 }
 
-// LeaveGroup ends what JoinGroup began. It fails with syscall.EADDRNOTAVAIL if c has not joined. Close leaves all groups.
+// LeaveGroup leaves a group that c has joined. It fails with syscall.EADDRNOTAVAIL if c has not joined. Close leaves all
+// groups.
 func (c *UDPConn) LeaveGroup(group netip.Addr) error {
 	group = group.Unmap().WithZone("")
 	return c.setGroup(group, &tcpip.RemoveMembershipOption{NIC: NICID, MulticastAddr: tcpip.AddrFromSlice(group.AsSlice())})

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// reads reports whether a datagram waits for c. A test's wire delivers a datagram before the write returns.
+// reads reports whether a datagram is waiting for c. In these tests, a datagram is delivered before the call that sends it
+// returns.
 func reads(t *testing.T, c *UDPConn) bool {
 	t.Helper()
 	wait := 10 * time.Second
@@ -25,7 +26,7 @@ func reads(t *testing.T, c *UDPConn) bool {
 	return err == nil
 }
 
-// TestGroups joins and leaves groups, with two connections on one port.
+// TestGroups joins and leaves multicast groups with two connections that are bound to the same port.
 func TestGroups(t *testing.T) {
 	for _, group := range addrs("224.0.0.251", "239.1.2.3", "ff02::fb", "ff0e::1234") {
 		t.Run(group.String(), func(t *testing.T) {
@@ -65,7 +66,7 @@ func TestGroups(t *testing.T) {
 			if err := second.JoinGroup(group); err != nil {
 				t.Fatal(err)
 			}
-			_ = reads(t, second) // as on Linux, it may have received datagrams to a group that only the first had joined
+			_ = reads(t, second) // as on Linux, second may have received datagrams to a group that only first had joined
 			send()
 			if x, y := reads(t, first), reads(t, second); !x || !y {
 				t.Errorf("both joined, and read %v, %v", x, y)
@@ -88,8 +89,8 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// TestGroupTTL checks the TTL of datagrams to a group, and that they reach the sending Net itself if SetMulticastLoopback asks for
-// it.
+// TestGroupTTL checks the TTL of datagrams to a group. It also checks that they reach the sending Net itself only if
+// SetMulticastLoopback is on.
 func TestGroupTTL(t *testing.T) {
 	a, _, ab, _ := wired(t, 0)
 	ttls := make(chan byte, 100)
@@ -164,7 +165,7 @@ func TestGroupMisuse(t *testing.T) {
 	}
 }
 
-// TestDontFragment finds the largest datagram, with fragments and without.
+// TestDontFragment checks the size of the largest datagram, with fragments and without.
 func TestDontFragment(t *testing.T) {
 	a, b, ab, _ := wired(t, 1280)
 	var flags byte
@@ -177,7 +178,7 @@ func TestDontFragment(t *testing.T) {
 	for _, x := range []struct {
 		at, to netip.Addr
 		header int
-		most   int // with fragments
+		most   int // the most bytes of data, with fragments
 	}{{a4, b4, 28, 65507}, {a6, b6, 48, 65527}} {
 		c, s := connectedUDP(t, a, b, x.at, x.to)
 		loose, err := a.ListenUDP(netip.AddrPort{})

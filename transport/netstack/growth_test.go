@@ -8,7 +8,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestGrowth reads at a steady rate: the window, which is half of the buffer, ends at four times what a round trip carries.
+// TestGrowth reads at a steady rate. It checks that the window, which is half of the buffer, ends at about four times what a
+// round trip carries.
 func TestGrowth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip = 100 * time.Millisecond
@@ -22,14 +23,16 @@ func TestGrowth(t *testing.T) {
 				size = max(size, g.recvNeed())
 			}
 		}
-		// A measurement may be a tenth of a round trip too long. What the first one finds counts as growth too.
+		// A measurement may be a tenth of a round trip too long. The first measurement also counts as growth, because nothing
+		// was measured before.
 		if size < 8*perTrip || size > 18*perTrip {
 			t.Errorf("the buffer is %d, want 8 to 18 times the %d bytes of a round trip", size, perTrip)
 		}
 	})
 }
 
-// TestGrowthKeepsUp lets twice as much arrive in each round trip, as slow start does. The window must not limit that.
+// TestGrowthKeepsUp doubles the bytes that arrive in each round trip, as slow start does. It checks that the window does not
+// limit them.
 func TestGrowthKeepsUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip = 50 * time.Millisecond
@@ -40,7 +43,7 @@ func TestGrowthKeepsUp(t *testing.T) {
 			if int64(flight) > size*3/4 {
 				t.Fatalf("a flight of %d bytes exceeds the window of a buffer of %d by half", flight, size)
 			}
-			for range 20 { // a flight arrives within a tenth of the round trip
+			for range 20 { // the bytes arrive within a tenth of the round trip
 				time.Sleep(trip / 200)
 				if g.moved(flight/20, size) {
 					g.measure(size, trip)
@@ -52,7 +55,8 @@ func TestGrowthKeepsUp(t *testing.T) {
 	})
 }
 
-// TestGrowthIdle reads little in each round trip, and on a path without a delay: the buffer stays as it is.
+// TestGrowthIdle reads little in each round trip, on a long path and on a path without a delay. It checks that the buffer does
+// not grow.
 func TestGrowthIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, trip := range []time.Duration{0, time.Second} {
@@ -70,8 +74,8 @@ func TestGrowthIdle(t *testing.T) {
 	})
 }
 
-// The path in TestGrowthQueues delivers at a constant rate and queues everything else, so a larger buffer makes the round trip
-// longer. The buffer must not grow again just because its own last growth made the round trip longer.
+// TestGrowthQueues has a path that delivers at a constant rate and queues everything else. So a larger buffer makes the round
+// trip longer. The test checks that the buffer does not grow again just because its last growth made the round trip longer.
 func TestGrowthQueues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, least := range []time.Duration{time.Millisecond, 50 * time.Millisecond} {
@@ -92,7 +96,8 @@ func TestGrowthQueues(t *testing.T) {
 	})
 }
 
-// TestGrowthFill lets Write fill the send buffer whenever it becomes larger, while the path carries the same in each round trip.
+// TestGrowthFill makes Write fill the send buffer whenever it has become larger, while each round trip carries the same number
+// of bytes. It checks that the buffer does not grow because of these writes.
 func TestGrowthFill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, trip := range []time.Duration{time.Millisecond, 50 * time.Millisecond} {
@@ -118,8 +123,8 @@ func TestGrowthFill(t *testing.T) {
 	})
 }
 
-// TestGrowthBurst has a goroutine on a short path wait for a processor every now and then. What it moves afterwards within an
-// instant must not count as what the path carries.
+// TestGrowthBurst has a short path, and a goroutine that sometimes waits for a processor. The bytes that it then moves at once
+// must not count as what the path carries.
 func TestGrowthBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const perTrip = 1 << 20
@@ -142,7 +147,8 @@ func TestGrowthBurst(t *testing.T) {
 	})
 }
 
-// TestGrowthLonger makes the round trip twenty times as long. The buffer, which then limits what is carried, follows.
+// TestGrowthLonger makes the round trip twenty times as long. The buffer then limits what a round trip carries, so it must
+// grow.
 func TestGrowthLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate = 50 << 20 // bytes per second
@@ -165,7 +171,7 @@ func TestGrowthLonger(t *testing.T) {
 }
 
 // TestGrowthExcess has a path with a long queue, which the send buffer fills after slow start. The buffer must shrink until it
-// hardly fills the queue. If another sender then fills the queue, it must not shrink further.
+// hardly fills the queue. If another sender then fills the queue, the buffer must not shrink further.
 func TestGrowthExcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip, perTrip = 50 * time.Millisecond, 1 << 20
@@ -173,7 +179,7 @@ func TestGrowthExcess(t *testing.T) {
 		size := int64(16 * perTrip)
 		send := func(trips int, others int64) {
 			for range trips {
-				now := max(trip*time.Duration(size+others)/perTrip, trip) // what is in flight beyond perTrip queues
+				now := max(trip*time.Duration(size+others)/perTrip, trip) // the bytes in flight beyond perTrip wait in the queue
 				time.Sleep(now)
 				if g.moved(int(size), size) {
 					g.measure(size, now)
@@ -184,7 +190,7 @@ func TestGrowthExcess(t *testing.T) {
 				}
 			}
 		}
-		g.measure(size, trip) // of the handshake
+		g.measure(size, trip) // the measurement of the handshake
 		send(100, 0)
 		if size < perTrip*31/8 || size > 5*perTrip {
 			t.Errorf("the buffer is %d, want 4 to 5 times the %d bytes of a round trip", size, perTrip)
@@ -197,7 +203,8 @@ func TestGrowthExcess(t *testing.T) {
 	})
 }
 
-// On a short path, the send buffer has room for twice what the path carries in shortestTrip, or four times if a queue is filling.
+// TestGrowthOfAShortPath checks that the send buffer of a short path has room for twice what the path carries in shortestTrip, or
+// for four times that if a queue is filling.
 func TestGrowthOfAShortPath(t *testing.T) {
 	g := growth{trip: shortestTrip, per: 1 << 20, last: 2 << 20}
 	if got := g.sendNeed(); got != 2<<20 {
@@ -209,7 +216,8 @@ func TestGrowthOfAShortPath(t *testing.T) {
 	}
 }
 
-// Read and Write ask for the measured round trip about once per round trip of each connection.
+// TestMeasuredTripAllocatesNothing checks that measuredTrip does not allocate. Read and Write call it about once per round
+// trip.
 func TestMeasuredTripAllocatesNothing(t *testing.T) {
 	_, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	testkit.NoAllocations(t, 1000, func() { measuredTrip(s.ep) })

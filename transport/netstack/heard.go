@@ -11,49 +11,54 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// gVisor takes the window of each acknowledgement for the present one, and counts it from the last byte that was acknowledged
-// (snd.go, handleRcvdSegment). That stops connections for good in two ways:
+// gVisor treats the window of each acknowledgement as the present one, and counts it from the last acknowledged byte (snd.go,
+// handleRcvdSegment). That stops a connection for good in two cases:
 //
-//   - An old, reordered acknowledgement announces more than the peer has room for. What gVisor then sends is dropped, and so are
-//     its acknowledgements, which now lie beyond the peer's window.
-//   - The first lost segment does not fit into the window. gVisor sends a segment again only if all of it fits, or as much of it as
-//     a full segment has. Otherwise gVisor sends nothing and sets no timer (maybeSendSegment): it waits for an acknowledgement, and
-//     the peer waits for the segment. A window becomes smaller than what was sent because the peer rounds it.
+//   - An old acknowledgement arrives late, and announces a larger window than the peer now has. The peer then drops the data
+//     that gVisor sends beyond its window. It also drops gVisor's acknowledgements, because their sequence numbers lie beyond
+//     its window.
+//   - The first lost segment does not fit into the window. gVisor sends a segment again only if all of it fits, or as much of
+//     it as a full segment has. Otherwise gVisor sends nothing and sets no timer (maybeSendSegment): gVisor waits for an
+//     acknowledgement, and the peer waits for the segment. A window can become smaller than what is in flight because the peer
+//     rounds it.
 //
-// So an old acknowledgement gets the window of the newest one, and a small window is raised to what was sent, at most to a full
-// segment. This is safe for TCP: by RFC 9293, section 3.10.7.4, only new acknowledgements change the window ("The check here
-// prevents using old segments to update the window"). And by section 3.8.6, a sender may send again what it has sent, even beyond
-// the right edge of a window that shrank. A window of 0 stays as it is, because gVisor probes it.
+// So the link corrects the windows before gVisor reads them. An old acknowledgement gets the window of the newest one. A small
+// window is raised to the number of bytes in flight, but at most to a full segment. TCP allows both. By RFC 9293, section
+// 3.10.7.4, only new acknowledgements change the window ("The check here prevents using old segments to update the window"). By
+// section 3.8.6, a sender may send again what it has sent, even beyond the right edge of a window that shrank. A window of 0
+// stays as it is, because gVisor probes it.
 //
-// An acknowledgement of bytes that were never sent changes nothing here. Otherwise anybody behind the same peer could stop a
-// connection with one forged segment, whose window all real acknowledgements would get from then on.
+// An acknowledgement of bytes that were never sent has no effect here. Otherwise, any host behind the same peer could stop a
+// connection with one forged segment: all real acknowledgements would then get the window of the forged one.
 
-// A heard is what a connection sent and heard of its peer. Its portion holds it.
+// A heard records which bytes a connection has sent, and which acknowledgements it has received. It is a field of the
+// connection's portion.
 type heard struct {
 	flow  flow
-	scale uint8         // of the peer's windows; see heardConns.syn
-	sent  atomic.Uint64 // the number after the last byte that was sent, with a 1 in bit 32; 0 if nothing was sent
-	first atomic.Uint32 // the number of the first byte that was sent; written before sent
-	acked atomic.Uint32 // what this end acknowledged last; written before sent
-	last  atomic.Uint64 // the newest acknowledgement, its window in bits 32 to 47, a 1 in bit 48; 0 if there is none
+	scale uint8         // the peer's window scale; see heardConns.syn
+	sent  atomic.Uint64 // the sequence number after the last byte sent, with a 1 in bit 32; 0 if nothing was sent
+	first atomic.Uint32 // the sequence number of the first byte sent; written before sent
+	acked atomic.Uint32 // the acknowledgement number that the connection sent last; written before sent
+	last  atomic.Uint64 // the newest received acknowledgement number, its window in bits 32 to 47, a 1 in bit 48; 0 if none
 
-	ep   tcpip.Endpoint           // nil if the peer does not know selective acknowledgements
+	ep   tcpip.Endpoint           // the connection's endpoint; nil if the peer does not support selective acknowledgements
 	reno bool                     // gVisor has used Reno since the connection was made
-	long atomic.Pointer[longPath] // nil before the first byte is sent, and once the path is known to be short
+	long atomic.Pointer[longPath] // nil before the first byte is sent, and after endLong
 }
 
 const (
-	// smallWindow is a window as a header announces it, without its scale. With the usual scales, which are 4 or more, it is more
-	// than a full segment.
+	// smallWindow is the smallest window that hear does not raise. It is in the units of a TCP header, before scaling. With the
+	// usual scales of 4 and more, it is larger than a full segment.
 	smallWindow = 128
 
 	maxScales    = 1024
 	maxScale     = 14 // RFC 7323, section 2.3
-	unknownScale = 15 // windows are not raised
+	unknownScale = 15 // the scale is not known, and windows are not raised
 	scaleBits    = 4
 )
 
-// send notes that the bytes from the number first to the one before n are sent. Its calls for one connection do not overlap.
+// send notes that the connection sends the bytes with the sequence numbers [first, n). Its calls for one connection do not
+// overlap.
 func (h *heard) send(first, n uint32) {
 	old := h.sent.Load()
 	if old == 0 {
@@ -64,18 +69,19 @@ func (h *heard) send(first, n uint32) {
 	}
 }
 
-// hear notes a received acknowledgement, and corrects its window. payload is how many bytes the segment carries, and bare says that
-// it is nothing but an acknowledgement. full is how many bytes a full segment has.
+// hear notes the acknowledgement in a received segment, whose TCP header is tcp, and corrects its window. payload is the number
+// of bytes of data in the segment. bare says that the segment is nothing but an acknowledgement. full is the size of a full
+// segment in bytes.
 func (h *heard) hear(tcp []byte, payload int, bare bool, full int) (v verdict) {
 	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
 	sent := h.sent.Load()
-	ahead := int(int32(uint32(sent) - ack)) // bytes that were sent after those that are acknowledged
-	if sent == 0 || ahead < -1 {            // the end of a connection, FIN, counts as a byte
+	ahead := int(int32(uint32(sent) - ack)) // bytes that were sent after the acknowledged ones
+	if sent == 0 || ahead < -1 {            // -1: the peer acknowledges a FIN, which sent does not count
 		return v
 	}
 	at := int32(binary.BigEndian.Uint32(tcp[tcpSeq:]) - h.acked.Load())
 	if at > maxWindow || at < 0 && at+int32(payload) <= 0 {
-		return v // gVisor does not accept it; see header.Acceptable
+		return v // gVisor does not accept such a segment; see header.Acceptable
 	}
 	for {
 		old := h.last.Load()
@@ -112,9 +118,9 @@ func (h *heard) endLong() {
 	}
 }
 
-// noteSegment is called with a segment p that a connection is about to send. It notes how far the connection has sent, and whether
-// the connection holds out-of-order segments. It reports whether sending p is needless. The connection's lock is held, so calls for
-// one connection do not overlap.
+// The link calls noteSegment with each packet p that it is about to send. If p is a segment of a connection, noteSegment notes
+// how far the connection has sent, and whether the connection holds out-of-order segments. It reports whether sending p is
+// needless. The connection's lock is held, so calls for one connection do not overlap.
 func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 	s, ok := p.Owner.(*portion)
 	if !ok {
@@ -125,7 +131,7 @@ func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 		return false
 	}
 	needless = s.heard.note(l, p, tcp, s.sendLimit)
-	const timestamps = 12 // bytes of that option, with two bytes of padding in front
+	const timestamps = 12 // bytes of the timestamps option, with two bytes of padding in front
 	options := tcp[header.TCPMinimumSize:]
 	holes := len(options) > timestamps || len(options) == timestamps && options[2] != header.TCPOptionTS
 	if s.holes.Load() != holes {
@@ -140,8 +146,8 @@ func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 	return needless
 }
 
-// note notes that the connection sends p, whose header is tcp. l sends the bytes in p again if they are lost on a long path. note
-// reports whether sending p is needless. room returns how many bytes the connection's send buffer may hold.
+// note notes that the connection sends p, whose TCP header is tcp. On a long path, the link l sends the bytes in p again if
+// they are lost. room returns how many bytes the connection's send buffer may hold. note reports whether sending p is needless.
 func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room func() int64) (needless bool) {
 	n := uint32(p.Data().Size())
 	seq := binary.BigEndian.Uint32(tcp[tcpSeq:])
@@ -162,38 +168,39 @@ func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room func() int
 	if deaf {
 		h.endLong()
 	}
-	return needless && !acks // gVisor would not send that acknowledgement again
+	return needless && !acks // gVisor would not repeat a new acknowledgement in p
 }
 
-// isDeaf reports whether more is in flight, as far as the link knows, than the send buffer holds. See longPath.send.
+// isDeaf reports whether the link counts more bytes in flight than the send buffer holds (holds). See longPath.send.
 func (h *heard) isDeaf(holds int64) bool {
 	c := h.long.Load()
 	return c != nil && c.isDeaf(holds)
 }
 
-// heardConns finds the heard of a connection. The zero value is ready.
+// A heardConns maps each connection to its heard. The zero value is ready.
 type heardConns struct {
-	mu    sync.RWMutex // guards conns; taken last
+	mu    sync.RWMutex // guards conns; while mu is held, no other lock is taken than that of a longPath
 	conns map[flow]*heard
-	found [1024]atomic.Pointer[heard] // those that were found last, by their ports
+	found [1024]atomic.Pointer[heard] // those that were found last; indexed by a hash of their ports
 
-	// scales holds the scales of the SYNs that arrived lately, until a connection is made of them. gVisor does not report them. A
-	// secret hash chooses the place of each scale, and a SYN overwrites what is there. So a flood of SYNs may leave a connection
-	// without a scale.
+	// scales holds the window scales of recently received SYNs, because gVisor does not report them. add reads a scale when the
+	// connection is made. A secret hash of the connection chooses the element, and each SYN overwrites what is there. So after
+	// a flood of SYNs, the scale of a new connection may be unknown.
 	scales [maxScales]atomic.Uint32
 
-	// syns holds the numbers of the SYNs that were sent lately, in the same way. If a flood of SYNs overwrites a number, no ICMP
-	// error can end its handshake, which then lasts until it times out.
+	// syns holds the sequence numbers of the SYNs and SYN-ACKs that were sent recently. The same hash chooses the element. If a
+	// flood of SYNs overwrites a number, no ICMP error can end the handshake, which then lasts until it times out.
 	syns [maxScales]atomic.Uint64
 }
 
-// scaleOf returns where the scale of f is noted, and the tag of f, which stands above it.
+// scaleOf returns the element of scales for the connection f, and the tag of f. The tag is in the bits above the scale.
 func (c *heardConns) scaleOf(f *flow) (at *atomic.Uint32, tag uint32) {
 	h := maphash.Bytes(flowSeed, f[:])
 	return &c.scales[h%uint64(len(c.scales))], uint32(h>>32)>>scaleBits | 1
 }
 
-// syn notes the scale in tcp, the header of a SYN for the connection f. A SYN without one means that windows are not scaled.
+// syn notes the window scale in tcp, the header of a received SYN of the connection f. A SYN without a scale means that windows
+// are not scaled.
 func (c *heardConns) syn(f flow, tcp []byte) {
 	c.noteScale(&f, max(header.ParseSynOptions(tcp[header.TCPMinimumSize:], false).WS, 0))
 }
@@ -203,7 +210,7 @@ func (c *heardConns) noteScale(f *flow, scale int) {
 	at.Store(tag<<scaleBits | uint32(min(scale, maxScale)))
 }
 
-// add adds the connection f.
+// add adds h, the heard of the connection f.
 func (c *heardConns) add(h *heard, f flow) {
 	at, tag := c.scaleOf(&f)
 	h.flow, h.scale = f, unknownScale
@@ -215,14 +222,14 @@ func (c *heardConns) add(h *heard, f flow) {
 	if c.conns == nil {
 		c.conns = make(map[flow]*heard)
 	}
-	if old := c.conns[f]; old != nil { // its peer has reset it and connects again, but the program has not closed it yet
+	if old := c.conns[f]; old != nil { // the peer has reset the old connection, but the program has not closed it yet
 		old.endLong()
 	}
 	c.conns[f] = h
 	c.place(&f).Store(h)
 }
 
-// remove removes h, if it is there.
+// remove removes h, if c still contains it.
 func (c *heardConns) remove(h *heard) {
 	h.endLong()
 	c.mu.Lock()
@@ -233,7 +240,7 @@ func (c *heardConns) remove(h *heard) {
 	c.place(&h.flow).CompareAndSwap(h, nil)
 }
 
-// place returns where f is among found.
+// place returns the element of found for the connection f.
 func (c *heardConns) place(f *flow) *atomic.Pointer[heard] {
 	ports := binary.BigEndian.Uint32(f[32:])
 	return &c.found[ports*0x9e3779b1>>22]
@@ -249,7 +256,7 @@ func (c *heardConns) of(f flow) *heard {
 	defer c.mu.RUnlock()
 	h := c.conns[f]
 	if h != nil {
-		at.Store(h) // with mu held, so that remove comes after it
+		at.Store(h) // mu is held, so a concurrent remove clears the element afterwards
 	}
 	return h
 }

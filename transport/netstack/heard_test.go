@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// arrive returns what w makes of a segment of the peer.
+// arrive passes a segment of the peer through w, and returns the segment as w has changed it.
 func arrive(w *windows, s segment) segment {
 	p := s.packet()
 	l3, l4, _ := tcpHeaders(p)
@@ -19,8 +19,9 @@ func arrive(w *windows, s segment) segment {
 	return s
 }
 
-// A small window of the peer is raised to what was sent, at most to a full segment. It is never lowered, a closed one stays closed,
-// and that of a connection whose SYN was not seen stays as it is.
+// TestSmallWindowHoldsWhatWasSent checks that a small window of the peer is raised to what was sent, at most to a full segment.
+// It is never lowered, and a closed window stays closed. If the SYN of a connection was not seen, the connection's windows are
+// not changed.
 func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 	f := handFlows["IPv4"]
 	const first, scale, mtu = 1000, 9, 1380 // a full segment has 1,340 bytes
@@ -50,7 +51,7 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 		w.heard.add(&h, flowBetween(f[0], f[1]))
 		if c.sent > 0 {
 			h.send(first, first+c.sent)
-			h.send(first, first+1) // sent again: the farthest byte counts
+			h.send(first, first+1) // sends a part again, which does not move the end
 		}
 		answer := segment{from: f[1], to: f[0], ack: c.ack, flags: flagACK, window: c.window}
 		if s := arrive(w, answer); s.window != c.want || s.ack != c.ack {
@@ -65,7 +66,8 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 	}
 }
 
-// The last segment is lost, and the peer's window has become smaller than that segment. The Net still sends the segment again.
+// TestLostSegmentInSmallWindow loses the last segment, while the peer's window becomes smaller than that segment. The Net must
+// still send the segment again.
 func TestLostSegmentInSmallWindow(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	_ = s.SetDeadline(time.Now().Add(time.Minute))
@@ -78,7 +80,8 @@ func TestLostSegmentInSmallWindow(t *testing.T) {
 	c.h.want(t, "the lost segment again", func(s segment) bool { return c.mine(s) && s.seq == last.seq && len(s.payload) > 0 })
 }
 
-// A program makes a receive buffer smaller than the out-of-order segments in it. The missing segment still gets in.
+// TestSmallerBufferWithGap makes a receive buffer smaller than the out-of-order segments in it. The Net must still accept the
+// missing segment.
 func TestSmallerBufferWithGap(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	_ = s.SetDeadline(time.Now().Add(time.Minute))
@@ -97,14 +100,14 @@ func TestSmallerBufferWithGap(t *testing.T) {
 	}
 }
 
-// An old acknowledgement gets the window of the newest one, whether that is larger or smaller. An acknowledgement of bytes that
-// were never sent does not count as the newest.
+// TestOldAcknowledgementHasNoWindow checks that an old acknowledgement gets the window of the newest one, even if its own
+// window is larger or smaller. An acknowledgement of bytes that were never sent does not count as the newest.
 func TestOldAcknowledgementHasNoWindow(t *testing.T) {
 	f := handFlows["IPv6"]
 	w := new(windows)
 	var h heard
 	w.heard.add(&h, flowBetween(f[0], f[1]))
-	const first, sent = 0xffff_f000, 6000 // the numbers pass 0
+	const first, sent = 0xffff_f000, 6000 // the sequence numbers wrap around
 	h.send(first&(1<<32-1), (first+sent)&(1<<32-1))
 	for i, c := range []struct {
 		ack          uint32
@@ -112,7 +115,7 @@ func TestOldAcknowledgementHasNoWindow(t *testing.T) {
 	}{
 		{0, 500, 500}, {5000, 400, 400}, {1000, 9000, 400}, {4999, 0, 400}, {5000, 450, 450}, {5000, 0, 0}, {4000, 300, 0}, {5001, 7, 7},
 		{sent + 2, 3, 3}, {1 << 30, 0, 0}, {5001, 900, 900}, {5000, 4, 900},
-		{sent + 1, 800, 800}, {sent, 900, 800}, // FIN
+		{sent + 1, 800, 800}, {sent, 900, 800}, // the peer acknowledges a FIN
 	} {
 		if s := arrive(w, segment{from: f[1], to: f[0], ack: first + c.ack, flags: flagACK, window: c.window}); s.window != c.want {
 			t.Errorf("%d: the window %d for byte %d became %d, want %d", i, c.window, c.ack, s.window, c.want)
@@ -120,7 +123,8 @@ func TestOldAcknowledgementHasNoWindow(t *testing.T) {
 	}
 }
 
-// SYNs of one peer leave the scale of another one's connection alone, and take no more memory.
+// TestScalesBound checks that the SYNs of one peer do not change the scale of another peer's connection, and that they take no
+// more memory.
 func TestScalesBound(t *testing.T) {
 	f := handFlows["IPv4"]
 	w := new(windows)
@@ -143,7 +147,8 @@ func TestScalesBound(t *testing.T) {
 	}
 }
 
-// Data completes the handshake. Later, out-of-order segments fill the smallest buffer. The missing segment still gets in.
+// TestGapAfterEarlyData completes a handshake with data. Later, out-of-order segments fill the smallest buffer. The Net must
+// still accept the missing segment.
 func TestGapAfterEarlyData(t *testing.T) {
 	const early = waitingRecv/2 - 96 // nearly what the window allows
 	for size := 500; size <= 1400; size += 100 {
@@ -151,7 +156,7 @@ func TestGapAfterEarlyData(t *testing.T) {
 		if err := s.SetReadBuffer(1); err != nil {
 			t.Fatal(err)
 		}
-		// The answer shows the Net that no gap needs the larger buffer from before.
+		// The acknowledgement of this byte shows the Net that no gap needs the larger buffer from before.
 		c.send(t, 1)
 		c.h.want(t, "an acknowledgement", func(s segment) bool { return c.mine(s) && s.ack == c.next })
 		if _, err := io.CopyN(io.Discard, s, early+1); err != nil {
@@ -160,10 +165,10 @@ func TestGapAfterEarlyData(t *testing.T) {
 		first := c.segment(flagACK, make([]byte, size))
 		c.next += uint32(size)
 		for range minReadBuffer / size {
-			c.send(t, size) // beyond three quarters of the buffer, gVisor drops them
+			c.send(t, size) // gVisor drops those that would fill more than three quarters of the buffer
 		}
 		b, got, err := make([]byte, size), 0, os.ErrDeadlineExceeded
-		for tries := 0; err != nil && tries < 40; tries++ { // gVisor may drop this segment too, as long as it has not handled all others
+		for tries := 0; err != nil && tries < 40; tries++ { // gVisor may drop this segment too, until it has handled all others
 			c.h.write(t, first.packet())
 			_ = s.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 			var n int
@@ -176,7 +181,8 @@ func TestGapAfterEarlyData(t *testing.T) {
 	}
 }
 
-// A connection replaces another one with the same addresses and ports, which its program has not closed yet.
+// TestReplacedConnection replaces a connection by another one with the same addresses and ports, before the program has closed
+// the first.
 func TestReplacedConnection(t *testing.T) {
 	f := flowBetween(handFlows["IPv4"][0], handFlows["IPv4"][1])
 	var conns heardConns
@@ -197,8 +203,8 @@ func TestReplacedConnection(t *testing.T) {
 	}
 }
 
-// A segment that gVisor does not accept, because of its sequence number or because it is a reset, changes nothing that the Net
-// knows of the connection.
+// TestForgedAcknowledgement checks that a segment that gVisor does not accept, because of its sequence number or because it is
+// a reset, does not change what the Net has noted about the connection.
 func TestForgedAcknowledgement(t *testing.T) {
 	f := handFlows["IPv4"]
 	w := new(windows)

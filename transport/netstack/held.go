@@ -16,45 +16,47 @@ import (
 //   - connections that wait for Accept, and half-open ones (waiting.go);
 //   - packets that wait for a decision of Config.Forward, or in a UDPSource (forward_flow.go).
 //
-// Each kind has a share of the budget, which is divided among its holders. TCP may use whatever the holders do not use. If TCP uses
-// all of that, the kinds other than handshakes may still take an eighth of the budget together. Even when that eighth is used up,
-// each holder may still hold its guaranteed minimum (leastDatagrams and so on).
+// Each kind may use a part of the budget, which is divided among the kind's holders. TCP may use all memory that holders do not
+// use. If TCP uses all of it, the kinds other than handshakes may still use an eighth of the budget together, so the total may
+// exceed the budget. Even if they have used that eighth, each holder may use its guaranteed minimum (leastDatagrams and so on).
 //
 // heldMemory counts the memory that each object takes, including its overhead, rather than the payload.
 type heldMemory struct {
 	mu    sync.Mutex   // guards total and all kinds; no other lock is taken with it held
 	total int          // bytes
-	given atomic.Int64 // bytes that TCP has: its floors and extras
+	given atomic.Int64 // bytes that TCP connections have: their floors and extras
 
 	datagrams, fragments, waiting, handshakes kind
 }
 
-// A kind is one kind of memory. The places of its quota are bytes.
+// A kind is a kind of memory that peers can fill. The places of its quota are bytes.
 type kind struct{ quota[holder] }
 
-// A holder is whoever fills a kind of memory: a party or, for the program's own sockets, a socket.
+// A holder is one user of a kind of memory: a party or, for a socket of the program, that socket.
 type holder struct {
 	party  party
 	socket *arrivals
 }
 
-// A party is whoever sends packets from one peer: the peer's key or, if the Net is not attached to anything that knows the peer,
-// an address.
+// A party identifies a sender of packets: it is the public key of the sender's peer. If the Net does not know the peer, because
+// the Net is not attached to a device for example, the party is the sender's address.
 type party [32]byte
 
 const (
-	// These are the most bytes of each kind with a budget of defaultMemory. With another budget, they are in proportion.
+	// These are the limits of each kind, in bytes, with a budget of defaultMemory. With another budget, the limits are in
+	// proportion.
 	maxDatagrams  = 16 << 20
 	maxFragments  = 4 << 20
 	maxConns      = 16 << 20
 	maxHandshakes = 8 << 20
 
-	// leastDatagrams is how many bytes of datagrams each UDPConn may always hold. All flows that one peer began share one such
-	// amount.
+	// leastDatagrams is how many bytes of datagrams each UDPConn may always hold. The UDPConns of all flows that one peer began
+	// share one such amount.
 	leastDatagrams = 16 << 10
 	// leastFragments is how many bytes of fragments each peer may always hold: about one packet of the largest size.
 	leastFragments = 64 << 10
-	// leastConns is how many bytes each peer's connections that wait for Accept may always hold: enough for four of them.
+	// leastConns is how many bytes the connections of one peer that wait for Accept may always take: enough for four
+	// connections.
 	leastConns = 4 * waitingCost
 )
 
@@ -66,14 +68,14 @@ func (h *heldMemory) init(total int64) {
 	h.waiting, h.handshakes = of(maxConns, leastConns), of(maxHandshakes, 0)
 }
 
-// limit returns how many bytes k, which is not handshakes, may have now. b.held.mu is held.
+// limit returns how many bytes the kind k may have now. k is not handshakes. b.held.mu is held.
 func (b *budget) limit(k *kind) int {
 	h := &b.held
 	all := max(int(b.total/8), int(b.total-h.given.Load())-h.handshakes.total)
 	return min(k.limit, all-(h.total-h.handshakes.total-k.total))
 }
 
-// take takes n bytes of k for a holder, and reports whether the holder gets them.
+// take takes n bytes of k for the given holder, and reports whether the holder gets them.
 func (b *budget) take(k *kind, who holder, n int) bool {
 	h := &b.held
 	h.mu.Lock()
@@ -98,7 +100,7 @@ func (b *budget) takeBeyond(k *kind, who holder, n, excess int) bool {
 	return true
 }
 
-// force takes n bytes of k for a holder, whatever others hold.
+// force takes n bytes of k for the given holder, however many bytes are free.
 func (b *budget) force(k *kind, who holder, n int) {
 	h := &b.held
 	h.mu.Lock()
@@ -107,14 +109,14 @@ func (b *budget) force(k *kind, who holder, n int) {
 	h.total += n
 }
 
-// may reports whether a holder could take a byte of k.
+// may reports whether the given holder could take a byte of k.
 func (b *budget) may(k *kind, who holder) bool {
 	b.held.mu.Lock()
 	defer b.held.mu.Unlock()
 	return k.may(who, b.limit(k))
 }
 
-// give gives back n bytes of k that a holder has.
+// give gives back n bytes of k that the given holder has.
 func (b *budget) give(k *kind, who holder, n int) {
 	b.held.mu.Lock()
 	defer b.held.mu.Unlock()
@@ -122,7 +124,7 @@ func (b *budget) give(k *kind, who holder, n int) {
 	b.held.total -= n
 }
 
-// others returns how many bytes TCP cannot have because holders have them.
+// others returns how many bytes are not available to TCP, because holders have them.
 func (b *budget) others() int64 {
 	b.held.mu.Lock()
 	defer b.held.mu.Unlock()

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestHeldBesideTCP: when one TCP connection has the whole budget, sockets and listeners still work, and all together exceed the
-// budget by an eighth at most.
+// TestHeldBesideTCP checks that sockets and listeners still work while one TCP connection has the whole budget, and that all of
+// them together exceed the budget by at most an eighth.
 func TestHeldBesideTCP(t *testing.T) {
 	const memory = 8 << 20
 	n, h := smallNet(t, memory)

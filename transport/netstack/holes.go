@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// holes are the bytes that a peer is missing, although later ones have arrived (RFC 2018). Each acknowledgement reports only the
-// three newest ranges that have arrived, and holes remembers the others.
+// holes are the ranges of bytes that the TCP peer has not received although it has received later ones (RFC 2018). Each
+// acknowledgement reports only the three newest ranges that have arrived. So holes also remembers the ranges that earlier
+// acknowledgements reported.
 //
 //	acknowledged       a hole        arrived       a hole     arrived         in flight
 //	─────────────────┤             ├──────────────┤          ├───────────────┤───────────▶
@@ -18,14 +19,14 @@ type holes struct {
 	list    []hole // in order
 	end     uint32 // the sequence number after the last byte that has arrived
 	missing int64  // bytes in list
-	early   int64  // bytes that filled a hole too early to be those that were sent again; the owner of holes sets this to 0
+	early   int64  // bytes that arrived so soon after they were sent again that the first copy was only late; see longPath.selected
 }
 
 // A hole is the missing bytes with the sequence numbers [from, to).
 type hole struct {
 	from, to uint32
-	since    time.Time // when later bytes arrived
-	again    time.Time // when it was sent again last; zero if it was not
+	since    time.Time // when bytes after the hole first arrived
+	again    time.Time // when the bytes were last sent again; zero if they were not
 }
 
 // maxHoles is how many holes list may have. While list is full, bytes that arrive beyond end still count as in flight, and may
@@ -34,7 +35,7 @@ const maxHoles = 1024
 
 func (h *holes) any() bool { return len(h.list) > 0 }
 
-// acknowledge notes that all bytes before n have arrived.
+// acknowledge notes that all bytes with numbers below n have arrived. trip is the round trip.
 func (h *holes) acknowledge(n uint32, now time.Time, trip time.Duration) {
 	if len(h.list) > 0 {
 		h.fill(h.list[0].from, n, now, trip)
@@ -67,7 +68,7 @@ func (h *holes) fill(from, to uint32, now time.Time, trip time.Duration) {
 	last := first // the holes from first to last-1 are filled completely
 	for last < len(h.list) && int32(h.list[last].from-to) < 0 {
 		g := &h.list[last]
-		start, end := g.from, g.to // of what is filled
+		start, end := g.from, g.to // of the part of g that is filled
 		if int32(from-start) > 0 {
 			start = from
 		}
@@ -97,16 +98,16 @@ func (h *holes) fill(from, to uint32, now time.Time, trip time.Duration) {
 			g.to = start
 			h.list = slices.Insert(h.list, last+1, rest)
 		default:
-			h.missing += n // no room for the rest; all of the hole stays
+			h.missing += n // list is full, so the whole hole stays
 		}
 		break
 	}
 	h.list = slices.Delete(h.list, first, last)
 }
 
-// lost reports whether the bytes of the hole are to be sent again now. The first time, they are if enough later bytes have arrived,
-// which passed says, or if a round trip has passed since the first of these arrived. After that, they are whenever the bytes that
-// were sent again last should have arrived.
+// lost reports whether the bytes of the hole should be sent again now. passed says that enough later bytes have arrived. Before
+// the bytes are sent again for the first time, lost returns true if passed is set, or if a round trip has passed since the
+// first later byte arrived. After that, lost returns true when the bytes that were last sent again should have arrived.
 func (g *hole) lost(now time.Time, trip time.Duration, passed bool) bool {
 	if g.again.IsZero() {
 		return passed || now.Sub(g.since) >= trip
@@ -114,9 +115,9 @@ func (g *hole) lost(now time.Time, trip time.Duration, passed bool) bool {
 	return now.Sub(g.again) >= trip*5/4
 }
 
-// lost calls yield for the holes that are lost, in order, until they add up to n bytes or yield returns false. It cuts a hole that
-// has more bytes than are left of n. A hole is lost if at least as many bytes as reordered says have arrived after it; see
-// hole.lost for the other reasons.
+// lost calls yield for the lost holes, in order, until they add up to n bytes or yield returns false. If a hole has more bytes
+// than are left of n, lost splits the hole. A hole is lost if the last byte that has arrived is at least reordered bytes after
+// it; see hole.lost for the other conditions.
 func (h *holes) lost(now time.Time, trip time.Duration, reordered int, n int64, yield func(*hole) bool) {
 	for i := 0; i < len(h.list) && n > 0; i++ {
 		g := &h.list[i]
@@ -136,7 +137,7 @@ func (h *holes) lost(now time.Time, trip time.Duration, reordered int, n int64, 
 			g.from = part.to
 			h.list = slices.Insert(h.list, i, part)
 		default:
-			g.again = part.again // the rest of the hole waits too
+			g.again = part.again // list is full, so the rest counts as sent again too
 		}
 		if !ok {
 			return

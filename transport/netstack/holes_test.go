@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// want fails unless the holes in h are exactly the bytes that have not arrived, from the number first+acked up to the last byte
-// that has arrived.
+// want fails the test unless the holes in h are exactly the bytes that have not arrived, between the number first+acked and the
+// last byte that has arrived.
 func (h *holes) want(t *testing.T, first uint32, acked int, arrived []bool) {
 	t.Helper()
 	end := acked
@@ -40,7 +40,7 @@ func (h *holes) want(t *testing.T, first uint32, acked int, arrived []bool) {
 	}
 }
 
-// Ranges arrive at random, and the numbers pass 0.
+// TestHoles lets ranges of bytes arrive at random, and checks the holes. The sequence numbers wrap around.
 func TestHoles(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -67,7 +67,7 @@ func TestHoles(t *testing.T) {
 	}
 }
 
-// When there are as many holes as there may be, everything that is noted stays right.
+// TestHolesBound checks that the holes and their counts stay right when the list has the greatest possible number of holes.
 func TestHolesBound(t *testing.T) {
 	h := holes{}
 	for i := range uint32(2 * maxHoles) {
@@ -94,8 +94,8 @@ func TestHolesBound(t *testing.T) {
 	}
 }
 
-// A hole is lost when enough bytes have arrived after it, or a round trip later. It is lost again after a round trip and a quarter.
-// A hole that is larger than what may be sent is cut.
+// TestLostHoles checks when a hole is lost: when enough bytes after it have arrived, or a round trip later. It is lost again
+// 5/4 of a round trip after it was sent. A hole that is larger than what may be sent is split.
 func TestLostHoles(t *testing.T) {
 	const trip, reordered = 40 * time.Millisecond, 3000
 	begin := time.Now()
@@ -111,7 +111,7 @@ func TestLostHoles(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name     string
-		from, to uint32 // arrives
+		from, to uint32 // the range that arrives
 		after    time.Duration
 		may      int64
 		want     []int

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// hostFiles holds sets of files for /etc. The system's resolver obeys such files, and a Net must not. The set "hostile"
+// hostFiles has sets of files for /etc. The system's resolver follows such files, and a Net must ignore them. The set "hostile"
 // contradicts everything that the Net must do.
 var hostFiles = map[string]map[string]string{
 	"hostile": {
@@ -38,7 +38,8 @@ var hostFiles = map[string]map[string]string{
 
 const hostCase = "NETSTACK_TEST_HOST"
 
-// TestHost runs itself in mount and network namespaces in which /etc holds one set of hostFiles, and looks up names there.
+// TestHost runs itself again in mount and network namespaces where /etc contains only one set of hostFiles, and looks up names
+// there.
 func TestHost(t *testing.T) {
 	if name, child := os.LookupEnv(hostCase); child {
 		makeEtc(t, hostFiles[name])
@@ -73,7 +74,7 @@ func TestHost(t *testing.T) {
 	}
 }
 
-// makeEtc gives this process an /etc that holds the files alone.
+// makeEtc gives this process an /etc that contains only the given files.
 func makeEtc(t *testing.T, files map[string]string) {
 	t.Helper()
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
@@ -89,8 +90,8 @@ func makeEtc(t *testing.T, files map[string]string) {
 	}
 }
 
-// obeysHost checks that package net obeys the files, so that ignoring them means something. It also checks what the
-// comment of Net.Resolver says about them.
+// obeysHost checks that package net follows the files of the host. Otherwise, ignoresHost would prove nothing. obeysHost also
+// checks what the comment of Net.Resolver says about these files.
 func obeysHost(t *testing.T) {
 	n, s := namesNet(t, Config{}, honest)
 	for what, r := range map[string]*net.Resolver{"package net": {PreferGo: true}, "Net.Resolver": n.Resolver()} {
@@ -104,7 +105,7 @@ func obeysHost(t *testing.T) {
 			t.Errorf("%s does not read nsswitch.conf: %v", what, got)
 		}
 	}
-	_, err := n.Resolver().LookupTXT(t.Context(), "nowhere") // package net does not consult the hosts file for these
+	_, err := n.Resolver().LookupTXT(t.Context(), "nowhere") // package net does not look for TXT records in the hosts file
 	var dns *net.DNSError
 	if !errors.As(err, &dns) || dns.Server != "10.66.0.1:53" {
 		t.Errorf("%v, want an error that names the host's server", err)

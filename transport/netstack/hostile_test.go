@@ -22,7 +22,7 @@ func (h *hostile) byte() byte     { return h.script.byte() }
 func (h *hostile) uint16() uint16 { return uint16(h.byte())<<8 | uint16(h.byte()) }
 func (h *hostile) uint32() uint32 { return uint32(h.uint16())<<16 | uint32(h.uint16()) }
 
-// near returns a difference of sequence numbers: none, some bytes or about a window in either direction, or any.
+// near returns a difference between sequence numbers: 0, less than 256 or 65,536 in either direction, or any number.
 func (h *hostile) near() uint32 {
 	switch k := h.byte(); k % 8 {
 	case 0, 1, 2:
@@ -40,7 +40,7 @@ func (h *hostile) near() uint32 {
 	}
 }
 
-// step does what the next byte of the script says.
+// step reads one byte of the script, and does what the byte says.
 func (h *hostile) step() {
 	switch h.byte() % 12 {
 	case 0:
@@ -62,7 +62,7 @@ func (h *hostile) step() {
 	}
 }
 
-// put sends p and remembers it.
+// put sends p, and remembers it for repeat and split.
 func (h *hostile) put(p []byte) {
 	h.write(h.t, slices.Clone(p))
 	if h.last = append(h.last, p); len(h.last) > 8 {
@@ -70,7 +70,7 @@ func (h *hostile) put(p []byte) {
 	}
 }
 
-// addrs returns a source that the hostile peer owns, and a destination that is usually the Net.
+// addrs returns a source address that belongs to the hostile peer, and a destination address that is usually the Net's.
 func (h *hostile) addrs() (from, to netip.Addr) {
 	k := h.byte()
 	v6 := k&1 != 0
@@ -93,7 +93,8 @@ func (h *hostile) addrs() (from, to netip.Addr) {
 	return from, to
 }
 
-// open makes a connection as a peer that behaves does, unless the Net does not answer the SYN: its port may be in use.
+// open makes a connection like an honest peer. If the Net does not answer the SYN, for example because the port is in use, open
+// makes none.
 func (h *hostile) open() {
 	if len(h.conns) == 4 {
 		h.conns = h.conns[1:]
@@ -108,7 +109,7 @@ func (h *hostile) open() {
 	}
 }
 
-// speak sends a segment on a connection, or on none.
+// speak sends a segment on one of the connections, or a SYN for a new one.
 func (h *hostile) speak() {
 	var s segment
 	var c *handConn
@@ -143,7 +144,7 @@ func (h *hostile) speak() {
 	h.put(s.packet())
 }
 
-// readAck makes the peer expect the latest byte of c that the Net sent.
+// readAck sets the acknowledgement number of c to the end of the latest segment that the Net sent on c.
 func (h *hostile) readAck(c *handConn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -154,7 +155,7 @@ func (h *hostile) readAck(c *handConn) {
 	}
 }
 
-// options returns TCP options as a real stack sends them, or any bytes.
+// options returns TCP options such as a real stack sends, or any bytes.
 func (h *hostile) options() (o []byte) {
 	k := h.byte()
 	switch k % 8 {
@@ -164,7 +165,7 @@ func (h *hostile) options() (o []byte) {
 		o = append([]byte{1, 1, 8, 10}, make([]byte, 8)...)
 		binary.BigEndian.PutUint32(o[4:], h.uint32())
 		binary.BigEndian.PutUint32(o[8:], h.uint32())
-	case 5: // blocks of SACK
+	case 5: // selective acknowledgements
 		o = []byte{1, 1, 5, 2}
 		for range 1 + k/8%4 {
 			at := h.uint32()
@@ -175,7 +176,7 @@ func (h *hostile) options() (o []byte) {
 			o = binary.BigEndian.AppendUint32(o, at+h.near())
 			o[3] += 8
 		}
-	case 6: // those of a SYN
+	case 6: // the options of a SYN
 		o = []byte{2, 4, h.byte(), h.byte(), 4, 2, 1, 3, 3, h.byte(), 0, 0}
 	case 7:
 		for range int(k/8) % 10 * 4 {
@@ -185,7 +186,7 @@ func (h *hostile) options() (o []byte) {
 	return o
 }
 
-// repeat sends an earlier packet again, cut or with other bytes.
+// repeat sends an earlier packet again, after it has cut the packet or changed bytes in it.
 func (h *hostile) repeat() {
 	if len(h.last) == 0 {
 		return
@@ -206,8 +207,8 @@ func (h *hostile) repeat() {
 	h.put(p)
 }
 
-// mend replaces the source address of p if the device would not let it through. It also corrects the lengths in p and the IPv4
-// checksum. If sums is set, mend also corrects TCP's checksum.
+// mend corrects the lengths in p and the IPv4 checksum. It replaces the source address of p if the device would drop p because
+// of that address. If sums is set, mend also corrects TCP's checksum.
 func (h *hostile) mend(p []byte, sums bool) {
 	l3, ok := headerEnd(p)
 	if !ok {
@@ -231,7 +232,7 @@ func (h *hostile) mend(p []byte, sums bool) {
 	}
 }
 
-// split sends an earlier packet as fragments, which may overlap, leave a gap, or arrive in any order.
+// split sends an earlier packet in fragments, which may overlap, have gaps between them, or arrive in any order.
 func (h *hostile) split() {
 	if len(h.last) == 0 {
 		return
@@ -272,8 +273,8 @@ func (h *hostile) split() {
 	}
 }
 
-// complain sends an ICMP error about a connection of the hostile peer or of the bystander. The hostile peer knows all addresses and
-// ports.
+// complain sends an ICMP error about a connection of the hostile peer or of another peer, the bystander. The hostile peer knows
+// all addresses and ports.
 func (h *hostile) complain() {
 	k := h.byte()
 	var s segment
@@ -302,7 +303,7 @@ func (h *hostile) complain() {
 		icmp[0], icmp[1] = []byte{1, 1, 2, 2, 3, 4, 137, 100}[icmp[1]%8], icmp[1]%8
 	}
 	binary.BigEndian.PutUint16(icmp[4:], h.uint16())
-	binary.BigEndian.PutUint16(icmp[6:], h.uint16()>>(h.byte()&15)) // the next hop's MTU
+	binary.BigEndian.PutUint16(icmp[6:], h.uint16()>>(h.byte()&15)) // the MTU of the next hop
 	copy(icmp[8:], quoted)
 	sum := uint16(0)
 	if from.Is6() {
@@ -328,7 +329,7 @@ func (h *hostile) datagram() {
 	p = p[:l3+8+n]
 	h.mend(p, false)
 	b := p[l3:]
-	at := 6 // of the checksum
+	at := 6 // offset of the checksum
 	if ping {
 		at = 2
 		if b[0] = 8; from.Is6() {
@@ -348,7 +349,7 @@ func (h *hostile) datagram() {
 	h.put(p)
 }
 
-// raw sends any bytes in a packet of any protocol, also with extension headers.
+// raw sends a packet of any protocol with any bytes. The packet may have extension headers.
 func (h *hostile) raw() {
 	from, to := h.addrs()
 	n := int(h.byte())
@@ -362,7 +363,7 @@ func (h *hostile) raw() {
 	h.put(p)
 }
 
-// flood sends a connection's beginning, a fragment or a datagram from 200 places.
+// flood sends 200 SYNs, fragments or other segments from different ports.
 func (h *hostile) flood() {
 	from, to := h.addrs()
 	kind, port := h.byte()%3, h.uint16()
@@ -391,11 +392,11 @@ func (h *hostile) flood() {
 	}
 }
 
-// hostileHeap is the most that the heap may grow by, in bytes, whatever the peer does. It has room for half of each kind of memory
-// that Config.Memory bounds besides TCP's buffers, and for a buffer per open connection.
+// hostileHeap is how many bytes the heap may grow by at most, whatever the peer does. That is enough for half of each kind of
+// memory that Config.Memory bounds besides TCP's buffers, and for the buffers of the open connections.
 const hostileHeap = 48 << 20
 
-// heap returns how many bytes the heap holds after a collection.
+// heap returns how many bytes the heap has after a garbage collection.
 func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -403,9 +404,10 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// plays runs a script. Then it checks that another peer's connections still carry data, and that the heap has not grown much.
+// plays runs the script b. Then it checks that another peer's connections still carry data, and that the heap has not grown
+// much.
 func plays(t *testing.T, b []byte) {
-	before := heap() // not 0: a fuzzing process holds 100 MiB itself
+	before := heap() // more than 0, because a fuzzing process itself uses 100 MiB
 	h := newHostile(t)
 	for h.script.b = b; len(h.script.b) > 0; {
 		h.step()
@@ -416,7 +418,7 @@ func plays(t *testing.T, b []byte) {
 	}
 }
 
-// TestHostilePeer plays random scripts, and one that is long.
+// TestHostilePeer runs random scripts. One of them is long.
 func TestHostilePeer(t *testing.T) {
 	n := *hostiles
 	if testkit.Race {
@@ -435,8 +437,8 @@ func TestHostilePeer(t *testing.T) {
 	}
 }
 
-// FuzzHostilePeer reads a script of what an authenticated peer sends. Nothing may panic, memory stays bounded, and the
-// connections of another peer live on.
+// FuzzHostilePeer runs a script of what an authenticated peer sends. It checks that nothing panics, that memory stays bounded,
+// and that the connections of another peer still work.
 func FuzzHostilePeer(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for n := range 12 {

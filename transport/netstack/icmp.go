@@ -14,35 +14,37 @@ import (
 )
 
 const (
-	// maxErrors is how many ICMP errors may wait for delivery. An error counts once for each 2 KiB, rounded up.
+	// maxErrors is how many ICMP errors may wait for delivery. An error of more than 2 KiB counts several times: its size divided
+	// by 2 KiB, rounded up.
 	maxErrors = 1024
-	// maxPeerErrors is how many errors of one peer may wait, counted in the same way. The largest packet counts 32 times.
+	// maxPeerErrors is how many ICMP errors of one peer may wait, counted as for maxErrors. The largest packet counts 32 times.
 	maxPeerErrors = 64
 	errorSize     = 2 << 10
 )
 
-// An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may hide an ICMP error:
-// packets with extension headers and, if the stack forwards packets, fragments. For an error, gVisor takes the lock of the
-// connection that the error is about. The holder of that lock may be waiting for room in WritePacket, or be in Device.Send. So
-// the receiving goroutine must not deliver errors, because it would wait. The zero value is ready.
+// An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may contain an ICMP
+// error: packets with extension headers and, if the stack forwards packets, fragments. To handle an error, gVisor locks the
+// connection that the error is about. Another goroutine may hold that lock while it waits in WritePacket because the queue is
+// full, or while it is in Device.Send. The goroutine that received the error must not wait for that lock, so it does not deliver
+// the error itself. The zero value is ready.
 type errorQueue struct {
 	mu      sync.Mutex // guards the fields below
 	packets []waitingError
-	total   int           // the sum of held
-	held    map[party]int // what the packets of each party count; only parties with a packet
+	total   int           // how much all packets count together
+	held    map[party]int // how much the packets of each party count together; only for parties with a packet
 	running bool          // whether a goroutine is delivering
 	closed  bool
 }
 
-// A waitingError is a packet in an errorQueue, and the party that sent it.
+// A waitingError is a packet in an errorQueue.
 type waitingError struct {
 	p     []byte
 	party party
-	size  int // what it counts, as maxErrors says
+	size  int // how many times p counts; see maxErrors
 }
 
-// mayComplain reports whether this end may send another ICMP error to a. Each party has a separate limit, in place of gVisor's,
-// which all parties would share.
+// mayComplain reports whether this end may send another ICMP error to a. Each party has a separate limit. gVisor's own limit,
+// which is off, would count all parties together.
 func (l *link) mayComplain(a netip.Addr) bool {
 	now := l.owner.stack.Clock().NowMonotonic().Sub(tcpip.MonotonicTime{})
 	to := l.partyOf(a)
@@ -68,7 +70,7 @@ func complains(p *stack.PacketBuffer) bool {
 	return len(h) > 0 && isError(h[0])
 }
 
-// icmpError queues the ICMP error p, or drops it if its checksum is wrong. sum is the Internet checksum's sum over p, including the
+// icmpError queues the ICMP error p, or drops it if its checksum is wrong. sum is the ones' complement sum of p, including the
 // checksum field. It is 0xffff if the checksum is right.
 func (l *link) icmpError(p []byte, sum uint16) {
 	if sum != 0xffff {
@@ -78,7 +80,8 @@ func (l *link) icmpError(p []byte, sum uint16) {
 	l.errors.put(l, p)
 }
 
-// put copies p. The goroutine ends when the queue is empty.
+// put appends a copy of p to the queue, or drops p if too many packets wait. If no goroutine delivers packets, put starts one,
+// which ends when the queue is empty.
 func (q *errorQueue) put(l *link, p []byte) {
 	src, _ := addressesOf(p)
 	from := l.partyOf(src)
@@ -97,7 +100,7 @@ func (q *errorQueue) put(l *link, p []byte) {
 	q.packets = append(q.packets, waitingError{bytes.Clone(p), from, size})
 	if !q.running {
 		q.running = true
-		l.running.Add(1) // before close returns, and so before Close waits for running
+		l.running.Add(1) // this comes before close returns, and so before Net.Close waits for running
 		go l.deliverErrors()
 	}
 }
@@ -109,7 +112,8 @@ func (q *errorQueue) close() {
 	q.mu.Unlock()
 }
 
-// take takes the oldest packet out of the queue. If there is none, it returns nil and forgets that a goroutine is delivering.
+// take removes the oldest packet from the queue and returns it. If the queue is empty, take returns nil and sets running to
+// false, because the caller then ends.
 func (q *errorQueue) take() []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -134,8 +138,8 @@ func (l *link) deliverErrors() {
 	}
 }
 
-// deliverError handles a packet from the queue. It drops forged errors, and tells pings and UDPSources of the errors about their
-// packets. It hands to the stack what neither takeError nor deliverUnreachable6 has handled.
+// deliverError handles a packet from the queue. It drops forged errors, and reports an error to the ping or the UDPSource whose
+// packet the error quotes. It delivers the packet to the stack if neither takeError nor deliverUnreachable6 has handled it.
 func (l *link) deliverError(p []byte) {
 	if !raiseMTU(p) {
 		l.drops.malformed.Add(1)
@@ -164,9 +168,9 @@ func (l *link) deliverError(p []byte) {
 	l.deliver(ipv6.ProtocolNumber, p, header.IPv6MinimumSize, false)
 }
 
-// deliverUnreachable6 reports whether p is an ICMPv6 error "destination unreachable" with a code that gVisor ignores.
-// If so, it tells the connection that p is about that its peer cannot be reached. gVisor knows two of the seven codes,
-// and "address unreachable", which a device sends, is not one of them.
+// deliverUnreachable6 reports whether p is an ICMPv6 error "destination unreachable" with a code that gVisor ignores. If so, it
+// reports to the connection whose packet p quotes that the peer is unreachable. gVisor handles only two of the seven codes. It
+// ignores "address unreachable", which a WireGuard device sends.
 func (l *link) deliverUnreachable6(p []byte) bool {
 	const icmp, quote = header.IPv6MinimumSize, header.IPv6MinimumSize + header.ICMPv6DstUnreachableMinimumSize
 	if len(p) < quote+header.IPv6MinimumSize || header.ICMPv6Type(p[icmp]) != header.ICMPv6DstUnreachable {
@@ -184,7 +188,7 @@ func (l *link) deliverUnreachable6(p []byte) bool {
 	if d == nil {
 		return true
 	}
-	t, ok := (*d).(stack.TransportDispatcher) // gVisor's interfaces implement both
+	t, ok := (*d).(stack.TransportDispatcher) // gVisor's interfaces implement TransportDispatcher too
 	if !ok {
 		return false
 	}
@@ -199,7 +203,7 @@ func (l *link) deliverUnreachable6(p []byte) bool {
 	return true
 }
 
-// An unreachable6Error is the ICMPv6 error "destination unreachable" in gVisor's words.
+// An unreachable6Error describes the ICMPv6 error "destination unreachable" to gVisor.
 type unreachable6Error struct{ code uint8 }
 
 func (unreachable6Error) Origin() tcpip.SockErrOrigin { return tcpip.SockExtErrorOriginICMP6 }

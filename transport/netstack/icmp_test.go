@@ -11,7 +11,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// datagramTo returns an empty UDP datagram.
+// datagramTo returns an empty UDP datagram as an IP packet.
 func datagramTo(src, dst netip.Addr, port uint16) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(src, 1000), netip.AddrPortFrom(dst, port), nil)
 }
@@ -33,8 +33,8 @@ func wantRefused(t *testing.T, n *Net, to netip.AddrPort, why string) {
 	}
 }
 
-// One peer floods closed ports, of the Net and of a host behind it that the program refuses. It gets its share of ICMP errors, and
-// another peer still gets its own.
+// One peer floods closed ports of the Net, and ports of a host behind the Net, whose flows the program refuses. The peer gets at
+// most its limit of ICMP errors, and another peer still gets ICMP errors.
 func TestICMPErrorsPerPeer(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(f *Flow) { _ = f.Refuse(PortUnreachable) }})
 	errorsTo := [2]int{}
@@ -72,13 +72,13 @@ func TestICMPErrorsPerPeer(t *testing.T) {
 	}
 }
 
-// One peer sends ICMP errors faster than they can be delivered. It holds its share of the places, and another peer's errors still
-// find one.
+// One peer sends ICMP errors faster than they can be delivered. At most maxPeerErrors of them wait, and the errors of another
+// peer can still wait too.
 func TestICMPErrorsWaitPerPeer(t *testing.T) {
 	g := newGateway(t, Config{})
 	q := &g.link.errors
 	q.mu.Lock()
-	q.running = true // a goroutine is busy with the delivery
+	q.running = true // as if a goroutine were delivering errors
 	g.link.running.Add(1)
 	q.mu.Unlock()
 	errorFrom := func(i int, about uint16) []byte {
@@ -96,7 +96,7 @@ func TestICMPErrorsWaitPerPeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := c.Write([]byte("x")); err != nil { // its client answers at once
+	if _, err := c.Write([]byte("x")); err != nil { // the client, which has no such port, answers with an ICMP error at once
 		t.Fatal(err)
 	}
 	if n := len(q.packets); n != maxPeerErrors+1 {
@@ -116,7 +116,7 @@ func TestICMPErrorsWaitPerPeer(t *testing.T) {
 	}
 }
 
-// All peers together hold at most maxErrors.
+// At most maxErrors ICMP errors of all peers together wait.
 func TestICMPErrorsWaitBound(t *testing.T) {
 	n := newNet(t, Config{Addresses: []netip.Addr{a4}})
 	q := &n.link.errors

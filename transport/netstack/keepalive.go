@@ -14,8 +14,7 @@ const (
 	defaultKeepAliveCount = 9
 )
 
-// keepAlives returns the configuration that the two fields of a Dialer or a ListenConfig mean together, as package net
-// reads them.
+// keepAlives combines the fields KeepAlive (idle) and KeepAliveConfig (c) of a Dialer or a ListenConfig, as package net does.
 func keepAlives(idle time.Duration, c net.KeepAliveConfig) net.KeepAliveConfig {
 	if !c.Enable && idle >= 0 {
 		return net.KeepAliveConfig{Enable: true, Idle: idle}
@@ -23,19 +22,20 @@ func keepAlives(idle time.Duration, c net.KeepAliveConfig) net.KeepAliveConfig {
 	return c
 }
 
-// SetKeepAlive says whether the stack probes an idle connection. The default is true: the first probe is sent after 15 s,
-// and the connection fails with syscall.ETIMEDOUT after 9 probes, 15 s apart, without an answer.
+// SetKeepAlive says whether the stack sends keep-alive probes on an idle connection. The default is true. Then the stack sends
+// the first probe after 15 s without traffic. The connection fails with syscall.ETIMEDOUT after 9 probes, 15 s apart, without an
+// answer.
 func (c *TCPConn) SetKeepAlive(on bool) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetKeepAlive(on) })
 }
 
-// SetKeepAlivePeriod sets how long a connection must be idle before the first probe. 0 means 15 s, and a negative d
-// changes nothing.
+// SetKeepAlivePeriod sets how long a connection must be idle before the stack sends the first keep-alive probe. Zero means 15 s,
+// and a negative d changes nothing.
 func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
 	return c.setKeepAlive(net.KeepAliveConfig{Idle: d, Interval: -1, Count: -1})
 }
 
-// SetKeepAliveConfig sets all options of the probes. Zero and negative fields mean what they mean in package net.
+// SetKeepAliveConfig sets all options of the keep-alive probes. Zero and negative fields mean the same as in package net.
 func (c *TCPConn) SetKeepAliveConfig(config net.KeepAliveConfig) error {
 	if err := c.SetKeepAlive(config.Enable); err != nil {
 		return err
@@ -43,7 +43,7 @@ func (c *TCPConn) SetKeepAliveConfig(config net.KeepAliveConfig) error {
 	return c.setKeepAlive(config)
 }
 
-// setKeepAlive sets the times and the count of the probes.
+// setKeepAlive sets the times and the count of the keep-alive probes.
 func (c *TCPConn) setKeepAlive(config net.KeepAliveConfig) error {
 	if c.isClosed() {
 		return c.wrap("set", net.ErrClosed)

@@ -11,7 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// probesOf reads back how the stack probes c.
+// probesOf returns the keep-alive configuration of c, as the stack reports it.
 func probesOf(t *testing.T, c net.Conn) net.KeepAliveConfig {
 	t.Helper()
 	ep := c.(*TCPConn).Endpoint()
@@ -33,7 +33,7 @@ func probesOf(t *testing.T, c net.Conn) net.KeepAliveConfig {
 	}
 }
 
-// TestKeepAliveDefaults compares the fields of Dialer and ListenConfig with what package net makes of them.
+// TestKeepAliveDefaults checks that the fields of Dialer and ListenConfig have the same meaning as in package net.
 func TestKeepAliveDefaults(t *testing.T) {
 	a, b := pair(t)
 	const s = time.Second
@@ -99,8 +99,8 @@ func TestKeepAliveDefaults(t *testing.T) {
 	}
 }
 
-// TestKeepAlive lets the other end vanish: probes find out, and the connection fails. gVisor answers at most one probe per
-// 500 ms.
+// TestKeepAlive checks that keep-alive probes make a connection fail after the peer has vanished. gVisor answers at most one
+// probe per 500 ms.
 func TestKeepAlive(t *testing.T) {
 	a, b, ab, _ := wired(t, 0)
 	var probes atomic.Int32

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// A dnsServer answers questions as its behaviour says.
+// A dnsServer is a name server that answers queries according to its behaviour (act).
 type dnsServer struct {
 	at       netip.AddrPort
 	udp, tcp atomic.Int64 // questions
@@ -22,7 +22,7 @@ type dnsServer struct {
 	asked []question
 }
 
-// A behaviour answers q with any number of calls of reply.
+// A behaviour answers the query q by calling reply any number of times.
 type behaviour func(q *dnsmessage.Message, overTCP bool, reply func([]byte))
 
 func (s *dnsServer) become(b behaviour) {
@@ -31,7 +31,7 @@ func (s *dnsServer) become(b behaviour) {
 	s.act = b
 }
 
-// questions returns what was asked since the last call.
+// questions returns the questions that the server got since the last call.
 func (s *dnsServer) questions() []question {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,7 +57,7 @@ func (s *dnsServer) handle(q []byte, overTCP bool, reply func([]byte)) {
 	act(&m, overTCP, reply)
 }
 
-// serveDNSAt answers questions to an address of n, or to all of its addresses if a is the zero Addr.
+// serveDNSAt starts a name server at the address a of n, or at all addresses of n if a is the zero Addr.
 func serveDNSAt(t testing.TB, n *Net, a netip.Addr, act behaviour) *dnsServer {
 	t.Helper()
 	s := &dnsServer{at: netip.AddrPortFrom(a, 53), act: act}
@@ -101,13 +101,13 @@ func serveDNSAt(t testing.TB, n *Net, a netip.Addr, act behaviour) *dnsServer {
 	return s
 }
 
-// serveDNS answers for the zone "test" at all addresses of n.
+// serveDNS starts a name server for the zone "test" at all addresses of n.
 func serveDNS(t testing.TB, n *Net) *dnsServer {
 	t.Helper()
 	return serveDNSAt(t, n, netip.Addr{}, honest)
 }
 
-// namesNet returns a Net with one server per behaviour, at 10.8.0.2 and the addresses that follow.
+// namesNet returns a Net that has one name server per behaviour, at 10.8.0.2 and the addresses that follow.
 func namesNet(t testing.TB, c Config, acts ...behaviour) (*Net, []*dnsServer) {
 	t.Helper()
 	a := b4
@@ -138,7 +138,7 @@ func namesNet(t testing.TB, c Config, acts ...behaviour) (*Net, []*dnsServer) {
 	return n, servers
 }
 
-// A zone maps a name to its records. A name that is not in it does not exist.
+// A zone maps a name to its records. A name that is not in the map does not exist.
 type zone map[string][]dnsmessage.ResourceBody
 
 var longTexts = func() (texts []string) {
@@ -162,7 +162,7 @@ func alias(to string) *dnsmessage.CNAMEResource {
 	return &dnsmessage.CNAMEResource{CNAME: dnsName(to)}
 }
 
-// testZone is what an honest server knows.
+// testZone contains the records of an honest server.
 var testZone = zone{
 	"both.test.":   {recordA("10.8.0.2"), recordAAAA("fd08::2")},
 	"four.test.":   {recordA("10.8.0.2")},
@@ -226,7 +226,7 @@ func resource(name string, ttl uint32, b dnsmessage.ResourceBody) dnsmessage.Res
 	return dnsmessage.Resource{Header: h, Body: b}
 }
 
-// answer turns q into the answer of a recursive server that knows z.
+// answer turns the query q into the response of a recursive server that knows z.
 func (z zone) answer(q *dnsmessage.Message) {
 	q.Response, q.RecursionAvailable, q.Additionals = true, true, nil
 	name, t := q.Questions[0].Name.String(), q.Questions[0].Type
@@ -260,7 +260,7 @@ func (z zone) answer(q *dnsmessage.Message) {
 	}
 }
 
-// packed returns m as bytes. If m is too long for a datagram, packed leaves out its answers, unless overTCP is true.
+// packed encodes m. If m is too long for a datagram and overTCP is false, packed leaves out the answers and marks m as truncated.
 func packed(m *dnsmessage.Message, overTCP bool) []byte {
 	b, err := m.Pack()
 	if err != nil {
@@ -273,7 +273,8 @@ func packed(m *dnsmessage.Message, overTCP bool) []byte {
 	return b
 }
 
-// answers returns the behaviour of a server that gives right answers from z, after change has changed them.
+// answers returns the behaviour of a server that answers from z. change, if not nil, changes each response before the server
+// sends it.
 func answers(z zone, change func(*dnsmessage.Message)) behaviour {
 	return func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 		z.answer(q)
@@ -286,7 +287,7 @@ func answers(z zone, change func(*dnsmessage.Message)) behaviour {
 
 var honest = answers(testZone, nil)
 
-// fails answers with a code.
+// fails returns the behaviour of a server that answers each query with the response code rcode.
 func fails(rcode dnsmessage.RCode) behaviour {
 	return func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 		q.Response, q.RecursionAvailable, q.RCode, q.Additionals = true, true, rcode, nil
@@ -302,7 +303,7 @@ var lame = answers(zone{}, func(m *dnsmessage.Message) {
 	m.Authorities = []dnsmessage.Resource{resource("test.", 60, &dnsmessage.NSResource{NS: dnsName("ns.elsewhere.")})}
 })
 
-// garbage repeats the question and then sends bytes that are not a record.
+// garbage answers with the question, followed by bytes that are not a record.
 func garbage(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 	testZone.answer(q)
 	b := packed(q, overTCP)

@@ -19,7 +19,7 @@ type gateway struct {
 	*Net
 	clients [2]*Net
 	keys    [2]wireguard.PublicKey
-	wires   [2]*wire // from the clients
+	wires   [2]*wire // the wires from the clients to the gateway
 
 	mu     sync.Mutex // guards the fields below
 	routes map[netip.Addr]int
@@ -31,7 +31,7 @@ var clientAddrs = [2][]netip.Addr{
 	{netip.MustParseAddr("10.8.0.3"), netip.MustParseAddr("fd08::3")},
 }
 
-// newGateway fills in the addresses of c.
+// newGateway returns a gateway with the configuration c. It sets the addresses in c.
 func newGateway(t testing.TB, c Config) *gateway {
 	t.Helper()
 	g := &gateway{routes: make(map[netip.Addr]int)}
@@ -60,7 +60,7 @@ func newNet(t testing.TB, c Config) *Net {
 	return n
 }
 
-// route gives an address to a client. -1 takes it away.
+// route routes an address to a client. If client is -1, route removes the route.
 func (g *gateway) route(a netip.Addr, client int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

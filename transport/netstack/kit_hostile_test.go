@@ -14,12 +14,12 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// The addresses of the bystander.
+// c4 and c6 are the addresses of the bystander.
 var c4, c6 = netip.MustParseAddr("10.8.0.3"), netip.MustParseAddr("fd08::3")
 
-// A hostile peer is authenticated, so its packets arrive. It has a session like any other peer, and the device lets it use
-// the source addresses that it owns: b4, b6 and the networks of hostilePrefix. It does what a script says, so that a fuzzer can
-// drive it.
+// A hostile is an authenticated peer that misbehaves. It has a session like any other peer, so its packets arrive. The device
+// lets it use the source addresses that it owns: b4, b6 and the networks of hostilePrefix. A script, which a fuzzer can make,
+// decides what the peer does.
 //
 //	hostile ──┐
 //	          ├── Net under test, an echo server on port 7
@@ -30,15 +30,16 @@ type hostile struct {
 	script script
 
 	conns     []*handConn
-	last      [][]byte // the latest packets, to repeat with changes
+	last      [][]byte // the latest packets, for repetition with changes
 	bystander *Net
 	witnesses []net.Conn // the bystander's connections
 }
 
-// hostilePrefix holds the networks of the other addresses that the hostile peer owns: for IPv4 (false) and IPv6 (true).
+// hostilePrefix contains the first addresses of the IPv4 network (false) and the IPv6 network (true) that the hostile peer owns
+// besides b4 and b6.
 var hostilePrefix = map[bool]netip.Addr{false: netip.MustParseAddr("10.99.0.0"), true: netip.MustParseAddr("fd99::")}
 
-// A junction hands packets to the bystander or to the hostile peer.
+// A junction is an outlet that passes each packet to the bystander or to the hostile peer, depending on the destination.
 type junction struct {
 	*handPeer
 	bystander *Net
@@ -63,7 +64,7 @@ func (j junction) Send(b *wireguard.Batch) error {
 	return err
 }
 
-// newHostile makes the three ends, and establishes the bystander's connections.
+// newHostile makes the Net under test, the hostile peer and the bystander, and establishes the bystander's connections.
 func newHostile(t testing.TB) *hostile {
 	n, peer := byHand(t)
 	c, err := New(Config{Addresses: []netip.Addr{c4, c6}})

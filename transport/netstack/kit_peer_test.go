@@ -13,24 +13,24 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// A handPeer is a peer whose packets a test makes by hand. It is the outlet of the Net under test, and keeps what the Net
-// sends.
+// A handPeer is a peer whose packets a test makes by hand. It is the outlet of the Net under test, and keeps the packets that the
+// Net sends.
 type handPeer struct {
 	n     *Net
-	early []byte // data that completes a handshake
-	mss   uint16 // 0 means 1,000
+	early []byte // payload of the segment that completes a handshake
+	mss   uint16 // maximum segment size that the peer announces; 0 means 1,000
 
 	mu   sync.Mutex // guards sent
-	sent [][]byte   // not yet taken by want
+	sent [][]byte   // packets that want has not skipped or returned
 }
 
-// byHand returns a Net with the addresses a4 and a6, and its peer.
+// byHand returns a Net with the addresses a4 and a6, and the Net's peer.
 func byHand(t testing.TB) (*Net, *handPeer) {
 	t.Helper()
 	return smallNet(t, 0)
 }
 
-// smallNet is like byHand, with a budget of memory bytes.
+// smallNet is like byHand, but sets Config.Memory to memory.
 func smallNet(t testing.TB, memory int) (*Net, *handPeer) {
 	t.Helper()
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}, Memory: memory})
@@ -55,7 +55,7 @@ func (h *handPeer) Send(b *wireguard.Batch) error {
 	return nil
 }
 
-// forget drops what the Net sent.
+// forget drops the packets that the Net has sent.
 func (h *handPeer) forget() {
 	h.mu.Lock()
 	h.sent = nil
@@ -70,7 +70,7 @@ func (h *handPeer) write(t testing.TB, pkts ...[]byte) {
 	}
 }
 
-// want returns the next segment of the Net that ok accepts, and skips others before it.
+// want returns the next segment of the Net for which ok returns true. It skips the packets before that segment.
 func (h *handPeer) want(t testing.TB, what string, ok func(s segment) bool) segment {
 	t.Helper()
 	s, found := h.next(ok, 30*time.Second)
@@ -80,7 +80,7 @@ func (h *handPeer) want(t testing.TB, what string, ok func(s segment) bool) segm
 	return s
 }
 
-// next is like want, but the segment need not be sent.
+// next is like want, but waits no longer than wait, and reports whether it found a segment.
 func (h *handPeer) next(ok func(s segment) bool, wait time.Duration) (s segment, found bool) {
 	for end := time.Now().Add(wait); ; time.Sleep(time.Millisecond) {
 		h.mu.Lock()
@@ -112,7 +112,7 @@ const (
 	flagFIN, flagSYN, flagRST, flagPSH, flagACK = 1, 2, 4, 8, 16
 )
 
-// packet makes the IP packet of s, with right checksums.
+// packet returns s as an IP packet, with correct checksums.
 func (s segment) packet() []byte {
 	l3 := packet.IP4Header
 	if s.from.Addr().Is6() {
@@ -134,7 +134,7 @@ func (s segment) packet() []byte {
 	return p
 }
 
-// parseSegment reads a packet that a Net sent.
+// parseSegment parses a packet that a Net sent. ok is false if the packet is not a TCP segment.
 func parseSegment(p []byte) (s segment, ok bool) {
 	l3, l4, ok := tcpHeaders(p)
 	if !ok {
@@ -159,13 +159,13 @@ func (s segment) String() string {
 	return fmt.Sprintf("%v to %v: flags %#x, seq %d, ack %d, window %d, %d bytes", s.from, s.to, s.flags, s.seq, s.ack, s.window, len(s.payload))
 }
 
-// A handConn is one connection of a handPeer with a listener of the Net. The peer's next segment has the numbers next
-// and ack, and announces window, which is not scaled.
+// A handConn is one connection of a handPeer with a listener of the Net. The peer's next segment has the sequence number next and
+// the acknowledgement number ack, and announces window, which is not scaled.
 type handConn struct {
 	h         *handPeer
 	own, net  netip.AddrPort
 	next, ack uint32
-	scale     uint8 // of the windows that the Net announces
+	scale     uint8 // scale of the windows that the Net announces
 	window    uint16
 }
 
@@ -179,7 +179,7 @@ func (h *handPeer) connect(t testing.TB, own, to netip.AddrPort) *handConn {
 	return c
 }
 
-// tryConnect is like connect, for a listener that need not answer.
+// tryConnect is like connect, but waits for an answer no longer than wait. ok is false if the listener does not answer.
 func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Duration) (c *handConn, ok bool) {
 	t.Helper()
 	c = &handConn{h: h, own: own, net: to, next: 0xffff_f000, window: 65535}
@@ -187,7 +187,7 @@ func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Du
 	if mss == 0 {
 		mss = 1000
 	}
-	// The window scale is 0, and selective acknowledgements are permitted. Each 1 alone is padding.
+	// The options announce the window scale 0 and permit selective acknowledgements. The single bytes 1 are padding.
 	options := []byte{2, 4, byte(mss >> 8), byte(mss), 1, 3, 3, 0, 1, 1, 4, 2}
 	h.write(t, segment{from: own, to: to, seq: c.next, flags: flagSYN, window: c.window, options: options}.packet())
 	c.next++
@@ -211,7 +211,7 @@ func (h *handPeer) tryConnect(t testing.TB, own, to netip.AddrPort, wait time.Du
 	return c, true
 }
 
-// segment makes the next segment of c. It does not count the payload as sent.
+// segment returns the next segment of c. It does not advance c.next.
 func (c *handConn) segment(flags uint8, payload []byte) segment {
 	return segment{from: c.own, to: c.net, seq: c.next, ack: c.ack, flags: flags, window: c.window, payload: payload}
 }

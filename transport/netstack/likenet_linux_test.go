@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// A host is one end of a script: package net, or a Net.
+// A host is the client or the server in a script. It uses package net or a Net.
 type host struct {
 	ip4, ip6 string
 	dialer   func(dialOptions) dials
@@ -36,7 +36,7 @@ type listens interface {
 	ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error)
 }
 
-// streamConn and packetConn are the methods that scripts call.
+// streamConn and packetConn contain the methods of connections that scripts call.
 type streamConn interface {
 	net.Conn
 	io.ReaderFrom
@@ -69,15 +69,15 @@ func hostOfNet(n *Net, ip4, ip6 netip.Addr) host {
 	}, &ListenConfig{Net: n}}
 }
 
-// A likeness runs one script and records what each step led to.
+// A likeness runs one script and records the outcome of each step.
 type likeness struct {
 	*testing.T
 	client, server host
-	steps          []string          // in order
-	outcomes       map[string]string // by step
+	steps          []string          // the names of the steps, in order
+	outcomes       map[string]string // maps the name of a step to its outcome
 }
 
-// say records the outcome of a step: the class of an error, or a value.
+// say records the outcome of a step, which is an error or a value. Of an error, it records the class.
 func (l *likeness) say(step string, outcome any) {
 	l.Helper()
 	if _, ok := l.outcomes[step]; ok {
@@ -94,7 +94,7 @@ func (l *likeness) say(step string, outcome any) {
 	}
 }
 
-// must ends the script if a step that only prepares others failed.
+// must ends the script if err, the error of a preparation, is not nil.
 func (l *likeness) must(err error) {
 	l.Helper()
 	if err != nil {
@@ -102,8 +102,8 @@ func (l *likeness) must(err error) {
 	}
 }
 
-// class describes what programs can find out about err: the types in its chain with their fields, the error number, and the
-// classes of package net and package os. It leaves out addresses and texts.
+// class describes the properties of err that programs can test: the types in its chain and their fields, the error number, and
+// which errors of packages net, os, context and io it matches. It leaves out addresses and texts.
 func class(err error) string {
 	var s []string
 	for e := err; e != nil; e = errors.Unwrap(e) {
@@ -144,7 +144,7 @@ func set(name string, a net.Addr) string {
 	return name
 }
 
-// listen listens on address. The listener is closed when the script ends.
+// listen makes the server listen on address. It closes the listener when the script ends.
 func (l *likeness) listen(network, address string) net.Listener {
 	l.Helper()
 	listener, err := l.server.listener.Listen(context.Background(), network, address)
@@ -183,7 +183,7 @@ func (l *likeness) connected() (c, s streamConn) {
 	return d.(streamConn), a.(streamConn)
 }
 
-// closedPort returns an address of the server on which nothing listens.
+// closedPort returns an address and a port of the server on which nothing listens.
 func (l *likeness) closedPort(network string) string {
 	l.Helper()
 	if network == "udp" {
@@ -196,11 +196,11 @@ func (l *likeness) closedPort(network string) string {
 	return listener.Addr().String()
 }
 
-// soon is a deadline that no step should reach.
+// soon returns a deadline of 20 seconds, which no step should reach.
 func soon() time.Time { return time.Now().Add(20 * time.Second) }
 
-// TestLikeNet runs each script against package net on the loopback interface, between two Nets, and within one Net. Each
-// step must have the same outcome, or the table unlike says why not.
+// TestLikeNet runs each script against package net on the loopback interface, between two Nets, and within one Net. Each step
+// must have the same outcome in all three cases, unless the table unlike lists the step.
 func TestLikeNet(t *testing.T) {
 	if l, err := net.Listen("tcp", "[::1]:0"); err != nil {
 		t.Skip("needs IPv6 on the loopback interface: ", err)

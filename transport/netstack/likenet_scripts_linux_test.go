@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// scripts are the calls to compare. A step's name is unique within its script.
+// scripts make the calls whose outcomes TestLikeNet compares. The name of each step is unique within its script.
 var scripts = []struct {
 	name string
 	run  func(*likeness)
@@ -122,7 +122,7 @@ func scriptRelisten(l *likeness) {
 	four()
 	six()
 
-	// With connections.
+	// Listen again while connections of an earlier listener still use the port.
 	again := l.listen("tcp", at)
 	c, err := l.dial("tcp", at)
 	l.must(err)
@@ -137,7 +137,7 @@ func scriptRelisten(l *likeness) {
 	l.say("write to a connection of the first listener", errOf(c.Write([]byte("x"))))
 	_, err = s.Read(make([]byte, 1))
 	l.say("read from a connection of the first listener", err)
-	_ = s.Close() // first, so that the server's end waits in TIME-WAIT
+	_ = s.Close() // the server closes first, so that its end waits in TIME-WAIT
 	_ = s2.Close()
 	_ = c.Close()
 	_ = c2.Close()
@@ -154,7 +154,7 @@ func scriptRelisten(l *likeness) {
 	l.packets(l.server, "udp", u.LocalAddr().String())
 	l.say("UDP after Close", nil)
 	var listener net.Listener
-	for range 20 { // another process may have the port for TCP
+	for range 20 { // another process may use the port for TCP
 		if listener, err = l.server.listener.Listen(context.Background(), "tcp", u.LocalAddr().String()); err == nil {
 			l.Cleanup(func() { _ = listener.Close() })
 			break
@@ -210,7 +210,7 @@ func scriptDial(l *likeness) {
 	_, err = l.client.dialer(dialOptions{}).DialContext(ctx, "udp", at)
 	l.say("past deadline, UDP", err)
 
-	// Two connections from one port to one place.
+	// Dial the same address a second time from the same port.
 	c, err := l.dial("tcp", at)
 	l.must(err)
 	dial("from a port in use to the same place", "tcp", at, dialOptions{local: c.LocalAddr()})
@@ -248,7 +248,7 @@ func scriptDeadlines(l *likeness) {
 	l.say("write without a deadline", errOf(c.Write(b)))
 	l.must(c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)))
 	var err error
-	for err == nil { // nobody reads
+	for err == nil { // the peer does not read
 		_, err = c.Write(make([]byte, 1<<20))
 	}
 	l.say("write into a full buffer until a deadline", err)
@@ -420,7 +420,7 @@ func scriptUnreachable(l *likeness) {
 func scriptBroadcast(l *likeness) {
 	everybody := "255.255.255.255:9"
 	if l.client.ip4 == "127.0.0.1" {
-		everybody = "127.255.255.255:9" // of the loopback interface
+		everybody = "127.255.255.255:9" // the broadcast address of the loopback interface
 	}
 	u := l.packets(l.client, "udp4", ":0")
 	l.say("write", errOf(u.WriteToUDPAddrPort([]byte("x"), netip.MustParseAddrPort(everybody))))

@@ -1,6 +1,6 @@
 package netstack
 
-// The reasons why a Net differs from package net.
+// These are the reasons why a Net differs from package net.
 const (
 	namesAddress = "the error of a Net also names the address, where package net leaves it out"
 	saysNetwork  = "the protocol of the network is wrong, and the error of a Net says so"
@@ -12,7 +12,7 @@ const (
 	namesCall    = "the error of a Net names the system call too"
 )
 
-// unlike lists the steps in which a Net differs from package net: what the Net does, and why.
+// unlike lists the steps in which a Net differs from package net, with the outcome for the Net and the reason.
 var unlike = map[string]struct{ ours, why string }{
 	"listen: TCP, IPv4 on the network of IPv6":               {"OpError(listen tcp6 addr), AddrError", namesAddress},
 	"listen: TCP, IPv6 on the network of IPv4":               {"OpError(listen tcp4 addr), AddrError", namesAddress},

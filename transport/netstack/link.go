@@ -13,68 +13,68 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// The callers of WritePacket, and the locks that they hold (from gVisor's source):
+// According to gVisor's source, WritePacket has these callers, which hold these locks:
 //
-//   - a user's Write, Read, Close or Connect of a TCP connection, one of gVisor's TCP processors (as many goroutines as
-//     GOMAXPROCS), or a timer: each holds the lock of its connection, so that one connection's packets arrive in order;
-//   - a user's Write to a UDP or ICMP endpoint: holds nothing;
-//   - the goroutine that called Net.WritePackets: it makes resets, echo replies and ICMP errors inline and holds
-//     nothing.
+//   - a user's goroutine in Write, Read, Close or Connect of a TCP connection, one of gVisor's TCP processors (as many goroutines
+//     as GOMAXPROCS), or a timer: each holds the lock of its connection, which keeps the packets of one connection in order;
+//   - a user's goroutine in Write of a UDP or ICMP endpoint: it holds no lock;
+//   - the goroutine that called Net.WritePackets: it sends resets, echo replies and ICMP errors itself, and holds no lock.
 //
-// The first kind may wait for room, because nothing in Net.WritePackets needs a connection's lock; see errorQueue. The
-// last kind must not wait, or two devices of one process could wait for each other in a ring. WritePacket cannot ask
-// which kind its caller is, but it can look at the packet: data of a TCP connection never comes from inside
-// Net.WritePackets. So WritePacket waits with TCP data, and UDPConn.Write waits before it enters gVisor. A full queue
-// drops everything else.
+// A caller of the first kind may wait while the queue is full, because nothing in Net.WritePackets needs a connection's lock; see
+// errorQueue. A caller of the last kind must not wait, because two devices of one process could then wait for each other.
+// WritePacket does not know the kind of its caller, but it can inspect the packet: Net.WritePackets never sends data of a TCP
+// connection. So if the queue is full, WritePacket waits only with TCP data. UDPConn.Write waits before it calls gVisor.
+// WritePacket drops all other packets while the queue is full.
 //
-// In WebAssembly all goroutines share one thread, and nothing preempts them. If another goroutine holds the lock of a connection, a
-// gVisor processor looks at the connection again and again and never yields. So the goroutine that holds the lock would never run
-// again if it waited or yielded in WritePacket. So WritePacket always leaves a packet of TCP in the queue there, and never waits.
-// The buffers of TCP bound the queue, because TCP keeps in them what it has sent.
+// In WebAssembly all goroutines share one thread, and nothing preempts them. If another goroutine holds the lock of a connection,
+// one of gVisor's TCP processors polls the connection in a loop and never yields. The goroutine that holds the lock would then
+// never run again if it waited or yielded in WritePacket. So in WebAssembly, WritePacket always puts a TCP packet into the queue,
+// and never waits. The buffers of TCP limit the length of the queue, because TCP keeps the bytes that it has sent in its buffers.
 
 // oneThread reports whether all goroutines share one thread.
 const oneThread = runtime.GOARCH == "wasm"
 
 const (
-	// maxQueued is how many bytes may wait for the sending goroutine. A fast machine sends them in a millisecond. TCP
-	// keeps their payload for retransmission in any case.
+	// maxQueued is how many bytes may wait in the queue. A fast machine sends that many bytes in a millisecond. They need little
+	// extra memory, because TCP keeps their payload for retransmission anyway.
 	maxQueued = 1 << 20
-	// maxQueuedUrgent is the limit for packets whose sender cannot wait, so that bulk data does not push out
-	// acknowledgements.
+	// maxQueuedUrgent is the limit, in bytes, for packets whose sender must not wait. It is higher than maxQueued, so the link
+	// still queues acknowledgements when bulk data has filled the queue.
 	maxQueuedUrgent = maxQueued + 256<<10
-	// queuedOverhead is roughly the memory of a queued packet besides its bytes.
+	// queuedOverhead is roughly how many bytes of memory a queued packet needs besides its own bytes.
 	queuedOverhead = 256
-	// maxSpare is the length of the longest queue, of packets or of waiters, whose memory the link keeps while it is idle.
+	// maxSpare is the number of elements up to which an idle link keeps the memory of its queue of packets and of its list of
+	// waiters.
 	maxSpare = 1024
 )
 
 // A link is the only network interface of a stack. It connects gVisor and the device in both directions.
 //
-// Outbound, the first sender takes the turn and carries its packet through Device.Send on its own goroutine. A sender
-// that finds the turn taken puts its packet into the queue and returns. If the holder finds a queue at the end of its
-// turn, it passes the turn to a new goroutine. That goroutine sends the queue in full batches and ends when the queue
-// is empty. So an idle link has no goroutine, a lone sender needs no switch of goroutines, and under load sealing runs
-// on a separate core.
+// Outbound, only one goroutine at a time may call Device.Send: the goroutine that has the turn. If no goroutine has the turn, a
+// sender takes it and calls Device.Send with its own packet. Otherwise the sender puts its packet into the queue and returns. If
+// the queue is not empty when a sender has sent its own packet, the sender passes the turn to a new goroutine. That goroutine
+// sends the queued packets in full batches and ends when the queue is empty. So an idle link has no goroutine, a lone sender
+// causes no switch of goroutines, and under load the device encrypts on a separate core.
 type link struct {
 	mtu   int
 	owner *Net
 
-	mu      sync.Mutex // guards the rest of this group; innermost
+	mu      sync.Mutex // guards the other fields of this group; taken last
 	exit    *exit      // nil until attached
 	busy    bool       // a goroutine has the turn
-	refuse  bool       // senders of data no longer wait
+	refuse  bool       // senders of TCP data and of datagrams no longer wait
 	closed  bool
 	queue   []*stack.PacketBuffer // in order; each holds a reference
 	spare   []*stack.PacketBuffer // the memory of the previous queue
 	queued  int                   // bytes in queue, with their overhead
-	waiters []chan struct{}       // senders that wait for room, in order; each has room for one element
-	waiter  int                   // how many of waiters no longer wait; their elements are nil
-	placing bool                  // a sender has left waiters and does not run yet
-	signal  chan struct{}         // closed when there may be room for datagrams; nil while no sender of datagrams waits
+	waiters []chan struct{}       // channels that wake waiting senders of TCP data, in order; each has a buffer of one
+	waiter  int                   // index in waiters of the first sender that still waits; the elements before are nil
+	placing bool                  // place has woken a sender that does not run yet
+	signal  chan struct{}         // closed when the queue may have space for datagrams; nil while no sender of datagrams waits
 	acks    acks
 
-	accepting sync.WaitGroup // calls of waitingConns.empty
-	running   sync.WaitGroup // calls of drain, endHold, deliverErrors, expire and revive
+	accepting sync.WaitGroup // counts calls of waitingConns.empty
+	running   sync.WaitGroup // counts calls of drain, endHold, deliverErrors, expire and revive
 
 	own     port       // the interface of the Net's own stack
 	forward *forwarder // nil without Config.Forward
@@ -82,11 +82,11 @@ type link struct {
 
 	fragments reassembler
 
-	peers      atomic.Pointer[router] // of the device that was attached last; nil before, and for an outlet that knows no peers
-	complaints errorlimit.Limit       // of the ICMP errors that this end sends
+	peers      atomic.Pointer[router] // the device that was attached last; nil if none, or if it knows no peers
+	complaints errorlimit.Limit       // limits the ICMP errors that this end sends
 
 	windows windows
-	cookies *tcpip.StatCounter // connections of the Net's own stack that began with a SYN cookie
+	cookies *tcpip.StatCounter // counts connections of the Net's own stack that began with a SYN cookie
 
 	drops drops
 }
@@ -98,7 +98,7 @@ func newLink(mtu int, owner *Net) *link {
 	return l
 }
 
-// waiterPool has the channels of link.waiters.
+// waiterPool recycles the channels of link.waiters.
 var waiterPool = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
 
 // attach opens the outbound path. A second device replaces the first.
@@ -119,8 +119,8 @@ func (l *link) attached() bool {
 	return l.exit != nil
 }
 
-// WritePacket takes a packet from gVisor. The stack calls it concurrently, because the link is its own queueing
-// discipline. The caller keeps its reference.
+// WritePacket takes a packet from gVisor. The stack calls WritePacket concurrently, because the link is its own queueing
+// discipline. The caller keeps its reference to p.
 func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 	if l.noteSegment(p) {
 		return nil
@@ -164,20 +164,21 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 		l.busy = false
 		l.wake()
 	} else {
-		l.running.Add(1) // before close, which empties the queue, and so before Net.Close waits for running
+		// This comes before close, which empties the queue, and so before Net.Close waits for running.
+		l.running.Add(1)
 		go l.drain()
 	}
 	l.mu.Unlock()
 	if oneThread {
-		runtime.Gosched() // otherwise a goroutine that sends datagrams in a loop would never let another one run
+		runtime.Gosched() // otherwise a goroutine that sends datagrams in a loop would never let another goroutine run
 	}
 	return nil
 }
 
-// enqueue leaves p for the holder of the turn. If p carries TCP data, and the queue is full or other senders wait, enqueue waits
-// until the sender gets a place. It then reports false, because the turn may be free. Senders get their places in the order in
-// which they came, and each one gives the next sender its place. placed says that the sender of p has its place already. l.mu is
-// held, except during the wait.
+// enqueue puts p into the queue, for the goroutine that has the turn. If p carries TCP data, and the queue is full or other
+// senders wait, enqueue instead waits until place lets the sender continue. It then returns false, because the turn may now be
+// free, and the caller tries again with placed set. Senders continue in the order in which they began to wait, and each one calls
+// place for the next. l.mu is held, except during the wait.
 func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcpip.Error) {
 	switch {
 	case !isTCPData(p) || l.refuse:
@@ -195,7 +196,7 @@ func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcp
 		l.placing = false
 		err := l.usable()
 		if err != nil || l.refuse {
-			l.place() // the order no longer matters
+			l.place() // let the next sender continue at once, because the order no longer matters
 		}
 		return false, err
 	}
@@ -204,8 +205,8 @@ func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcp
 	return true, nil
 }
 
-// place gives a place to the sender that waits longest, if there is room or the turn is free. At most one sender has a place that
-// it has not used yet. l.mu is held.
+// place lets the sender that has waited longest continue, if the queue has space or the turn is free. It does nothing while the
+// sender of an earlier call does not run yet. l.mu is held.
 func (l *link) place() {
 	if l.placing || !l.waits() || l.busy && l.queued >= maxQueued && !l.refuse {
 		return
@@ -214,21 +215,21 @@ func (l *link) place() {
 	w := l.waiters[l.waiter]
 	l.waiters[l.waiter] = nil
 	if l.waiter++; 2*l.waiter > len(l.waiters) {
-		l.waiters, l.waiter = slices.Delete(l.waiters, 0, l.waiter), 0 // append uses this memory again
+		l.waiters, l.waiter = slices.Delete(l.waiters, 0, l.waiter), 0 // append reuses this memory
 	}
 	w <- struct{}{}
 }
 
-// waits reports whether a sender waits for room. l.mu is held.
+// waits reports whether a sender of TCP data waits because the queue is full. l.mu is held.
 func (l *link) waits() bool { return l.waiter < len(l.waiters) }
 
-// push appends p to the queue, which takes a reference. l.mu is held.
+// push appends p to the queue, which takes over a reference of the caller. l.mu is held.
 func (l *link) push(p *stack.PacketBuffer) {
 	l.queue = append(l.queue, p)
 	l.queued += p.Size() + queuedOverhead
 }
 
-// usable returns why the link cannot send, or nil. l.mu is held.
+// usable returns an error that says why the link cannot send, or nil if it can. l.mu is held.
 func (l *link) usable() tcpip.Error {
 	switch {
 	case l.closed:
@@ -240,14 +241,14 @@ func (l *link) usable() tcpip.Error {
 	return nil
 }
 
-// isTCPData reports whether p carries payload of a connection. gVisor marks the segments of a connection for
-// segmentation, however short they are. It marks neither SYNs nor resets without a connection.
+// isTCPData reports whether p carries payload of a TCP connection. gVisor marks every segment of a connection for segmentation,
+// even if the segment is short. It does not mark SYNs, or resets that belong to no connection.
 func isTCPData(p *stack.PacketBuffer) bool {
 	return p.GSOOptions.Type != stack.GSONone && p.Data().Size() > 0
 }
 
-// takeTurn takes the turn if nobody has it and the queue is not empty. It reports whether the caller has to drain the queue. l.mu
-// is held.
+// takeTurn takes the turn if no goroutine has it and the queue is not empty. It reports whether it took the turn; the caller must
+// then start drain. l.mu is held.
 func (l *link) takeTurn() (mine bool) {
 	if l.busy || len(l.queue) == 0 {
 		return false
@@ -257,7 +258,7 @@ func (l *link) takeTurn() (mine bool) {
 	return true
 }
 
-// drain holds the turn, sends the queue, and gives the turn back when the queue is empty.
+// drain runs on the goroutine that has the turn. It sends the queued packets, and gives the turn up when the queue is empty.
 func (l *link) drain() {
 	defer l.running.Done()
 	for {
@@ -296,8 +297,8 @@ func (l *link) drain() {
 	}
 }
 
-// full returns nil if a packet of a datagram endpoint would find room in the queue. Otherwise it returns a channel that
-// is closed when there may be room. A goroutine that waits for the channel must not hold a lock of gVisor's.
+// full returns nil if the queue has space for a datagram. Otherwise it returns a channel that is closed when the queue may have
+// space. A goroutine that waits for the channel must not hold a lock of gVisor's.
 func (l *link) full() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -310,7 +311,7 @@ func (l *link) full() <-chan struct{} {
 	return l.signal
 }
 
-// wake wakes the sender of TCP data that waits longest, and all senders of datagrams. l.mu is held.
+// wake wakes the sender of TCP data that has waited longest, and all senders of datagrams that wait. l.mu is held.
 func (l *link) wake() {
 	l.place()
 	if l.signal != nil {
@@ -319,8 +320,8 @@ func (l *link) wake() {
 	}
 }
 
-// refuseData wakes all senders that wait for room, and lets no sender wait from now on. A full queue then drops data
-// like everything else. Packets of aborting connections are still sent.
+// refuseData wakes all senders that wait because the queue is full. From then on, no sender waits, and WritePacket drops data
+// like all other packets while the queue is full. The link still sends the packets with which connections abort.
 func (l *link) refuseData() {
 	l.mu.Lock()
 	l.refuse = true
@@ -328,7 +329,7 @@ func (l *link) refuseData() {
 	l.mu.Unlock()
 }
 
-// close stops all sending. The holder of the turn may still be in Device.Send.
+// close stops all sending. The goroutine that has the turn may still be in Device.Send.
 func (l *link) close() {
 	l.mu.Lock()
 	l.closed = true
@@ -343,7 +344,7 @@ func (l *link) close() {
 	l.closeFragments()
 }
 
-// WritePackets calls WritePacket for each packet. It is for callers that hold the link itself, such as packet sockets.
+// WritePackets calls WritePacket for each packet. Callers that bypass the queueing discipline use it, such as packet sockets.
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	for i, p := range pkts.AsSlice() {
 		if err := l.WritePacket(p); err != nil {
@@ -358,18 +359,19 @@ func (l *link) Attach(d stack.NetworkDispatcher) { l.own.attach(d) }
 
 func (l *link) IsAttached() bool { return l.own.dispatcher.Load() != nil }
 
-// Capabilities says that the link checks received checksums; see deliver for the exceptions. gVisor computes the
-// checksums of sent packets. Segments of a connection have only the pseudo-header's sum in any case, because
-// segmentation implies that. The link could not compute the checksum of a datagram that gVisor has cut into fragments.
+// Capabilities says that the link checks received checksums; see deliver for the exceptions. gVisor computes the checksums of
+// sent packets. In the segments of a connection, gVisor computes only the sum of the pseudo-header, because it marks them for
+// segmentation. The link computes the rest. gVisor computes the whole checksums of datagrams, because the link could not do that
+// for a datagram that gVisor has cut into fragments.
 func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }
 
 func (l *link) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
 
-// GSOMaxSize returns a size at which the segments of one large packet make one train. A train holds at most 65,507
-// bytes and 64 segments, and each segment gets 32 bytes longer. The count assumes the shortest payload of a full
-// segment (IPv6, all TCP options).
+// GSOMaxSize returns the maximal size of a large packet, in bytes. The limit makes sure that the link can send all segments of a
+// large packet in one train of tunnel packets. A train holds at most 65,507 bytes and 64 packets, and the tunnel adds 32 bytes to
+// each segment. The computation assumes the shortest payload of a full segment (IPv6, all TCP options).
 func (l *link) GSOMaxSize() uint32 {
 	const (
 		train    = 65507
@@ -378,7 +380,7 @@ func (l *link) GSOMaxSize() uint32 {
 	)
 	segments := max(1, min(64, train/(l.mtu+overhead)))
 	payload := segments * (l.mtu - headers)
-	// gVisor subtracts these headers before it fills a packet.
+	// gVisor subtracts TCPTotalHeaderMaximumSize and one more byte before it fills a packet.
 	return uint32(min(payload, 65535-header.TCPTotalHeaderMaximumSize-1) + header.TCPTotalHeaderMaximumSize + 1)
 }
 

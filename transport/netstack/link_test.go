@@ -21,9 +21,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// A gate is an outlet whose Send waits until it is let through. It keeps the first two bytes of each packet's payload.
+// A gate is an outlet whose Send waits until the test sends to leave. It records the first two bytes of each packet's payload.
 type gate struct {
-	entered, leave chan struct{} // one element each time
+	entered, leave chan struct{} // each Send sends one element to entered, and receives one from leave
 	mu             sync.Mutex
 	numbers        []int
 	batches        []int
@@ -50,7 +50,7 @@ func (g *gate) Send(b *wireguard.Batch) error {
 	return nil
 }
 
-// numbered returns a TCP segment with n bytes of payload, which begin with number.
+// numbered returns a TCP segment with n bytes of payload. The first two bytes contain number.
 func numbered(number, n int) *stack.PacketBuffer {
 	p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), false, 0, n)
 	if n >= 2 {
@@ -64,7 +64,8 @@ func (l *link) write(t testing.TB, p *stack.PacketBuffer) tcpip.Error {
 	return l.WritePacket(p)
 }
 
-// TestTurn has one goroutine in Send. The packets of other senders wait meanwhile, and follow in order and in one batch.
+// TestTurn checks that packets of other senders wait while one goroutine is in Send, and that the link then sends them in order
+// and in one batch.
 func TestTurn(t *testing.T) {
 	g, l := newGate(), newLink(1420, nil)
 	l.attach(g)
@@ -96,7 +97,8 @@ func TestTurn(t *testing.T) {
 	}
 }
 
-// TestRoom fills the queue. Data waits for room. Packets that cannot wait are dropped beyond a higher limit.
+// TestRoom fills the queue. It checks that senders of data then wait, and that the link drops packets whose sender must not wait
+// only beyond a higher limit.
 func TestRoom(t *testing.T) {
 	g, l := newGate(), newLink(1420, nil)
 	l.attach(g)
@@ -145,12 +147,13 @@ func TestRoom(t *testing.T) {
 	}
 }
 
-// TestRoomInOrder has senders wait for room one after another: their data is sent in that order, and in full batches.
+// TestRoomInOrder makes senders wait one after another because the queue is full. It checks that the link sends their data in
+// that order.
 func TestRoomInOrder(t *testing.T) {
 	if oneThread {
 		t.Skip("in WebAssembly, WritePacket never waits for room")
 	}
-	const senders = 50 // fewer than the elements of gate.entered
+	const senders = 50 // fewer than the buffer of gate.entered holds
 	g, l := newGate(), newLink(1420, nil)
 	l.attach(g)
 	var wg sync.WaitGroup
@@ -183,7 +186,7 @@ func TestRoomInOrder(t *testing.T) {
 	}
 }
 
-// TestRoomClosed has data wait for room when the link is closed, while Send does not return.
+// TestRoomClosed closes the link while senders wait because the queue is full, and another goroutine is in Send.
 func TestRoomClosed(t *testing.T) {
 	g, l := newGate(), newLink(1420, nil)
 	l.attach(g)
@@ -211,14 +214,15 @@ func TestRoomClosed(t *testing.T) {
 	}
 }
 
-// waitForRoom waits as the sender of a datagram without a deadline does.
+// waitForRoom waits for space in the queue, like UDPConn.waitForRoom without a deadline.
 func waitForRoom(l *link) {
 	for full := l.full(); full != nil; full = l.full() {
 		<-full
 	}
 }
 
-// TestWriteWaits has datagrams wait for room while Send does not return. Their deadline and Close end the wait.
+// TestWriteWaits checks that UDPConn.Write waits while the queue is full, and that a deadline, UDPConn.Close and Net.Close end
+// the wait.
 func TestWriteWaits(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4}})
 	if err != nil {
@@ -234,7 +238,7 @@ func TestWriteWaits(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name string
-		end  func(c *UDPConn) // called before Write; has its effect while Write waits
+		end  func(c *UDPConn) // the test calls end before Write; it takes effect while Write waits
 		want error
 	}{
 		{"deadline", func(c *UDPConn) { _ = c.SetWriteDeadline(time.Now().Add(20 * time.Millisecond)) }, os.ErrDeadlineExceeded},
@@ -267,8 +271,8 @@ func TestWriteWaits(t *testing.T) {
 	}
 }
 
-// TestReceiveDoesNotWait delivers packets while Send does not return and the queue is full. They lead to answers, and
-// to errors for a connection whose lock the sender holds.
+// TestReceiveDoesNotWait checks that WritePackets does not wait while another goroutine is in Send and the queue is full. The
+// received packets cause answers, and contain ICMP errors about a connection whose lock that goroutine holds.
 func TestReceiveDoesNotWait(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4}})
 	if err != nil {
@@ -281,7 +285,7 @@ func TestReceiveDoesNotWait(t *testing.T) {
 		_, err := n.DialTCP(t.Context(), netip.AddrPortFrom(a4, 4321), netip.AddrPortFrom(b4, 80))
 		dialed <- err
 	}()
-	<-g.entered // the SYN; its connection is locked
+	<-g.entered // the SYN is in Send, and its connection is locked
 	for n.link.write(t, numbered(0, 0)) == nil {
 	}
 	syn, l3, _ := tcpPacket(rand.New(rand.NewSource(1)), false, 0, 0)
@@ -290,7 +294,7 @@ func TestReceiveDoesNotWait(t *testing.T) {
 	syn[l3+13] = 2
 	mendSums(syn, l3)
 	for range 10 {
-		_, _ = n.WritePackets([][]byte{syn}) // to a port where nobody listens: a reset
+		_, _ = n.WritePackets([][]byte{syn}) // nothing listens on the port, so gVisor answers with a reset
 	}
 	if n.Stats().Full < 10 {
 		t.Error("a reset found room")
@@ -300,7 +304,7 @@ func TestReceiveDoesNotWait(t *testing.T) {
 	copy(ours[16:], b4.AsSlice())
 	binary.BigEndian.PutUint16(ours[l3:], 4321)
 	binary.BigEndian.PutUint16(ours[l3+2:], 80)
-	for i := range n.link.windows.heard.syns { // only the SYN's number is believed
+	for i := range n.link.windows.heard.syns { // believes accepts only an ICMP error that quotes the SYN's number
 		if noted := n.link.windows.heard.syns[i].Load(); noted != 0 {
 			binary.BigEndian.PutUint32(ours[l3+4:], uint32(noted))
 		}
@@ -322,10 +326,10 @@ func TestReceiveDoesNotWait(t *testing.T) {
 	}
 }
 
-// fragments returns the IPv4 packet p as two fragments, the first with n bytes behind its header.
+// fragments returns the IPv4 packet p as two fragments. The first has n bytes of data.
 func fragments(p []byte, n int) [][]byte {
 	first, second := slices.Clone(p[:20+n]), append(slices.Clone(p[:20]), p[20+n:]...)
-	first[6] |= 0x20 // more follow
+	first[6] |= 0x20 // more fragments follow
 	binary.BigEndian.PutUint16(second[6:], uint16(n/8))
 	for _, f := range [][]byte{first, second} {
 		binary.BigEndian.PutUint16(f[2:], uint16(len(f)))
@@ -335,7 +339,7 @@ func fragments(p []byte, n int) [][]byte {
 	return [][]byte{first, second}
 }
 
-// TestDetached writes before a device is attached.
+// TestDetached checks what writes and dials return before a device is attached.
 func TestDetached(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4}})
 	if err != nil {
@@ -360,7 +364,8 @@ func TestDetached(t *testing.T) {
 	}
 }
 
-// TestManySenders has many goroutines write at once, and checks that each one's packets stay in order and none is lost.
+// TestManySenders lets several goroutines write at the same time. It checks that the packets of each goroutine stay in order and
+// that none is lost.
 func TestManySenders(t *testing.T) {
 	const senders, packets = 8, 500
 	g, l := newGate(), newLink(1420, nil)

@@ -16,16 +16,16 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A TCPListener waits for TCP connections through the tunnel. It behaves as a *net.TCPListener does. It is safe for
-// concurrent use and must not be copied. [Config.Memory] bounds how many connections of a peer may wait for Accept.
+// A TCPListener waits for TCP connections through the tunnel. It behaves like a *net.TCPListener. It is safe for concurrent use
+// and must not be copied. [Config.Memory] limits how many connections of a peer may wait for Accept.
 //
-// It has no File and no SyscallConn, because it has no file descriptor. Endpoint takes their place.
+// It has no File and no SyscallConn, because it has no file descriptor; use Endpoint instead.
 type TCPListener struct {
 	socket
 	addr    *net.TCPAddr
 	place   place
 	waiting waitingConns
-	probes  net.KeepAliveConfig // of accepted connections
+	probes  net.KeepAliveConfig // the keep-alive probes of accepted connections
 
 	acceptMu sync.Mutex // held during an Accept
 }
@@ -34,17 +34,17 @@ type TCPListener struct {
 const backlog = 4096
 
 // A ListenConfig listens on a Net, with the options of a net.ListenConfig except for Control, since a Net has no file
-// descriptors. Set Net. The zero value of any other field means its default. A ListenConfig may be used concurrently
-// while nobody changes its fields.
+// descriptors. Set Net. The zero value of any other field means its default. Goroutines may use a ListenConfig concurrently as
+// long as none changes its fields.
 type ListenConfig struct {
 	// Net is the Net to listen on.
 	Net *Net
 
-	// KeepAlive is how long an accepted connection must be idle before the stack probes it. Zero means 15 s, and a
+	// KeepAlive is how long an accepted connection must be idle before the stack sends keep-alive probes. Zero means 15 s, and a
 	// negative value turns the probes off. It has no effect if KeepAliveConfig.Enable is true.
 	KeepAlive time.Duration
 
-	// KeepAliveConfig has all options of the probes. It has an effect if its Enable is true.
+	// KeepAliveConfig contains all options of the keep-alive probes. It has an effect only if its field Enable is true.
 	KeepAliveConfig net.KeepAliveConfig
 }
 
@@ -72,7 +72,7 @@ func (c *ListenConfig) ListenPacket(ctx context.Context, network, address string
 	return nil, &net.OpError{Op: "listen", Net: network, Addr: udpAddr(local), Err: err}
 }
 
-// local returns the address to listen on.
+// local parses the address to listen on.
 func (c *ListenConfig) local(protocol, network, address string) (local netip.AddrPort, err error) {
 	if err := checkNetwork(network, protocol); err != nil {
 		return local, err
@@ -83,15 +83,15 @@ func (c *ListenConfig) local(protocol, network, address string) (local netip.Add
 	return c.Net.parseLocal(network, address)
 }
 
-// Listen listens for TCP connections. network is "tcp", "tcp4" or "tcp6", and address is "host:port". If the host is empty
-// or unspecified, Listen uses all addresses of the Net. Otherwise the host must be one of these addresses, because Listen
-// does not resolve names. Port 0 means a free port. As with package net, a program can listen on a port again while
-// connections of an earlier listener still use it. The listener is a *[TCPListener]. A [ListenConfig] has options.
+// Listen listens for TCP connections. network is "tcp", "tcp4" or "tcp6", and address is "host:port". If the host is empty or
+// unspecified, Listen uses all addresses of the Net. Otherwise the host must be one of these addresses, because Listen does not
+// resolve names. Port 0 means a free port. As with package net, a program can listen on a port again while connections of an
+// earlier listener still use it. The listener is a *[TCPListener]. Use a [ListenConfig] to set options.
 func (n *Net) Listen(network, address string) (net.Listener, error) {
 	return (&ListenConfig{Net: n}).Listen(context.Background(), network, address)
 }
 
-// ListenTCP is like Listen, for a netip.AddrPort. The zero AddrPort means all addresses and a free port.
+// ListenTCP is like Listen, but takes a netip.AddrPort. The zero AddrPort means all addresses and a free port.
 func (n *Net) ListenTCP(local netip.AddrPort) (*TCPListener, error) {
 	l, err := n.listenTCP("tcp", unmap(local), keepAlives(0, net.KeepAliveConfig{}))
 	if err != nil {
@@ -116,7 +116,7 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 	defer n.places.Unlock()
 	return l, n.makeEndpoint(tcp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
 		ep.SocketOptions().SetV6Only(only)
-		ep.SocketOptions().SetReuseAddress(true) // so that it can listen beside connections on its port, also those in TIME-WAIT
+		ep.SocketOptions().SetReuseAddress(true) // connections, also in TIME-WAIT, may use the same port
 		if err := ep.Bind(fullAddress(local)); err != nil {
 			return systemError("bind", err)
 		}
@@ -130,7 +130,7 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 			return err
 		}
 		ep.SocketOptions().SetReceiveBufferSize(waitingRecv, false)
-		if err := ep.Listen(l.waiting.reserve(n) + 1); err != nil { // gVisor allows one less to be half-open
+		if err := ep.Listen(l.waiting.reserve(n) + 1); err != nil { // gVisor allows one half-open connection less than this number
 			n.places.free(l.place)
 			l.waiting.close()
 			return systemError("listen", err)
@@ -176,7 +176,7 @@ func (l *TCPListener) accept() (*TCPConn, error) {
 	}
 }
 
-// Close stops listening, and resets connections that Accept has not returned. Closing again fails with net.ErrClosed.
+// Close stops listening, and resets connections that Accept has not returned. A second call fails with net.ErrClosed.
 func (l *TCPListener) Close() error {
 	if !l.close() {
 		return l.wrap("close", net.ErrClosed)
@@ -189,11 +189,11 @@ func (l *TCPListener) Close() error {
 	return nil
 }
 
-// Addr returns the address listened on, a *net.TCPAddr, which the caller must not change.
+// Addr returns the address that l listens on. It is a *net.TCPAddr, which the caller must not change.
 func (l *TCPListener) Addr() net.Addr { return l.addr }
 
-// SetDeadline sets when Accept fails with os.ErrDeadlineExceeded, including one that waits now. The zero time means
-// never.
+// SetDeadline sets the time at which calls of Accept, including blocked ones, fail with os.ErrDeadlineExceeded. The zero time
+// means never.
 func (l *TCPListener) SetDeadline(t time.Time) error {
 	if err := l.setDeadlines(t, &l.reads); err != nil {
 		return l.wrap("set", err)
@@ -205,14 +205,15 @@ func (l *TCPListener) wrap(op string, err error) error {
 	return &net.OpError{Op: op, Net: l.network, Addr: l.addr, Err: err}
 }
 
-// ListenPacket listens for UDP datagrams. network is "udp", "udp4" or "udp6", and address is as for Listen. The
-// connection is a *[UDPConn]. As with package net, a multicast address means its port on all addresses, and the connection
-// receives datagrams to the group only after JoinGroup; ListenMulticastUDP joins too.
+// ListenPacket listens for UDP datagrams. network is "udp", "udp4" or "udp6", and address is as for Listen. The connection is a
+// *[UDPConn]. As with package net, a multicast address means that the connection listens on the port at all addresses of the Net.
+// The connection receives datagrams to the multicast group only after a call of JoinGroup. ListenMulticastUDP both listens and
+// joins the group.
 func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	return (&ListenConfig{Net: n}).ListenPacket(context.Background(), network, address)
 }
 
-// ListenUDP is like ListenPacket, for a netip.AddrPort. The zero AddrPort means all addresses and a free port.
+// ListenUDP is like ListenPacket, but takes a netip.AddrPort. The zero AddrPort means all addresses and a free port.
 func (n *Net) ListenUDP(local netip.AddrPort) (*UDPConn, error) {
 	c, err := n.openUDP("udp", unmap(local), netip.AddrPort{})
 	if err != nil {
@@ -240,7 +241,7 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 	err = n.makeEndpoint(udp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
 		ep.SocketOptions().SetV6Only(only)
 		ep.SocketOptions().SetBroadcast(true) // as package net does
-		if local.Addr().IsMulticast() {       // package net too binds to all addresses then, and shares the port
+		if local.Addr().IsMulticast() {       // package net too then binds to all addresses, and allows others to use the port
 			ep.SocketOptions().SetReuseAddress(true)
 			local = netip.AddrPortFrom(netip.Addr{}, local.Port())
 		}
@@ -263,8 +264,8 @@ func (n *Net) openUDP(network string, local, remote netip.AddrPort) (c *UDPConn,
 	return c, err
 }
 
-// family returns the protocol of an endpoint at address a on network, and whether the endpoint has only that family.
-// Without an address the endpoint has both families, if the Net has both.
+// family returns the network protocol of an endpoint with the address a on the named network, and whether the endpoint serves
+// only that protocol. If a is not valid, the endpoint serves IPv4 and IPv6, provided that the Net has addresses of both.
 func (n *Net) family(network string, a netip.Addr) (proto tcpip.NetworkProtocolNumber, only bool, err error) {
 	want4, want6 := network[len(network)-1] == '4', network[len(network)-1] == '6'
 	switch {
@@ -282,8 +283,8 @@ func (n *Net) family(network string, a netip.Addr) (proto tcpip.NetworkProtocolN
 	return ipv6.ProtocolNumber, want6 || !n.has4, nil
 }
 
-// parseLocal parses the address of a listener. An empty host gives an invalid Addr. An empty address means all addresses and
-// a free port, as with package net.
+// parseLocal parses the address of a listener. If the host is empty, the result contains an invalid Addr. As with package net, an
+// empty address means all addresses and a free port.
 func (n *Net) parseLocal(network, address string) (netip.AddrPort, error) {
 	if address == "" {
 		return netip.AddrPort{}, nil

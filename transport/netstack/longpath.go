@@ -12,79 +12,83 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// A longPath replaces gVisor's congestion control and loss recovery for a connection whose round trips take shortestTrip at least.
-// On such a connection, gVisor's own congestion control and loss recovery use only a small part of what the path can carry:
+// A longPath replaces gVisor's congestion control and loss recovery for a connection whose round trip time is at least
+// shortestTrip. On such a connection, gVisor's own congestion control and loss recovery use only a small part of what the path
+// can carry:
 //
-//   - Slow start ends when a queue on the path overflows. By then gVisor has sent far more than the path and the queue hold. It
-//     loses hundreds of segments at once, and some of those that it sends again. It waits until a timeout for the segments that
-//     were lost twice, and then sends everything again. Meanwhile it walks through all that is in flight at each acknowledgement
-//     (SetPipe), which may take seconds of a core.
-//   - Each loss takes 3/10 off the congestion window. One loss in a thousand segments leaves a few per cent of a fast path.
+//   - Slow start ends when a queue on the path overflows. By then gVisor has sent far more than the path and the queue hold.
+//     Hundreds of segments are lost at once, and so are some of their retransmissions. gVisor detects that a retransmission was
+//     lost only by a timeout, and then sends everything again. Meanwhile, at each acknowledgement, it visits every segment in
+//     flight (SetPipe), which may cost seconds of processor time.
+//   - Each loss reduces the congestion window by 3/10. With one loss per thousand segments, a connection uses only a few per cent
+//     of a fast path.
 //
-// So the link finds out what is missing (holes.go) and sends it again (again.go). It bounds what is in flight by what the path
-// delivers (capacity.go): it lowers the window of each acknowledgement. It hides from gVisor what would make gVisor send less:
-// selective acknowledgements, and repeated ones. gVisor's congestion window then grows without end, and the lowered window takes
-// its place. gVisor's timeout stays as it is: if the link does not get a segment through, gVisor sends it again. It then begins
-// with slow start, which would soon end; see revive.
+// So the link itself finds out which bytes are missing (holes.go) and sends them again (again.go). It limits the bytes in flight
+// to what the path delivers (capacity.go) by lowering the window in each acknowledgement before gVisor sees it. The link hides
+// from gVisor the acknowledgements that would make gVisor send less: selective and repeated ones. gVisor's congestion window then
+// grows without limit, and only the lowered window limits the bytes in flight. The link does not change gVisor's timeout: if the
+// link's retransmissions of a segment fail, gVisor sends the segment again. gVisor then begins with slow start, which would soon
+// end; see revive.
 //
 // This is safe for TCP. The peer sees a sender that uses selective acknowledgements. The link never changes an acknowledgement
 // number, so no byte counts as acknowledged before it has arrived, and gVisor keeps all bytes until then. The link only lowers
-// windows. While something is missing, later bytes that have arrived are no longer in flight, although they are not acknowledged.
-// The lowered window rises by their number, but never beyond the window that the peer announced.
+// windows. While bytes are missing, later bytes that have arrived are no longer in flight, although the acknowledgement number
+// does not cover them. The lowered window rises by the number of these later bytes, but never beyond the window that the peer
+// announced.
 //
-// If the last segments are lost, no acknowledgement reveals it. gVisor then sends them again after its timeout. Connections without
-// selective acknowledgements have no longPath.
+// If the last segments are lost, no acknowledgement reveals the loss. gVisor then sends these segments again after its timeout.
+// Connections without selective acknowledgements have no longPath.
 type longPath struct {
 	link *link
 
-	mu sync.Mutex // guards all below; taken last
+	mu sync.Mutex // guards all fields below; a goroutine that holds it locks no other mutex
 
 	closed  bool
 	sent    uint32       // the number after the last byte that was sent
 	acked   uint32       // the number after the last byte that was acknowledged
 	total   int64        // bytes that were acknowledged
 	probe   uint32       // the number of a byte; the measured round trip ends when this byte has arrived
-	probed  time.Time    // when that byte was sent; zero if no round trip is measured
-	news    time.Time    // when bytes arrived last
-	ackedAt time.Time    // when bytes were acknowledged last, not only selectively
-	full    bool         // when probed was set, at least three quarters of the bound was in flight
-	hides   bool         // gVisor does not see the present holes
+	probed  time.Time    // when the byte with the number probe was sent; zero if no round trip is measured
+	news    time.Time    // when an acknowledgement last showed that new bytes had arrived
+	ackedAt time.Time    // when the acknowledgement number last rose
+	full    bool         // at least three quarters of the bound was in flight when probed was set
+	hides   bool         // the link hides the present holes from gVisor
 	still   int64        // the bound when the first of the present holes appeared
-	window  uint16       // the window that gVisor saw last
+	window  uint16       // the window in the last acknowledgement that gVisor saw
 	held    sentSegments // the segments that are not acknowledged
 	header  sentHeader   // of the newest segment
 
-	timer *time.Timer   // sends again what is missing; nil until something is
+	timer *time.Timer   // sends missing bytes again; nil until bytes are missing for the first time
 	armed bool          // the timer runs
 	wait  time.Duration // how long the timer runs
 
-	resent bool   // gVisor has sent something again, and not all bytes before upTo have arrived
-	upTo   uint32 // the number after the last byte that had been sent when gVisor last sent something again
-	silent bool   // nothing had arrived for a while before gVisor sent something again
-	skips  bool   // bytes had arrived shortly before gVisor sent something again, so it needs to send only the first segment
+	resent bool   // gVisor has sent bytes again, and not all bytes before upTo have been acknowledged
+	upTo   uint32 // the number after the last byte that had been sent when gVisor last sent bytes again
+	silent bool   // no bytes had arrived for a while before gVisor sent bytes again
+	skips  bool   // gVisor needs to send only the first segment again, because bytes had arrived shortly before
 
 	path  capacity
 	holes holes
 
-	// front stands for the first segment that is not acknowledged, if that seems to be missing and there are no holes. Its from and
-	// to are not used. Its field since is zero unless that segment seems to be missing. recover is the number after the last byte
-	// that had been sent when it began to seem so.
+	// front describes the first unacknowledged segment if that segment seems to be missing and there are no holes. The fields
+	// from and to of front are not used. Its field since is zero if the segment does not seem to be missing. recover is the
+	// number after the last byte that had been sent when the segment first seemed to be missing.
 	front   hole
 	recover uint32
 }
 
 const (
-	// reorderedSegments is how many segments may overtake another one (RFC 6675, DupThresh).
+	// reorderedSegments is how many later segments must arrive before a missing segment counts as lost (RFC 6675, DupThresh).
 	reorderedSegments = 3
 
-	// After an acknowledgement, the link sends again about burstSegments segments at most, or burstTimes times the bytes that the
-	// acknowledgement says have arrived, if those are more. So it does not send again all at once what a path lost during an
-	// interruption.
+	// After each acknowledgement, the link sends again at most about burstSegments segments, or burstTimes times the bytes that
+	// the acknowledgement newly reports as arrived, whichever is more. So after an interruption of the path, the link does not
+	// send all lost bytes again at once.
 	burstSegments = 10
 	burstTimes    = 2
 
-	// fewBytes is how many bytes may have been acknowledged at most when the link finds that a path is short. Later, gVisor's
-	// congestion window would be too large to be the bound again.
+	// The link may find that a path is short only while at most fewBytes bytes have been acknowledged. Later, gVisor's congestion
+	// window is too large to limit the bytes in flight again.
 	fewBytes = 64 << 10
 )
 
@@ -93,10 +97,11 @@ func newLongPath(l *link, seq uint32) *longPath {
 	return &longPath{link: l, sent: seq, acked: seq, holes: holes{end: seq}}
 }
 
-// send notes that p is sent, with the bytes from the number seq to the one before end, if there are any. room is how many bytes the
-// connection's send buffer may hold. needless says that p need not be sent. deaf says that more than room is in flight: gVisor got
-// acknowledgements that the link did not see, in fragments or behind extension headers. The connection must then have no longPath,
-// because the longPath would hold the packets without end. Calls for one connection do not overlap.
+// send records that the connection sends the packet p, which carries the bytes with the numbers [seq, end), possibly none. room
+// is how many bytes the connection's send buffer may hold. The result needless says that p need not be sent. The result deaf says
+// that more than room bytes seem to be in flight: gVisor got acknowledgements that the link did not see, in fragments or behind
+// extension headers. The caller must then end the longPath, which would otherwise never release its packets. Calls for one
+// connection do not overlap.
 func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (needless, deaf bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,7 +112,7 @@ func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (nee
 	smaller := c.segment() < c.path.segment
 	c.path.segment = c.segment()
 	switch {
-	case seq == end || int32(end-c.acked) <= 0: // nothing, or a probe of a closed window
+	case seq == end || int32(end-c.acked) <= 0: // p carries no bytes, or probes a closed window
 	case int32(end-c.sent) <= 0:
 		return c.sendAgain(seq, end, smaller), false
 	default:
@@ -122,24 +127,25 @@ func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (nee
 	return false, deaf
 }
 
-// inFlight returns how many bytes were sent and are not acknowledged.
+// inFlight returns how many bytes have been sent and not acknowledged.
 func (c *longPath) inFlight() int64 { return int64(c.sent - c.acked) }
 
-// isDeaf reports whether more than holds bytes are in flight, which is what gVisor's send buffer holds; see send.
+// isDeaf reports whether more bytes seem to be in flight than gVisor's send buffer contains; see send. holds is how many bytes
+// the buffer contains.
 func (c *longPath) isDeaf(holds int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.inFlight() > holds
 }
 
-// sendAgain notes that gVisor sends the bytes from seq to the one before end again: after a timeout, because gVisor sees what is
-// missing, or because a packet was too big. smaller says that segments have become smaller. sendAgain reports whether sending the
-// bytes again is needless.
+// sendAgain records that gVisor sends the bytes with the numbers [seq, end) again: after a timeout, because gVisor itself has
+// detected a loss, or because a packet was too big. smaller says that segments have become smaller. sendAgain reports whether
+// sending these bytes again is needless.
 //
-// After a timeout, gVisor begins with the first segment in flight, and would send everything after it again. If bytes were still
-// arriving before the timeout, only the first segment was lost, more than once. The link finds out by itself what else is missing.
-// If no bytes were arriving, everything in flight may be lost. The peer may even have dropped bytes that it acknowledged
-// selectively, so these count as missing from then on (RFC 2018, section 8).
+// After a timeout, gVisor begins with the first segment in flight, and would then send all later segments again. If bytes were
+// still arriving before the timeout, the timeout only means that the first segment was lost more than once. The link itself sends
+// the other missing bytes again. If no bytes were arriving, all bytes in flight may be lost. The peer may even have dropped bytes
+// that it acknowledged selectively, so these bytes count as missing from then on (RFC 2018, section 8).
 func (c *longPath) sendAgain(seq, end uint32, smaller bool) (needless bool) {
 	front := int32(seq-c.acked) <= 0
 	switch {
@@ -152,38 +158,38 @@ func (c *longPath) sendAgain(seq, end uint32, smaller bool) (needless bool) {
 	case front && !c.silent && !c.resent:
 		c.skips = c.hides
 	}
-	c.probed = time.Time{} // an acknowledgement would not tell which of the two copies it is for
+	c.probed = time.Time{} // an acknowledgement would not show which of the two copies arrived
 	c.resent, c.upTo = true, c.sent
 	return !front && (c.skips && (c.hides || !c.holes.any()) || c.hides && int32(end-c.holes.end) <= 0)
 }
 
-// isSilent reports whether no bytes have arrived since gVisor last set its timeout, or for a round trip. The gap between the
-// acknowledgements of two round trips does not count as silence.
+// isSilent reports whether no bytes have arrived since gVisor last restarted its timeout, or for the time of a round trip. The
+// pause between the acknowledgements of one round trip and those of the next is not silence.
 func (c *longPath) isSilent() bool {
 	gap := time.Since(c.news)
 	return gap >= min(c.path.trip, tcp.MinRTO) && (gap >= c.path.trip || c.news.Equal(c.ackedAt))
 }
 
-// segment returns how many bytes a full segment has.
+// segment returns how many bytes of payload a full segment has.
 func (c *longPath) segment() int64 { return int64(c.header.gso.MSS) }
 
-// arrived returns how many bytes have arrived but are not acknowledged.
+// arrived returns how many bytes have arrived, according to selective acknowledgements, beyond the acknowledgement number.
 func (c *longPath) arrived() int64 { return int64(int32(c.holes.end-c.acked)) - c.holes.missing }
 
-// A verdict says what becomes of an acknowledgement.
+// A verdict says what the link does with a received acknowledgement, and what else follows from it.
 type verdict struct {
-	again []*stack.PacketBuffer // to be sent, with their references
+	again []*stack.PacketBuffer // packets that the link sends again; the verdict owns a reference to each
 	drop  bool                  // gVisor must not see the acknowledgement
 	short bool                  // the path is short, so the connection should have no longPath
 	long  bool                  // the first round trip has shown that the path is long
 
-	// gVisor's congestion window is small because gVisor has sent something again. Everything that was sent until then has arrived,
-	// so the window should restart.
+	// gVisor's congestion window is small because gVisor has sent bytes again. All bytes that had been sent by then have now
+	// arrived, so the congestion window should restart.
 	revive bool
 }
 
-// hear notes a received acknowledgement, whose header is tcp, and sets its window to at most window, in units of 1<<scale bytes.
-// bare says that the segment carries nothing else.
+// hear evaluates a received acknowledgement with the header tcp, and sets the window in the header to at most window, in units of
+// 1<<scale bytes. bare says that the segment is only an acknowledgement, without payload and other flags.
 func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v verdict) {
 	now := time.Now()
 	selective := selectiveOption(tcp)
@@ -226,14 +232,16 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 		for i := range selective {
 			selective[i] = header.TCPOptionNOP
 		}
-		v.drop = bare && !news && window == c.window && window > 0 // with a closed window, gVisor awaits answers to its probes
+		// With a closed window, gVisor must see the answers to its probes.
+		v.drop = bare && !news && window == c.window && window > 0
 	}
 	c.window = window
 	binary.BigEndian.PutUint16(tcp[tcpWindow:], window)
 	return v
 }
 
-// acknowledge notes that all bytes before the number n have arrived. It reports whether that is news.
+// acknowledge records that all bytes before the number n have arrived. It returns false if an earlier acknowledgement has already
+// said so.
 func (c *longPath) acknowledge(n uint32, now time.Time) bool {
 	if int32(n-c.acked) <= 0 {
 		return false
@@ -248,7 +256,7 @@ func (c *longPath) acknowledge(n uint32, now time.Time) bool {
 	return true
 }
 
-// selected notes what has arrived according to the option of a selective acknowledgement.
+// selected records which bytes have arrived according to option, the option of a selective acknowledgement.
 func (c *longPath) selected(option []byte, now time.Time) {
 	for b := option; len(b) >= optionHeader+8; b = b[8:] {
 		from, to := binary.BigEndian.Uint32(b[optionHeader:]), binary.BigEndian.Uint32(b[optionHeader+4:])
@@ -263,14 +271,14 @@ func (c *longPath) selected(option []byte, now time.Time) {
 	c.holes.early = 0
 }
 
-// limit returns the largest window that gVisor may see, in units of 1<<scale bytes. That window is never 0.
+// limit returns the largest window that the link lets gVisor see, in units of 1<<scale bytes. The result is never 0.
 func (c *longPath) limit(scale uint8) uint16 {
 	bound := c.path.bound
 	switch {
 	case c.hides && bound > 0:
 		bound += c.arrived()
 	case c.holes.any():
-		bound = c.still // gVisor counts a repeated acknowledgement only if its window is the same
+		bound = c.still // gVisor counts an acknowledgement as repeated only if its window has not changed
 	}
 	if bound == 0 {
 		return math.MaxUint16
@@ -278,7 +286,7 @@ func (c *longPath) limit(scale uint8) uint16 {
 	return uint16(min((bound+1<<scale-1)>>scale, math.MaxUint16))
 }
 
-// measure learns from what has arrived. It reports false if the path is short.
+// measure updates the estimates of the path with the bytes that have arrived. It returns false if the path is short.
 func (c *longPath) measure(now time.Time) bool {
 	delivered := max(c.path.delivered, c.total+c.arrived())
 	if !c.probed.IsZero() && int32(c.holes.end-c.probe) > 0 {
@@ -293,14 +301,16 @@ func (c *longPath) measure(now time.Time) bool {
 	return true
 }
 
-// guess learns from acknowledgements that are not selective. A peer that uses gVisor sends these once its end of the connection is
-// closed. As a sender, gVisor ignores them. An acknowledgement of this kind without news makes the first segment in flight seem to
-// be missing. If the segment is still not acknowledged a round trip later, it is lost. If the answer to what was sent again does
-// not acknowledge everything, the next segment is lost too (RFC 6582). plain says that the acknowledgement is not selective,
-// carries nothing else, and leaves the window open.
+// guess detects losses from acknowledgements without the selective option. A peer that uses gVisor sends only such
+// acknowledgements once it has closed its half of the connection, and gVisor as a sender ignores them. If such an acknowledgement
+// does not acknowledge new bytes, the first segment in flight seems to be missing. If the segment is still not acknowledged a
+// round trip later, it is lost. The link then sends the segment again. If the answer does not acknowledge all bytes before the
+// number recover, the next segment is lost too (RFC 6582). news says that the present acknowledgement covers new bytes. plain
+// says that the acknowledgement is not selective, carries nothing else, and leaves the window open.
 func (c *longPath) guess(news, plain bool, now time.Time) {
 	g := &c.front
-	answer := !g.again.IsZero() && now.Sub(g.again) >= c.path.trip*3/4 // to what was sent again, not to what was sent first
+	// The acknowledgement answers the copy that was sent again, not the first copy.
+	answer := !g.again.IsZero() && now.Sub(g.again) >= c.path.trip*3/4
 	switch {
 	case c.holes.any() || c.acked == c.sent:
 		*g = hole{}
@@ -315,11 +325,11 @@ func (c *longPath) guess(news, plain bool, now time.Time) {
 	}
 }
 
-// isMissing reports whether something is missing that the link sends again.
+// isMissing reports whether bytes are missing that the link, rather than gVisor, sends again.
 func (c *longPath) isMissing() bool { return c.hides || !c.front.since.IsZero() }
 
-// repair returns packets with what is lost, about n bytes at most. If held lacks some of the bytes of a hole, gVisor
-// sees from then on what is missing.
+// repair returns packets with lost bytes, about n bytes at most. If the list of sent segments (held) lacks some bytes of a hole,
+// the link no longer hides the holes from gVisor.
 func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	if g := &c.front; !g.since.IsZero() && g.lost(now, c.path.trip, false) {
 		n := min(uint32(c.segment()), c.sent-c.acked)
@@ -334,7 +344,7 @@ func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	}
 	reordered := reorderedSegments * int(c.segment())
 	if c.holes.end == c.sent {
-		reordered = 0 // nothing else is on the way
+		reordered = 0 // no later bytes are in flight that could arrive
 	}
 	c.holes.lost(now, c.path.trip, reordered, n, func(g *hole) bool {
 		if ps, c.hides = c.held.again(ps, g.from, g.to, &c.header); !c.hides {
@@ -349,9 +359,9 @@ func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	return ps
 }
 
-// arm starts the timer, unless it runs. When the timer ends, expire sends again what is lost, in case no acknowledgement arrives
-// that would make hear do so. news says that an acknowledgement of new bytes has arrived. As long as none arrives, the timer runs
-// twice as long each time.
+// arm starts the timer if it is not running. When the timer ends, expire sends lost bytes again, because hear does so only when
+// an acknowledgement arrives. news says that an acknowledgement of new bytes has arrived. Until the next acknowledgement of new
+// bytes, each run of the timer is twice as long as the run before.
 func (c *longPath) arm(news bool) {
 	if news || c.wait == 0 {
 		c.wait = c.path.trip * 3 / 2
@@ -386,7 +396,7 @@ func (c *longPath) expire() {
 	}
 }
 
-// close drops all that is held. Nothing is sent again from now on.
+// close drops all packets that c holds. From then on, the link sends nothing again for this connection.
 func (c *longPath) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -397,7 +407,7 @@ func (c *longPath) close() {
 	}
 }
 
-// optionHeader is the length of an option's kind and length.
+// optionHeader is how many bytes the fields kind and length of a TCP option have together.
 const optionHeader = 2
 
 // selectiveOption returns the option of tcp that is the selective acknowledgement, or nil.
@@ -417,13 +427,14 @@ func selectiveOption(tcp []byte) []byte {
 	return nil
 }
 
-// setReno makes gVisor use Reno for a connection that has a longPath. The congestion window restarts at its initial size, with slow
-// start. The default, CUBIC, would end slow start when acknowledgements arrive late (HyStart), although the window of a longPath
-// bounds slow start already. A connection gets Reno when it is made, if the handshake took as long as on a long path, or else after
-// its first round trip. On a short path it keeps CUBIC, because that end of slow start keeps queues short. But a short path may seem
-// long at first, for example because TCP's handshake waited for WireGuard's. Such a connection keeps Reno even after its
-// longPath has ended. Nothing changes Reno back to CUBIC: if gVisor recovers losses meanwhile, the window of CUBIC overflows when
-// the recovery ends, and the connection stops.
+// setReno makes gVisor use the congestion control Reno for a connection that has a longPath. The congestion window restarts at
+// its initial size, with slow start. The default, CUBIC, would end slow start when acknowledgements arrive late (HyStart),
+// although the window of a longPath already limits slow start. If the handshake took as long as on a long path, the connection
+// gets Reno when it is made. Otherwise it gets Reno after its first round trip, if that was long. On a short path, the connection
+// keeps CUBIC, because CUBIC ends slow start early and so keeps queues short. But a short path may seem long at first, for
+// example because the TCP handshake waited for the WireGuard handshake. Such a connection keeps Reno even after its longPath has
+// ended. Nothing changes Reno back to CUBIC: if that happened while gVisor recovers losses, CUBIC's window would overflow at the
+// end of the recovery, and the connection would stop.
 func setReno(ep tcpip.Endpoint) {
 	reno := tcpip.CongestionControlOption("reno")
 	_ = ep.SetSockOpt(&reno)

@@ -18,8 +18,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// selective returns the option that acknowledges ranges selectively, behind as many bytes of padding as padding says. ranges has
-// two numbers per range.
+// selective returns a TCP option for selective acknowledgements of ranges, which has two numbers per range. As many bytes as
+// padding says precede the option.
 func selective(padding int, ranges ...uint32) []byte {
 	o := append(make([]byte, 0, 40), []byte{1, 1}[:padding]...)
 	o = append(o, 5, byte(2+4*len(ranges)))
@@ -36,7 +36,7 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c, s := accepted(t, f[0], f[1])
 			const trip = 50 * time.Millisecond
-			const k = 964 // bytes of a segment, since gVisor leaves room for options
+			const k = 964 // bytes of payload per segment; gVisor reserves the rest for options
 			data := make([]byte, 30_000)
 			r := rand.NewChaCha8([32]byte{})
 			_, _ = r.Read(data)
@@ -45,7 +45,7 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 			}
 			first := c.ack
 			at := func(n int) uint32 { return first + uint32(n) }
-			// wants fails unless the next segment of the Net begins at the byte n of data and has the same bytes.
+			// wants fails the test unless the next segment of the Net carries the bytes of data from byte n.
 			wants := func(what string, n int) {
 				t.Helper()
 				s := c.h.want(t, what, func(s segment) bool { return c.mine(s) && len(s.payload) > 0 })
@@ -106,7 +106,7 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 }
 
 // A peer repeats an acknowledgement that is not selective. After a round trip, the Net sends the first segment in flight again.
-// After each answer, it sends the next one again at once, without a timeout.
+// After each answer to a retransmission, the Net sends the next missing segment again at once, without a timeout.
 func TestLostSegmentsWithoutSelection(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	const k = 964
@@ -144,23 +144,23 @@ func TestLostSegmentsWithoutSelection(t *testing.T) {
 	}
 }
 
-// A playedPath is a longPath in virtual time. The test plays gVisor and the peer.
+// A playedPath is a longPath in virtual time. The test calls its methods in place of gVisor and the peer.
 type playedPath struct {
 	*longPath
 	segment uint32 // bytes of each segment
-	scale   uint8  // of the peer's windows
+	scale   uint8  // the scale of the peer's windows
 }
 
 const playedTrip = 40 * time.Millisecond
 
-// play calls f with a longPath that has sent n segments of 1,000 bytes, of which the peer has acknowledged the first after
-// playedTrip.
+// play calls f with a longPath that has sent n segments of 1,000 bytes. The peer has acknowledged the first of them, playedTrip
+// after it was sent.
 func play(t *testing.T, n int, f func(c *playedPath)) {
 	t.Helper()
 	playWith(t, playedPath{segment: 1000, scale: 4}, n, f)
 }
 
-// playWith is like play, for other segments and windows.
+// playWith is like play, for segments and windows as in c.
 func playWith(t *testing.T, c playedPath, n int, f func(c *playedPath)) {
 	t.Helper()
 	synctest.Test(t, func(*testing.T) {
@@ -175,12 +175,13 @@ func playWith(t *testing.T, c playedPath, n int, f func(c *playedPath)) {
 	})
 }
 
-// sends sends n bytes, as a packet that cannot be sent again.
+// sends sends n new bytes, in a packet without payload that the link cannot send again.
 func (c *playedPath) sends(n uint32) {
 	c.sendsFrom(c.sent, n)
 }
 
-// sendsFrom sends n bytes from the number seq on, as such a packet. It reports whether that is needless.
+// sendsFrom sends n bytes from the number seq on, in a packet that the link cannot send again. It reports whether c finds the
+// sending needless.
 func (c *playedPath) sendsFrom(seq, n uint32) (needless bool) {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
 	defer p.DecRef()
@@ -189,7 +190,7 @@ func (c *playedPath) sendsFrom(seq, n uint32) (needless bool) {
 	return needless
 }
 
-// hears gives c an acknowledgement of the bytes before n, with the given window and options.
+// hears passes an acknowledgement of the bytes before n to c, with the given window and options.
 func (c *playedPath) hears(n uint32, window uint16, options []byte) (tcp []byte, v verdict) {
 	tcp = append(make([]byte, 20), options...)
 	binary.BigEndian.PutUint32(tcp[tcpAck:], n)
@@ -200,8 +201,8 @@ func (c *playedPath) hears(n uint32, window uint16, options []byte) (tcp []byte,
 // windowOf returns the window of an acknowledgement.
 func windowOf(tcp []byte) int { return int(binary.BigEndian.Uint16(tcp[tcpWindow:])) }
 
-// While the link can send again what is missing, gVisor sees neither the holes nor repeated acknowledgements. Otherwise it sees
-// everything.
+// While the link can send missing bytes again, gVisor sees neither the holes nor repeated acknowledgements. Otherwise gVisor sees
+// all acknowledgements unchanged.
 func TestHiddenHoles(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		tcp, v := c.hears(1000, 5000, selective(2, 2000, 3000))
@@ -225,7 +226,8 @@ func TestHiddenHoles(t *testing.T) {
 	})
 }
 
-// Acknowledgements of what was never sent, and repetitions while nothing is missing, change nothing.
+// Selective acknowledgements of impossible ranges, of bytes that were never sent, or of bytes that were already acknowledged
+// change nothing.
 func TestImpossibleSelectiveAcknowledgements(t *testing.T) {
 	play(t, 5, func(c *playedPath) {
 		for _, ranges := range [][]uint32{
@@ -238,7 +240,8 @@ func TestImpossibleSelectiveAcknowledgements(t *testing.T) {
 	})
 }
 
-// gVisor has sent something again, so its congestion window is small. Once everything has arrived, that window restarts.
+// gVisor has sent bytes again, so its congestion window is small. Once all bytes sent until then have arrived, the congestion
+// window restarts.
 func TestReviveAfterATimeout(t *testing.T) {
 	play(t, 10, func(c *playedPath) {
 		c.sendsFrom(1000, 1000)
@@ -276,12 +279,13 @@ func TestRevivedWindow(t *testing.T) {
 	if n := state().SndSsthresh; n > 100 {
 		t.Fatalf("after a timeout, slow start ends at %d", n)
 	}
-	c.ack = first + 12*size // acknowledges everything that was sent
+	c.ack = first + 12*size // acknowledges all bytes that were sent
 	c.h.write(t, c.segment(flagACK, nil).packet())
 	testkit.Eventually(t, "slow start without an end", func() bool { return state().SndSsthresh > 1<<20 })
 }
 
-// Small requests make the estimate and the bound small. That closes no window, however large the window's unit is.
+// Small requests make the estimate and the bound small. A small bound never closes the window, even if the window's unit is
+// large.
 func TestBoundNeverClosesTheWindow(t *testing.T) {
 	for scale := range uint8(maxScale + 1) {
 		playWith(t, playedPath{segment: 1368, scale: scale}, 1, func(c *playedPath) {
@@ -299,7 +303,7 @@ func TestBoundNeverClosesTheWindow(t *testing.T) {
 	}
 }
 
-// With large packets, one lost segment is not a heavy loss, and however often the estimate falls, a full segment still fits into
+// With large packets, one lost segment is not a heavy loss. Even after many falls of the estimate, a full segment still fits into
 // the bound.
 func TestLargeSegments(t *testing.T) {
 	const segment = 8880
@@ -323,7 +327,7 @@ func TestLargeSegments(t *testing.T) {
 }
 
 // After a timeout, gVisor sends several segments again, but the estimate of what the path holds falls only once. A probe of a
-// closed window does not lower it.
+// closed window does not lower the estimate.
 func TestTimeoutLowersTheBound(t *testing.T) {
 	play(t, 10, func(c *playedPath) {
 		for range 10 {
@@ -346,7 +350,8 @@ func TestTimeoutLowersTheBound(t *testing.T) {
 	})
 }
 
-// gVisor's timeout comes while bytes still arrive, because the first segment was lost twice. gVisor then sends only that one.
+// gVisor's timeout occurs while bytes still arrive, because the first segment was lost twice. gVisor then needs to send only the
+// first segment.
 func TestTimeoutWhileBytesArrive(t *testing.T) {
 	play(t, 40, func(c *playedPath) {
 		for range 10 {
@@ -372,8 +377,8 @@ func TestTimeoutWhileBytesArrive(t *testing.T) {
 	})
 }
 
-// Everything in flight is lost, or the peer drops what it has acknowledged selectively. After the timeout, gVisor sends all of it
-// again, also while the answers arrive. It leaves out only what the link sends again itself.
+// All bytes in flight are lost, or the peer drops bytes that it has acknowledged selectively. After the timeout, gVisor sends all
+// these bytes again, even while answers arrive. Only the bytes that the link itself sends again are needless.
 func TestTimeoutAfterSilence(t *testing.T) {
 	play(t, 100, func(c *playedPath) {
 		c.hears(1000, 5000, selective(2, 90_000, 95_000))
@@ -402,7 +407,8 @@ func TestTimeoutAfterSilence(t *testing.T) {
 	})
 }
 
-// The segments become smaller, because a packet was too big. gVisor sends them again, and the link sends only what is in holes.
+// The segments become smaller, because a packet was too big. gVisor sends the bytes again in smaller segments. Only the segments
+// in a hole, which the link sends, are needless.
 func TestSmallerSegmentsSentAgain(t *testing.T) {
 	for _, hole := range []bool{false, true} {
 		play(t, 20, func(c *playedPath) {
@@ -424,7 +430,7 @@ func TestSmallerSegmentsSentAgain(t *testing.T) {
 	}
 }
 
-// After a pause, a packet is too big. That is not a timeout, so the estimate stays.
+// After a pause, a packet is too big. gVisor then sends bytes again without a timeout, so the estimate does not fall.
 func TestSmallerSegmentsAfterAPause(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		c.sends(1000)
@@ -440,7 +446,8 @@ func TestSmallerSegmentsAfterAPause(t *testing.T) {
 	})
 }
 
-// After a silence, bytes arrive that the peer had acknowledged selectively before it. They count as arriving.
+// The peer acknowledges bytes selectively, then nothing arrives for a while, then the peer acknowledges the same bytes again.
+// That counts as an arrival of bytes.
 func TestBytesArriveAgainAfterSilence(t *testing.T) {
 	play(t, 100, func(c *playedPath) {
 		c.hears(1000, 5000, selective(2, 2000, 60_000))
@@ -458,8 +465,8 @@ func TestBytesArriveAgainAfterSilence(t *testing.T) {
 	})
 }
 
-// The program closes both halves of a connection one after the other. Its memory is free as soon as everything is acknowledged, although
-// the peer does not close its half.
+// The program closes first its sending half, then the whole connection. The budget gets the memory back as soon as the peer has
+// acknowledged all bytes, although the peer does not close its half.
 func TestMemoryOfAClosedConnection(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	if _, err := s.Write(make([]byte, 500)); err != nil {
@@ -486,8 +493,8 @@ func TestMemoryOfAClosedConnection(t *testing.T) {
 	waitFor(t, func() bool { return !counted() })
 }
 
-// A segment of gVisor's begins before the first byte in flight, because the link heard an acknowledgement that gVisor did not take.
-// The segment is not needless.
+// gVisor sends a segment that begins before the first byte in flight, because the link saw an acknowledgement that gVisor
+// ignored. The segment is not needless.
 func TestFrontStraddles(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		c.hears(1500, 5000, selective(2, 3000, 5000))
@@ -497,8 +504,8 @@ func TestFrontStraddles(t *testing.T) {
 	})
 }
 
-// Between the acknowledgements of two round trips, nothing arrives for a while. A timeout then does not mean that
-// everything was lost.
+// Between the acknowledgements of two round trips, nothing arrives for a while. A timeout during that time does not mean that all
+// bytes in flight were lost.
 func TestGapBetweenRoundTrips(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		const trip = 600 * time.Millisecond
@@ -520,7 +527,8 @@ func TestGapBetweenRoundTrips(t *testing.T) {
 	})
 }
 
-// What gVisor sends again carries an acknowledgement that was not sent before. It must be sent, because gVisor counts that as sent.
+// A segment that gVisor sends again carries a new acknowledgement. The link must send the segment, because gVisor would not send
+// that acknowledgement again.
 func TestNeedlessSegmentWithAcknowledgement(t *testing.T) {
 	var h heard
 	c := newLongPath(newLink(1420, nil), 0)
@@ -585,7 +593,8 @@ func TestInterruptedPath(t *testing.T) {
 	}
 }
 
-// More is in flight than the send buffer can hold. The connection then has no longPath, which would hold its packets without end.
+// More bytes seem to be in flight than the send buffer can hold. The longPath then reports that it is deaf, because it would
+// never release its packets.
 func TestDeafPath(t *testing.T) {
 	play(t, 1, func(c *playedPath) {
 		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
@@ -604,8 +613,8 @@ func TestDeafPath(t *testing.T) {
 	})
 }
 
-// The send buffer becomes smaller than what it holds, or is closed while it holds unsent bytes. Such a connection keeps its
-// longPath.
+// The send buffer becomes smaller than the bytes in it, or the program closes the connection while the buffer holds unsent bytes.
+// The connection keeps its longPath.
 func TestSmallerSendBuffer(t *testing.T) {
 	const k = 964
 	isLong := func(t *testing.T, s *TCPConn) {
@@ -679,8 +688,8 @@ func TestSmallerSendBuffer(t *testing.T) {
 	})
 }
 
-// A peer acknowledges only behind an extension header, which the link does not read. The connection works, and the link does not
-// hold the packets that the Net sends.
+// A peer sends acknowledgements only behind an extension header, which the link does not parse. The connection works, and the
+// link does not hold the packets of the connection.
 func TestAcknowledgementsPastTheLink(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv6"][0], handFlows["IPv6"][1])
 	const total = 8 << 20
@@ -723,12 +732,12 @@ func behindOptions(p []byte) []byte {
 	return append(out, p[40:]...)
 }
 
-// Zeros is a reader of zeros without an end.
+// A zeros is an endless reader of zero bytes.
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
-// While gVisor does not see what is missing, it still sees what the peer asks.
+// While the link hides holes from gVisor, gVisor still sees that the peer closes or opens its window.
 func TestQuestionsOfThePeer(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		sees := func(window uint16) bool {
@@ -750,7 +759,7 @@ func TestQuestionsOfThePeer(t *testing.T) {
 	})
 }
 
-// The peer has received the FIN, and misses bytes before it.
+// The peer has received the FIN, but bytes before the FIN are missing.
 func TestSelectiveAcknowledgementOfTheEnd(t *testing.T) {
 	play(t, 5, func(c *playedPath) {
 		if c.hears(1000, 5000, selective(2, 3000, 5001)); len(c.holes.list) != 1 || c.holes.end != 5000 {
@@ -759,7 +768,8 @@ func TestSelectiveAcknowledgementOfTheEnd(t *testing.T) {
 	})
 }
 
-// A segment that is sent again has the acknowledgement and the window of the newest segment, even if that carried nothing.
+// A segment that the link sends again has the acknowledgement and the window of the newest segment, even if the newest segment
+// carried no payload.
 func TestSentAgainWithNewHeaders(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
 	const k = 964
@@ -781,7 +791,7 @@ func TestSentAgainWithNewHeaders(t *testing.T) {
 	}
 }
 
-// Once it is closed, a longPath neither keeps packets nor sets timers.
+// A closed longPath neither keeps packets nor sets timers.
 func TestClosedLongPath(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		c.close()
@@ -793,8 +803,8 @@ func TestClosedLongPath(t *testing.T) {
 	})
 }
 
-// If a path is found to be short while little has been sent, gVisor takes over. Later, the longPath stays, because gVisor's
-// congestion window no longer bounds what is in flight.
+// If the first round trip is short and at most fewBytes bytes have been acknowledged, the longPath ends and gVisor controls
+// congestion. With more bytes, the longPath stays, because gVisor's congestion window no longer limits the bytes in flight.
 func TestShortPath(t *testing.T) {
 	for _, sent := range []uint32{1000, fewBytes + 1000} {
 		synctest.Test(t, func(t *testing.T) {
@@ -839,7 +849,7 @@ func controlOf(c *TCPConn) string {
 	return string(o)
 }
 
-// A connection keeps at most maxSegments packets, and lets go of those that are acknowledged.
+// A connection keeps at most maxSegments packets, and releases packets when they are acknowledged.
 func TestSegmentsBound(t *testing.T) {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
 	defer p.DecRef()
@@ -858,8 +868,8 @@ func TestSegmentsBound(t *testing.T) {
 	}
 }
 
-// FuzzAcknowledgements plays acknowledgements with any options. Nothing panics, no window is raised, and only what was sent and is
-// not acknowledged is ever sent again.
+// FuzzAcknowledgements passes acknowledgements with arbitrary options to a longPath. It checks that nothing panics, that no
+// window is raised, and that the link sends only bytes again that were sent and are not acknowledged.
 func FuzzAcknowledgements(f *testing.F) {
 	f.Add(append([]byte{0, 3, 200, 18}, selective(2, 5000, 9000, 12_000, 13_000)...))
 	f.Add([]byte{0, 1, 1, 4, 5, 200, 0, 0, 1, 2, 3, 6, 1, 1, 5, 10, 0, 0})
@@ -910,7 +920,8 @@ func FuzzAcknowledgements(f *testing.F) {
 	})
 }
 
-// A path loses one segment of a hundred. gVisor's own recovery would fill a fiftieth of the path.
+// A path loses one packet in a hundred, and a transfer still fills the path. gVisor's own recovery would use only a fiftieth of
+// the path's capacity.
 func TestLossyPathIsFilled(t *testing.T) {
 	const mbits, during = 50, 4 * time.Second
 	a, b, _ := piped(t, pipe.Conditions{Rate: mbits * 1e6 / 8, Queue: mbits * 1e6 / 8 / 20, Delay: 25 * time.Millisecond, Loss: 0.01})

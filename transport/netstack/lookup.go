@@ -12,12 +12,13 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// LookupNetIP returns the addresses of host, best first. network is "ip" for both families, "ip4" or "ip6". The error is
-// a *[net.DNSError], as from package net: its IsNotFound says that there is no such name or no such address, IsTimeout
-// that no server answered in time, and its text names each server that was asked.
+// LookupNetIP returns the addresses of host, best first. network is "ip" for both families, "ip4" or "ip6". If the lookup fails,
+// the error is a *[net.DNSError], as in package net. Its field IsNotFound says that the name does not exist or has no such
+// address. IsTimeout says that no server answered in time. The text names each server that was asked.
 //
-// The Net asks the servers of Config.DNS through the tunnel, and nothing of the host decides what a name means. An IP
-// address stands for itself, and "localhost" for the loopback addresses, which a Net cannot reach.
+// The Net asks the servers of Config.DNS through the tunnel, and ignores the DNS settings and the hosts file of the operating
+// system. If host is an IP address, LookupNetIP returns that address. For "localhost", it returns the loopback addresses, which a
+// Net cannot reach.
 func (n *Net) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
 	var types []dnsmessage.Type
 	switch network {
@@ -53,7 +54,7 @@ func (n *Net) LookupHost(ctx context.Context, host string) ([]string, error) {
 	return texts, nil
 }
 
-// LookupIP is like LookupNetIP, for the type net.IP.
+// LookupIP is like LookupNetIP, but returns the addresses as net.IP.
 func (n *Net) LookupIP(ctx context.Context, network, host string) ([]net.IP, error) {
 	addrs, err := n.LookupNetIP(ctx, network, host)
 	if err != nil {
@@ -66,7 +67,7 @@ func (n *Net) LookupIP(ctx context.Context, network, host string) ([]net.IP, err
 	return ips, nil
 }
 
-// LookupIPAddr is like LookupNetIP for both families, for the type net.IPAddr.
+// LookupIPAddr is like LookupNetIP for both families, but returns the addresses as net.IPAddr.
 func (n *Net) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
 	addrs, err := n.LookupNetIP(ctx, "ip", host)
 	if err != nil {
@@ -79,8 +80,8 @@ func (n *Net) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, erro
 	return ips, nil
 }
 
-// LookupCNAME returns the name at the end of host's aliases, with a final dot. A host that has addresses and no alias is
-// its own canonical name.
+// LookupCNAME returns the canonical name of host, which is the name at the end of its chain of aliases, with a final dot. A host
+// that has addresses and no alias is its own canonical name.
 func (n *Net) LookupCNAME(ctx context.Context, host string) (string, error) {
 	answers, err := n.resolver.find(ctx, host, dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypeCNAME)
 	if err != nil {
@@ -117,9 +118,9 @@ func (n *Net) LookupTXT(ctx context.Context, name string) ([]string, error) {
 	return texts, nil
 }
 
-// LookupSRV returns the SRV records of _service._proto.name, sorted by priority and, within a priority, at random by
-// weight (RFC 2782). If service and proto are empty, it looks up name itself. cname is the name that has the records. If
-// some targets are not valid names, LookupSRV returns the others with an error.
+// LookupSRV returns the SRV records of _service._proto.name, sorted by priority and, within a priority, at random by weight (RFC
+// 2782). If service and proto are empty, it looks up name itself. cname is the name that owns the records. If some targets are
+// not valid names, LookupSRV returns the records with valid targets, and an error.
 func (n *Net) LookupSRV(ctx context.Context, service, proto, name string) (cname string, srvs []*net.SRV, err error) {
 	full := name
 	if service != "" || proto != "" {
@@ -142,8 +143,8 @@ func (n *Net) LookupSRV(ctx context.Context, service, proto, name string) (cname
 	return cname, srvs, nil
 }
 
-// LookupMX returns the MX records of name, sorted by preference. If some hosts are neither valid names nor IP addresses,
-// LookupMX returns the others with an error.
+// LookupMX returns the MX records of name, sorted by preference. If some hosts are neither valid names nor IP addresses, LookupMX
+// returns the other records, and an error.
 func (n *Net) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
 	a, err := n.resolver.findOne(ctx, name, dnsmessage.TypeMX)
 	if err != nil {
@@ -166,7 +167,7 @@ func (n *Net) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
 	return mxs, nil
 }
 
-// LookupNS returns the NS records of name. If some hosts are not valid names, LookupNS returns the others with an error.
+// LookupNS returns the NS records of name. If some hosts are not valid names, LookupNS returns the other records, and an error.
 func (n *Net) LookupNS(ctx context.Context, name string) ([]*net.NS, error) {
 	a, err := n.resolver.findOne(ctx, name, dnsmessage.TypeNS)
 	if err != nil {
@@ -185,7 +186,7 @@ func (n *Net) LookupNS(ctx context.Context, name string) ([]*net.NS, error) {
 	return hosts, nil
 }
 
-// LookupAddr returns the names of an IP address. If some are not valid names, LookupAddr returns the others with an
+// LookupAddr returns the names of an IP address. If some of them are not valid names, LookupAddr returns the valid ones, and an
 // error.
 func (n *Net) LookupAddr(ctx context.Context, addr string) (names []string, err error) {
 	ip, err := netip.ParseAddr(addr)
@@ -224,8 +225,8 @@ func sortSRV(srvs []*net.SRV) {
 	}
 }
 
-// shuffleSRV orders the records of one priority. Those of weight 0 are in front, so that they have "a very small chance of
-// being selected" first.
+// shuffleSRV puts the records of one priority into a random order. The caller has put records of weight 0 first, so that they
+// have "a very small chance of being selected" (RFC 2782).
 func shuffleSRV(srvs []*net.SRV) {
 	sum := 0
 	for _, s := range srvs {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// A lookuper has the methods of a *net.Resolver that look something up.
+// A lookuper has the lookup methods of a *net.Resolver.
 type lookuper interface {
 	LookupAddr(ctx context.Context, addr string) ([]string, error)
 	LookupCNAME(ctx context.Context, host string) (string, error)
@@ -30,7 +30,7 @@ type lookuper interface {
 	LookupTXT(ctx context.Context, name string) ([]string, error)
 }
 
-// TestLookupMethods checks that a Net can stand wherever an interface asks for methods of a *net.Resolver.
+// TestLookupMethods checks that a Net implements interfaces that consist of lookup methods of a *net.Resolver.
 func TestLookupMethods(t *testing.T) {
 	want, got := reflect.TypeFor[*net.Resolver](), reflect.TypeFor[lookuper]()
 	for i := range want.NumMethod() {
@@ -47,7 +47,8 @@ func TestLookupMethods(t *testing.T) {
 	}
 }
 
-// TestAsPackageNet compares what a Net, its *net.Resolver, and a resolver of package net that asks the same server say.
+// TestAsPackageNet compares the results of a Net, of its *net.Resolver, and of a resolver of package net that asks the same
+// server.
 func TestAsPackageNet(t *testing.T) {
 	n, _ := namesNet(t, Config{Addresses: []netip.Addr{a4, a6}}, honest)
 	direct := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -134,7 +135,8 @@ func showSRV(cname string, srvs []*net.SRV, err error) string {
 	return cname + showAll(srvs, nil) + fmt.Sprint(err)
 }
 
-// TestAliases checks a difference from package net: the canonical name is that at the end of all aliases.
+// TestAliases checks a point in which a Net differs from package net: the canonical name is the name at the end of the chain of
+// aliases.
 func TestAliases(t *testing.T) {
 	n, _ := namesNet(t, Config{}, honest)
 	if name, err := n.LookupCNAME(t.Context(), "alias2.test"); name != "four.test." || err != nil {
@@ -146,7 +148,7 @@ func TestAliases(t *testing.T) {
 		t.Errorf("aliases that form a loop: %v", err)
 	}
 
-	// A server that does not follow aliases.
+	// This server returns only the alias of the name in the question, and does not follow the alias.
 	n, s := namesNet(t, Config{}, func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 		testZone.answer(q)
 		q.RCode, q.Authorities = dnsmessage.RCodeSuccess, nil
@@ -166,7 +168,8 @@ func TestAliases(t *testing.T) {
 	}
 }
 
-// TestSRVWeights orders records often enough to see their weights. The bounds are eight standard deviations wide.
+// TestSRVWeights checks how often sortSRV puts each record first. The measured counts may differ from the expected ones by eight
+// standard deviations.
 func TestSRVWeights(t *testing.T) {
 	const rounds = 20_000
 	first := make(map[string]int)
@@ -185,7 +188,8 @@ func TestSRVWeights(t *testing.T) {
 			t.Fatalf("the records became %v", names)
 		}
 	}
-	// A number from 0 to 40 chooses: 0 chooses zero, the next 10 light, the other 30 heavy (RFC 2782).
+	// sortSRV chooses the first record with a random number from 0 to 40 (RFC 2782): 0 chooses zero, 1 to 10 choose light, and 11
+	// to 40 choose heavy.
 	for target, share := range map[string]float64{"zero.": 1. / 41, "light.": 10. / 41, "heavy.": 30. / 41} {
 		want, slack := rounds*share, 8*math.Sqrt(rounds*share*(1-share))
 		if got := float64(first[target]); math.Abs(got-want) > slack {

@@ -11,7 +11,7 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m) }
 
-// A wire is an outlet that hands packets to another Net, in place of a device and its peer.
+// A wire is an outlet that passes packets directly to another Net, in place of two devices.
 type wire struct {
 	to     *Net
 	cut    atomic.Bool
@@ -36,7 +36,7 @@ func (w *wire) Send(b *wireguard.Batch) error {
 		}
 	}
 	_, err := w.to.WritePackets(pkts)
-	for _, p := range pkts { // they are borrowed until Send returns; then others may write to them
+	for _, p := range pkts { // the packets are valid only until Send returns
 		for i := range p {
 			p[i] = 0xdb
 		}

@@ -14,77 +14,81 @@ const (
 	defaultMemory = 64 << 20
 	minMemory     = 1 << 20
 
-	// floorRecv and floorSend are the buffers, in bytes, that every connection has. With 2,000 busy connections between two
-	// Nets, 8 and 4 KiB cost twice the processor time per byte.
+	// floorRecv and floorSend are the sizes of the receive and the send buffer, in bytes, that every connection has at least.
+	// With 2,000 busy connections between two Nets, sizes of 8 and 4 KiB doubled the processor time per byte.
 	floorRecv = 16 << 10
 	floorSend = 8 << 10
-	// waitingRecv is the receive buffer of a connection that waits for Accept. The budget counts waitingCost for it.
+	// waitingRecv is the receive buffer's size, in bytes, of a connection that waits for Accept. The budget counts waitingCost
+	// bytes for such a connection.
 	waitingRecv = 8 << 10
-	// earlyRecv is added to the receive buffer of each endpoint, because gVisor may take that much of it for good. If the segment that
-	// completes the handshake has data, gVisor adds its size twice to what the buffer holds (accept.go, connect.go), and subtracts it
-	// once. The segment has at most half of waitingRecv, which is the window during the handshake, and some hundred bytes of overhead.
+	// earlyRecv is how many bytes are added to the size of each endpoint's receive buffer, because gVisor may count up to that
+	// many bytes forever. If the segment that completes the handshake carries data, gVisor counts the segment's size twice
+	// (accept.go, connect.go), and subtracts it only once. That segment carries at most half of waitingRecv, which is the window
+	// during the handshake, and has some hundred bytes of overhead.
 	earlyRecv = waitingRecv/2 + 1<<10
-	// firstRecv and firstSend are the buffers of a new connection while few exist. With less, a new connection would fill its
-	// window before Read has measured the path.
+	// firstRecv and firstSend are the buffer sizes, in bytes, of a new connection while few connections exist. With smaller
+	// buffers, a new connection would fill its window before Read has measured the path.
 	firstRecv = 256 << 10
 	firstSend = 128 << 10
-	// noSACKRecv is the largest receive buffer of a connection without selective acknowledgements; see portion.holes.
+	// noSACKRecv is the largest receive buffer, in bytes, of a connection without selective acknowledgements; see portion.holes.
 	noSACKRecv = 64 << 10
-	// maxWindow is the largest window that a connection announces, in bytes. Its unit is then 512 bytes, which is less than
-	// any full segment. A window is at most half of the receive buffer.
+	// maxWindow is the largest window that a connection announces, in bytes. With this limit, gVisor announces windows in units
+	// of 512 bytes, which is less than any full segment. A window is at most half of the receive buffer.
 	maxWindow = 65535 << 9
 
-	epoch   = time.Second // a connection that nobody used for one or two epochs is idle
-	perLook = 16          // connections that one call of reclaim looks at
-	maxSkip = 256         // refused calls of grow between two calls of reclaim that found nothing
+	epoch   = time.Second // a connection that was not used for one or two epochs is idle
+	perLook = 16          // how many connections one call of reclaim checks
+	maxSkip = 256         // the most refusals that reclaim ignores after it has found nothing to take back
 )
 
-// A budget divides Config.Memory among the TCP connections of a Net, except for what held counts.
+// A budget divides Config.Memory among the TCP connections of a Net. Its field held counts the memory of all other kinds.
 //
-// It counts buffer sizes, and not the bytes in the buffers, because gVisor accepts whatever fits into a buffer, and counts
-// the memory of short and of out-of-order segments against its size. Every connection has its floor. What a connection has
-// beyond that is its extra. Read and Write ask for more when the path needs it. A refusal makes the budget take back extras
-// from connections that are idle, or that have more than a fair part.
+// It counts buffer sizes rather than the bytes in the buffers. The size bounds what a buffer holds, because gVisor counts against
+// it all the memory of segments, even if they are short or out of order. Every connection has a guaranteed size, its floor. The
+// bytes that a connection has beyond its floor are its extra. Read and Write request a larger extra when the path needs it. If
+// the budget cannot grant all of a request, it takes back extras from connections that are idle, or that have more than twice the
+// fair amount.
 //
-// mu is taken outside the packets' paths: when a connection is made or closed, and at most once per
-// round trip by Read and Write. Some of gVisor's leaf locks are taken with it held, but never the lock of a connection.
+// Sending or receiving a packet does not lock mu. A goroutine locks mu when it makes or closes a connection, and Read and Write
+// lock it at most once per round trip. A goroutine that holds mu may lock some of gVisor's leaf locks, but never the lock of a
+// connection.
 type budget struct {
 	total int64
 
-	epoch atomic.Uint32 // counts epochs in which a connection asked for memory
-	awake atomic.Int64  // connections that were used in this epoch
+	epoch atomic.Uint32 // counts epochs; a new epoch begins only when a connection requests memory
+	awake atomic.Int64  // how many connections were used in this epoch
 
 	mu       sync.Mutex // guards the rest, and the fields of portions that say so
 	portions []*portion
 	floors   int64 // bytes
-	extra    int64 // bytes that all connections have beyond their floors
-	hand     int   // where reclaim continues in portions
+	extra    int64 // bytes that all connections together have beyond their floors
+	hand     int   // the index in portions where the next reclaim begins
 	skip     int   // refusals to ignore before the next reclaim
 	wait     int   // how many refusals to ignore after a reclaim that found nothing; 0 after one that found something
-	before   int64 // connections that were used in the epoch before
+	before   int64 // how many connections were used in the previous epoch
 	epochAt  time.Time
 
-	held heldMemory // what the other kinds of memory hold
+	held heldMemory // counts the other kinds of memory
 }
 
-// A portion is what one connection has of the budget. gVisor knows it as the owner of the connection's packets, which leads
-// the link from a packet to its connection.
+// A portion is one connection's part of the budget. gVisor records it as the owner of the connection's packets, so the link can
+// find the connection of a packet.
 type portion struct {
 	budget *budget
 	ep     tcpip.Endpoint
 	queue  *waiter.Queue
-	index  int // in budget.portions; guarded by budget.mu; -1 after release
+	index  int // index in budget.portions; -1 after the portion has been removed; guarded by budget.mu
 
 	recv, send buf          // guarded by budget.mu, except for atomic fields
 	leaving    bool         // the connection is closed, but still has bytes to send; guarded by budget.mu
-	gone       waiter.Entry // releases the portion of a closed connection
+	gone       waiter.Entry // the event handler that removes the portion of a closed connection
 
 	heard heard
-	conns *heardConns // has heard until the budget removes the portion
+	conns *heardConns // contains the address of heard until the budget removes the portion
 
-	noSACK bool // the other end does not know selective acknowledgements
-	// holes says that the endpoint holds out-of-order segments. The link copies it from each segment that the connection
-	// sends, because gVisor sends selective acknowledgements if and only if it holds such segments.
+	noSACK bool // the peer does not use selective acknowledgements
+	// holes says that the endpoint holds out-of-order segments. The link derives holes from each segment that the connection
+	// sends: gVisor puts selective acknowledgements into a segment if and only if it holds out-of-order segments.
 	holes   atomic.Bool
 	touched atomic.Uint32 // the budget's epoch when bytes were last read or written
 }
@@ -92,15 +96,15 @@ type portion struct {
 // A buf is a portion's receive or send buffer. All sizes are bytes.
 type buf struct {
 	floor    int64
-	reserved atomic.Int64 // what the budget counts; more than size while the buffer may hold more
-	size     atomic.Int64 // the size that the endpoint has, or gets once it holds no out-of-order segments; without earlyRecv
-	was      atomic.Int64 // the size before cutRecv, until the endpoint is known to hold no such segments; or 0
+	reserved atomic.Int64 // how much the budget counts; more than size while the buffer may hold more than size
+	size     atomic.Int64 // the endpoint's size without earlyRecv; the endpoint gets it once it holds no out-of-order segments
+	was      atomic.Int64 // the size before cutRecv; 0 once the endpoint is known to hold no out-of-order segments
 	fixed    atomic.Bool  // the user set the size
 }
 
 func (b *buf) extra() int64 { return b.reserved.Load() - b.floor }
 
-// have returns the extra of both buffers. budget.mu is held.
+// have returns the extra of both buffers together, in bytes. budget.mu is held.
 func (s *portion) have() int64 { return s.recv.extra() + s.send.extra() }
 
 func (c *Config) memory() int64 {
@@ -116,25 +120,25 @@ func newBudget(total int64) *budget {
 	return b
 }
 
-// windowLimit returns the receive buffer size that gVisor derives the unit of windows from.
+// windowLimit returns the largest size of a receive buffer, in bytes. gVisor derives the unit of windows from it.
 func (b *budget) windowLimit() int { return int(min(b.total/2, maxWindow)) }
 
-// count adds to the bytes that connections have as floors, and to those that they have as extras. b.mu is held.
+// count adds floors bytes to the sum of all floors, and extra bytes to the sum of all extras. b.mu is held.
 func (b *budget) count(floors, extra int64) {
 	b.floors += floors
 	b.extra += extra
 	b.held.given.Add(floors + extra)
 }
 
-// free returns how many bytes connections may get beyond their floors. A quarter of the budget is reserved for that, even if the
-// floors of many connections and all other memory exceed the rest. b.mu is held.
+// free returns how many more bytes connections may get as extras. A quarter of the budget is reserved for extras, even if the
+// floors and the other kinds of memory together exceed the other three quarters. b.mu is held.
 func (b *budget) free() int64 { return max(b.total-b.floors-b.others(), b.total/4) - b.extra }
 
-// fair returns how many bytes of extra each connection may have. A few connections in use may have everything. The more there
-// are, the larger the part that stays free for new ones, since these would otherwise wait until reclaim finds something for them.
-// b.mu is held.
+// fair returns how many bytes of extra each connection may have. A few busy connections may together have nearly all of the
+// budget. The more busy connections exist, the larger the part of the budget that stays free. Otherwise new connections would get
+// no extra until reclaim took memory back from others. b.mu is held.
 func (b *budget) fair() int64 {
-	const many = 64 // so many connections together may have half of the budget
+	const many = 64 // with this many busy connections, they may together have half of the budget
 	n := max(b.awake.Load(), b.before, 1)
 	return b.total / n * many / (n + many)
 }
@@ -175,7 +179,7 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int, conns *heardC
 	send := b.grant(s, &s.send, max(min(part/2, firstSend), s.send.floor))
 	b.mu.Unlock()
 
-	// The argument true makes gVisor leave the sizes alone from now on.
+	// The argument true stops gVisor from changing the sizes by itself.
 	s.recv.size.Store(recv)
 	s.send.size.Store(send)
 	ep.SocketOptions().SetReceiveBufferSize(recv+earlyRecv, true)
@@ -183,7 +187,8 @@ func (b *budget) open(ep tcpip.Endpoint, q *waiter.Queue, mtu int, conns *heardC
 	return s
 }
 
-// grant reserves up to want bytes for f, and returns how many f may have. b.mu is held.
+// grant raises the reserved size of the buffer f to want bytes, or as far as the budget allows. It returns how many bytes f may
+// have, at most want. b.mu is held.
 func (b *budget) grant(s *portion, f *buf, want int64) int64 {
 	if f == &s.recv && s.noSACK {
 		want = min(want, noSACKRecv)
@@ -197,7 +202,7 @@ func (b *budget) grant(s *portion, f *buf, want int64) int64 {
 	return min(want, f.reserved.Load())
 }
 
-// grow returns how many bytes f may have, at most want. If f may not have want, grow takes memory back from other connections.
+// grow is like grant, but if the budget cannot grant want bytes, grow takes memory back from other connections and tries again.
 func (b *budget) grow(s *portion, f *buf, want int64) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -216,7 +221,7 @@ func (b *budget) grow(s *portion, f *buf, want int64) int64 {
 	return got
 }
 
-// reclaim takes memory back from some connections, and reports whether it did. b.mu is held.
+// reclaim takes memory back from some connections, and reports whether it found memory to take back. b.mu is held.
 func (b *budget) reclaim() (found bool) {
 	if b.skip > 0 {
 		b.skip--
@@ -238,7 +243,7 @@ func (b *budget) reclaim() (found bool) {
 	return false
 }
 
-// look takes back what s does not need. b.mu is held.
+// look takes back memory that the connection of s does not need. b.mu is held.
 func (b *budget) look(s *portion) {
 	have := s.have()
 	if s.leaving {
@@ -263,8 +268,8 @@ func (b *budget) look(s *portion) {
 	b.count(0, s.have()-have)
 }
 
-// shrinkRecv leaves the receive buffer the extra given. The budget counts the old size until the buffer is empty. Bytes that the
-// old window lets the other end send beyond the new size may be lost, and are then sent again.
+// shrinkRecv reduces the extra of the receive buffer to extra bytes. The budget counts the old size until the buffer is empty.
+// The peer may still send what the old window allows. Bytes beyond the new size may be lost, and the peer then sends them again.
 func (s *portion) shrinkRecv(extra int64) {
 	f := &s.recv
 	size := f.floor + extra
@@ -280,9 +285,9 @@ func (s *portion) shrinkRecv(extra int64) {
 	}
 }
 
-// cutRecv makes the receive buffer smaller. While the endpoint holds out-of-order segments, it keeps its old size. Otherwise the
-// endpoint might hold more than its size. gVisor would then refuse all data, even the missing segment (segment_queue.go, enqueue),
-// and the connection would stop for good.
+// cutRecv reduces the size of the receive buffer to n bytes. While the endpoint holds out-of-order segments, the endpoint keeps
+// its old size. With a smaller size, these segments might exceed the size. gVisor would then refuse all data, even the missing
+// segment (segment_queue.go, enqueue), and the connection would stop forever.
 func (s *portion) cutRecv(n int64) {
 	f := &s.recv
 	old := f.size.Swap(n)
@@ -290,8 +295,8 @@ func (s *portion) cutRecv(n int64) {
 	s.applyRecv()
 }
 
-// applyRecv gives the endpoint the size of its receive buffer. It takes no lock. Another goroutine may change the size meanwhile,
-// so applyRecv repeats until nothing has changed.
+// applyRecv sets the endpoint's receive buffer to the size that s says. It locks nothing. Another goroutine may change the size
+// meanwhile, so applyRecv repeats until nothing has changed.
 func (s *portion) applyRecv() {
 	due := func() int64 {
 		n := s.recv.size.Load()
@@ -305,13 +310,14 @@ func (s *portion) applyRecv() {
 	}
 }
 
-// sendLimit returns how many bytes the send buffer may hold: its size, or more if it was larger and may still hold more. One byte is
-// for fits.
+// sendLimit returns how many bytes the send buffer may hold: its size, or a larger former size if the buffer may still be that
+// full. It adds one byte, because fits raises the size by one byte for a moment.
 func (s *portion) sendLimit() int64 {
 	return max(s.send.reserved.Load(), s.ep.SocketOptions().GetSendBufferSize()) + 1
 }
 
-// shrinkSend does the same for the send buffer, which keeps what it holds until that is acknowledged.
+// shrinkSend reduces the extra of the send buffer to extra bytes. The buffer keeps bytes that it already holds until the peer
+// acknowledges them.
 func (s *portion) shrinkSend(extra int64) {
 	f := &s.send
 	size := f.floor + extra
@@ -331,16 +337,16 @@ func (s *portion) shrinkSend(extra int64) {
 func (s *portion) fits(size int64) bool {
 	o := s.ep.SocketOptions()
 	o.SetSendBufferSize(size+1, false)
-	writable := s.ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents != 0 // it holds less than its size
+	writable := s.ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents != 0 // the buffer holds less than its size
 	o.SetSendBufferSize(size, false)
 	switch tcp.EndpointState(s.ep.State()) {
 	case tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
-		return false // gVisor says that it is writable once the program has closed this half, whatever it holds
+		return false // once the program has closed its half, gVisor reports every buffer as writable
 	}
 	return writable
 }
 
-// touch notes that bytes were read or written.
+// touch records that the program has just read or written bytes.
 func (s *portion) touch() {
 	if e := s.budget.epoch.Load(); s.touched.Load() != e && s.touched.Swap(e) != e {
 		s.budget.awake.Add(1)
@@ -361,7 +367,7 @@ func (s *portion) growSend(want int64) {
 	}
 }
 
-// cutSend leaves the send buffer want bytes, or its floor, unless the user has set its size.
+// cutSend reduces the send buffer to want bytes, or to its floor if that is larger, unless the user has set its size.
 func (s *portion) cutSend(want int64) {
 	b := s.budget
 	b.mu.Lock()
@@ -386,8 +392,8 @@ func (s *portion) fixSend(n int64) {
 	s.ep.SocketOptions().SetSendBufferSize(s.send.size.Load(), true) // wakes writers
 }
 
-// setRecv gives the receive buffer up to n bytes. gVisor announces the larger window if the other end waits for it, and
-// takes the connection's lock for that, so the caller must not hold the budget's lock.
+// setRecv sets the size of the receive buffer to n bytes, or to less if the budget does not allow n. If the peer waits for a
+// larger window, gVisor announces it, and locks the connection for that. So the caller must not hold the budget's lock.
 func (s *portion) setRecv(n int64) {
 	f := &s.recv
 	n = s.budget.grow(s, f, n)
@@ -403,12 +409,12 @@ func (s *portion) setRecv(n int64) {
 
 	s.budget.mu.Lock()
 	defer s.budget.mu.Unlock()
-	if s.index >= 0 && f.reserved.Load() < n { // look took it back meanwhile
+	if s.index >= 0 && f.reserved.Load() < n { // meanwhile, look took memory back
 		s.cutRecv(f.reserved.Load())
 	}
 }
 
-// setSend gives the send buffer up to n bytes.
+// setSend sets the size of the send buffer to n bytes, or to less if the budget does not allow n.
 func (s *portion) setSend(n int64) {
 	f := &s.send
 	n = s.budget.grow(s, f, n)
@@ -421,12 +427,14 @@ func (s *portion) setSend(n int64) {
 	}
 }
 
-// leave gives the memory of a closed connection back. If its endpoint still has bytes to send, the portion keeps the memory of the
-// send buffer until they are acknowledged or given up. empty says that the endpoint had none before it was closed.
+// leave returns the memory of a closed connection to the budget. If the endpoint still has bytes to send, the portion keeps the
+// memory of the send buffer until the peer acknowledges these bytes or gVisor gives them up. empty says that the endpoint had no
+// bytes to send when it was closed.
 func (s *portion) leave(empty bool) {
 	b := s.budget
 	if !empty {
-		// In FIN-WAIT-2, there is no EventHUp before the peer closes its half. But the last acknowledgement is a WritableEvent.
+		// In the state FIN-WAIT-2, gVisor signals no EventHUp until the peer closes its half. But it signals a WritableEvent when
+		// the last acknowledgement arrives.
 		s.gone = waiter.NewFunctionEntry(waiter.EventHUp|waiter.WritableEvents, func(is waiter.EventMask) {
 			if is&waiter.EventHUp != 0 || drained(s.ep) {
 				b.drop(s)
@@ -449,7 +457,8 @@ func (s *portion) leave(empty bool) {
 	s.recv.reserved.Store(0)
 }
 
-// drained reports whether all that a closed endpoint had to send is acknowledged or given up.
+// drained reports whether a closed endpoint has nothing left to send: the peer has acknowledged all bytes, or gVisor has given
+// them up.
 func drained(ep tcpip.Endpoint) bool {
 	switch tcp.EndpointState(ep.State()) {
 	case tcp.StateFinWait2, tcp.StateTimeWait, tcp.StateClose, tcp.StateError:
@@ -480,13 +489,13 @@ func (b *budget) remove(s *portion) {
 	b.count(-(s.recv.floor + s.send.floor + earlyRecv), -s.have())
 }
 
-// used returns how many bytes the connections may fill, plus how many all other kinds hold.
+// used returns how many bytes the buffers of all connections may hold, plus the bytes of all other kinds of memory.
 func (b *budget) used() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return uint64(b.floors+b.extra) + uint64(b.others())
 }
 
-// KUID and KGID make a portion a tcpip.PacketOwner. Only iptables rules would use them.
+// KUID and KGID make a portion a tcpip.PacketOwner. Only iptables rules would call these methods, and a Net has none.
 func (s *portion) KUID() uint32 { return 0 }
 func (s *portion) KGID() uint32 { return 0 }

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// crowd connects n times from a to b.
+// crowd makes n connections from a to b.
 func crowd(t testing.TB, a, b *Net, n int) (dialed, accepted []*TCPConn) {
 	t.Helper()
 	l, err := b.ListenTCP(netip.AddrPortFrom(b4, 80))
@@ -38,15 +38,15 @@ func crowd(t testing.TB, a, b *Net, n int) (dialed, accepted []*TCPConn) {
 // heapInUse returns the bytes in use after a garbage collection.
 func heapInUse() int64 {
 	var m runtime.MemStats
-	for range 3 { // freeing the contents of a sync.Pool takes two
+	for range 3 { // freeing the contents of a sync.Pool takes two collections
 		runtime.GC()
 	}
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
 
-// TestStalledReaders has 2,000 connections (500 with the race detector and in WebAssembly) whose readers do not read, and whose
-// writers always have more. Both Nets together stay within one budget, and 30 MiB each for the endpoints.
+// TestStalledReaders fills 2,000 connections (500 with the race detector and in WebAssembly) whose readers do not read. It checks
+// that the heap of both Nets together grows by no more than one Config.Memory, plus 30 MiB per Net for the endpoints.
 func TestStalledReaders(t *testing.T) {
 	const limit = defaultMemory + 60<<20
 	conns := 2000
@@ -104,14 +104,14 @@ func waitFor(t testing.TB, ok func() bool) {
 	}
 }
 
-// TestShortSegments has a peer send single bytes behind a hole. They are held as out-of-order segments, which take much
-// more memory than their payload. That memory stays bounded.
+// TestShortSegments lets a peer send segments of one byte after a missing byte. gVisor holds these out-of-order segments, which
+// take much more memory than their payload. The test checks that this memory stays bounded.
 func TestShortSegments(t *testing.T) {
 	const conns, each = 50, 500
 	a, b, ab, _ := wired(t, 0)
 	var healed atomic.Bool
-	var lost sync.Map              // by source port, the sequence number of the first byte
-	ab.tap = func(p []byte) bool { // drops the first byte of each connection, also when it is sent again
+	var lost sync.Map              // maps the source port to the sequence number of the first byte
+	ab.tap = func(p []byte) bool { // drops the first byte of each connection, even if it is sent again
 		l3 := int(p[0]&15) * 4
 		l4, ok := packet.TCPEnd(p, l3)
 		if !ok || len(p) == l4 || healed.Load() {
@@ -130,7 +130,7 @@ func TestShortSegments(t *testing.T) {
 	}
 	held := heapInUse() - before
 	t.Logf("%d bytes per connection are held at both ends", held/conns)
-	// The sender holds each byte in its own segment. The receiver holds at most its buffer.
+	// The sender holds each byte in a separate segment. The receiver holds at most as much as its buffer.
 	if max := int64(conns * (4*floorRecv + each*1024)); held > max && !testkit.Race {
 		t.Errorf("%d bytes are held, want at most %d", held, max)
 	}
@@ -151,7 +151,8 @@ func TestShortSegments(t *testing.T) {
 	}
 }
 
-// TestWholeBudget lets one connection have the whole budget. When that connection is idle, another one can take the budget.
+// TestWholeBudget checks that one connection can get nearly the whole budget, and that another connection can get it when the
+// first one is idle.
 func TestWholeBudget(t *testing.T) {
 	const memory, most = 8 << 20, 7 << 20
 	n, err := New(Config{Addresses: []netip.Addr{b4}, Memory: memory})
@@ -197,8 +198,8 @@ func exchangeBytes(t *testing.T, c, s *TCPConn) {
 	}
 }
 
-// TestStalledKeepsItsMemory has a connection that holds data that nobody reads. The connection is idle, but the budget still counts
-// its memory, so that another connection cannot get it.
+// TestStalledKeepsItsMemory checks an idle connection whose buffer holds data that the program has not read. The budget still
+// counts the connection's memory, so that another connection cannot get it.
 func TestStalledKeepsItsMemory(t *testing.T) {
 	const memory = 2 << 20
 	n, err := New(Config{Addresses: []netip.Addr{b4}, Memory: memory})

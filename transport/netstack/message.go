@@ -13,10 +13,11 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// ReadMsgUDP is like ReadFrom, and writes control messages about the datagram to oob, in the system's format: destination,
-// type of service (with the ECN bits) and TTL, in this order and as far as they fit. A program need not ask for them first.
-// Packages ipv4 and ipv6 of golang.org/x/net parse them. flags has the bits of recvmsg(2) for a datagram or control
-// messages that did not fit. Only Linux, Darwin, FreeBSD and OpenBSD have control messages; elsewhere, oobn is 0.
+// ReadMsgUDP is like ReadFrom, and writes control messages about the datagram to oob, in the operating system's format. The
+// messages report the destination, the type of service (with the ECN bits) and the TTL, in this order and as far as they fit. A
+// program need not enable them first. Packages ipv4 and ipv6 of golang.org/x/net can parse them. flags has the bits MSG_TRUNC and
+// MSG_CTRUNC of recvmsg(2) set if the datagram or the control messages did not fit. Only Linux, Darwin, FreeBSD and OpenBSD have
+// control messages; elsewhere, oobn is 0.
 func (c *UDPConn) ReadMsgUDP(b, oob []byte) (n, oobn, flags int, addr *net.UDPAddr, err error) {
 	n, oobn, flags, from, err := c.ReadMsgUDPAddrPort(b, oob)
 	if err != nil {
@@ -42,10 +43,10 @@ func (c *UDPConn) ReadMsgUDPAddrPort(b, oob []byte) (n, oobn, flags int, addr ne
 	return n, oobn, flags, addr, nil
 }
 
-// WriteMsgUDP is like WriteTo with the options in oob, which are control messages in the system's format: the source
-// address, the type of service (with the ECN bits), the TTL and, on Linux, UDP_SEGMENT, which divides b into several
-// datagrams. addr must be nil if c was dialed. Only Linux, Darwin, FreeBSD and OpenBSD have control messages; elsewhere,
-// oob must be empty.
+// WriteMsgUDP is like WriteTo with the options in oob, which are control messages in the operating system's format. The messages
+// may set the source address, the type of service (with the ECN bits) and the TTL. On Linux, they may also contain UDP_SEGMENT,
+// which divides b into several datagrams. addr must be nil if c was dialed. Only Linux, Darwin, FreeBSD and OpenBSD have control
+// messages; elsewhere, oob must be empty.
 func (c *UDPConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int, err error) {
 	var to netip.AddrPort
 	if addr != nil {
@@ -79,14 +80,14 @@ func (c *UDPConn) WriteMsgUDPAddrPort(b, oob []byte, addr netip.AddrPort) (n, oo
 	return n, len(oob), nil
 }
 
-// A received holds what control messages say about a received datagram.
+// A received contains what control messages report about a received datagram.
 type received struct {
-	length   int        // of the whole datagram in bytes, even if a part did not fit
+	length   int        // bytes of the whole datagram, even if some did not fit
 	to       netip.Addr // the destination; invalid if unknown
 	tos, ttl uint8
 }
 
-// take fills m from what the endpoint returned with a datagram. The endpoint reports all fields because of reportAll.
+// take fills m from the result of the endpoint's read. The endpoint reports all fields because of reportAll.
 func (m *received) take(res *tcpip.ReadResult) {
 	m.length = res.Total
 	switch cm := &res.ControlMessages; {
@@ -97,7 +98,7 @@ func (m *received) take(res *tcpip.ReadResult) {
 	}
 }
 
-// reportAll makes gVisor report what received holds.
+// reportAll makes gVisor report all fields of a received.
 func reportAll(o *tcpip.SocketOptions) {
 	o.SetReceivePacketInfo(true)
 	o.SetReceiveTOS(true)
@@ -107,11 +108,11 @@ func reportAll(o *tcpip.SocketOptions) {
 	o.SetReceiveHopLimit(true)
 }
 
-// A message holds the options of one call of WriteMsgUDP.
+// A message contains the options of one call of WriteMsgUDP.
 type message struct {
 	from     netip.Addr // the source; invalid means that the Net chooses
-	tos, ttl int        // negative means the connection's own
-	segment  int        // bytes of each datagram but the last; 0 means that all bytes are one datagram
+	tos, ttl int        // negative means the option of the connection
+	segment  int        // bytes of each datagram except the last; 0 means that all bytes make one datagram
 }
 
 // writeMessage sends b with the options in oob. It makes the datagrams itself, because gVisor's endpoint cannot change the
@@ -154,14 +155,14 @@ func (c *UDPConn) writeMessage(b, oob []byte, to netip.AddrPort) (int, error) {
 	}
 }
 
-// An outbound holds what the datagrams of one message have in common.
+// An outbound contains what all datagrams of one call of WriteMsgUDP have in common.
 type outbound struct {
 	route    *stack.Route
 	from, to uint16 // ports
 	params   stack.NetworkHeaderParams
 }
 
-// outbound finds the route of m to the address to. The caller releases the route.
+// outbound finds the route to the destination (to) and sets the header fields according to m. The caller releases the route.
 func (c *UDPConn) outbound(m *message, to netip.AddrPort) (o outbound, err error) {
 	n := c.net
 	if err := c.reaches("sendmsg", to.Addr()); err != nil {
@@ -210,7 +211,8 @@ func (c *UDPConn) outbound(m *message, to netip.AddrPort) (o outbound, err error
 	return o, nil
 }
 
-// option returns v or, if it is negative, the connection's option for the family of to.
+// option returns v or, if v is negative, the value of the connection's option ip4 or ip6, depending on the family of the
+// destination (to).
 func (c *UDPConn) option(v int, ip4, ip6 tcpip.SockOptInt, to netip.Addr) int {
 	if v >= 0 {
 		return v
@@ -219,7 +221,7 @@ func (c *UDPConn) option(v int, ip4, ip6 tcpip.SockOptInt, to netip.Addr) int {
 	if to.Is6() {
 		name = ip6
 	}
-	v, _ = c.ep.GetSockOptInt(name) // gVisor has them all
+	v, _ = c.ep.GetSockOptInt(name) // there is no error, because gVisor knows all these options
 	return v
 }
 
@@ -246,7 +248,7 @@ func (c *UDPConn) sendPiece(o outbound, b []byte) error {
 	}
 }
 
-// send makes a datagram of b and sends it.
+// send sends one datagram with the payload b.
 func (o outbound) send(b []byte) tcpip.Error {
 	r := o.route
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{

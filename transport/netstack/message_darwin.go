@@ -4,15 +4,15 @@ import "golang.org/x/sys/unix"
 
 const (
 	sendSource4       = unix.IP_PKTINFO
-	sendSource4Offset = 4  // of the source in a struct in_pktinfo, after the interface
+	sendSource4Offset = 4  // offset of the source in a struct in_pktinfo, after the interface
 	sendSegment       = -1 // Darwin has no UDP_SEGMENT
 )
 
-// put4 writes m, which is about an IPv4 datagram.
+// put4 writes the control messages of m, which describes an IPv4 datagram.
 func (m *received) put4(w *controlWriter) {
 	if b := w.message(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo); b != nil {
 		a := m.to.As4()
-		copy(b[8:], a[:]) // the destination in the header; Darwin leaves the field before it empty
+		copy(b[8:], a[:]) // the destination in the IP header; Darwin leaves the field before it empty
 	}
 	w.number(unix.IPPROTO_IP, unix.IP_RECVTOS, 1, m.tos)
 	w.number(unix.IPPROTO_IP, unix.IP_RECVTTL, 1, m.ttl)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The flags of recvmsg(2) for what did not fit.
+// These flags of recvmsg(2) say that the datagram or the control messages did not fit.
 const (
 	flagTruncated        = unix.MSG_TRUNC
 	flagControlTruncated = unix.MSG_CTRUNC
@@ -26,7 +26,7 @@ func (m *received) put(oob []byte) (n int, all bool) {
 	} else if m.to.Is6() {
 		if b := w.message(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo); b != nil {
 			a := m.to.As16()
-			copy(b, a[:]) // the interface that follows stays 0, since the system does not have it
+			copy(b, a[:]) // the interface that follows stays 0, because the system does not have the Net's interface
 		}
 		w.number(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 4, m.tos)
 		w.number(unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT, 4, m.ttl)
@@ -40,7 +40,7 @@ type controlWriter struct {
 	full bool // a message did not fit
 }
 
-// message appends a message and returns the room for its data, zeroed, or nil if it does not fit.
+// message appends a message and returns the zeroed memory for its data, or nil if the message does not fit.
 func (w *controlWriter) message(level, kind, size int) []byte {
 	space := unix.CmsgSpace(size)
 	if w.full = w.full || len(w.free) < space; w.full {
@@ -56,7 +56,7 @@ func (w *controlWriter) message(level, kind, size int) []byte {
 	return b[unix.CmsgLen(0):unix.CmsgLen(size)]
 }
 
-// number appends a message that holds v in size bytes.
+// number appends a message whose data is v, as a number of size bytes.
 func (w *controlWriter) number(level, kind, size int, v uint8) {
 	switch b := w.message(level, kind, size); len(b) {
 	case 1:
@@ -117,7 +117,7 @@ func (m *message) take(level, kind int, data []byte) error {
 	return nil
 }
 
-// byteOf reads a number of one or four bytes: -1, which means the default, to 255.
+// byteOf reads a number of one or four bytes, from -1, which means the default, to 255.
 func byteOf(data []byte) (v int, ok bool) {
 	switch len(data) {
 	case 1:

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// controlMessage returns one control message, made as the packages of golang.org/x make theirs.
+// controlMessage returns one control message in the format of the operating system.
 func controlMessage(level, kind int, data ...byte) []byte {
 	w := controlWriter{free: make([]byte, unix.CmsgSpace(len(data)))}
 	b := slices.Clip(w.free)
@@ -29,7 +29,7 @@ func controlMessage(level, kind int, data ...byte) []byte {
 
 func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// sourceMessage returns a control message that asks for the source a.
+// sourceMessage returns a control message that sets the source address to a.
 func sourceMessage(a netip.Addr) []byte {
 	if a.Is4() {
 		return (&ipv4.ControlMessage{Src: a.AsSlice()}).Marshal()
@@ -37,7 +37,7 @@ func sourceMessage(a netip.Addr) []byte {
 	return (&ipv6.ControlMessage{Src: a.AsSlice()}).Marshal()
 }
 
-// tosMessage returns a control message that asks for a type of service for a datagram to a.
+// tosMessage returns a control message that sets the type of service of a datagram to the address a.
 func tosMessage(a netip.Addr, tos uint8) []byte {
 	if a.Is4() {
 		return controlMessage(unix.IPPROTO_IP, unix.IP_TOS, tos)
@@ -45,7 +45,7 @@ func tosMessage(a netip.Addr, tos uint8) []byte {
 	return controlMessage(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, native(uint32(tos))...)
 }
 
-// describe reads the control messages oob as programs do: with golang.org/x/net and golang.org/x/sys.
+// describe parses the control messages oob with golang.org/x/net and golang.org/x/sys, as programs do.
 func describe(t *testing.T, oob []byte, is4 bool) (to netip.Addr, tos, ttl int) {
 	t.Helper()
 	var dst net.IP
@@ -76,8 +76,8 @@ func describe(t *testing.T, oob []byte, is4 bool) (to netip.Addr, tos, ttl int) 
 	return to.Unmap(), tos, ttl
 }
 
-// TestMessages sends datagrams with their own TOS and source, and reads what arrives with them. b has two addresses of
-// each family, and must answer from the one that was asked.
+// TestMessages sends datagrams with control messages that set the TOS and the source, and checks the control messages of the
+// received datagrams. b has two addresses per family, and must answer from the address to which the question was sent.
 func TestMessages(t *testing.T) {
 	second := addrs("10.8.0.3", "fd08::3")
 	x, y, xy, yx := wired(t, 0)
@@ -135,7 +135,7 @@ func TestMessages(t *testing.T) {
 				_, _, err := dialed.WriteMsgUDP([]byte("question"), tosMessage(to, 1), nil)
 				return err
 			}, 1, 33)
-			from := question(func() error { // the messages of both kinds, in one call
+			from := question(func() error { // control messages of both kinds in one call
 				oob := tosMessage(to, 3)
 				if to.Is4() {
 					oob = append(oob, controlMessage(unix.IPPROTO_IP, unix.IP_TTL, native(7)...)...)
@@ -149,7 +149,7 @@ func TestMessages(t *testing.T) {
 				return err
 			}, 3, 7)
 
-			// The dialed connection takes the answer only from the address that it asked.
+			// The dialed connection accepts the answer only from the address to which it sent the question.
 			answer := append(sourceMessage(to), tosMessage(to, 2)...)
 			if _, _, err := s.WriteMsgUDP([]byte("answer"), answer, net.UDPAddrFromAddrPort(from)); err != nil {
 				t.Fatalf("from %v: %v", server, err)
@@ -166,7 +166,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// TestMessagesFit reads into buffers that are too short.
+// TestMessagesFit checks the flags and the control messages of reads into buffers that are too short.
 func TestMessagesFit(t *testing.T) {
 	a, b := pair(t)
 	c, s := connectedUDP(t, a, b, a4, b4)
@@ -195,7 +195,7 @@ func TestMessagesFit(t *testing.T) {
 	}
 }
 
-// TestSegments divides one write into several datagrams.
+// TestSegments checks that UDP_SEGMENT divides one write into several datagrams.
 func TestSegments(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux has UDP_SEGMENT")
@@ -228,7 +228,7 @@ func TestSegments(t *testing.T) {
 	}
 }
 
-// TestMessageMisuse passes control messages and addresses that a connection must refuse.
+// TestMessageMisuse checks that a connection refuses wrong control messages and addresses.
 func TestMessageMisuse(t *testing.T) {
 	a, b := pair(t)
 	c, _ := connectedUDP(t, a, b, a4, b4)
@@ -284,7 +284,8 @@ func TestMessageMisuse(t *testing.T) {
 	}
 }
 
-// FuzzMessage reads any bytes as control messages: nothing may panic, and what is accepted must be within bounds.
+// FuzzMessage parses arbitrary bytes as control messages. It checks that nothing panics, and that accepted values are within
+// their bounds.
 func FuzzMessage(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(tosMessage(a4, 1))

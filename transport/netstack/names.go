@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// validName reports whether s is a name that the resolver asks for: letters, digits, hyphens and underscores, in labels of
-// at most 63 bytes, and at most 253 bytes without the final dot. Like package net, it refuses a name without a letter,
-// which is usually a mistyped IP address.
+// validName reports whether the resolver sends queries for the name s. A valid name consists of letters, digits, hyphens and
+// underscores, in labels of at most 63 bytes. It has at most 253 bytes without the final dot. As in package net, a name of digits
+// and dots alone is not valid, because it usually is a mistyped IP address.
 func validName(s string) bool {
 	if s == "." {
 		return true
@@ -45,9 +45,9 @@ func lower(s string) string {
 	}, s)
 }
 
-// searchList returns the names to ask for when a program looks up host, in lower case and with a final dot. A host that
-// ends in a dot is complete. Another host with at least ndots dots is tried first as it is, and then with the domains
-// of search appended. A host with fewer dots is tried with these domains first.
+// searchList returns the names that the resolver tries, in order, when a program looks up host. The names are in lower case and
+// end in a dot. If host ends in a dot, it is the only name. If host has at least ndots dots, host itself is first, followed by
+// host with each domain of search appended. If host has fewer dots, host itself is last.
 func searchList(host string, search []string, ndots int) []string {
 	host = lower(host)
 	if strings.HasSuffix(host, ".") {
@@ -66,8 +66,8 @@ func searchList(host string, search []string, ndots int) []string {
 	return append(names, whole)
 }
 
-// searchDomain returns a domain of Config.Search in lower case and with a final dot. It returns "" for an entry that adds
-// nothing to a name: the root, and a domain that systemd-resolved uses for routing only.
+// searchDomain returns s, a domain of Config.Search, in lower case and with a final dot. It returns "" for an entry that the
+// resolver appends to no name: the root, and a domain that systemd-resolved uses only for routing.
 func searchDomain(s string) string {
 	if s = lower(strings.TrimSuffix(s, ".")); s == "" || strings.HasPrefix(s, "~") {
 		return ""
@@ -79,9 +79,11 @@ func searchDomain(s string) string {
 type nameUse int
 
 const (
-	ordinary  nameUse = iota
-	loopback          // "Name resolution APIs and libraries SHOULD recognize localhost names as special and SHOULD always return the IP loopback address" (RFC 6761, section 6.3)
-	notExists         // .invalid (RFC 6761, section 6.4) and .onion (RFC 7686, section 2)
+	ordinary nameUse = iota
+	// "Name resolution APIs and libraries SHOULD recognize localhost names as special and SHOULD always return the IP loopback
+	// address" (RFC 6761, section 6.3).
+	loopback
+	notExists // .invalid (RFC 6761, section 6.4) and .onion (RFC 7686, section 2)
 )
 
 func nameUseOf(host string) nameUse {

@@ -39,7 +39,7 @@ func TestSearchList(t *testing.T) {
 		{"a.b", 5, "a.b.x.test. a.b.test. a.b."},
 		{"a", -1, "a. a.x.test. a.test."},
 		{"a.", 5, "a."},
-		{strings.Repeat(strings.Repeat("x", 62)+".", 3) + strings.Repeat("x", 60), 1, ""}, // no domain fits behind it
+		{strings.Repeat(strings.Repeat("x", 62)+".", 3) + strings.Repeat("x", 60), 1, ""}, // too long with a domain
 	} {
 		if x.want == "" {
 			x.want = x.host + "."
@@ -62,13 +62,13 @@ func TestReverseName(t *testing.T) {
 	}
 }
 
-// TestSearch looks up names that Config.Search completes, and says which questions that takes.
+// TestSearch looks up names that Config.Search completes. It checks the addresses and the questions that the Net asks.
 func TestSearch(t *testing.T) {
 	for _, x := range []struct {
 		search []string
 		ndots  int
 		host   string
-		want   string // the address, or ""
+		want   string // the address; "" means that the lookup fails
 		asked  string
 	}{
 		{nil, 0, "host", "", "host."},
@@ -101,9 +101,9 @@ func TestSearch(t *testing.T) {
 	}
 }
 
-// TestSearchFailures checks that a domain whose servers fail does not hide the others, and that its failure is not
-// reported as a name that does not exist. If the servers do not answer at all, the lookup does not go
-// on to the next search domain.
+// TestSearchFailures checks lookups with a search domain whose servers fail. The Net still tries the other domains, and does not
+// report the failure as a name that does not exist. If the servers do not answer at all, the Net does not try the next search
+// domain.
 func TestSearchFailures(t *testing.T) {
 	broken := func(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 		if strings.HasSuffix(q.Questions[0].Name.String(), ".broken.test.") {
@@ -131,7 +131,7 @@ func TestSearchFailures(t *testing.T) {
 	}
 }
 
-// TestSpecialNames checks the names that no server is asked for.
+// TestSpecialNames checks the names about which the Net asks no server.
 func TestSpecialNames(t *testing.T) {
 	n, s := namesNet(t, Config{Addresses: []netip.Addr{a4, a6}, Search: []string{"test"}}, honest)
 	for host, want := range map[string]string{
@@ -168,7 +168,7 @@ func TestLookupPort(t *testing.T) {
 	defer n.Close()
 	for _, x := range []struct {
 		network, service string
-		want             int // -1: an error
+		want             int // -1 means an error
 	}{
 		{"tcp", "80", 80}, {"tcp", "http", 80}, {"tcp6", "HTTPS", 443}, {"udp", "domain", 53}, {"ip", "ntp", 123}, {"", "ssh", 22},
 		{"tcp", "", 0}, {"udp", "0", 0}, {"udp4", "65535", 65535},

@@ -27,7 +27,7 @@ func addrs(s ...string) (as []netip.Addr) {
 func TestConfig(t *testing.T) {
 	for _, x := range []struct {
 		c    Config
-		want []string // texts that the one error contains; nil if the Config is right
+		want []string // texts that the error contains; nil if the Config is valid
 	}{
 		{Config{Addresses: addrs("10.0.0.1")}, nil},
 		{Config{Addresses: addrs("10.0.0.1", "fd00::1"), DNS: addrs("1.1.1.1", "2606:4700::1111"), MTU: 1280}, nil},
@@ -84,10 +84,10 @@ var (
 	_ wireguard.Attacher = (*Net)(nil)
 )
 
-// TestClose closes a Net in its various states; TestMain checks that no goroutine is left.
+// TestClose closes a Net with endpoints in various states. TestMain checks that no goroutine is left.
 func TestClose(t *testing.T) {
 	a, b := pair(t)
-	c, s := connectedTCP(t, a, b, b6) // one end still waits in its accept queue
+	c, s := connectedTCP(t, a, b, b6) // the server's end still waits for Accept
 	l := echo(t, b, ":80")
 	write(t, c, "unread")
 	for range 2 {
@@ -95,7 +95,7 @@ func TestClose(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The peer learns that the Net was closed.
+	// A read by the peer of a closed Net must fail.
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Error("read from a Net that is closed")
 	}
@@ -108,8 +108,8 @@ func TestClose(t *testing.T) {
 	_, _ = s.Close(), l.Close()
 }
 
-// TestMalformed delivers packets that no sane sender sends. Every packet must be counted, none may be answered, and none may cause
-// a panic.
+// TestMalformed delivers packets that no correct sender sends. It checks that the Net counts each of them, answers none, and does
+// not panic.
 func TestMalformed(t *testing.T) {
 	n, in := receiver(t)
 	var want Stats
@@ -143,7 +143,7 @@ func TestMalformed(t *testing.T) {
 		malformed(ip4(protoUDP, n))
 		malformed(ip6(protoUDP, n))
 	}
-	for _, n := range []int{0, 1, 19, 20, 30} { // the last two say that their header has no length
+	for _, n := range []int{0, 1, 19, 20, 30} { // the last two have a header length of 0
 		malformed(ip4(protoTCP, n))
 		malformed(ip6(protoTCP, n))
 	}
@@ -178,7 +178,7 @@ func TestMalformed(t *testing.T) {
 	bad(ip4(protoUDP, 8))
 	udp6 := ip6(protoUDP, 8)
 	udp6[45] = 8
-	bad(udp6) // no checksum, which IPv6 does not allow
+	bad(udp6) // IPv6 does not allow a datagram without a checksum
 	udp = ip4(protoUDP, 8)
 	udp[25], udp[27] = 8, 1
 	binary.BigEndian.PutUint16(udp[10:], checksum(udp[:20]))
@@ -187,14 +187,14 @@ func TestMalformed(t *testing.T) {
 	icmp[40] = 1
 	bad(icmp)
 
-	udp[27] = 0 // no checksum, which IPv4 allows
+	udp[27] = 0 // IPv4 allows a datagram without a checksum
 	_, _ = n.WritePackets([][]byte{udp})
 	if len(in.delivered) != 1 || !in.delivered[0].checked {
 		t.Errorf("a datagram without a checksum: %d delivered", len(in.delivered))
 	}
 }
 
-// TestSilent checks that a stack sends nothing unasked, so that an idle tunnel stays idle.
+// TestSilent checks that an idle Net sends no packets, so that an idle tunnel stays idle.
 func TestSilent(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -210,7 +210,7 @@ func TestSilent(t *testing.T) {
 	}
 }
 
-// TestIdleMemory bounds the memory of an idle Net.
+// TestIdleMemory checks that the memory of an idle Net stays below a bound.
 func TestIdleMemory(t *testing.T) {
 	const nets, limit = 20, 96 << 10
 	heap := func() int64 {
@@ -256,8 +256,8 @@ func TestNIC(t *testing.T) {
 	}
 }
 
-// FuzzReceive delivers any bytes, with their lengths and IP checksums put right so that they get far, to a live stack:
-// nothing may panic, and the stack must still answer and close.
+// FuzzReceive delivers arbitrary bytes as packets. It corrects their lengths and IP checksums, so that the stack parses more of
+// them. It checks that nothing panics, and that the stack still answers and closes.
 func FuzzReceive(f *testing.F) {
 	seed := rand.New(rand.NewSource(1))
 	for i := range 8 {
@@ -284,7 +284,7 @@ func FuzzReceive(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		for range 3 { // the first packet may begin a connection or be a fragment, and the later ones then belong to it
+		for range 3 { // the first packet may begin a connection or be a fragment; the later packets then belong to it
 			p := slices.Clone(b)
 			if mend && len(p) >= 40 {
 				if p[0]>>4 == 4 {

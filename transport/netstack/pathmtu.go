@@ -6,21 +6,23 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// The least path MTU that a Net believes, in bytes. gVisor believes any MTU in an ICMP error. believe.go drops errors that were
-// forged by a host that does not see the connection. A host that sees it can still choose the MTU. With an MTU of 0, it would cut
-// the segments to a few bytes each.
+// leastMTU4 and leastMTU6 are the smallest path MTUs, in bytes, that a Net accepts from an ICMP error. gVisor accepts any MTU.
+// The code in believe.go drops errors that were forged by a host that does not see the connection. But a host that sees the
+// connection can still choose the MTU. With an MTU of 0, that host would make gVisor cut the segments to a few bytes each.
 const (
-	leastMTU4 = 552                         // as Linux's net.ipv4.route.min_pmtu
-	leastMTU6 = header.IPv6MinimumMTU       // RFC 8201, section 4: "A node MUST NOT reduce its estimate of the Path MTU below the IPv6 minimum link MTU."
-	icmpRest  = header.ICMPv4MinimumSize    // an ICMP header with its second word, which carries the MTU
-	icmpSum   = header.ICMPv6ChecksumOffset // also for ICMPv4
+	leastMTU4 = 552 // the default of Linux's net.ipv4.route.min_pmtu
+	// RFC 8201, section 4: "A node MUST NOT reduce its estimate of the Path MTU below the IPv6 minimum link MTU."
+	leastMTU6 = header.IPv6MinimumMTU
+	icmpRest  = header.ICMPv4MinimumSize    // bytes of an ICMP header with its second word, which carries the MTU
+	icmpSum   = header.ICMPv6ChecksumOffset // the same offset as in ICMPv4
 )
 
-// raiseMTU raises the MTU of the ICMP error "packet too big" p to the least one, and keeps the checksum right. It leaves
-// all other packets as they are. p may be a fragment, or have extension headers.
+// raiseMTU changes a packet p that is an ICMP error "packet too big". If its MTU is too small, raiseMTU raises the MTU to
+// leastMTU4 or leastMTU6, and updates the checksum. It does not change other packets. p may be a fragment, or have extension
+// headers.
 //
-// ok is false if p hides from raiseMTU which protocol it carries, or a part of the ICMP header. RFC 7112, section 5, lets a host
-// drop first fragments that do not hold all headers.
+// ok is false if p is too short to contain all headers up to the second word of the ICMP header. RFC 7112, section 5, lets a host
+// drop first fragments that do not contain all headers.
 func raiseMTU(p []byte) (ok bool) {
 	if p[0]>>4 == 4 {
 		l3 := int(p[0]&15) * 4
@@ -51,8 +53,9 @@ func raiseMTU(p []byte) (ok bool) {
 	return true
 }
 
-// upper6 finds where the header of the upper layer of the IPv6 packet p begins, and its protocol. For a fragment that is
-// not the first one, which has no such header, proto is that of the fragment header. ok is false if p is too short.
+// upper6 finds the offset at which the upper-layer header of the IPv6 packet p begins, and the protocol of that header. A
+// fragment other than the first has no upper-layer header; for it, proto is the number of the fragment header. ok is false if p
+// is too short.
 func upper6(p []byte) (at int, proto uint8, ok bool) {
 	at, proto = header.IPv6MinimumSize, p[ip6Next]
 	for {

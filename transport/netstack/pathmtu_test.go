@@ -13,7 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// icmpSumOf returns the sum over the ICMP message at the end of p. It is 0xffff if the checksum is right.
+// icmpSumOf returns the ones' complement sum of the ICMP message that begins at the offset at of p. It is 0xffff if the checksum
+// is right.
 func icmpSumOf(p []byte, at int) uint16 {
 	if p[0]>>4 == 4 {
 		return packet.Sum(p[at:], 0)
@@ -23,8 +24,8 @@ func icmpSumOf(p []byte, at int) uint16 {
 	return packet.Sum(append(pseudo, p[at:]...), 0)
 }
 
-// TestRaiseMTU gives raiseMTU "packet too big" errors with many MTUs. raiseMTU must raise each MTU that is below the least one,
-// change nothing else, and keep the checksum right.
+// TestRaiseMTU passes "packet too big" errors with many MTUs to raiseMTU. It checks that raiseMTU raises only MTUs below the
+// minimum, changes nothing else, and keeps the checksum right.
 func TestRaiseMTU(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for i := range 5000 {
@@ -51,7 +52,7 @@ func TestRaiseMTU(t *testing.T) {
 	}
 }
 
-// TestRaiseMTUHidden hides the error behind other headers and in fragments.
+// TestRaiseMTUHidden checks raiseMTU with errors behind extension headers and in fragments.
 func TestRaiseMTUHidden(t *testing.T) {
 	f := handFlows["IPv6"]
 	p := packet.TooBig(segment{from: f[1], to: f[0], flags: flagACK}.packet(), 100)
@@ -68,7 +69,7 @@ func TestRaiseMTUHidden(t *testing.T) {
 	echo4[20] = 8
 	for name, x := range map[string]struct {
 		p      []byte
-		at     int // of the ICMP header, 0 if p must not change
+		at     int // offset of the ICMP header; 0 means that p must not change
 		passes bool
 	}{
 		"hop-by-hop options":              {insert(ip6HopByHop, 58, 0, 1, 4, 0, 0, 0, 0), 48, true},
@@ -105,7 +106,7 @@ func FuzzRaiseMTU(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte) {
 		l3, ok := headerEnd(append(bytes.Clone(p), 0))
 		if !ok || len(p) < max(l3, packet.IP4Header) {
-			return // receive drops these
+			return // receive drops such packets
 		}
 		was := bytes.Clone(p)
 		raiseMTU(p)
@@ -121,8 +122,8 @@ func FuzzRaiseMTU(f *testing.F) {
 	})
 }
 
-// TestTooBigAboutOthers has a peer report tiny MTUs about the connections of another peer. Their segments stay large
-// enough to carry data.
+// TestTooBigAboutOthers checks that a peer that reports tiny MTUs about another peer's connections cannot make the segments of
+// these connections too small to carry data.
 func TestTooBigAboutOthers(t *testing.T) {
 	h := newHostile(t)
 	for _, mtu := range []int{0, 1, 68, 300} {

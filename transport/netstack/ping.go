@@ -17,11 +17,11 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// pings holds the echo requests that wait for an answer, so that an ICMP error can end one. gVisor does not tell its
-// echo endpoints about errors. The zero value is ready.
+// pings records the echo requests that wait for an answer, so that an ICMP error can end a ping. gVisor does not report ICMP
+// errors to its echo endpoints. The zero value is ready.
 type pings struct {
-	mu      sync.Mutex             // guards waiting
-	waiting map[pingKey]chan error // each with room for one element
+	mu      sync.Mutex             // guards the field waiting
+	waiting map[pingKey]chan error // each channel has a buffer of one
 }
 
 // A pingKey is the part of an echo request that an ICMP error quotes.
@@ -56,15 +56,15 @@ func (ps *pings) fail(p []byte) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	select {
-	case ps.waiting[k] <- err: // a nil channel, which is never ready, if nobody waits
+	case ps.waiting[k] <- err: // if no ping waits for this key, the channel is nil and never ready
 	default:
 	}
 }
 
-// quotedEcho returns the key of the echo request that the ICMP error p quotes, and what the error means. The header of
-// p must be intact. The error is nil if p is about something else, or does not end the request.
+// quotedEcho returns the key of the echo request that the ICMP error p quotes, and the error with which the ping ends. The header
+// of p must be intact. err is nil if p does not quote an echo request, or does not end the ping.
 func quotedEcho(p []byte) (k pingKey, err error) {
-	const quote = header.ICMPv4MinimumSize // offset after the ICMP header of either version
+	const quote = header.ICMPv4MinimumSize // bytes of the ICMP header, in ICMPv4 and in ICMPv6
 	var to []byte
 	if p[0]>>4 == 4 {
 		l3 := int(p[0]&15) * 4
@@ -116,8 +116,8 @@ func unreachable6(code byte) error {
 // pingData is the number of data bytes in an echo request, as in ping(8).
 const pingData = 56
 
-// pingBuffer is how many bytes of messages may wait for a ping. gVisor counts 8 bytes for the shortest message, which takes 100
-// times that in memory.
+// pingBuffer is how many bytes of received messages may wait for a ping. gVisor counts only the 8 bytes of the shortest message,
+// which takes 100 times as much memory.
 const pingBuffer = 4 << 10
 
 // Ping sends one ICMP echo request with 56 bytes of data to addr and returns how long the answer took. It fails when ctx ends, or
@@ -145,7 +145,8 @@ func (n *Net) ping(ctx context.Context, addr netip.Addr) (time.Duration, error) 
 	if err := several("connect", addr, "Ping waits for the answer of one"); err != nil {
 		return 0, err
 	}
-	// The versions have different types. Identifier, sequence number and data are the same.
+	// ICMPv4 and ICMPv6 have different types for echo requests. The positions of the identifier, the sequence number and the data
+	// are the same.
 	transport, request := icmp.ProtocolNumber4, byte(header.ICMPv4Echo)
 	if addr.Is6() {
 		transport, request = icmp.ProtocolNumber6, byte(header.ICMPv6EchoRequest)
@@ -184,7 +185,8 @@ func (n *Net) ping(ctx context.Context, addr netip.Addr) (time.Duration, error) 
 	return time.Since(begin), nil
 }
 
-// awaitEcho reads until an answer arrives whose sequence number and data are want.
+// awaitEcho reads until an answer arrives whose sequence number and data equal want. It returns early if failed yields an error,
+// ctx ends, or the Net is closed.
 func (s *socket) awaitEcho(ctx context.Context, want []byte, failed <-chan error) error {
 	for {
 		drain(s.readable)

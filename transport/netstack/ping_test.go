@@ -21,7 +21,7 @@ func TestPing(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, to := range []netip.Addr{b4, b6, netip.MustParseAddr("::ffff:10.8.0.2"), a4} {
-		for range 4 { // concurrently: each Ping must get its own answer
+		for range 4 { // the calls run concurrently; each Ping must get its own answer
 			wg.Add(1)
 			go func() {
 				defer wg.Done()
@@ -58,7 +58,7 @@ func TestPingFails(t *testing.T) {
 	}
 }
 
-// TestPingBuffer looks at the endpoint of a ping that waits: it keeps few of the answers that a peer may send.
+// TestPingBuffer checks that the endpoint of a waiting ping keeps only a few of the messages that a peer sends.
 func TestPingBuffer(t *testing.T) {
 	n, _ := byHand(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -77,7 +77,8 @@ func TestPingBuffer(t *testing.T) {
 	<-ended
 }
 
-// TestUnreachable answers each packet as a device does that has no peer for it.
+// TestUnreachable checks the errors of calls if each packet is answered with the ICMP error of a device that has no peer for the
+// destination.
 func TestUnreachable(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -135,7 +136,8 @@ func unreachable(p []byte, code4, code6 byte) []byte {
 }
 
 func TestQuotedEcho(t *testing.T) {
-	// Every prefix of an error must be safe to parse, and must reveal the echo request only if it quotes all of it.
+	// quotedEcho must not panic on any prefix of an ICMP error. It must return an error only if the prefix contains all headers
+	// of the quoted echo request.
 	echo := make([]byte, 28+4)
 	h := header.IPv4(echo)
 	h.Encode(&header.IPv4Fields{TotalLength: uint16(len(echo)), TTL: 64, Protocol: protoICMP4, SrcAddr: header.IPv4Loopback, DstAddr: header.IPv4Broadcast})

@@ -6,27 +6,28 @@ import (
 	"syscall"
 )
 
-// places holds where a Net listens. Listeners use SO_REUSEADDR, so that a program can listen again on a port that connections
-// still use. With SO_REUSEADDR, gVisor permits one listener on a single address and another one on all addresses. Linux
-// refuses the second one, and so does places. The zero value is ready.
+// places records the addresses and ports on which the listeners of a Net listen. Listeners use SO_REUSEADDR, so that a program
+// can listen again on a port that connections still use. With SO_REUSEADDR, gVisor permits one listener on a single address and
+// another one on all addresses, with the same port. Linux refuses the second listener, and so does places. The zero value is
+// ready.
 type places struct {
-	sync.Mutex                    // held while a listener is made; taken before Net.life
+	sync.Mutex                    // held while a listener is made; locked before Net.life
 	taken      map[uint16][]place // by port
 }
 
-// A place is what one listener listens on.
+// A place is the address, the port and the families of one listener.
 type place struct {
 	netip.AddrPort      // an invalid Addr means all addresses
-	ip4, ip6       bool // the families; both only for all addresses
+	ip4, ip6       bool // the families; both are true only for a listener on all addresses
 }
 
-// overlaps reports whether one connection could reach both p and q, which have the same port.
+// overlaps reports whether a connection could be for both places p and q, which have the same port.
 func (p place) overlaps(q place) bool {
 	all := !p.Addr().IsValid() || !q.Addr().IsValid()
 	return (p.ip4 && q.ip4 || p.ip6 && q.ip6) && (all || p.Addr() == q.Addr())
 }
 
-// take adds p. The places are locked.
+// take adds p, or returns an error if p overlaps another place. The caller has locked ps.
 func (ps *places) take(p place) error {
 	for _, q := range ps.taken[p.Port()] {
 		if p.overlaps(q) {
@@ -44,7 +45,7 @@ func (ps *places) take(p place) error {
 	return nil
 }
 
-// free removes p. The places are locked.
+// free removes p. The caller has locked ps.
 func (ps *places) free(p place) {
 	left := ps.taken[p.Port()]
 	for i, q := range left {

@@ -11,11 +11,12 @@ import (
 	"testing"
 )
 
-// TestListenBeside opens two listeners. As on Linux, the second one fails if and only if one connection could reach both.
+// TestListenBeside opens two listeners on the same port. As on Linux, the second one must fail if and only if a connection could
+// be for both.
 func TestListenBeside(t *testing.T) {
 	second := netip.MustParseAddr("10.8.0.3")
 	for _, x := range []struct {
-		first, then string // network and address
+		first, then string // the network and the address of each listener
 		refused     bool
 	}{
 		{"tcp :82", "tcp :82", true},
@@ -68,7 +69,7 @@ func TestListenBeside(t *testing.T) {
 	}
 }
 
-// TestListenBesideDialed finds a port taken by a connection that was dialed from it, as on Linux.
+// TestListenBesideDialed checks that, as on Linux, Listen fails on a port from which a connection was dialed.
 func TestListenBesideDialed(t *testing.T) {
 	a, b := pair(t)
 	echo(t, b, ":80")
@@ -84,8 +85,8 @@ func TestListenBesideDialed(t *testing.T) {
 	}
 }
 
-// TestHTTPRestart shuts a server down and starts another at once on the same port, while one connection to the old server
-// lives on and another is in TIME-WAIT.
+// TestHTTPRestart shuts a server down and at once starts another one on the same port, while one connection to the old server is
+// still open and another is in TIME-WAIT.
 func TestHTTPRestart(t *testing.T) {
 	a, b, _, _ := twoNets(t)
 	hijacked := make(chan net.Conn, 1)
@@ -100,7 +101,7 @@ func TestHTTPRestart(t *testing.T) {
 				hijacked <- c
 				return
 			}
-			w.Header().Set("Connection", "close") // the server closes first, and its end waits in TIME-WAIT
+			w.Header().Set("Connection", "close") // the server closes the connection first, so its end is in TIME-WAIT
 			fmt.Fprint(w, answer)
 		})}
 		go s.Serve(l)

@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// The services that have names. They include those that package net knows on a system without /etc/services. The numbers
-// are IANA's.
+// tcpServices and udpServices map the names of services to their ports. They contain all services that package net knows on a
+// system without /etc/services. The numbers are IANA's.
 var (
 	tcpServices = map[string]uint16{
 		"domain": 53, "ftp": 21, "ftps": 990, "gopher": 70, "http": 80, "https": 443, "imap": 143, "imap2": 143, "imap3": 220,
@@ -19,7 +19,7 @@ var (
 	}
 )
 
-// LookupPort returns the port of a service, which is a number or one of the usual names, such as "https". It does not
+// LookupPort returns the port of a service. The service is a port number or a common name, such as "https". LookupPort does not
 // read the system's list of services. network is "tcp", "udp", one of them followed by 4 or 6, or "ip" for either.
 func (n *Net) LookupPort(_ context.Context, network, service string) (port int, err error) {
 	if service == "" {

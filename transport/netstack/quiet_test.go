@@ -21,12 +21,12 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// quietChild is the environment variable that tells TestQuiet's child process which log to use: "quiet" means the log as the
-// package leaves it, "loud" the log as gVisor sets it up.
+// quietChild is the environment variable that tells TestQuiet's child process which log to use: "quiet" means the log as this
+// package changes it, "loud" means gVisor's original log.
 const quietChild = "WIREGUARD_TEST_QUIET"
 
-// TestQuiet runs a Net in a separate process while a peer does its worst, and reads what the process writes. The
-// loggers of packages log and log/slog write to standard error too, since the process leaves them as they are.
+// TestQuiet runs a Net in a separate process while a peer sends unusual packets. It checks that the process writes nothing to
+// standard error. That covers packages log and log/slog too, whose default loggers also write there.
 func TestQuiet(t *testing.T) {
 	if how := os.Getenv(quietChild); how != "" {
 		worst(t, how)
@@ -56,13 +56,13 @@ func TestQuiet(t *testing.T) {
 	if stderr != "" {
 		t.Errorf("standard error has %q", stderr)
 	}
-	// The test binary itself prints its verdict, and the coverage with -cover.
+	// The test binary itself prints PASS, and the coverage if it was built with -cover.
 	if first, _, _ := strings.Cut(stdout, "\n"); first != "PASS" {
 		t.Errorf("standard output has %q", stdout)
 	}
 }
 
-// worst sends a Net what has made network stacks complain.
+// worst sends a Net the kinds of packets about which network stacks have written log lines.
 func worst(t *testing.T, how string) {
 	if how == "loud" {
 		log.Log().Emitter = log.Log().Emitter.(quiet).next
@@ -94,7 +94,7 @@ func worst(t *testing.T, how string) {
 		for _, f := range handFlows {
 			for range 50 {
 				own := netip.AddrPortFrom(f[0].Addr(), 1024+uint16(r.IntN(60000)))
-				// The same SYN several times at once, as after a handshake of the tunnel that took seconds.
+				// The same SYN arrives several times at once, as it does after a WireGuard handshake that took seconds.
 				syn := segment{from: own, to: f[1], seq: r.Uint32(), flags: flagSYN, window: 1000}.packet()
 				h.write(t, syn, syn, syn)
 				odd := segment{from: own, to: f[1], seq: r.Uint32(), ack: r.Uint32(), flags: uint8(r.Uint32()), window: uint16(r.Uint32()), payload: make([]byte, r.IntN(50))}
@@ -124,7 +124,7 @@ func mangled(r *rand.Rand, p []byte) []byte {
 	return p
 }
 
-// headerEnd is the size of the IP header of p.
+// headerEnd returns the size of the IP header of p. ok is false if p is not an IP packet.
 func headerEnd(p []byte) (l3 int, ok bool) {
 	switch p[0] >> 4 {
 	case 4:
@@ -136,7 +136,7 @@ func headerEnd(p []byte) (l3 int, ok bool) {
 	return 0, false
 }
 
-// TestQuietKeepsOtherLines passes on lines about other stacks, with the place in the source that wrote them.
+// TestQuietKeepsOtherLines checks that quiet passes lines about other stacks on, with the source file that wrote them.
 func TestQuietKeepsOtherLines(t *testing.T) {
 	var b bytes.Buffer
 	l := &log.BasicLogger{Level: log.Info, Emitter: quiet{log.GoogleEmitter{Writer: &log.Writer{Next: &b}}}}
@@ -148,7 +148,7 @@ func TestQuietKeepsOtherLines(t *testing.T) {
 	}
 }
 
-// TestHandlerOnStack reads a datagram as the documentation of Stack says.
+// TestHandlerOnStack reads a datagram in a transport handler, as the documentation of Stack recommends.
 func TestHandlerOnStack(t *testing.T) {
 	a, b := pair(t)
 	type datagram struct {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// A dial of a name tries its addresses as RFC 8305 (Happy Eyeballs) says, with the families in turn:
+// A dial of a name tries the addresses of the name as RFC 8305 (Happy Eyeballs) says, alternating between IPv6 and IPv4:
 //
 //	fd08::2   ──────────────────────────►
 //	10.8.0.2        ──── refused            the next attempt begins at once
@@ -21,14 +21,15 @@ import (
 const (
 	// fallbackDelay is the "Connection Attempt Delay", 250 ms as RFC 8305 recommends in section 8.
 	fallbackDelay = 250 * time.Millisecond
-	// maxAttempts is how many addresses a dial tries at once. A name server may give thousands.
+	// maxAttempts is how many addresses a dial tries at the same time. A name server may return thousands of addresses.
 	maxAttempts = 32
-	// leastTry is the least time for one address when several addresses share a deadline.
+	// leastTry is the shortest time that a dial spends on one address when it divides the time until its deadline among several
+	// addresses.
 	leastTry = 2 * time.Second
 )
 
-// connect connects to the first of remotes that answers. More addresses may arrive on the channel late; usable turns them into
-// remotes.
+// connect connects to the first of remotes that answers. More addresses may arrive later, on the channel late. The function
+// usable converts these addresses to remotes, and drops those that the attempt cannot use.
 func (a *attempt) connect(ctx context.Context, remotes []netip.AddrPort, late <-chan *answer,
 	usable func([]netip.Addr) []netip.AddrPort) (net.Conn, error) {
 	if a.network[0] == 'u' || a.FallbackDelay < 0 {
@@ -68,17 +69,17 @@ func (a *attempt) connect(ctx context.Context, remotes []netip.AddrPort, late <-
 	return nil, r.err
 }
 
-// A race is attempts to connect to several addresses, of which the first one to succeed wins.
+// A race tries to connect to several addresses at the same time, and keeps the first connection that succeeds.
 type race struct {
 	*attempt
 	pending  []netip.AddrPort
 	begun    int
-	last4    bool // the last attempt that began is over IPv4
+	last4    bool // the attempt that began last uses IPv4
 	running  int
-	results  chan result   // unbuffered: an attempt that finds no receiver closes its connection
-	returned chan struct{} // closed when nobody receives results any more
+	results  chan result   // unbuffered: if nothing receives the result, the attempt closes its connection
+	returned chan struct{} // closed when connect no longer receives results
 
-	err   error // of the attempt that began first, among those that failed
+	err   error // the error of the failed attempt that began first
 	first int   // the number of that attempt
 }
 
@@ -88,8 +89,7 @@ type result struct {
 	number int
 }
 
-// begin begins the next attempt, and reports whether there is one. It begins no further attempt when ctx has
-// ended.
+// begin begins the next attempt, and reports whether it did. After ctx has ended, it begins only the very first attempt.
 func (r *race) begin(ctx context.Context) bool {
 	if len(r.pending) == 0 || r.running == maxAttempts || ctx.Err() != nil && r.begun > 0 {
 		return false
@@ -119,8 +119,8 @@ func (r *race) lost(x result) {
 	}
 }
 
-// interleave returns remotes with the families in turn, and the rest of the longer family at the end. It begins with
-// IPv4 if first4 is true. It keeps the order within a family.
+// interleave reorders remotes so that IPv4 and IPv6 addresses alternate. The rest of the family with more addresses is at the
+// end. The result begins with IPv4 if first4 is true. The order within a family stays the same.
 func interleave(remotes []netip.AddrPort, first4 bool) []netip.AddrPort {
 	var families [2][]netip.AddrPort
 	for _, a := range remotes {
@@ -161,7 +161,8 @@ func (a *attempt) serial(ctx context.Context, remotes []netip.AddrPort) (net.Con
 	return nil, first
 }
 
-// share returns ctx limited to the time that is left divided by the number of tries, but to no less than leastTry.
+// share returns ctx with an earlier deadline, which gives each of the remaining tries an equal part of the time left, and at
+// least leastTry.
 func share(ctx context.Context, tries int) (context.Context, context.CancelFunc) {
 	end, limited := ctx.Deadline()
 	if !limited || tries == 1 {

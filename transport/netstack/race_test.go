@@ -19,7 +19,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// manyZone has names with several addresses.
+// manyZone contains names with several addresses.
 var manyZone = zone{
 	"many.test.": {
 		recordAAAA("fd08::3"), recordAAAA("fd08::4"), recordAAAA("fd08::2"),
@@ -67,8 +67,8 @@ func (s *syns) String() string {
 	return strings.Trim(fmt.Sprint(to), "[]")
 }
 
-// raceNets returns a Net that dials, and the record of its SYNs. The other Net is a name server that knows z, and listens at b4 and
-// b6 if listens is true.
+// raceNets returns a Net for dialing, and the record of its SYNs. A second Net runs a name server with the records of z. If
+// listens is true, the second Net also listens on port 80 of b4 and b6.
 func raceNets(t *testing.T, z zone, listens bool, silent func(netip.Addr) bool) (*Net, *syns) {
 	a, b, ab, _ := wired(t, 0)
 	s := &syns{silent: silent}
@@ -83,7 +83,7 @@ func raceNets(t *testing.T, z zone, listens bool, silent func(netip.Addr) bool) 
 // elsewhere reports whether no Net has the address a.
 func elsewhere(a netip.Addr) bool { return a != b4 && a != b6 }
 
-// TestRaceStaggers dials a name whose first addresses do not answer.
+// TestRaceStaggers dials a name whose first addresses do not answer. It checks the order and the times of the attempts.
 func TestRaceStaggers(t *testing.T) {
 	a, s := raceNets(t, manyZone, true, elsewhere)
 	const delay = 100 * time.Millisecond
@@ -104,7 +104,8 @@ func TestRaceStaggers(t *testing.T) {
 	}
 }
 
-// TestRaceDelay checks how long a broken IPv6 delays a dial. A loaded machine may need several tries.
+// TestRaceDelay checks how long a dial takes if IPv6 does not work. It repeats the dial up to 20 times, because a loaded machine
+// may be slow.
 func TestRaceDelay(t *testing.T) {
 	a, _ := raceNets(t, testZone, true, netip.Addr.Is6)
 	best := time.Hour
@@ -126,7 +127,7 @@ func TestRaceDelay(t *testing.T) {
 	}
 }
 
-// TestRaceRefused checks that the next attempt begins at once when one fails.
+// TestRaceRefused checks that when an attempt fails, the next one begins at once.
 func TestRaceRefused(t *testing.T) {
 	a, b, ab, _ := wired(t, 0)
 	s := &syns{}
@@ -135,7 +136,7 @@ func TestRaceRefused(t *testing.T) {
 		return false
 	}
 	serveDNSAt(t, b, netip.Addr{}, answers(testZone, nil))
-	echo(t, b, "10.8.0.2:80") // and not on fd08::2
+	echo(t, b, "10.8.0.2:80") // and not at fd08::2
 	d := &Dialer{Net: a, FallbackDelay: time.Hour}
 	c, err := d.Dial("tcp", "both.test:80")
 	if err != nil {
@@ -182,7 +183,7 @@ func TestRaceBound(t *testing.T) {
 		return len(to)
 	}
 	testkit.Eventually(t, "all attempts begin", func() bool { return attempts() >= maxAttempts })
-	time.Sleep(50 * time.Millisecond) // for one more
+	time.Sleep(50 * time.Millisecond) // in this time, one attempt too many would begin
 	if n := attempts(); n != maxAttempts {
 		t.Errorf("%d attempts at once, want %d", n, maxAttempts)
 	}
@@ -192,7 +193,7 @@ func TestRaceBound(t *testing.T) {
 	}
 }
 
-// TestRaceOneWinner dials a name of which both addresses answer at the same time: the other connection is closed.
+// TestRaceOneWinner dials a name of which both addresses answer at the same time. It checks that the second connection is closed.
 func TestRaceOneWinner(t *testing.T) {
 	a, b := pair(t)
 	serveDNS(t, b)
@@ -233,7 +234,7 @@ func TestRaceOneWinner(t *testing.T) {
 	t.Logf("%d connections for %d dials", accepted.Load(), dials)
 }
 
-// TestRaceLate has a name server answer for one family alone, or for the other one later.
+// TestRaceLate checks dials if the name server answers the query for one family late or never.
 func TestRaceLate(t *testing.T) {
 	const never = time.Hour
 	for _, x := range []struct {
@@ -268,7 +269,7 @@ func TestRaceLate(t *testing.T) {
 				}()
 			})
 			echo(t, b, ":80")
-			// Without an answer for both families, a lookup takes DNSTimeout.
+			// A lookup that waited for the answers for both families would take DNSTimeout.
 			ctx, cancel := context.WithTimeout(t.Context(), defaultDNSTimeout/2)
 			defer cancel()
 			c, err := a.DialContext(ctx, x.network, "both.test:80")

@@ -14,37 +14,39 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// gVisor's reassembly counts no overhead, and when it is full, it drops the oldest packets, whoever sent them. So one peer that
-// sends first fragments keeps the fragments of all other peers from becoming whole packets. The link reassembles packets itself,
-// before it checks what they carry:
+// gVisor's reassembly does not count its overhead, and when it is full, it drops the oldest packets of any peer. So one peer that
+// sends only first fragments could prevent the reassembly of all other peers' packets. Therefore the link reassembles packets
+// itself, before it checks their payload:
 //
 //	fragment ▶ reassemble ▶ a piece of a partial ▶ complete ▶ receive, like any other packet
 //
-// The memory of partials and pieces counts as fragments in heldMemory. A peer that exceeds its share loses its own oldest
-// partials. If a fragment overlaps another one, the link drops their packet, as RFC 5722 says.
+// The memory of partials and pieces counts as fragments in heldMemory. If a peer exceeds its limit, the link drops the oldest
+// partials of the same peer. If a fragment overlaps another one, the link drops the packet to which both belong, as RFC 5722
+// says.
 
 const (
-	// reassemblyTime is how long a packet may wait for its fragments, as on Linux.
+	// reassemblyTime is how long the link waits for all fragments of a packet. Linux waits as long.
 	reassemblyTime = 30 * time.Second
-	// partialCost and pieceCost are the memory, in bytes, of a partial and of each piece besides its data.
+	// partialCost is how many bytes of memory a partial takes without its pieces, and pieceCost how many each piece takes without
+	// its data.
 	partialCost = 512
 	pieceCost   = 64
 )
 
-// A reassembler holds packets that have not arrived as a whole.
+// A reassembler holds the packets of which fragments are still missing.
 type reassembler struct {
 	patience time.Duration // reassemblyTime, except in a test
 
-	mu       sync.Mutex // guards the rest; the budget's locks are taken with it held
+	mu       sync.Mutex // guards the fields below; a goroutine that holds it may lock the budget
 	partials map[fragmentKey]*partial
 	oldest   map[party][]*partial // the partials of each party, oldest first
-	timer    *time.Timer          // runs expire while there are partials
+	timer    *time.Timer          // calls expire when the oldest partial is due
 	armed    bool
 	closed   bool
 }
 
-// A fragmentKey tells which fragments belong together. For IPv6, proto is 0, because RFC 8200, section 4.5, does not compare
-// protocols.
+// A fragmentKey identifies the packet to which a fragment belongs. For IPv6, proto is 0, because RFC 8200, section 4.5, does not
+// compare protocols.
 type fragmentKey struct {
 	src, dst netip.Addr
 	id       uint32
@@ -57,10 +59,10 @@ type partial struct {
 	from   party
 	born   time.Time
 	first  []byte  // the first fragment, with its headers; nil until it has arrived
-	l3     int     // the length of these headers, in bytes
+	l3     int     // how many bytes of headers first has
 	pieces []piece // in order, without overlaps
 	got    int     // bytes in pieces
-	end    int     // bytes in the whole packet, without headers; 0 until the last fragment has arrived
+	end    int     // bytes of data in the whole packet; 0 until the last fragment has arrived
 	cost   int
 }
 
@@ -69,17 +71,17 @@ type piece struct {
 	data []byte
 }
 
-// A part is a fragment that arrived, with what its headers say.
+// A part is a received fragment with its parsed headers.
 type part struct {
 	key  fragmentKey
 	p    []byte
-	head int // bytes of headers that the whole packet repeats
+	head int // bytes of headers in front of the fragment's data that also belong to the whole packet
 	data []byte
 	at   int
 	more bool
 }
 
-// part4 reads the IPv4 fragment p, whose header has l3 bytes.
+// part4 parses the IPv4 fragment p, whose header has l3 bytes.
 func part4(p []byte, l3 int) (f part, ok bool) {
 	flags := binary.BigEndian.Uint16(p[ip4Fragment:])
 	src, dst := addressesOf(p)
@@ -90,7 +92,7 @@ func part4(p []byte, l3 int) (f part, ok bool) {
 	return f, f.ok(65535 - l3)
 }
 
-// part6 reads the IPv6 fragment p, whose fragment header begins at l4. It removes that header.
+// part6 parses the IPv6 fragment p, whose fragment header begins at l4. The part does not include the fragment header.
 func part6(p []byte, l4 int) (f part, ok bool) {
 	if len(p) < l4+header.IPv6FragmentHeaderSize {
 		return f, false
@@ -104,7 +106,8 @@ func part6(p []byte, l4 int) (f part, ok bool) {
 	return f, f.ok(65535 - (l4 - header.IPv6MinimumSize))
 }
 
-// ok reports whether f is as the standards require. most is how many bytes the data of a packet may have.
+// ok reports whether the size and the offset of f are as the standards require. most is how many bytes of data the whole packet
+// may have.
 func (f *part) ok(most int) bool {
 	return len(f.data) > 0 && f.at+len(f.data) <= most && (!f.more || len(f.data)%8 == 0)
 }
@@ -130,8 +133,7 @@ func fragment6(p []byte) (at int, ok bool) {
 	}
 }
 
-// reassemble takes the fragment f, and copies what it keeps of it. It returns the whole packet if f was the last missing
-// fragment.
+// reassemble stores a copy of the fragment f. It returns the whole packet if f was the last missing fragment, and nil otherwise.
 func (l *link) reassemble(f part) (whole []byte) {
 	if f.at == 0 && !f.more {
 		return f.whole(f.p, f.head, [][]byte{f.data})
@@ -186,7 +188,8 @@ func (l *link) reassemble(f part) (whole []byte) {
 	return whole
 }
 
-// place returns where f belongs in s.pieces, or -1 if it is there already. fits is false if f contradicts another fragment.
+// place returns the index in s.pieces at which f belongs, or -1 if f has arrived before. fits is false if f contradicts another
+// fragment.
 func (s *partial) place(f *part) (i int, fits bool) {
 	end := f.at + len(f.data)
 	i, same := slices.BinarySearchFunc(s.pieces, f.at, func(p piece, at int) int { return p.at - at })
@@ -201,7 +204,7 @@ func (s *partial) place(f *part) (i int, fits bool) {
 	return i, fits && (f.more || i == len(s.pieces))
 }
 
-// whole makes a packet of the headers of first, which are l3 bytes, with data behind them.
+// whole returns a packet that consists of the first l3 bytes of first, which are its headers, and data.
 func (f *part) whole(first []byte, l3 int, data [][]byte) []byte {
 	n := l3
 	for _, d := range data {
@@ -220,7 +223,7 @@ func (f *part) whole(first []byte, l3 int, data [][]byte) []byte {
 		return p
 	}
 	binary.BigEndian.PutUint16(p[ip6Length:], uint16(n-header.IPv6MinimumSize))
-	at := ip6Next // of the field that says that a fragment header follows
+	at := ip6Next // the offset of the field that says that a fragment header follows
 	for h := header.IPv6MinimumSize; h < l3; h += 8 + 8*int(p[h+1]) {
 		at = h
 	}
@@ -228,8 +231,9 @@ func (f *part) whole(first []byte, l3 int, data [][]byte) []byte {
 	return p
 }
 
-// makeRoom takes n bytes for s, and forgets the oldest other packets of the same party if it must. It counts the packets that it
-// forgets, and the new fragment if it finds no room. r.mu is held.
+// makeRoom takes n bytes for s from the budget. If the budget refuses, makeRoom drops the oldest other packets of the same party
+// until the budget grants the bytes. It counts the packets that it drops. It returns false, and counts the new fragment as
+// dropped, if the budget still refuses. r.mu is held.
 func (l *link) makeRoom(s *partial, n int) bool {
 	r, b := &l.fragments, l.owner.budget
 	for !b.take(&b.held.fragments, holder{party: s.from}, n) {
@@ -243,7 +247,7 @@ func (l *link) makeRoom(s *partial, n int) bool {
 	return true
 }
 
-// add adds s. r.mu is held.
+// add adds s to r, and starts the timer if it is not running. r.mu is held.
 func (r *reassembler) add(l *link, s *partial) {
 	if r.partials == nil {
 		r.partials, r.oldest = make(map[fragmentKey]*partial), make(map[party][]*partial)
@@ -261,7 +265,7 @@ func (r *reassembler) add(l *link, s *partial) {
 	}
 }
 
-// forget drops s. r.mu is held.
+// forget drops s and returns its memory to the budget. r.mu is held.
 func (l *link) forget(s *partial) {
 	r, b := &l.fragments, l.owner.budget
 	b.give(&b.held.fragments, holder{party: s.from}, s.cost)
@@ -275,7 +279,8 @@ func (l *link) forget(s *partial) {
 	r.oldest[s.from] = of
 }
 
-// expire drops the packets that have waited too long, and tells their senders. It runs again when the next one is due.
+// expire drops the packets that have waited too long, and sends an ICMP error to the sender of each whose first fragment has
+// arrived. It sets the timer to run again when the next packet is due.
 func (l *link) expire() {
 	defer l.running.Done()
 	r := &l.fragments
@@ -306,7 +311,7 @@ func (l *link) expire() {
 	}
 }
 
-// complainAbout tells the sender of p, a first fragment, that the rest has not arrived in time.
+// complainAbout sends the ICMP error "reassembly time exceeded" to the sender of p, a first fragment.
 func (l *link) complainAbout(p []byte) {
 	src, dst := addressesOf(p)
 	if !l.owner.owns(dst) || !l.mayComplain(src) {
@@ -315,11 +320,11 @@ func (l *link) complainAbout(p []byte) {
 	if b := packet.ReassemblyTimeout.About(p); b != nil {
 		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
 		defer pkt.DecRef()
-		_ = l.WritePacket(pkt) // which counts it if it is dropped
+		_ = l.WritePacket(pkt) // WritePacket counts the packet if it drops it
 	}
 }
 
-// closeFragments drops everything and ends the timer.
+// closeFragments drops all packets and ends the timer.
 func (l *link) closeFragments() {
 	r := &l.fragments
 	r.mu.Lock()

@@ -15,8 +15,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// cutUp divides the packet p into fragments with the given number. Each but the last has size bytes of data. extra, only for
-// IPv6, is how many extension headers of 8 bytes precede the fragment header.
+// cutUp divides the packet p into fragments with the identification id. Each fragment except the last has size bytes of data. For
+// IPv6, extra is how many extension headers of 8 bytes precede the fragment header.
 func cutUp(p []byte, id uint32, size, extra int) (fs [][]byte) {
 	if p[0]>>4 == 4 {
 		data := p[20:]
@@ -61,12 +61,12 @@ func cutUp(p []byte, id uint32, size, extra int) (fs [][]byte) {
 	return fs
 }
 
-// fragmentFlows has, by family, a sender of fragments and the socket to which it sends them.
+// fragmentFlows contains, for each family, the address of a sender of fragments and the address to which it sends them.
 var fragmentFlows = map[string][2]netip.AddrPort{
 	"IPv4": {netip.AddrPortFrom(b4, 5), netip.AddrPortFrom(a4, 9)}, "IPv6": {netip.AddrPortFrom(b6, 5), netip.AddrPortFrom(a6, 9)},
 }
 
-// receivedDatagram reads one datagram, or says that there is none.
+// receivedDatagram reads one datagram. It returns false if none has arrived.
 func receivedDatagram(t *testing.T, c *UDPConn) (string, bool) {
 	t.Helper()
 	wait := -time.Second
@@ -79,7 +79,8 @@ func receivedDatagram(t *testing.T, c *UDPConn) (string, bool) {
 	return string(b[:n]), err == nil
 }
 
-// TestReassemble delivers fragments in any order, some of them twice. The whole datagram arrives once.
+// TestReassemble delivers the fragments of datagrams in random order, and one fragment twice. It checks that each datagram
+// arrives exactly once.
 func TestReassemble(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for name, f := range fragmentFlows {
@@ -97,10 +98,10 @@ func TestReassemble(t *testing.T) {
 			parts := cutUp(udpPacket(f[0], f[1], data), uint32(i), 8*(1+r.IntN(200)), extra)
 			r.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
 			if len(parts) > 1 {
-				parts = slices.Insert(parts, 1, parts[0]) // before the packet is whole
+				parts = slices.Insert(parts, 1, parts[0]) // repeat a fragment before the packet is complete
 			}
 			h.write(t, parts...)
-			if extra > 0 { // the packet has extension headers, which another goroutine delivers
+			if extra > 0 { // another goroutine delivers packets with extension headers
 				waitFor(t, c.arrivals.isReadable)
 			}
 			if got, ok := receivedDatagram(t, c); !ok || got != data {
@@ -116,12 +117,12 @@ func TestReassemble(t *testing.T) {
 	}
 }
 
-// TestReassembleContradiction: if fragments overlap or disagree about the end, their packet is lost, and later fragments do not
-// complete it.
+// TestReassembleContradiction checks that the link drops a packet whose fragments overlap or disagree about the packet's end, and
+// that later fragments do not complete the packet.
 func TestReassembleContradiction(t *testing.T) {
 	for name, f := range fragmentFlows {
 		whole := udpPacket(f[0], f[1], strings.Repeat("x", 100))
-		parts := cutUp(whole, 1, 48, 0) // 48, 48 and 12 bytes
+		parts := cutUp(whole, 1, 48, 0) // fragments of 48, 48 and 12 bytes
 		overlap := cutUp(whole, 1, 40, 0)[1]
 		inside := cutUp(whole, 1, 16, 0)[1]
 		short := cutUp(whole[:len(whole)-4], 1, 48, 0)[2]
@@ -149,7 +150,7 @@ func TestReassembleContradiction(t *testing.T) {
 	}
 }
 
-// TestReassembleMalformed: fragments that cannot belong to any packet are dropped and hold nothing.
+// TestReassembleMalformed checks that the link drops fragments that cannot belong to any packet, and that they take no memory.
 func TestReassembleMalformed(t *testing.T) {
 	n, h := byHand(t)
 	for _, f := range fragmentFlows {
@@ -172,15 +173,15 @@ func TestReassembleMalformed(t *testing.T) {
 		h.write(t, odd, empty, far)
 	}
 	nested := udpPacket(fragmentFlows["IPv6"][0], fragmentFlows["IPv6"][1], "x")
-	nested = cutUp(cutUp(nested, 1, 2000, 0)[0], 2, 2000, 0)[0] // two fragment headers
+	nested = cutUp(cutUp(nested, 1, 2000, 0)[0], 2, 2000, 0)[0] // a fragment whose data is again a fragment
 	h.write(t, nested)
 	if s := n.Stats(); s.Malformed != 7 || s.Memory != 0 {
 		t.Errorf("%d packets were malformed, want 7; %d bytes are held", s.Malformed, s.Memory)
 	}
 }
 
-// TestFragmentsBound: one party floods first fragments, of any size. What they hold is bounded and counted, and fragments of
-// another party still make whole packets.
+// TestFragmentsBound lets one party send a flood of fragments without completing a packet. It checks that the memory of the
+// fragments is bounded and counted, and that the packets of another party are still reassembled.
 func TestFragmentsBound(t *testing.T) {
 	const memory = 16 << 20
 	for _, size := range []int{8, 1280} {
@@ -218,8 +219,8 @@ func TestFragmentsBound(t *testing.T) {
 	}
 }
 
-// TestReassemblyTimeout: a packet is given up after some time, which is 30 seconds outside of this test. Its sender gets an ICMP
-// error if the first fragment has arrived.
+// TestReassemblyTimeout checks that the link drops an incomplete packet after some time, which is 30 seconds outside of this
+// test. If the first fragment has arrived, the packet's sender gets an ICMP error.
 func TestReassemblyTimeout(t *testing.T) {
 	const patience = 200 * time.Millisecond
 	for name, f := range fragmentFlows {

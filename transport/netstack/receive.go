@@ -14,10 +14,10 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// WritePackets delivers packets that came through the tunnel to the stack, on the caller's goroutine. Consecutive
-// segments of one connection become one large packet, as in a network card. It copies what it keeps, never waits, and
-// is safe for concurrent use. It drops and counts packets that are malformed or have a wrong checksum, and does not
-// report them to the caller.
+// WritePackets delivers packets that arrived through the tunnel to the stack, on the caller's goroutine. It joins consecutive
+// segments of one connection into one large packet, as a network card does. WritePackets copies the bytes that it keeps, never
+// waits, and is safe for concurrent use. It drops and counts packets that are malformed or have a wrong checksum, and returns no
+// error for them.
 func (n *Net) WritePackets(pkts [][]byte) (int, error) {
 	select {
 	case <-n.done:
@@ -37,7 +37,7 @@ func (n *Net) WritePackets(pkts [][]byte) (int, error) {
 
 var coalescers = sync.Pool{New: func() any { return new(coalescer) }}
 
-// receive checks one packet, and delivers it or gives it to c.
+// receive checks one packet, and delivers it to the stack or passes it to the coalescer c.
 func (l *link) receive(c *coalescer, p []byte) {
 	if len(p) < header.IPv4MinimumSize {
 		l.drops.malformed.Add(1)
@@ -64,7 +64,7 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		return
 	}
 	if p[ip4Addresses] == 127 || p[ip4Addresses+4] == 127 {
-		l.drops.malformed.Add(1) // gVisor would drop it too, and write to the standard error
+		l.drops.malformed.Add(1) // gVisor would drop the packet too, and write to standard error
 		return
 	}
 	if isFragment4(p) {
@@ -72,9 +72,9 @@ func (l *link) receive4(c *coalescer, p []byte) {
 			l.fragment(c, p, l3, part4)
 			return
 		}
-		// gVisor forwards fragments as they are.
+		// The stack forwards fragments without reassembly.
 		if p[ip4Protocol] == protoICMP4 {
-			l.errors.put(l, p) // it may be part of an ICMP error
+			l.errors.put(l, p) // the fragment may be part of an ICMP error
 			return
 		}
 		l.deliver(ipv4.ProtocolNumber, p, l3, false)
@@ -119,7 +119,7 @@ func (l *link) receive6(c *coalescer, p []byte) {
 			return
 		}
 		if p[ip6Next] != ip6Fragments {
-			l.errors.put(l, p) // an ICMP error may follow it
+			l.errors.put(l, p) // an ICMP error may follow the extension headers
 			return
 		}
 		if len(p) > l3 && (p[l3] == protoTCP || p[l3] == protoUDP) {
@@ -132,8 +132,8 @@ func (l *link) receive6(c *coalescer, p []byte) {
 	}
 }
 
-// fragment passes the fragment p, whose headers read parses, to reassemble, and receives the whole packet if p completes it. A
-// whole IPv6 packet that is a fragment again is malformed.
+// fragment parses the fragment p with the function read and passes it to reassemble. If p completes a packet, fragment passes the
+// whole packet to receive. A reassembled IPv6 packet that is itself a fragment is malformed.
 func (l *link) fragment(c *coalescer, p []byte, at int, read func([]byte, int) (part, bool)) {
 	f, ok := read(p, at)
 	if !ok {
@@ -153,7 +153,7 @@ func (l *link) fragment(c *coalescer, p []byte, at int, read func([]byte, int) (
 	l.receive(c, whole)
 }
 
-// gVisor parses these extension headers.
+// These are the extension headers that gVisor parses.
 const (
 	ip6HopByHop    = uint8(header.IPv6HopByHopOptionsExtHdrIdentifier)
 	ip6Routing     = uint8(header.IPv6RoutingExtHdrIdentifier)
@@ -197,9 +197,9 @@ func networkOf(p []byte) tcpip.NetworkProtocolNumber {
 	return ipv6.ProtocolNumber
 }
 
-// deliver hands a copy of the packet p to the stack. headers is the offset of its payload, as far as known. checked
-// says that all its checksums are right. gVisor assumes that of packets from the interface. If checked is false,
-// deliver calls gVisor's network endpoint instead, which checks the packet.
+// deliver hands a copy of the packet p to the stack. headers is the offset of the payload, or of the first byte that the link has
+// not parsed. checked says that all checksums of p are right, as gVisor assumes for packets from the interface. If checked is
+// false, deliver passes the packet to gVisor's network endpoint instead, which verifies the checksums.
 func (l *link) deliver(proto tcpip.NetworkProtocolNumber, p []byte, headers int, checked bool) {
 	to := l.portOf(p)
 	if to == nil {
@@ -211,8 +211,8 @@ func (l *link) deliver(proto tcpip.NetworkProtocolNumber, p []byte, headers int,
 	l.hand(to, proto, b, checked)
 }
 
-// portOf returns the port that the packet p, with an intact IP header, is for. If p must be dropped, portOf counts it
-// and returns nil.
+// portOf returns the port, the interface of a stack, to which the link delivers the packet p. The IP header of p must be intact.
+// If p must be dropped, portOf counts p and returns nil.
 func (l *link) portOf(p []byte) *port {
 	if l.forward == nil {
 		return &l.own
@@ -239,16 +239,16 @@ func (l *link) hand(to *port, proto tcpip.NetworkProtocolNumber, b buffer.Buffer
 	}
 }
 
-// forwards reports whether the stack forwards packets, which only the user of Stack can turn on. The link then merges
-// nothing, because a merged packet would be too big for the next hop.
+// forwards reports whether the stack forwards packets. Only a program that uses [Net.Stack] can turn forwarding on. If it is on,
+// the link joins no segments, because a joined packet would be too big for the next hop.
 func (l *link) forwards(proto tcpip.NetworkProtocolNumber) bool {
 	on, err := l.owner.stack.NICForwarding(NICID, proto)
 	return on && err == nil
 }
 
-// appendHeaders puts the headers into a separate view with a small chunk. gVisor reads them while the chunk is shared,
-// and then copies the whole chunk. appendHeaders fills the chunk from its end, since gVisor fills the rest of a chunk
-// with the next view's bytes.
+// appendHeaders puts the headers into a separate view with a small chunk of memory, because gVisor copies the whole chunk if it
+// parses the headers while the chunk is shared. It puts the headers at the end of the chunk, because gVisor would fill free
+// memory behind them with the bytes of the next view.
 func appendHeaders(b *buffer.Buffer, headers []byte) {
 	v := buffer.NewView(len(headers))
 	v.Grow(v.Capacity())
@@ -258,9 +258,9 @@ func appendHeaders(b *buffer.Buffer, headers []byte) {
 	_ = b.Append(v)
 }
 
-// viewSize is the size of the chunks for payload. It must be one of the sizes that gVisor pools: the powers of two up
-// to 64 KiB. With the largest size, receiving a train takes 8 % less time, but a connection that nobody reads could
-// hold twice the memory that it accounts for.
+// viewSize is the size, in bytes, of the chunks of memory for payload. It must be one of the sizes that gVisor pools: the powers
+// of two up to 64 KiB. With 64 KiB, receiving a train of packets takes 8 % less time, but a connection whose data the program
+// does not read could use twice the memory that the budget counts for it.
 const viewSize = 16 << 10
 
 func appendPayload(b *buffer.Buffer, p []byte) {

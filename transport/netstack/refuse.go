@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// A refusal is an error that the Net finds before it sends a packet. It says what the Net has and what to do, and it
-// wraps the error number that package net would return.
+// A refusal is the error of a call that the Net refuses before it sends a packet. Its text says why, and what the program should
+// do. It wraps the error number that package net would return.
 type refusal struct {
 	errno syscall.Errno
 	why   string
@@ -19,12 +19,13 @@ type refusal struct {
 func (r *refusal) Error() string { return r.errno.Error() + ": " + r.why }
 func (r *refusal) Unwrap() error { return r.errno }
 
-// refused returns a refusal in the form that package net gives a failed system call.
+// refused returns a refusal in the form in which package net reports a failed system call.
 func refused(call string, errno syscall.Errno, why string) error {
 	return &os.SyscallError{Syscall: call, Err: &refusal{errno, why}}
 }
 
-// unreachable returns why the Net cannot send to an address, or nil. call is the system call that the error names.
+// unreachable returns an error that says why the Net cannot send to the destination (to), or nil if it can. call is the system
+// call that the error names.
 func (n *Net) unreachable(call string, to netip.Addr) error {
 	switch {
 	case to.IsLoopback():
@@ -36,8 +37,8 @@ func (n *Net) unreachable(call string, to netip.Addr) error {
 	return nil
 }
 
-// detached returns why the Net cannot connect to an address while no device uses it, or nil. The Net reaches its own addresses
-// without a device.
+// detached returns an error if the Net cannot connect to the destination (to) because no device is attached, and nil otherwise.
+// The Net reaches its own addresses without a device.
 func (n *Net) detached(to netip.Addr) error {
 	if slices.Contains(n.addrs, to) || n.link.attached() {
 		return nil
@@ -46,8 +47,8 @@ func (n *Net) detached(to netip.Addr) error {
 		"wireguard.New in Config.Tunnel first")
 }
 
-// missing returns the error for an address or a network of a family in which the Net has no address. what names the address
-// or the network. is4 means that the family is IPv4.
+// missing returns the error for a call that needs an address family of which the Net has no address. what names the address or
+// the network that needs the family. is4 means that the family is IPv4.
 func (n *Net) missing(call string, errno syscall.Errno, what string, is4 bool) error {
 	lacks, has := "IPv6", "IPv4"
 	if is4 {
@@ -57,8 +58,8 @@ func (n *Net) missing(call string, errno syscall.Errno, what string, is4 bool) e
 		" address to Config.Addresses")
 }
 
-// several returns an error if the address a stands for several hosts (multicast or broadcast), or nil. call is the system call that
-// the error names. why ends the message: it says what needs a single host.
+// several returns an error if the address a stands for several hosts (multicast or broadcast), or nil if it does not. call is the
+// system call that the error names. why is the end of the error's text; it says why the call needs a single host.
 func several(call string, a netip.Addr, why string) error {
 	if a.IsMulticast() || a == broadcast {
 		return refused(call, syscall.ENETUNREACH, a.String()+" stands for several hosts, and "+why)
@@ -66,8 +67,9 @@ func several(call string, a netip.Addr, why string) error {
 	return nil
 }
 
-// badLocal returns why the Net cannot use local as the local end of a socket that is connected to remote, or nil. An invalid
-// remote means that the socket is not connected. badLocal permits the unspecified address, which means all addresses.
+// badLocal returns an error that says why a socket that is connected to remote cannot have the local address local, or nil if it
+// can. An invalid remote means that the socket is not connected. badLocal permits the unspecified address, which means all
+// addresses.
 func (n *Net) badLocal(local, remote netip.Addr) error {
 	if err := n.notOurs(local); err != nil {
 		return err
@@ -79,7 +81,8 @@ func (n *Net) badLocal(local, remote netip.Addr) error {
 	return nil
 }
 
-// notOurs returns why the Net cannot use a as the local address of a socket, or nil. UDP may use multicast addresses.
+// notOurs returns an error that says why a socket cannot have the local address a, or nil if it can. It permits multicast
+// addresses, which UDP may use.
 func (n *Net) notOurs(a netip.Addr) error {
 	switch {
 	case !a.IsValid() || a.IsUnspecified() || n.owns(a):
@@ -93,7 +96,7 @@ func (n *Net) notOurs(a netip.Addr) error {
 		"; use one of these, or none to mean all of them")
 }
 
-// noGroup returns an error if a, the local address of a TCP socket, is a multicast address, or nil.
+// noGroup returns an error if a, the local address of a TCP socket, is a multicast address, and nil otherwise.
 func noGroup(a netip.Addr) error {
 	if a.IsMulticast() {
 		return refused("bind", syscall.EADDRNOTAVAIL, a.String()+" is a multicast address, which TCP cannot use; use UDP")
@@ -111,7 +114,7 @@ func (n *Net) owns(a netip.Addr) bool {
 	return false
 }
 
-// addresses lists the Net's addresses for an error.
+// addresses lists the Net's addresses for the text of an error.
 func (n *Net) addresses() string {
 	const most = 4
 	var s strings.Builder

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestRefusals asks Nets for what they cannot do. Each refusal is immediate, wraps the number that package net reports,
-// and says what the Net has.
+// TestRefusals makes calls that a Net must refuse. It checks that each refusal is immediate, wraps the error number that package
+// net reports, and contains the given text.
 func TestRefusals(t *testing.T) {
 	make := func(c Config) *Net {
 		n, err := New(c)
@@ -122,7 +122,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestListenOnName passes a name to Listen and ListenPacket, which do not resolve names.
+// TestListenOnName checks that Listen and ListenPacket refuse a name, because they do not resolve names.
 func TestListenOnName(t *testing.T) {
 	n, _ := pair(t)
 	_, err1 := n.Listen("tcp", "localhost:80")
@@ -135,7 +135,7 @@ func TestListenOnName(t *testing.T) {
 	}
 }
 
-// TestAddresses bounds the list of a Net's addresses in an error.
+// TestAddresses checks that an error lists only the first addresses of a Net that has many.
 func TestAddresses(t *testing.T) {
 	n := &Net{addrs: addrs("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6")}
 	if got, want := n.addresses(), "10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4 and 2 more"; got != want {
@@ -143,7 +143,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// TestNoNet forgets the one field that a Dialer and a ListenConfig need.
+// TestNoNet checks the errors of a Dialer and a ListenConfig without a Net.
 func TestNoNet(t *testing.T) {
 	_, err1 := new(Dialer).Dial("tcp", "10.0.0.1:80")
 	_, err2 := new(Dialer).DialTCP(t.Context(), "tcp", netip.AddrPort{}, netip.MustParseAddrPort("10.0.0.1:80"))
@@ -157,7 +157,7 @@ func TestNoNet(t *testing.T) {
 	}
 }
 
-// TestSelf connects to the unspecified address, which is the Net itself, as in package net.
+// TestSelf checks that, as in package net, the unspecified address as a destination means the Net itself.
 func TestSelf(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -192,7 +192,7 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// TestBroadcast sends to all hosts, which package net allows.
+// TestBroadcast checks that a UDPConn can send to the broadcast address, as in package net.
 func TestBroadcast(t *testing.T) {
 	a, b := pair(t)
 	s, err := b.ListenPacket("udp4", ":67")

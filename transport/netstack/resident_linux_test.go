@@ -16,7 +16,8 @@ import (
 
 const residentCase = "NETSTACK_TEST_RESIDENT"
 
-// floods has functions that each fill one kind of memory of the Net of h, which has the default budget.
+// floods contains one function per kind of memory that a peer can fill. Another function fills all kinds. Each function fills the
+// memory of h's Net, which has the default Config.Memory.
 var floods = map[string]func(*testing.T, *handPeer){
 	"empty datagrams": func(t *testing.T, h *handPeer) { floodSockets(t, h, "") },
 	"large datagrams": func(t *testing.T, h *handPeer) { floodSockets(t, h, strings.Repeat("x", 1300)) },
@@ -31,7 +32,7 @@ var floods = map[string]func(*testing.T, *handPeer){
 	},
 }
 
-// floodSockets sends a million datagrams to 100 sockets that nobody reads.
+// floodSockets sends a million datagrams to 100 sockets from which the program does not read.
 func floodSockets(t *testing.T, h *handPeer, data string) {
 	const sockets, each = 100, 10_000
 	for i := range sockets {
@@ -50,7 +51,7 @@ func floodSockets(t *testing.T, h *handPeer, data string) {
 	}
 }
 
-// floodFragments sends the first fragments of 80,000 packets, half of them short.
+// floodFragments sends the first fragments of 80,000 packets. Half of these fragments are short.
 func floodFragments(t *testing.T, h *handPeer) {
 	for name, f := range fragmentFlows {
 		whole := udpPacket(f[0], f[1], strings.Repeat("x", 1400))
@@ -103,8 +104,8 @@ func floodSYNs(t *testing.T, h *handPeer) {
 	}
 }
 
-// TestResident runs each flood in a separate process. The process stays within 2 x Config.Memory + 40 MiB of resident memory at
-// all times, and ends with at most Config.Memory + 30 MiB of heap.
+// TestResident runs each flood in a separate process. It checks that the resident memory of the process never exceeds 2 x
+// Config.Memory + 40 MiB, and that the heap at the end is at most Config.Memory + 30 MiB.
 func TestResident(t *testing.T) {
 	if name, child := os.LookupEnv(residentCase); child {
 		resides(t, floods[name])
@@ -129,7 +130,7 @@ func TestResident(t *testing.T) {
 	}
 }
 
-// resides runs one flood and measures.
+// resides runs one flood and checks the memory of the process.
 func resides(t *testing.T, flood func(*testing.T, *handPeer)) {
 	n, h := byHand(t)
 	flood(t, h)

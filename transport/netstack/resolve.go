@@ -14,7 +14,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// A resolver looks up names at the tunnel's name servers. It reads no file of the host and asks no resolver of the host.
+// A resolver looks up names at the tunnel's name servers. It neither reads the host's files nor asks the host's resolver.
 //
 //	resolve.go   the names that Dial gets
 //	lookup.go    the methods of Net, which have the signatures of net.Resolver
@@ -28,15 +28,15 @@ import (
 type resolver struct {
 	net     *Net
 	servers []nameServer
-	missing error // why servers is empty
+	missing error // says why servers is empty
 	search  []string
 	ndots   int
 	timeout time.Duration
 	stub    net.Resolver
 
-	mu      sync.Mutex // guards the fields below, and what is known of servers; held briefly
+	mu      sync.Mutex // guards the fields below, and the state of each server; held only briefly
 	cache   answerCache
-	flights map[question]*flight // at most as many as there are lookups that wait
+	flights map[question]*flight // the questions that are being asked; at most as many as waiting lookups
 }
 
 const (
@@ -44,7 +44,7 @@ const (
 	defaultNdots      = 1
 )
 
-// init prepares r. c is not kept.
+// init prepares r. It does not keep c.
 func (r *resolver) init(n *Net, c *Config) {
 	r.net, r.servers, r.missing, r.search = n, nil, nil, nil
 	for _, a := range c.DNS {
@@ -85,8 +85,8 @@ func (n *Net) splitHostPort(ctx context.Context, network, address string) (host 
 	return host, uint16(p), err
 }
 
-// lookup returns the addresses of host that network can reach, best first. An empty or unspecified host means the Net
-// itself. grace and late are as for resolver.addresses.
+// lookup returns the addresses of host that network can reach, best first. An empty or unspecified host means the Net itself. See
+// resolver.addresses for grace and late.
 func (n *Net) lookup(ctx context.Context, network, host string,
 	grace time.Duration) (addrs []netip.Addr, late <-chan *answer, err error) {
 	want4, want6 := !strings.HasSuffix(network, "6"), !strings.HasSuffix(network, "4")
@@ -102,7 +102,7 @@ func (n *Net) lookup(ctx context.Context, network, host string,
 		}
 		return addrs, nil, nil
 	}
-	var types []dnsmessage.Type // nothing is asked about a family that the Net does not have
+	var types []dnsmessage.Type // the Net asks only about families of which it has an address
 	if want4 && n.has4 {
 		types = append(types, dnsmessage.TypeA)
 	}
@@ -115,9 +115,10 @@ func (n *Net) lookup(ctx context.Context, network, host string,
 	return n.resolver.addresses(ctx, host, grace, types...)
 }
 
-// rank orders destinations by family. Package net sorts them by what the system's interfaces can reach, which does not
-// matter here. RFC 6724 puts a destination with the same label as our own address first (rule 5), and then IPv6 (rule
-// 6). So a unique local address of ours does not make IPv6 preferred for global destinations.
+// rank returns the rank of a destination: the Net tries destinations with a lower rank first. Package net also considers which
+// destinations the system's interfaces can reach, which does not matter here. RFC 6724 prefers a destination whose label matches
+// that of the source address (rule 5), and then IPv6 (rule 6). So if the Net's only IPv6 address is a unique local address, the
+// Net tries IPv4 before global IPv6 destinations.
 func (n *Net) rank(to netip.Addr) int {
 	if to.Is4() {
 		return 1

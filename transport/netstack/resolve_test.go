@@ -29,8 +29,8 @@ func TestDialName(t *testing.T) {
 	if !errors.As(err, &dns) || !dns.IsNotFound || dns.Server != "10.8.0.2:53" {
 		t.Errorf("dial of a name that does not exist: %v", err)
 	}
-	// The search list of this system must not be tried. The first answer says that the name does not exist, which holds
-	// for both families. But the other question may have been sent before that answer arrived.
+	// The search list of this system must not be tried. The first answer says that the name does not exist, which holds for both
+	// families. But the Net may have sent the other question before that answer arrived.
 	if asked := s.questions(); len(asked) > 2 {
 		t.Errorf("it took the questions %v, want at most one per family", asked)
 	}
@@ -39,7 +39,7 @@ func TestDialName(t *testing.T) {
 	}
 }
 
-// TestDialFamilies checks that Dial asks nothing about a family that it cannot use.
+// TestDialFamilies checks that Dial does not ask for addresses of a family that it cannot use.
 func TestDialFamilies(t *testing.T) {
 	const a, aaaa = dnsmessage.TypeA, dnsmessage.TypeAAAA
 	for _, x := range []struct {
@@ -72,8 +72,8 @@ func TestDialFamilies(t *testing.T) {
 	}
 }
 
-// TestUnreachableServer has an ICMP error say that the first name server cannot be reached. The Net then asks the second server,
-// and from then on asks it first.
+// TestUnreachableServer lets an ICMP error report that the first name server is unreachable. It checks that the Net then asks the
+// second server, and from then on asks the second server first.
 func TestUnreachableServer(t *testing.T) {
 	_, b := pair(t)
 	s := serveDNS(t, b)
@@ -89,7 +89,7 @@ func TestUnreachableServer(t *testing.T) {
 			return false
 		}
 		lost.Add(1)
-		// A device answers in this way if no peer has the address.
+		// A WireGuard device sends such an ICMP error if no peer has the address.
 		e := portUnreachable(p)
 		go func() { _, _ = n.WritePackets([][]byte{e}) }()
 		return true
@@ -153,7 +153,7 @@ func TestRank(t *testing.T) {
 	global, local := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("fd00::1")
 	for _, x := range []struct {
 		own, to netip.Addr
-		before  bool // IPv6 before IPv4
+		before  bool // whether IPv6 comes before IPv4
 	}{
 		{global, netip.MustParseAddr("2001:db8::2"), true},
 		{local, netip.MustParseAddr("2001:db8::2"), false},

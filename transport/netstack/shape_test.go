@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The types of package net, and ours that take their place.
+// shapes lists types of package net, and the types of package netstack that correspond to them.
 var shapes = []struct{ theirs, ours reflect.Type }{
 	{reflect.TypeFor[net.TCPConn](), reflect.TypeFor[TCPConn]()},
 	{reflect.TypeFor[net.UDPConn](), reflect.TypeFor[UDPConn]()},
@@ -21,7 +21,7 @@ const (
 	noMultipath  = "gVisor's TCP has a single path, and TCPConn.MultipathTCP says so"
 )
 
-// leftOut lists the methods and fields of package net's types that our types lack, with the reason.
+// leftOut lists the methods and fields of package net's types that package netstack's types lack, with the reason.
 var leftOut = map[string]string{
 	"TCPConn.File":                 noDescriptor,
 	"TCPConn.SyscallConn":          noDescriptor,
@@ -43,7 +43,7 @@ var leftOut = map[string]string{
 	"Dialer.Cancel":                "deprecated; a context does its work",
 }
 
-// TestShape compares the methods of package net's types, and the fields of its structs, with ours.
+// TestShape compares the methods and fields of package net's types with those of package netstack's types.
 func TestShape(t *testing.T) {
 	used := make(map[string]bool)
 	for _, x := range shapes {
@@ -81,7 +81,8 @@ func TestShape(t *testing.T) {
 	}
 }
 
-// lacks reports whether our type lacks a member of package net's type, as found or the list says. It fails if the two disagree.
+// lacks reports whether package netstack's type lacks the member name of package net's type: found is false, or leftOut lists the
+// member. It fails the test if found and leftOut contradict each other.
 func lacks(t *testing.T, name string, found bool, used map[string]bool) bool {
 	_, listed := leftOut[name]
 	used[name] = true
@@ -93,7 +94,7 @@ func lacks(t *testing.T, name string, found bool, used map[string]bool) bool {
 	return !found || listed
 }
 
-// signature returns the type of a method without its receiver, with our types in the place of package net's.
+// signature returns the type of a method without its receiver, with package net's types replaced by package netstack's types.
 func signature(f reflect.Type) string {
 	var in, out []string
 	for i := 1; i < f.NumIn(); i++ {

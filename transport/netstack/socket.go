@@ -11,7 +11,8 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A lifetime is what ends the operations of a connection: its deadlines, its Close, and that of the Net. It must not be copied.
+// A lifetime ends the blocked operations of a connection: when a deadline passes, and when the connection or the Net is closed.
+// It must not be copied.
 type lifetime struct {
 	net           *Net
 	reads, writes deadline
@@ -30,16 +31,16 @@ func (s *lifetime) stop() (first bool) {
 	return first
 }
 
-// A socket is the part that all connections and listeners share: an endpoint of gVisor, which never blocks, and the
-// channels to wait for it. It must not be copied.
+// A socket is the common part of all connections and listeners: gVisor's endpoint, whose methods never block, and channels that
+// signal when the endpoint is ready. It must not be copied.
 type socket struct {
 	lifetime
-	network string // as in net.OpError
+	network string // the network's name for a net.OpError
 	ep      tcpip.Endpoint
 	queue   *waiter.Queue
 
-	// The notifiers stay registered for the life of the socket, so that waiting allocates nothing. Each is a channel
-	// with room for one element. A notification that finds it full may be dropped.
+	// The notifiers stay registered until the socket is closed, so that waiting allocates nothing. Each notifier is a channel
+	// with a buffer of one. If the buffer is full, gVisor drops the notification, because one notification is enough.
 	readable, writable         waiter.ChannelNotifier
 	readableEntry, writerEntry waiter.Entry
 }
@@ -57,13 +58,14 @@ func (s *socket) init(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue
 	q.EventRegister(&s.writerEntry)
 }
 
-// Endpoint returns gVisor's endpoint, in place of SyscallConn and File: its GetSockOpt, SetSockOpt and SocketOptions know
-// the options that have no method here, such as tcpip.TCPInfoOption and tcpip.TCPUserTimeoutOption. Leave reading, writing
-// and closing to the connection. gVisor promises no compatibility between its versions, so this module promises none for
-// what Endpoint returns.
+// Endpoint returns gVisor's endpoint, which takes the place of SyscallConn and File. The methods GetSockOpt, SetSockOpt and
+// SocketOptions of the endpoint give access to options that have no method here, such as tcpip.TCPInfoOption and
+// tcpip.TCPUserTimeoutOption. Do not use the endpoint to read, write or close; use the methods of the connection. gVisor promises
+// no compatibility between its versions, so this module promises none for what Endpoint returns.
 func (s *socket) Endpoint() tcpip.Endpoint { return s.ep }
 
-// usable returns why an operation with the limit d cannot begin, or nil.
+// usable returns net.ErrClosed if the connection or the Net is closed, os.ErrDeadlineExceeded if the deadline d has passed, and
+// nil otherwise.
 func (s *lifetime) usable(d *deadline) error {
 	switch {
 	case s.isClosed():
@@ -85,8 +87,8 @@ func (s *lifetime) isClosed() bool {
 	}
 }
 
-// wait returns nil when another attempt may succeed, or an error that says why to give up. The caller must have drained
-// ready before the failed attempt.
+// wait waits until ready signals that another attempt may succeed, and then returns nil. It returns an error if the deadline d
+// passes or the connection is closed. The caller must have drained ready before the failed attempt.
 func (s *lifetime) wait(ready <-chan struct{}, d *deadline) error {
 	select {
 	case <-ready:
@@ -108,7 +110,7 @@ func drain(c <-chan struct{}) {
 	}
 }
 
-// failure returns err as an error of the named system call, or net.ErrClosed if the socket was closed.
+// failure converts err to an error of the system call that call names. If the socket is closed, it returns net.ErrClosed instead.
 func (s *socket) failure(call string, err tcpip.Error) error {
 	if s.isClosed() {
 		return net.ErrClosed
@@ -116,8 +118,8 @@ func (s *socket) failure(call string, err tcpip.Error) error {
 	return systemError(call, err)
 }
 
-// close ends all operations and releases the endpoint, which gVisor finishes in the background. first reports whether
-// this was the first call.
+// close ends all operations and closes the endpoint. gVisor completes the closing in the background. first reports whether this
+// was the first call.
 func (s *socket) close() (first bool) {
 	if first = s.stop(); first {
 		s.ep.Close()
@@ -127,8 +129,8 @@ func (s *socket) close() (first bool) {
 	return first
 }
 
-// makeEndpoint makes an endpoint and calls use with it. Net.Close waits for a running makeEndpoint before it looks for
-// endpoints to abort. If use fails, makeEndpoint closes the endpoint.
+// makeEndpoint makes an endpoint and calls use with it. Net.Close waits for a running makeEndpoint before it aborts all
+// endpoints. If use fails, makeEndpoint closes the endpoint.
 func (n *Net) makeEndpoint(transport tcpip.TransportProtocolNumber, network tcpip.NetworkProtocolNumber, use func(tcpip.Endpoint, *waiter.Queue) error) error {
 	n.life.RLock()
 	defer n.life.RUnlock()
@@ -147,7 +149,7 @@ func (n *Net) makeEndpoint(transport tcpip.TransportProtocolNumber, network tcpi
 	return nil
 }
 
-// setDeadlines moves all the given limits to t.
+// setDeadlines sets all deadlines in ds to t.
 func (s *lifetime) setDeadlines(t time.Time, ds ...*deadline) error {
 	if s.isClosed() {
 		return net.ErrClosed
@@ -158,7 +160,7 @@ func (s *lifetime) setDeadlines(t time.Time, ds ...*deadline) error {
 	return nil
 }
 
-// fullAddress returns a as gVisor's type. An invalid address means any address. fullAddress names no interface, because
+// fullAddress converts a to gVisor's type. An invalid address means any address. fullAddress does not set the interface, because
 // gVisor would then treat any IPv4 address as local.
 func fullAddress(a netip.AddrPort) tcpip.FullAddress {
 	f := tcpip.FullAddress{Port: a.Port()}
@@ -168,10 +170,10 @@ func fullAddress(a netip.AddrPort) tcpip.FullAddress {
 	return f
 }
 
-// addrPort returns f as a netip.AddrPort. An IPv4 address is never mapped into IPv6.
+// addrPort converts f to a netip.AddrPort. An IPv4 address is never in its IPv6-mapped form.
 func addrPort(f tcpip.FullAddress) netip.AddrPort { return netip.AddrPortFrom(addr(f.Addr), f.Port) }
 
-// addr returns a as a netip.Addr, which is not mapped, and is invalid if a is empty.
+// addr converts a to a netip.Addr. The result is never IPv6-mapped, and is invalid if a is empty.
 func addr(a tcpip.Address) netip.Addr {
 	ip, _ := netip.AddrFromSlice(a.AsSlice())
 	return ip.Unmap()

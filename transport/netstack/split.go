@@ -8,7 +8,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// These are offsets of fields from the start of their header.
+// These are the offsets of fields, in bytes, from the start of the header to which they belong.
 const (
 	ip4ID, ip4Checksum = 4, 10
 
@@ -31,15 +31,15 @@ const (
 	tcpSYN = uint8(header.TCPFlagSyn)
 )
 
-// An exit carries packets from gVisor's memory to a device. Only the goroutine with the link's turn uses it. It copies
-// each byte once, to the memory in which the device seals it and from which the device sends it. It computes the byte's
-// checksum while the byte is in the first-level cache.
+// An exit copies packets from gVisor's memory to a device. Only the goroutine with the link's turn uses it. It copies each byte
+// once, to the memory in which the device encrypts it and from which the device sends it. It computes the checksum of the bytes
+// while they are in the first-level cache.
 type exit struct {
 	to      outlet
 	batch   *wireguard.Batch
 	drops   *drops
 	windows *windows
-	first   []*stack.PacketBuffer // acknowledgements that leave before the next packet, with their references
+	first   []*stack.PacketBuffer // acknowledgements to send before the next packet; the exit owns a reference to each
 
 	template packet.Template // scratch
 }
@@ -54,7 +54,7 @@ func (x *exit) putFirst() {
 	x.first = x.first[:0]
 }
 
-// put appends p to the batch, in as many segments as it takes, and sends the batch whenever it is full.
+// put cuts p into segments if necessary, appends them to the batch, and sends the batch whenever it is full.
 func (x *exit) put(p *stack.PacketBuffer) {
 	c := newCursor(p)
 	size := p.Size()
@@ -77,7 +77,7 @@ func (x *exit) put(p *stack.PacketBuffer) {
 		x.windows.outbound(h[:l4], l3, size == l4)
 	}
 	if !ok || gso.MSS == 0 || !x.template.Set(h[:l4], l3, false, packet.PseudoSum(h, 0)) {
-		x.drops.malformed.Add(1) // cannot happen: gVisor segments only its own TCP
+		x.drops.malformed.Add(1) // cannot happen: gVisor marks only its own TCP packets for segmentation
 		return
 	}
 	c = newCursor(p)
@@ -85,8 +85,8 @@ func (x *exit) put(p *stack.PacketBuffer) {
 	x.split(&c, size-l4, int(gso.MSS))
 }
 
-// tcpHeaders finds where the IP header and the TCP header after it end. ok is false unless b holds both whole, with
-// nothing between them.
+// tcpHeaders finds the offsets at which the IP header (l3) and the TCP header (l4) end. ok is true only if b contains both whole
+// headers, with nothing between them.
 func tcpHeaders(b []byte) (l3, l4 int, ok bool) {
 	if len(b) < packet.IP4Header {
 		return 0, 0, false
@@ -125,7 +125,7 @@ func (x *exit) split(payload *cursor, n, mss int) {
 	}
 }
 
-// next returns room for n bytes in the batch. It sends a full batch first.
+// next returns memory for a packet of n bytes in the batch. If the batch is full, next sends it first.
 func (x *exit) next(n int) []byte {
 	if room := x.batch.Next(n); room != nil {
 		return room
@@ -133,19 +133,19 @@ func (x *exit) next(n int) []byte {
 	x.flush()
 	room := x.batch.Next(n)
 	if room == nil {
-		x.drops.malformed.Add(1) // larger than any IP packet
+		x.drops.malformed.Add(1) // n is larger than any IP packet
 	}
 	return room
 }
 
-// flush sends the batch. It ignores an error of Send, because a device that is down or closed counts these packets.
+// flush sends the batch. It ignores an error of Send, because a device that is down or closed counts the dropped packets itself.
 func (x *exit) flush() {
 	if x.batch.Len() > 0 {
 		_ = x.to.Send(x.batch)
 	}
 }
 
-// A cursor reads the bytes of a packet, headers included, across the views that hold them.
+// A cursor reads the bytes of a packet, headers included, from all its views in order.
 type cursor struct {
 	view *buffer.View
 	b    []byte // unread bytes of view
@@ -161,7 +161,7 @@ func newCursor(p *stack.PacketBuffer) cursor {
 	return c
 }
 
-// fill makes some bytes available and reports whether there are any.
+// fill moves to the next view if all bytes of the present view have been read. It reports whether b has unread bytes.
 func (c *cursor) fill() bool {
 	for len(c.b) == 0 {
 		if c.view == nil {

@@ -15,7 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// A collector is an outlet that keeps what it is sent.
+// A collector is an outlet that keeps the packets that the link sends.
 type collector struct {
 	mu      sync.Mutex
 	packets [][]byte
@@ -33,10 +33,10 @@ func (c *collector) Send(b *wireguard.Batch) error {
 	return nil
 }
 
-// checksum returns the checksum of the pieces bs together. It is 0 if they include their right checksum.
+// checksum returns the Internet checksum over all slices bs together. It is 0 if bs already include their correct checksum.
 func checksum(bs ...[]byte) uint16 { return ^packet.Sum(bytes.Join(bs, nil), 0) }
 
-// slowPseudo returns the pseudo-header of p's transport, whose header begins at l3.
+// slowPseudo returns the pseudo-header of the packet p for the transport protocol proto, whose header begins at l3.
 func slowPseudo(p []byte, l3 int, proto byte) []byte {
 	addresses := p[8:40]
 	if p[0]>>4 == 4 {
@@ -57,7 +57,7 @@ func mendSums(p []byte, l3 int) {
 	binary.BigEndian.PutUint16(tcp[16:], checksum(slowPseudo(p, l3, 6), tcp))
 }
 
-// slowSplit returns the segments that a network card makes of the TCP packet p.
+// slowSplit returns the segments into which a network card would cut the TCP packet p.
 func slowSplit(p []byte, l3, l4, mss int) (out [][]byte) {
 	payload := p[l4:]
 	for i := 0; i == 0 || len(payload) > 0; i++ {
@@ -72,10 +72,10 @@ func slowSplit(p []byte, l3, l4, mss int) (out [][]byte) {
 		}
 		binary.BigEndian.PutUint32(s[l3+4:], binary.BigEndian.Uint32(p[l3+4:])+uint32(i*mss))
 		if len(payload) > 0 {
-			s[l3+13] &^= 0x09 // FIN and PSH belong to the last
+			s[l3+13] &^= 0x09 // only the last segment has FIN and PSH
 		}
 		if i > 0 {
-			s[l3+13] &^= 0x80 // CWR to the first
+			s[l3+13] &^= 0x80 // only the first segment has CWR
 		}
 		mendSums(s, l3)
 		out = append(out, s)
@@ -83,8 +83,8 @@ func slowSplit(p []byte, l3, l4, mss int) (out [][]byte) {
 	return out
 }
 
-// gsoPacket returns the TCP packet p as gVisor hands it to a link that segments: headers in one view and payload in
-// others, of viewSizes bytes each.
+// gsoPacket returns the TCP packet p as gVisor passes it to a link that cuts packets into segments: the headers in one view, and
+// the payload in views of viewSizes bytes each.
 func gsoPacket(p []byte, l3, l4, mss, viewSizes int) *stack.PacketBuffer {
 	var b buffer.Buffer
 	for rest := p[l4:]; len(rest) > 0; {
@@ -92,7 +92,7 @@ func gsoPacket(p []byte, l3, l4, mss, viewSizes int) *stack.PacketBuffer {
 		v := buffer.NewView(n)
 		_, _ = v.Write(rest[:n])
 		if n > 3 {
-			w := v.Clone() // shared, so that the next one is not merged into its chunk
+			w := v.Clone() // the chunk of v is then shared, so that gVisor does not append the next view's bytes to it
 			defer w.Release()
 		}
 		_ = b.Append(v)
@@ -106,7 +106,8 @@ func gsoPacket(p []byte, l3, l4, mss, viewSizes int) *stack.PacketBuffer {
 	return pkt
 }
 
-// tcpPacket returns a TCP packet with fields from rnd, options of optionWords words, and n bytes of payload.
+// tcpPacket returns a TCP packet with random fields from rnd, optionWords words of options of 4 bytes each, and n bytes of
+// payload.
 func tcpPacket(rnd *rand.Rand, v6 bool, optionWords, n int) (p []byte, l3, l4 int) {
 	l3 = 20
 	if v6 {
@@ -130,7 +131,7 @@ func tcpPacket(rnd *rand.Rand, v6 bool, optionWords, n int) (p []byte, l3, l4 in
 	return p, l3, l4
 }
 
-// FuzzSplit compares the segments of a packet with those of a slow segmenter.
+// FuzzSplit checks that an exit cuts a packet into the same segments as slowSplit.
 func FuzzSplit(f *testing.F) {
 	f.Add(int64(1), false, uint8(3), uint16(1368), uint16(60000), uint16(16384), uint8(0))
 	f.Add(int64(2), true, uint8(3), uint16(1348), uint16(61000), uint16(65535), uint8(90))
@@ -146,16 +147,16 @@ func FuzzSplit(f *testing.F) {
 		}
 		announced := bytes.Clone(p)
 		if w := binary.BigEndian.Uint16(p[l3+14:]); w > 0 {
-			binary.BigEndian.PutUint16(announced[l3+14:], w-1) // see windows
+			binary.BigEndian.PutUint16(announced[l3+14:], w-1) // outbound lowers the window; see windows
 		}
 		want := slowSplit(announced, l3, l4, size)
 
 		var c collector
 		x := exit{to: &c, batch: c.NewBatch(), drops: new(drops), windows: new(windows)}
-		for range before % 128 { // packets that are in the batch already
+		for range before % 128 { // fill a part of the batch first
 			x.batch.Append([]byte("xyz"))
 		}
-		// What gVisor leaves to the link: the checksum, but for the pseudo-header's.
+		// gVisor leaves the checksum to the link, except for the sum of the pseudo-header.
 		rnd.Read(p[l3+16 : l3+18])
 		pkt := gsoPacket(p, l3, l4, size, max(1, int(viewSizes)))
 		x.put(pkt)
@@ -174,14 +175,14 @@ func FuzzSplit(f *testing.F) {
 	})
 }
 
-// TestPutWhole passes on what needs no segmentation as it is.
+// TestPutWhole checks that put does not change packets that need no segmentation.
 func TestPutWhole(t *testing.T) {
 	var c collector
 	x := exit{to: &c, batch: c.NewBatch(), drops: new(drops), windows: new(windows)}
 	var want [][]byte
 	for n := range 200 {
 		p, l3, l4 := tcpPacket(rand.New(rand.NewSource(int64(n))), n%2 == 1, n%11, 100*n)
-		p[l3+13] &^= 0x02 // lowerSYN changes it
+		p[l3+13] &^= 0x02 // lowerSYN would change a SYN
 		mendSums(p, l3)
 		pkt := gsoPacket(p, l3, l4, 0, 999)
 		pkt.GSOOptions = stack.GSO{}
@@ -200,8 +201,8 @@ func TestPutWhole(t *testing.T) {
 	}
 }
 
-// TestTrainFits checks that the segments of the largest packet that gVisor makes fit into one run of UDP segmentation
-// offload, and that there is room for many.
+// TestTrainFits checks that the segments of the largest packet that gVisor makes fit into one train of UDP segmentation offload,
+// and that a train holds many segments.
 func TestTrainFits(t *testing.T) {
 	for mtu := minMTU; mtu <= maxMTU; mtu++ {
 		l := newLink(mtu, nil)
@@ -240,7 +241,7 @@ func TestSplitAllocates(t *testing.T) {
 	}
 }
 
-// A discard is an outlet that sends to nobody.
+// A discard is an outlet that drops all packets.
 type discard struct{}
 
 func (discard) NewBatch() *wireguard.Batch    { return new(wireguard.Batch) }

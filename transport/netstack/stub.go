@@ -8,21 +8,20 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// Resolver returns a *net.Resolver for libraries that want this type. Prefer the Net's own methods, LookupHost and the
-// others: they depend on nothing but the Net. A resolver of package net gets its answers from the Net, with its cache
-// and its choice of servers, but follows the host in these points:
+// Resolver returns a *net.Resolver for libraries that need this type. Prefer the Net's own methods, such as LookupHost, because
+// they do not depend on the host. The *net.Resolver gets its answers from the Net, with the Net's cache and choice of servers,
+// but the host decides these points:
 //
-//   - A name in the host's hosts file has the address that is written there. If nsswitch.conf names only files, no other
-//     name resolves.
-//   - A name that does not end in a dot is completed with the search list of the host's resolv.conf, and Config.Search
-//     does not apply.
-//   - The timeout and the attempts in resolv.conf, multiplied by the number of its servers, apply to each question.
-//   - An error names a server of the host, although that server was not asked. It does not contain what the tunnel's servers said.
+//   - A name in the host's hosts file has the address from that file. If nsswitch.conf names only files, no other name resolves.
+//   - Names that do not end in a dot are completed with the search list of the host's resolv.conf instead of Config.Search.
+//   - Each query has the timeout and the number of attempts from resolv.conf, for each server in resolv.conf.
+//   - An error names a server from resolv.conf, although that server was not asked. It does not say what the tunnel's name
+//     servers answered.
 //   - LookupPort reads the host's list of services.
 func (n *Net) Resolver() *net.Resolver { return &n.resolver.stub }
 
-// dialStub returns a connection to a name server inside the process, which answers from r. Package net treats a
-// connection without the methods of a net.PacketConn as a stream.
+// dialStub returns a connection to a name server inside the process, which gets its answers from r. Package net uses DNS over TCP
+// on the connection, because the connection lacks the methods of a net.PacketConn.
 func (r *resolver) dialStub(ctx context.Context, _, _ string) (net.Conn, error) {
 	if len(r.servers) == 0 {
 		return nil, r.missing
@@ -82,7 +81,8 @@ func (r *resolver) stubAnswer(ctx context.Context, query []byte) ([]byte, error)
 	return m.Pack()
 }
 
-// resources returns the records of a, behind an alias from name if they belong to another name.
+// resources returns the records of a. If they belong to another name than name, a CNAME record from name to their owner comes
+// first.
 func (a *answer) resources(name dnsmessage.Name) (all []dnsmessage.Resource, err error) {
 	if lower(name.String()) != a.owner {
 		owner, err := dnsmessage.NewName(a.owner)

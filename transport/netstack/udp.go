@@ -15,33 +15,34 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A UDPConn sends and receives datagrams through the tunnel. It behaves as a *net.UDPConn does, errors included. A
-// dialed UDPConn has a fixed remote address. It is safe for concurrent use and must not be copied.
+// A UDPConn sends and receives datagrams through the tunnel. It behaves like a *net.UDPConn and returns the same errors. A dialed
+// UDPConn has a fixed remote address. It is safe for concurrent use and must not be copied.
 //
-// It has no File and no SyscallConn, because it has no file descriptor. SetTOS, SetTTL, SetDontFragment, JoinGroup and the
-// like take the place of socket options, and Endpoint has the rest. quic-go asks for a SyscallConn before it uses ECN and
-// UDP_SEGMENT; interop/apps/quicconn_test.go shows the wrapper that it needs. Packages ipv4 and ipv6 of golang.org/x/net need a
-// descriptor for their PacketConn, so its methods fail. Their ControlMessage works with ReadMsgUDP and WriteMsgUDP.
+// It has no File and no SyscallConn, because it has no file descriptor. Methods such as SetTOS, SetTTL, SetDontFragment and
+// JoinGroup take the place of socket options; use Endpoint for other options. quic-go uses ECN and UDP_SEGMENT only if the
+// connection has a SyscallConn; interop/apps/quicconn_test.go shows a wrapper that provides one. The methods of PacketConn in
+// packages ipv4 and ipv6 of golang.org/x/net need a file descriptor, so they fail with a UDPConn. The type ControlMessage of
+// these packages works with ReadMsgUDP and WriteMsgUDP.
 type UDPConn struct {
 	socket
 	local, remote *net.UDPAddr // remote is nil unless dialed
 	bound         netip.Addr   // the local address; invalid means all addresses
 	is4           bool         // whether the endpoint is for IPv4 alone
 	mapped        bool         // whether the endpoint serves both families, with IPv4 addresses mapped into IPv6
-	foreign       bool         // the local address is another host's; see Flow.Accept
+	foreign       bool         // whether the local address belongs to another host; see Flow.Accept
 	whole         atomic.Bool  // whether datagrams must not be fragmented
 
 	readMu   sync.Mutex // held during a read
 	arrivals arrivals
-	filler   waiter.Entry // fills arrivals
+	filler   waiter.Entry // the event handler that fills arrivals
 
 	writeMu sync.Mutex // guards from and to
 	from    bytes.Reader
 	to      tcpip.FullAddress
 }
 
-// newUDPConn returns a connection that owns ep. network is as in net.OpError. h is the holder of the memory of its arrivals; the
-// zero holder means the connection itself.
+// newUDPConn returns a connection that owns the endpoint ep. network is the network's name for a net.OpError. h is the holder to
+// which the budget charges datagrams that wait to be read; the zero holder means the connection itself.
 func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool, h holder) *UDPConn {
 	c := &UDPConn{is4: proto != ipv6.ProtocolNumber}
 	if h == (holder{}) {
@@ -89,13 +90,13 @@ func (c *UDPConn) ReadFromUDP(b []byte) (int, *net.UDPAddr, error) {
 	return n, net.UDPAddrFromAddrPort(from), nil
 }
 
-// ReadFromUDPAddrPort is like ReadFrom, but does not allocate. It never returns an IPv4 address mapped into IPv6.
+// ReadFromUDPAddrPort is like ReadFrom, but does not allocate. It never returns an IPv4 address in its IPv6-mapped form.
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 	n, from, err := c.read(b, nil)
 	return n, from, c.wrap("read", nil, err)
 }
 
-// read reads one datagram into b, and what control messages say about it into m, which may be nil.
+// read reads one datagram into b. It stores what control messages report about the datagram in m, which may be nil.
 func (c *UDPConn) read(b []byte, m *received) (int, netip.AddrPort, error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
@@ -125,9 +126,9 @@ func (c *UDPConn) read(b []byte, m *received) (int, netip.AddrPort, error) {
 	}
 }
 
-// WaitReadable waits until a datagram can be read, or until the read deadline, and reads nothing. A program with many idle
-// sockets calls it before it takes a buffer. If several goroutines read, another one may have read the datagram before WaitReadable
-// returns.
+// WaitReadable waits until a datagram can be read, or until the read deadline. It does not read the datagram. A program with many
+// idle sockets can call WaitReadable before it allocates a buffer for the read. If several goroutines read, another one may have
+// read the datagram before WaitReadable returns.
 func (c *UDPConn) WaitReadable() error { return c.wrap("read", nil, c.waitReadable()) }
 
 func (c *UDPConn) waitReadable() error {
@@ -194,7 +195,7 @@ func (c *UDPConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	return n, nil
 }
 
-// write sends b to the address to, or to the dialed address if that is the zero AddrPort.
+// write sends b to the destination (to), or to the dialed address if to is the zero AddrPort.
 func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
@@ -227,7 +228,7 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 		switch err.(type) {
 		case nil:
 			return int(n), nil
-		case *tcpip.ErrNoBufferSpace: // other senders took the room meanwhile
+		case *tcpip.ErrNoBufferSpace: // meanwhile, other senders have filled the queue
 			if err := c.usable(&c.writes); err != nil {
 				return 0, err
 			}
@@ -242,7 +243,8 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 	}
 }
 
-// reaches returns why c cannot send to the address to, or nil. The address must not be mapped into IPv6.
+// reaches returns an error that says why c cannot send to the destination (to), or nil if it can. The destination must not be an
+// IPv4 address in its IPv6-mapped form.
 func (c *UDPConn) reaches(call string, to netip.Addr) error {
 	if err := c.net.unreachable(call, to); err != nil {
 		return err
@@ -256,8 +258,8 @@ func (c *UDPConn) reaches(call string, to netip.Addr) error {
 	return nil
 }
 
-// call returns the name of the system call that package net would have made: that in dialed if the connection was dialed, and
-// otherwise that in other.
+// call returns the name of the system call that package net would have made: the name in dialed if c was dialed, and the name in
+// other if not.
 func (c *UDPConn) call(dialed, other string) string {
 	if c.remote != nil {
 		return dialed
@@ -265,7 +267,7 @@ func (c *UDPConn) call(dialed, other string) string {
 	return other
 }
 
-// sends4 reports whether a datagram to the address to is IPv4. The zero AddrPort means the dialed address.
+// sends4 reports whether a datagram to the destination (to) is an IPv4 packet. The zero AddrPort means the dialed address.
 func (c *UDPConn) sends4(to netip.AddrPort) bool {
 	if to.IsValid() {
 		return to.Addr().Is4()
@@ -273,7 +275,8 @@ func (c *UDPConn) sends4(to netip.AddrPort) bool {
 	return c.remote.IP.To4() != nil
 }
 
-// waitForRoom waits until the link has room. Its error says why to give up.
+// waitForRoom waits until the link's queue has space. It returns an error if the write deadline passes or the connection is
+// closed.
 func (c *UDPConn) waitForRoom() error {
 	for full := c.net.link.full(); full != nil; full = c.net.link.full() {
 		if err := c.wait(full, &c.writes); err != nil {
@@ -286,7 +289,7 @@ func (c *UDPConn) waitForRoom() error {
 	return nil
 }
 
-// fullAddress returns the address to, which is not mapped, in the form that the endpoint needs.
+// fullAddress converts a destination (to) to the form that the endpoint needs. The destination must not be IPv6-mapped.
 func (c *UDPConn) fullAddress(to netip.AddrPort) tcpip.FullAddress {
 	a := to.Addr()
 	if c.mapped && a.Is4() {
@@ -295,7 +298,7 @@ func (c *UDPConn) fullAddress(to netip.AddrPort) tcpip.FullAddress {
 	return tcpip.FullAddress{Addr: tcpip.AddrFromSlice(a.AsSlice()), Port: to.Port()}
 }
 
-// Close closes the connection. Closing again fails with net.ErrClosed.
+// Close closes the connection. A second call fails with net.ErrClosed.
 func (c *UDPConn) Close() error {
 	if !c.close() {
 		return c.wrap("close", nil, net.ErrClosed)
@@ -321,20 +324,21 @@ func (c *UDPConn) SetDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.reads, &c.writes))
 }
 
-// SetReadDeadline sets when reads fail with os.ErrDeadlineExceeded, including one that waits now. The zero time means
+// SetReadDeadline sets the time at which reads, including blocked ones, fail with os.ErrDeadlineExceeded. The zero time means
 // never.
 func (c *UDPConn) SetReadDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.reads))
 }
 
-// SetWriteDeadline sets when writes fail with os.ErrDeadlineExceeded, including one that waits now. The zero time means
+// SetWriteDeadline sets the time at which writes, including blocked ones, fail with os.ErrDeadlineExceeded. The zero time means
 // never.
 func (c *UDPConn) SetWriteDeadline(t time.Time) error {
 	return c.wrap("set", nil, c.setDeadlines(t, &c.writes))
 }
 
-// SetReadBuffer sets how many bytes of datagrams may wait to be read. Each counts as 128 bytes or more besides its payload. The
-// default is 212 KiB. [Config.Memory] also bounds them. Datagrams beyond that are lost and counted in [Stats].DatagramsDropped.
+// SetReadBuffer sets how many bytes of datagrams may wait to be read. Each datagram counts as its payload plus 128 bytes or more.
+// The default is 212 KiB. [Config.Memory] also limits these bytes. Datagrams beyond either limit are lost and counted in
+// [Stats].DatagramsDropped.
 func (c *UDPConn) SetReadBuffer(bytes int) error {
 	if c.isClosed() {
 		return c.wrap("set", nil, net.ErrClosed)
@@ -343,7 +347,7 @@ func (c *UDPConn) SetReadBuffer(bytes int) error {
 	return nil
 }
 
-// SetWriteBuffer sets how many bytes may be on their way to the device at a time.
+// SetWriteBuffer sets how many bytes of datagrams may be queued for the device at a time.
 func (c *UDPConn) SetWriteBuffer(bytes int) error {
 	if c.isClosed() {
 		return c.wrap("set", nil, net.ErrClosed)
@@ -359,14 +363,14 @@ func (c *UDPConn) SetTOS(tos int) error {
 }
 
 // SetTTL sets the TTL of IPv4 datagrams and the hop limit of IPv6 datagrams: 1 to 255. The default is 64. For multicast
-// addresses, SetMulticastTTL does that.
+// addresses, use SetMulticastTTL.
 func (c *UDPConn) SetTTL(ttl int) error {
 	return c.setNumber(ttl, 1, 255, tcpip.IPv4TTLOption, tcpip.IPv6HopLimitOption)
 }
 
-// SetDontFragment says whether datagrams must not be fragmented. If on is true, a datagram that is larger than the
-// Net's MTU fails with syscall.EMSGSIZE, and routers must not fragment datagrams either. The default is false: the Net
-// fragments larger datagrams.
+// SetDontFragment says whether datagrams must not be fragmented. If on is true, writing a datagram that is larger than the Net's
+// MTU fails with syscall.EMSGSIZE, and routers must not fragment datagrams either. The default is false: the Net fragments larger
+// datagrams.
 func (c *UDPConn) SetDontFragment(on bool) error {
 	strategy := tcpip.PMTUDiscoveryDont
 	if on {
@@ -379,7 +383,7 @@ func (c *UDPConn) SetDontFragment(on bool) error {
 	return nil
 }
 
-// setNumber sets options to v, which must be within bounds.
+// setNumber sets each of options to v, which must be between least and most.
 func (c *UDPConn) setNumber(v, least, most int, options ...tcpip.SockOptInt) error {
 	if c.isClosed() {
 		return c.wrap("set", nil, net.ErrClosed)
@@ -395,7 +399,7 @@ func (c *UDPConn) setNumber(v, least, most int, options ...tcpip.SockOptInt) err
 	return nil
 }
 
-// wrap turns err into an error of package net. remote is the address of one operation, or nil for the dialed address.
+// wrap turns err into a *net.OpError. remote is the remote address of the failed call, or nil for the dialed address.
 func (c *UDPConn) wrap(op string, remote net.Addr, err error) error {
 	if err == nil {
 		return nil
@@ -417,8 +421,8 @@ func network(a net.Addr) string {
 	return a.Network()
 }
 
-// addrPortOf returns f as the local address of an endpoint. An endpoint that is not bound to a specific address gets
-// the unspecified address of its family.
+// addrPortOf converts f, the local address of an endpoint. If the endpoint is not bound to a specific address, the result has the
+// unspecified address of its family.
 func addrPortOf(f tcpip.FullAddress, proto tcpip.NetworkProtocolNumber) netip.AddrPort {
 	if f.Addr.Len() == 0 {
 		if proto == ipv6.ProtocolNumber {

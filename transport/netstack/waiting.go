@@ -7,43 +7,46 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// gVisor's queue of connections that wait for Accept counts the connections of all peers together, and does not count their
-// memory. So a listener empties that queue as soon as a handshake is complete, and keeps the connections itself:
+// gVisor's queue of connections that wait for Accept has one limit for all peers together, and does not count memory. So as soon
+// as a handshake is complete, a listener takes the connection out of gVisor's queue and puts it into its own:
 //
 //	SYN ▶ mayOpen ▶ half-open, in gVisor ▶ complete ▶ arrive ▶ waitingConns ▶ Accept
 //
-// Each waiting connection counts as waitingCost. A peer that has its share of them cannot open more: the link drops its SYNs,
-// which their sender repeats. Handshakes that were half-open by then may still complete, until the waiting connections of all
-// peers exceed their limit by an eighth of the budget. Beyond that, connections are reset.
+// Each waiting connection counts as waitingCost bytes. A peer whose waiting connections have reached its limit cannot open more:
+// the link drops the peer's SYNs. The sender repeats a dropped SYN later. Connections that are already half-open may still
+// complete their handshakes, until the waiting connections of all peers exceed their common limit by an eighth of the budget.
+// Beyond that, the listener resets connections.
 //
-// Half-open connections count before they exist: a listener reserves memory for all that it may have, which is half of what earlier
-// listeners left. While it has that many half-open connections, gVisor answers SYNs with cookies and keeps nothing, so other peers
-// still connect. A connection that began with a cookie has no window scale and no selective acknowledgements.
+// When a listener is made, it reserves memory for all half-open connections that it may have. It gets half of the part of this
+// memory that earlier listeners have not reserved. While the listener has as many half-open connections as it may have, gVisor
+// answers SYNs with SYN cookies and stores nothing, so other peers can still connect. A connection that began with a SYN cookie
+// has no window scale and no selective acknowledgements.
 
 const (
-	// waitingCost is what a connection that waits for Accept may hold, in bytes: 5 KiB, and its receive buffer with the overhead of
-	// the segments in it. 17,772 bytes were measured with segments of one byte.
+	// waitingCost is how many bytes of memory a connection that waits for Accept may take: 5 KiB, plus its receive buffer and the
+	// overhead of the segments in the buffer. With segments of one byte, the measured memory was 17,772 bytes.
 	waitingCost = 20 << 10
-	// halfOpenCost is the memory of a half-open connection, in bytes; 3,268 were measured.
+	// halfOpenCost is how many bytes the budget counts for a half-open connection. The measured memory was 3,268 bytes.
 	halfOpenCost = 4 << 10
-	// leastHalfOpen is how many half-open connections each listener may have, whatever others have.
+	// leastHalfOpen is how many half-open connections each listener may have at least, even if other listeners have reserved all
+	// memory.
 	leastHalfOpen = 16
 )
 
-// A waitingConns is the queue of a listener.
+// A waitingConns is a listener's queue of connections that wait for Accept.
 type waitingConns struct {
 	net   *Net
 	ep    tcpip.Endpoint
 	entry waiter.Entry
-	ready chan struct{} // has an element if there may be a connection to accept
+	ready chan struct{} // contains an element if a connection may be waiting for Accept
 
-	halfOpen holder // stands for this listener in the accounts of half-open connections
-	reserved int    // the memory that is accounted to halfOpen, in bytes
+	halfOpen holder // the holder to which the budget charges this listener's half-open connections
+	reserved int    // how many bytes the budget charges to halfOpen
 
 	mu      sync.Mutex // guards the rest
 	conns   []waitingConn
-	running bool // a goroutine empties gVisor's queue
-	again   bool // that goroutine must look again
+	running bool // a goroutine is emptying gVisor's queue
+	again   bool // that goroutine must check gVisor's queue again
 	closed  bool
 }
 
@@ -54,7 +57,8 @@ type waitingConn struct {
 	who holder
 }
 
-// reserve takes memory for half-open connections from the budget, and returns how many there may be.
+// reserve takes memory for half-open connections from the budget, and returns how many half-open connections the listener may
+// have.
 func (w *waitingConns) reserve(n *Net) int {
 	w.net, w.halfOpen = n, holder{socket: new(arrivals)}
 	b := n.budget
@@ -68,7 +72,7 @@ func (w *waitingConns) reserve(n *Net) int {
 	return most
 }
 
-// listen begins to empty the queue of ep, which listens.
+// listen begins to empty gVisor's queue of the listening endpoint ep.
 func (w *waitingConns) listen(ep tcpip.Endpoint, q *waiter.Queue) {
 	w.ep, w.ready = ep, make(chan struct{}, 1)
 	w.entry = waiter.NewFunctionEntry(waiter.ReadableEvents, func(waiter.EventMask) { w.arrive() })
@@ -76,7 +80,8 @@ func (w *waitingConns) listen(ep tcpip.Endpoint, q *waiter.Queue) {
 	w.arrive()
 }
 
-// arrive makes a goroutine empty gVisor's queue. gVisor may hold the listener's lock, so arrive cannot empty the queue itself.
+// arrive makes a goroutine empty gVisor's queue. It does not empty the queue itself, because gVisor may hold the listener's lock
+// when it calls arrive.
 func (w *waitingConns) arrive() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -86,12 +91,13 @@ func (w *waitingConns) arrive() {
 		w.again = true
 	default:
 		w.running = true
-		w.net.link.accepting.Add(1) // with mu held and not closed, and so before Net.Close waits for accepting
+		// mu is held and closed is false, so this comes before Net.Close waits for accepting.
+		w.net.link.accepting.Add(1)
 		go w.empty()
 	}
 }
 
-// empty moves the connections out of gVisor's queue.
+// empty moves the connections from gVisor's queue to w.
 func (w *waitingConns) empty() {
 	defer w.net.link.accepting.Done()
 	for {
@@ -112,7 +118,7 @@ func (w *waitingConns) empty() {
 	}
 }
 
-// push appends a connection, or resets and counts it.
+// push appends the connection of ep to w. If keep refuses the connection, push resets it.
 func (w *waitingConns) push(ep tcpip.Endpoint, q *waiter.Queue) {
 	c := waitingConn{ep: ep, q: q}
 	if a, err := ep.GetRemoteAddress(); err == nil {
@@ -123,7 +129,8 @@ func (w *waitingConns) push(ep tcpip.Endpoint, q *waiter.Queue) {
 	}
 }
 
-// keep appends c, or counts it and returns false.
+// keep appends c to w and returns true. It returns false if w is closed or the budget refuses c; in the second case, it counts c
+// as dropped.
 func (w *waitingConns) keep(c waitingConn) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -143,7 +150,7 @@ func (w *waitingConns) keep(c waitingConn) bool {
 	return true
 }
 
-// pop returns the connection that waits longest. ok is false if there is none.
+// pop removes the connection that has waited longest and returns it. ok is false if no connection waits.
 func (w *waitingConns) pop() (c waitingConn, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -157,7 +164,7 @@ func (w *waitingConns) pop() (c waitingConn, ok bool) {
 	return c, true
 }
 
-// close resets all connections. The listener's endpoint no longer listens.
+// close resets all waiting connections. The listener's endpoint must no longer listen when close is called.
 func (w *waitingConns) close() {
 	w.mu.Lock()
 	w.closed = true
@@ -172,7 +179,8 @@ func (w *waitingConns) close() {
 	b.give(&b.held.handshakes, w.halfOpen, w.reserved)
 }
 
-// mayOpen reports whether the party of the SYN p may open a connection to a listener.
+// mayOpen reports whether the party that sent the SYN p may open a connection to a listener. If not, it counts the SYN as
+// dropped.
 func (l *link) mayOpen(p []byte) bool {
 	src, _ := addressesOf(p)
 	b := l.owner.budget

@@ -8,13 +8,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// synFrom returns a SYN of a connection that a handConn can continue.
+// synFrom returns a SYN that begins a connection from own to the listener at to.
 func synFrom(own, to netip.AddrPort) []byte {
 	return segment{from: own, to: to, seq: 7, flags: flagSYN, window: 60000, options: []byte{2, 4, 1000 >> 8, 1000 & 255, 1, 3, 3, 0, 1, 1, 4, 2}}.packet()
 }
 
-// TestAcceptQueueBound: one party opens connections that nobody accepts and fills their buffers with single bytes. What they hold
-// is bounded and counted, and another party still connects. After the program accepts, the first party connects again.
+// TestAcceptQueueBound lets one party open connections that the program does not accept, and fill their buffers with segments of
+// one byte. It checks that the memory of these connections is bounded and counted, and that another party can still connect.
+// After the program has accepted the connections, the first party can connect again.
 func TestAcceptQueueBound(t *testing.T) {
 	const memory = 16 << 20
 	n, h := smallNet(t, memory)
@@ -79,8 +80,9 @@ func TestAcceptQueueBound(t *testing.T) {
 	waitFor(t, func() bool { return n.Stats().Memory == 0 })
 }
 
-// TestAcceptQueueReset: handshakes that were half-open when their party had its share may still complete. Once the waiting
-// connections exceed their limit by an eighth of the budget, further ones are reset.
+// TestAcceptQueueReset checks that half-open connections may still complete their handshakes after their party has reached its
+// limit. Once the waiting connections exceed their common limit by an eighth of the budget, the listener must reset further
+// connections.
 func TestAcceptQueueReset(t *testing.T) {
 	const memory = 4 << 20
 	n, h := smallNet(t, memory)
@@ -96,7 +98,7 @@ func TestAcceptQueueReset(t *testing.T) {
 		s := h.want(t, "a SYN-ACK", func(s segment) bool { return s.to == own && s.flags == flagSYN|flagACK })
 		half = append(half, segment{from: own, to: to, seq: 8, ack: s.seq + 1, flags: flagACK, window: 60000})
 	}
-	for _, s := range half { // one after another, so that gVisor's own accept queue does not overflow
+	for _, s := range half { // complete one handshake after another, so that gVisor's own queue does not overflow
 		before := n.Stats()
 		h.write(t, s.packet())
 		waitFor(t, func() bool {
@@ -113,7 +115,8 @@ func TestAcceptQueueReset(t *testing.T) {
 	}
 }
 
-// TestHalfOpenBound: SYNs of one party hold a bounded amount of memory, which is counted, and another party still connects.
+// TestHalfOpenBound lets one party send a flood of SYNs. It checks that the memory of half-open connections is bounded and
+// counted, and that another party can still connect.
 func TestHalfOpenBound(t *testing.T) {
 	const memory, listeners = 16 << 20, 20
 	n, h := smallNet(t, memory)
@@ -137,7 +140,7 @@ func TestHalfOpenBound(t *testing.T) {
 		h.sent = nil
 		h.mu.Unlock()
 	}
-	// SYNs that gVisor has not handled yet take memory too, but not for long.
+	// SYNs that gVisor has not handled yet also take memory, so the test waits until gVisor has handled all of them.
 	waitFor(t, func() bool {
 		sent := n.stack.Stats().TCP.ListenOverflowSynCookieSent
 		before := sent.Value()

@@ -10,50 +10,51 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// Bulk data in both directions of one TCP connection stops for good if an end whose receive window is closed drops the
-// other end's acknowledgements. Its own data then stays unacknowledged, so its program cannot write. A program that
-// reads only after its write, such as an echo server, does not open the window again. The two ends wait for each other
-// forever.
+// Suppose that bulk data flows in both directions of one TCP connection, and that an end whose receive window is closed drops the
+// other end's acknowledgements. The data of the first end then stays unacknowledged, so its program cannot write. If that program
+// reads only after its write, as an echo server does, the window never opens again. The two ends wait for each other forever.
 //
-// gVisor drops these acknowledgements because their sequence number lies beyond its window. A peer gets beyond the window
-// for two reasons:
+// gVisor drops these acknowledgements because their sequence number lies beyond its window. A peer may send beyond the window for
+// two reasons:
 //
-//   - gVisor announces its window in units of 1<<scale bytes, rounded down, from whatever byte it acknowledges. So the
-//     announced right edge sometimes moves back by less than a unit. gVisor accepts segments up to the latest edge (rcv.go,
-//     acceptable), although the peer may have filled up to an earlier one.
-//   - The peer's own stack takes the window of an old, reordered acknowledgement for the present one, as gVisor does without heard.
-//     The peer then sends more than the window allows. Some other stacks probe a closed window with a byte of new data.
+//   - gVisor announces its window in units of 1<<scale bytes, rounded down, counted from the byte that it acknowledges. So the
+//     announced right edge of the window sometimes moves back by less than a unit. gVisor accepts segments up to the right edge
+//     that it announced last (rcv.go, acceptable), although the peer may have sent up to an earlier edge that was farther right.
+//   - The peer's own stack takes the window of an old, reordered acknowledgement for the present window, as gVisor would do
+//     without heard. The peer then sends more than the present window allows. Some other stacks probe a closed window with a byte
+//     of new data.
 //
-// Package netstack handles the first reason in outbound and lowerSYN, and the second one with a table of closed windows in
-// each direction. This is safe for TCP:
+// Package netstack handles the first reason in outbound and lowerSYN. It handles the second reason with a table of closed windows
+// for each direction. This is safe for TCP:
 //
-//   - It never makes an acknowledgement newer, because it never changes an acknowledgement number. It makes, keeps and
-//     delays no segment. So nothing is acknowledged that was not received.
+//   - It never changes an acknowledgement number, and it does not create, store or delay segments. So no byte is acknowledged
+//     that was not received.
 //   - A smaller window than gVisor's own only makes the peer send less.
 //   - It changes the sequence number only of an acknowledgement without payload, and only to the number that the receiver
 //     expects while its window is closed. Such a segment occupies no sequence space, so no byte of the stream moves.
 //     RFC 9293, section 3.10.7.4: "If the RCV.WND is zero, no segments will be acceptable, but special allowance should be
 //     made to accept valid ACKs". The receiver checks that the acknowledgement number is valid, as always.
 //
-// windows also corrects the windows that peers announce, and recovers losses on long paths; see heard and longPath. It must not be
-// copied.
+// A windows also corrects the windows that peers announce, and recovers losses on long paths; see heard and longPath. It must not
+// be copied.
 type windows struct {
-	own  closedWindows // windows that this end closed; the value is the number that it acknowledged then, its RCV.NXT
-	peer closedWindows // windows that a peer closed; the value is the number that the peer acknowledged then
+	own  closedWindows // windows that this end closed, with the number that it acknowledged then, its RCV.NXT
+	peer closedWindows // windows that a peer closed, with the number that the peer acknowledged then
 
 	heard heardConns
-	full  int // the most bytes of a segment; see setMTU
+	full  int // how many bytes of payload a full segment has; see setMTU
 }
 
-// setMTU says how large the packets of this end are.
+// setMTU sets the size of the largest packet of this end, in bytes.
 func (w *windows) setMTU(mtu int) { w.full = mtu - header.IPv4MinimumSize - header.TCPMinimumSize }
 
-// outbound lowers the window of a connection's segment and notes whether it is closed. h holds the headers of the segment,
-// which is about to be sent. The IP header is l3 bytes long. bare says that the segment has no payload. The caller
-// computes the checksum afterwards.
+// outbound lowers the window in a segment that is about to be sent, and records whether the window is closed. h contains the
+// headers of the segment. The IP header is l3 bytes long. bare says that the segment has no payload. The caller computes the
+// checksum afterwards.
 //
-// If the peer's window is closed, the peer accepts a bare acknowledgement only with the sequence number that it expects.
-// outbound puts that number in if this end has sent more. The peer's stack may have dropped what exceeds its window.
+// If the peer's window is closed, the peer accepts an acknowledgement without payload only with the sequence number that it
+// expects next. If this end has sent bytes beyond that number, outbound writes the expected number to the header, because the
+// peer's stack may have dropped these bytes.
 func (w *windows) outbound(h []byte, l3 int, bare bool) {
 	tcp := h[l3:]
 	window, flags := binary.BigEndian.Uint16(tcp[tcpWindow:]), header.TCPFlags(tcp[tcpFlags])
@@ -79,19 +80,21 @@ func (w *windows) outbound(h []byte, l3 int, bare bool) {
 	}
 }
 
-// inbound notes whether the window of the peer is closed in the TCP segment p, whose headers are whole. The IP header is
-// l3 bytes long, both headers together are l4 bytes long.
+// inbound records whether the received TCP segment p closes the peer's window. The headers of p must be whole. The IP header is
+// l3 bytes long; both headers together are l4 bytes long.
 //
-// If this end's window is closed, gVisor accepts a bare acknowledgement only with the sequence number that it expects.
-// inbound puts that number in if the peer has sent more. The sequence number of a segment without payload and flags decides
-// three things: whether gVisor accepts the segment, whether its window counts (gVisor takes it in any case), and whether
-// gVisor echoes its timestamp. The echoed timestamp may be newer than in RFC 7323, section 4.3, which excludes segments
-// beyond a gap. If gVisor receives more data before it handles the segment, the sequence number that inbound put in is out of
-// date. gVisor then drops the segment and answers with a bare acknowledgement, which renews the connection's entry in w.own.
+// If this end's window is closed, gVisor accepts an acknowledgement without payload only with the sequence number that it expects
+// next. If the sequence number of p is beyond that number, inbound writes the expected number to the header. The sequence number
+// of such a segment decides three things: whether gVisor accepts the segment, whether the segment's window is valid (gVisor does
+// not check that), and whether gVisor echoes the segment's timestamp. gVisor may thus echo a newer timestamp than RFC 7323,
+// section 4.3, allows, which excludes segments beyond a gap. If gVisor receives more data before it handles the segment, the
+// sequence number that inbound wrote is out of date. gVisor then drops the segment and answers with an acknowledgement without
+// payload, which renews the connection's entry in w.own.
 //
-// The checksum of p, which the caller has checked, is then wrong. Nothing reads it again.
+// The caller has already verified the checksum of p. After a change of the header, the checksum is wrong, but nothing reads it
+// again.
 //
-// If p is an acknowledgement, the verdict is that of its connection's longPath.
+// If p is an acknowledgement for a connection that has a longPath, inbound returns the verdict of the longPath.
 func (w *windows) inbound(p []byte, l3, l4 int) (v verdict) {
 	tcp := p[l3:l4]
 	window, flags := binary.BigEndian.Uint16(tcp[tcpWindow:]), header.TCPFlags(tcp[tcpFlags])
@@ -122,22 +125,22 @@ func (w *windows) inbound(p []byte, l3, l4 int) (v verdict) {
 	return v
 }
 
-// forget drops what is known of a connection that ends or begins.
+// forget removes the entries of a connection that ends or begins.
 func (w *windows) forget(f flow) {
 	w.own.forget(f)
 	w.peer.forget(f)
 }
 
-// lowerSYN takes one unit off the window of a SYN and keeps its checksum right. outbound does the same for all other segments
-// of a connection. p is any packet that gVisor made whole.
+// lowerSYN lowers the window of p by one unit and updates the checksum if p is a SYN. p is a packet that gVisor does not leave to
+// the link to cut into segments. outbound lowers the window of all other segments of a connection.
 //
-// Let u be the unit, and E1 and E2 the right edges that gVisor counts, without rounding, when it sends two segments. gVisor
-// never moves its edge back, so E2 is at least E1. The first segment tells the peer at most E1-u. When gVisor sends the
-// second one, it accepts what lies before E2 rounded down, which is beyond E2-u. So rounding never makes gVisor drop what
-// the peer was allowed to send.
+// Let u be the unit. Let E1 and E2 be the exact right edges, without rounding, that gVisor counts when it sends two segments, one
+// after the other. gVisor never moves its exact edge back, so E2 is at least E1. With the lowered window, the first segment
+// announces at most E1-u to the peer. After the second segment, gVisor accepts bytes up to the edge that results from rounding E2
+// down, and that edge is beyond E2-u. So rounding never makes gVisor drop bytes that it allowed the peer to send.
 //
-// The window of a SYN counts bytes, and the scale that the SYN announces gives the unit. Without a scale, nothing is
-// rounded.
+// The window field of a SYN counts bytes. The unit results from the scale that the SYN announces. Without a scale, gVisor does
+// not round.
 func lowerSYN(p []byte) {
 	l3, l4, ok := tcpHeaders(p)
 	if !ok || p[0]>>4 == 4 && isFragment4(p) || !header.TCPFlags(p[l3+tcpFlags]).Intersects(header.TCPFlagSyn) {
@@ -160,10 +163,10 @@ func put16(field, sum []byte, v uint16) {
 	binary.BigEndian.PutUint16(sum, ^packet.Add(packet.Add(^binary.BigEndian.Uint16(sum), ^was), v))
 }
 
-// A flow is a TCP connection: this end's address and the peer's, then this end's port and the peer's.
+// A flow identifies a TCP connection: this end's address, the peer's address, this end's port and the peer's port.
 type flow [16 + 16 + 2 + 2]byte
 
-// flowOf returns the connection of the packet p.
+// flowOf returns the connection to which the packet p belongs.
 func flowOf(p []byte, l3 int, inbound bool) (f flow) {
 	at, n := ip4Addresses, 4
 	if p[0]>>4 == 6 {
@@ -195,18 +198,18 @@ const (
 	closedWays = 4
 )
 
-// closedWindows holds a number for each connection whose window is closed. It has room for 4,096 connections in 32 KiB,
-// which it allocates when the first window closes. The hash of a connection is secret, so a peer cannot aim at the entry
-// of another one.
+// closedWindows stores a sequence number for each connection whose window is closed. Its table has entries for 4,096 connections
+// and takes 32 KiB, which it allocates when the first window closes. The hash that selects the entry of a connection has a secret
+// seed, so a peer cannot choose connections that overwrite the entry of a certain other connection.
 //
-// If a set is full, a new connection replaces another one. Nothing then corrects the acknowledgements of the other one
-// until its next segment is sent, which renews the entry. The acknowledgement that needs the entry answers such a
-// segment. So a connection gets through if its entry outlives one round trip, even if a peer keeps any number of
-// windows closed.
+// If a set is full, a new entry replaces the entry of another connection. Acknowledgements of the other connection are then not
+// corrected until the other connection sends its next segment, which renews its entry. The peer sends the acknowledgement that
+// needs the correction in answer to such a segment. So a connection makes progress if its entry survives for one round trip, even
+// if a peer keeps any number of windows closed.
 //
-// It takes no lock: an entry is one word. The zero value is ready.
+// closedWindows needs no lock, because an entry is one word. The zero value is ready.
 type closedWindows struct {
-	used  atomic.Int32 // entries in table
+	used  atomic.Int32 // how many entries of table are in use
 	table atomic.Pointer[[closedSets][closedWays]atomic.Uint64]
 }
 
@@ -216,8 +219,8 @@ var flowSeed = maphash.MakeSeed()
 // none reports whether no window is closed.
 func (c *closedWindows) none() bool { return c.used.Load() == 0 }
 
-// find returns the set of a connection, nil before the first close, and the connection's tag. An entry is a tag, which is
-// not 0, in the upper half of the word, and a number in the lower half. 0 is a free entry.
+// find returns the connection's set, which is nil before the first call of close, and the connection's tag, which is not 0. An
+// entry has the tag in its upper half and the sequence number in its lower half. A free entry is 0.
 func (c *closedWindows) find(f *flow) (set *[closedWays]atomic.Uint64, tag uint32) {
 	h := maphash.Bytes(flowSeed, f[:])
 	if t := c.table.Load(); t != nil {
@@ -226,8 +229,8 @@ func (c *closedWindows) find(f *flow) (set *[closedWays]atomic.Uint64, tag uint3
 	return set, uint32(h>>32) | 1
 }
 
-// close notes that a segment closed the window of f and acknowledged n. An older segment than the one that is noted
-// changes nothing.
+// close records that a segment closed the window of f and acknowledged the number n. It does nothing if the entry is from a newer
+// segment.
 func (c *closedWindows) close(f flow, n uint32) {
 	if c.table.Load() == nil {
 		c.table.CompareAndSwap(nil, new([closedSets][closedWays]atomic.Uint64))
@@ -250,13 +253,13 @@ func (c *closedWindows) close(f flow, n uint32) {
 	}
 }
 
-// open notes that a segment with an open window acknowledged n. An older segment than the one that is noted changes
-// nothing.
+// open removes the entry of f, because a segment with an open window acknowledged the number n. It does nothing if the entry is
+// from a newer segment.
 func (c *closedWindows) open(f flow, n uint32) {
 	c.remove(&f, func(noted uint32) bool { return int32(n-noted) >= 0 })
 }
 
-// forget drops the entry of f.
+// forget removes the entry of f.
 func (c *closedWindows) forget(f flow) { c.remove(&f, func(uint32) bool { return true }) }
 
 func (c *closedWindows) remove(f *flow, old func(noted uint32) bool) {
@@ -274,7 +277,8 @@ func (c *closedWindows) remove(f *flow, old func(noted uint32) bool) {
 	}
 }
 
-// clip writes the number of f to seq, if the window of f is closed and seq is beyond that number.
+// clip lowers the sequence number in seq to the number in the entry of f, if f has an entry and the sequence number is beyond
+// that number.
 func (c *closedWindows) clip(f flow, seq []byte) {
 	if c.none() {
 		return

@@ -12,19 +12,19 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// handFlows are one connection of each family.
+// handFlows contains, for each family, the two addresses of a connection: the peer's and the Net's.
 var handFlows = map[string][2]netip.AddrPort{
 	"IPv4": {netip.AddrPortFrom(b4, 4000), netip.AddrPortFrom(a4, 7)},
 	"IPv6": {netip.AddrPortFrom(b6, 4000), netip.AddrPortFrom(a6, 7)},
 }
 
-// accepted returns a connection that the peer made by hand, and the Net's end of it.
+// accepted makes a connection from a handPeer to a Net. It returns the peer's end and the Net's end.
 func accepted(t *testing.T, own, to netip.AddrPort) (*handConn, *TCPConn) {
 	t.Helper()
 	return acceptedWith(t, own, to, nil)
 }
 
-// acceptedWith is like accepted, for a handshake that early data completes.
+// acceptedWith is like accepted, but the segment that completes the handshake carries the data early.
 func acceptedWith(t *testing.T, own, to netip.AddrPort, early []byte) (*handConn, *TCPConn) {
 	t.Helper()
 	n, h := byHand(t)
@@ -43,9 +43,9 @@ func acceptedWith(t *testing.T, own, to netip.AddrPort, early []byte) (*handConn
 	return c, s.(*TCPConn)
 }
 
-// TestAckBeyondClosedWindow has a server that reads nothing until its write has returned. The peer fills the window and sends more,
-// which the Net drops. Then the peer acknowledges what the server wrote. The number of that acknowledgement lies beyond the closed
-// window, and it must count nevertheless.
+// TestAckBeyondClosedWindow runs a server that does not read until its write has returned. The peer fills the server's window and
+// sends more bytes, which the Net drops. Then the peer acknowledges the bytes that the server wrote. The sequence number of that
+// acknowledgement lies beyond the closed window, but the Net must accept the acknowledgement.
 func TestAckBeyondClosedWindow(t *testing.T) {
 	for name, f := range handFlows {
 		t.Run(name, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestAckBeyondClosedWindow(t *testing.T) {
 				_, err := s.Write(make([]byte, total))
 				written <- err
 			}()
-			// The peer acknowledges nothing yet, so the server's window is full soon.
+			// The peer does not acknowledge data yet, and fills the server's window.
 			first := c.h.want(t, "data", func(s segment) bool { return c.mine(s) && len(s.payload) > 0 })
 			for a := c.h.want(t, "an acknowledgement", c.mine); a.window != 0; {
 				if a.ack == c.next {
@@ -67,13 +67,13 @@ func TestAckBeyondClosedWindow(t *testing.T) {
 				}
 				a = c.h.want(t, "an acknowledgement of all", func(s segment) bool { return c.mine(s) && s.ack == c.next })
 			}
-			c.send(t, 3000) // dropped
-			// The peer has sent more, which was lost. The buffer was larger once, and gVisor accepts numbers up to the edge that it
-			// had then.
+			c.send(t, 3000) // the Net drops these bytes, because the window is closed
+			// The test acts as if the peer had sent 16 MiB more, which were lost. The read buffer was larger before, and gVisor
+			// accepts sequence numbers up to the right edge of that time, so a smaller number would not suffice.
 			c.next += 16 << 20
 			got := first.seq
 			for end := first.seq + total; got != end; {
-				// Acknowledge all that arrived.
+				// Acknowledge all bytes that have arrived.
 				s := c.h.want(t, "the rest of what the server wrote", func(s segment) bool {
 					return c.mine(s) && s.seq+uint32(len(s.payload)) != got && int32(s.seq-got) <= 0 && int32(s.seq+uint32(len(s.payload))-got) > 0
 				})
@@ -96,9 +96,9 @@ func TestAckBeyondClosedWindow(t *testing.T) {
 	}
 }
 
-// TestAckToClosedWindow: a peer closes its window below the bytes that the Net has already sent, as it seems to do after a
-// reordered acknowledgement. The peer then accepts only the sequence number that it expects next. So the Net's acknowledgements
-// without data carry that number.
+// TestAckToClosedWindow lets a peer close its window at a number below bytes that the Net has already sent. That also seems to
+// happen after a reordered acknowledgement. The peer then accepts only the sequence number that it expects next. The test checks
+// that the Net's acknowledgements without data carry that number.
 func TestAckToClosedWindow(t *testing.T) {
 	for name, f := range handFlows {
 		t.Run(name, func(t *testing.T) {
@@ -114,7 +114,7 @@ func TestAckToClosedWindow(t *testing.T) {
 			ackOf := func(what string, seq uint32) {
 				t.Helper()
 				c.send(t, 1000)
-				c.send(t, 1000) // a second segment, whose acknowledgement is not delayed
+				c.send(t, 1000) // gVisor acknowledges a second segment without a delay
 				a := c.h.want(t, what, func(s segment) bool { return c.mine(s) && len(s.payload) == 0 && s.ack == c.next })
 				if a.seq != seq {
 					t.Errorf("%s has the number %d, want %d", what, int32(a.seq-next), int32(seq-next))
@@ -133,16 +133,18 @@ func TestAckToClosedWindow(t *testing.T) {
 	}
 }
 
-// TestWindowKeepsItsEdge plays a receiver that counts as gVisor does, and a peer that fills what it was told. The peer must
-// never get beyond what the receiver accepts.
+// TestWindowKeepsItsEdge simulates a receiver that computes windows as gVisor does, and a peer that fills the announced windows.
+// It checks that the peer may never send beyond the right edge up to which the receiver accepts bytes.
 func TestWindowKeepsItsEdge(t *testing.T) {
 	shrunk := 0
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		scale := r.IntN(12)
 		next := uint32(r.Uint64())
-		edge := next + 1 + r.Uint32N(1<<20) // gVisor's, which never moves back
-		told, was := next, next             // the farthest edge that the peer knows, and would know if w changed nothing
+		edge := next + 1 + r.Uint32N(1<<20) // gVisor's exact right edge, which never moves back
+		// told is the farthest right edge that was announced to the peer; was is the farthest edge that the peer would know if w
+		// changed nothing.
+		told, was := next, next
 		w := new(windows)
 		for range 200 {
 			window := min((edge-next)>>scale, 65535)
@@ -165,10 +167,10 @@ func TestWindowKeepsItsEdge(t *testing.T) {
 			forward(&told, next+uint32(s.window)<<scale)
 			forward(&was, next+window<<scale)
 			if told != next {
-				next += 1 + r.Uint32N(told-next) // some of it arrives
+				next += 1 + r.Uint32N(told-next) // some of the bytes that the peer may send arrive
 			}
 			if r.IntN(3) == 0 {
-				edge += r.Uint32N(1 << 16) // the program reads
+				edge += r.Uint32N(1 << 16) // the program reads some bytes
 			}
 		}
 	}
@@ -177,7 +179,7 @@ func TestWindowKeepsItsEdge(t *testing.T) {
 	}
 }
 
-// TestLowerSYN takes one unit off the window of a SYN.
+// TestLowerSYN checks that lowerSYN lowers the window of a SYN by one unit, and changes no other packets.
 func TestLowerSYN(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for i := range 4000 {
@@ -217,26 +219,26 @@ func TestLowerSYN(t *testing.T) {
 	}
 }
 
-// fragment marks the IPv4 packet p as the first fragment of a longer one.
+// fragment marks the IPv4 packet p as the first fragment of a longer packet.
 func fragment(p []byte) []byte {
 	p[6] = 0x20
 	return p
 }
 
-// numberedFlow returns the i-th connection of many.
+// numberedFlow returns a different connection for each i.
 func numberedFlow(i int) (f flow) {
 	binary.BigEndian.PutUint64(f[16:], uint64(i))
 	return f
 }
 
-// clipped returns the sequence number that clip makes of n.
+// clipped returns the sequence number to which clip changes n for the connection f.
 func (c *closedWindows) clipped(f flow, n uint32) uint32 {
 	b := binary.BigEndian.AppendUint32(nil, n)
 	c.clip(f, b)
 	return binary.BigEndian.Uint32(b)
 }
 
-// TestClosedWindows opens, closes and forgets.
+// TestClosedWindows checks how open, close and forget change the entries, and what clip makes of sequence numbers.
 func TestClosedWindows(t *testing.T) {
 	var c closedWindows
 	f, g := numberedFlow(1), numberedFlow(2)
@@ -276,8 +278,8 @@ func TestClosedWindows(t *testing.T) {
 	want("forgotten", f, 5, 5, 0)
 }
 
-// TestClosedWindowsBound closes more windows than there is room for. A connection whose window closes then still finds a
-// place, and keeps it while some hundred others close theirs.
+// TestClosedWindowsBound closes more windows than the table has entries. It checks that a further connection still gets an entry,
+// and usually keeps it while a hundred other connections close their windows.
 func TestClosedWindowsBound(t *testing.T) {
 	var c closedWindows
 	for i := range 100_000 {
@@ -317,7 +319,7 @@ func TestClosedWindowsBound(t *testing.T) {
 	}
 }
 
-// TestWindowsForget ends connections with a reset, and begins them with a SYN, in either direction.
+// TestWindowsForget checks that a reset or a SYN removes the entries of a connection.
 func TestWindowsForget(t *testing.T) {
 	f := handFlows["IPv6"]
 	in := func(w *windows, flags uint8, window uint16) {
@@ -337,7 +339,7 @@ func TestWindowsForget(t *testing.T) {
 	} {
 		w := new(windows)
 		in(w, flagACK, 0)
-		out(w, flagACK|flagPSH, 1) // announced as 0
+		out(w, flagACK|flagPSH, 1) // outbound lowers this window to 0
 		if w.own.none() || w.peer.none() {
 			t.Fatal("a closed window is not noted")
 		}
@@ -356,7 +358,7 @@ func TestWindowsAllocate(t *testing.T) {
 	for _, window := range []uint16{65535, 0} {
 		p := segment{from: f[0], to: f[1], flags: flagACK, window: window}.packet()
 		q := segment{from: f[1], to: f[0], flags: flagACK, window: window}.packet()
-		w.inbound(p, packet.IP4Header, len(p)) // allocates the table
+		w.inbound(p, packet.IP4Header, len(p)) // the first closed window allocates the table
 		w.outbound(q, packet.IP4Header, true)
 		n := testing.AllocsPerRun(100, func() {
 			w.inbound(p, packet.IP4Header, len(p))
@@ -368,8 +370,8 @@ func TestWindowsAllocate(t *testing.T) {
 	}
 }
 
-// TestSmallestBuffer gives a connection the smallest read buffer that gVisor allows. The Net must still announce a window:
-// lowerSYN takes a unit of its scale off and must leave something.
+// TestSmallestBuffer checks that data still arrives with the smallest read buffer that a Net allows. The window must stay open
+// although the Net lowers it by one unit.
 func TestSmallestBuffer(t *testing.T) {
 	a, b := pair(t)
 	c, s := connectedTCP(t, a, b, b4)

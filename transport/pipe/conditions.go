@@ -6,36 +6,38 @@ import (
 	"time"
 )
 
-// Conditions are what a path does to datagrams. The zero value does nothing: what is sent arrives at once. Two ends
-// have a separate path in each direction. Probabilities go from 0 to 1. Sizes are those of the IP packet: the
-// datagram's size plus 28 bytes for IPv4, or 48 for IPv6.
+// Conditions determine what the path from one end to another does to datagrams. With the zero value, all datagrams arrive at once.
+// The two directions between two ends are separate paths. Probabilities are between 0 and 1. Sizes are those of the IP packet: the
+// datagram's size plus 28 bytes for IPv4, or 48 bytes for IPv6.
 //
-// They apply in this order: cuts, MTU, Loss, CE, Duplicate, Rate, and then the delays.
+// The order of application is: cuts, MTU, Loss, CE, Duplicate, Rate, and then the delays.
 type Conditions struct {
-	// MTU is the size of the largest packet that passes. Larger ones are dropped silently. Zero means no limit.
+	// MTU is the size of the largest packet that passes, in bytes. Larger packets are dropped silently. Zero means no limit.
 	MTU int
-	// RefuseTooBig makes Send fail with an error that wraps syscall.EMSGSIZE instead, as a socket does that may not fragment
-	// and knows the MTU. Datagrams of the same train that fit are sent.
+	// RefuseTooBig makes Send fail with an error that wraps syscall.EMSGSIZE for a packet larger than MTU, instead of dropping the
+	// packet silently. A real socket does that if it must not fragment and knows the MTU. Send still sends the datagrams of the
+	// same train that are small enough.
 	RefuseTooBig bool
 
 	// Loss is the probability that a datagram is dropped.
 	Loss float64
 
-	// CE is the probability that an ECN-capable datagram is marked as having met congestion.
+	// CE is the probability that an ECN-capable datagram gets the mark Congestion Experienced.
 	CE float64
 
-	// Duplicate is the probability that a datagram is sent twice. Each copy has a separate delay.
+	// Duplicate is the probability that a datagram is sent twice. The delays of the two are independent.
 	Duplicate float64
 
-	// Rate is how many bytes pass per second. A Rate of zero means no limit. Up to Queue bytes wait until the rate
-	// allows them, and further datagrams are dropped. A Queue of zero means 64 KiB.
+	// Rate is the largest number of bytes per second. Zero means no limit. Up to Queue bytes wait until Rate permits sending
+	// them. While the queue is full, further datagrams are dropped. A Queue of zero means 64 KiB.
 	Rate, Queue int
 
-	// Delay is the time under way. Jitter is the most that is added to it at random, so that datagrams overtake each other.
+	// Delay is the time from sending to arrival. For each datagram, a random time of at most Jitter is added, so that datagrams can
+	// overtake each other.
 	Delay, Jitter time.Duration
 
-	// Reorder is the probability that a datagram is held back for ReorderBy, so that later ones overtake it. A ReorderBy
-	// of zero means 10 ms.
+	// Reorder is the probability that a datagram is delayed by ReorderBy in addition, so that later datagrams overtake it. A
+	// ReorderBy of zero means 10 ms.
 	Reorder   float64
 	ReorderBy time.Duration
 }
@@ -45,20 +47,20 @@ const (
 	defaultReorderBy = 10 * time.Millisecond
 )
 
-// A pair is a path's two ends. In a cut, a nil end means any end.
+// A pair holds the two ends of a path. In Network.cuts, a nil end means any end.
 type pair struct{ from, to *End }
 
-// A path is the state of a path with conditions, a cut or a rate.
+// A path is the state of a path that has its own conditions or a Rate.
 type path struct {
-	set        bool // SetPath set its conditions
+	set        bool // conditions was set by SetPath
 	conditions Conditions
 
-	busy time.Time // when the line has sent all datagrams that wait for Rate
-	rest int64     // the part lost when busy was rounded down to nanoseconds, in nanoseconds times Rate
+	busy time.Time // when all datagrams that wait for Rate have been sent
+	rest int64     // what busy lost by rounding down to nanoseconds, in units of 1/Rate nanoseconds
 }
 
-// SetConditions sets the conditions of every path that SetPath did not set. It does not affect datagrams that are under
-// way.
+// SetConditions sets the conditions of all paths, except for those whose conditions were set by SetPath. It does not affect
+// datagrams that are under way.
 func (n *Network) SetConditions(c Conditions) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -67,8 +69,8 @@ func (n *Network) SetConditions(c Conditions) {
 	n.settle()
 }
 
-// SetPath sets the conditions of the path from one end to another, in this direction only. A NAT between them is not an
-// end.
+// SetPath sets the conditions of the path from one end to another, in this direction only. from and to are the ends that send and
+// receive the datagrams, even if there is a NAT between them.
 func (n *Network) SetPath(from, to *End, c Conditions) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -77,7 +79,7 @@ func (n *Network) SetPath(from, to *End, c Conditions) {
 	n.settle()
 }
 
-// ResetPath undoes SetPath: the path has the conditions of the network again.
+// ResetPath undoes SetPath. The path has the conditions of SetConditions again.
 func (n *Network) ResetPath(from, to *End) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -85,8 +87,9 @@ func (n *Network) ResetPath(from, to *End) {
 	n.settle()
 }
 
-// Cut cuts the wire between two ends in both directions, until Mend. Nil stands for every end: Cut(a, nil) isolates a,
-// and Cut(nil, nil) cuts everything. A datagram that is under way is lost if the cut still exists when it would arrive.
+// Cut interrupts the connection between two ends in both directions, until Mend. Nil stands for every end: Cut(a, nil) isolates
+// a, and Cut(nil, nil) isolates all ends. A datagram that is under way is lost if the connection is still cut when the datagram
+// would arrive.
 func (n *Network) Cut(a, b *End) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -94,7 +97,7 @@ func (n *Network) Cut(a, b *End) {
 	n.settle()
 }
 
-// CutOneWay cuts the wire from one end to another, in this direction only. Nil stands for every end.
+// CutOneWay interrupts the connection from one end to another, in this direction only. Nil stands for every end.
 func (n *Network) CutOneWay(from, to *End) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -102,7 +105,7 @@ func (n *Network) CutOneWay(from, to *End) {
 	n.settle()
 }
 
-// Mend undoes every cut that was made with these two ends, in either direction. Mend(nil, nil) undoes all cuts.
+// Mend undoes Cut and CutOneWay with these two ends, in both directions. Mend(nil, nil) undoes all cuts.
 func (n *Network) Mend(a, b *End) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -114,7 +117,7 @@ func (n *Network) Mend(a, b *End) {
 	n.settle()
 }
 
-// path returns the state of a path, and makes it if there is none. n.mu is held.
+// path returns the state of a path, and makes it if it does not exist. The caller holds n.mu.
 func (n *Network) path(of pair) *path {
 	p := n.paths[of]
 	if p == nil {
@@ -124,7 +127,7 @@ func (n *Network) path(of pair) *path {
 	return p
 }
 
-// n.mu is held during conditionsOf and isCut, at least for reading.
+// conditionsOf returns the conditions of a path. The caller of conditionsOf or isCut holds n.mu, at least for reading.
 func (n *Network) conditionsOf(of pair) *Conditions {
 	if p := n.paths[of]; p != nil && p.set {
 		return &p.conditions
@@ -141,13 +144,13 @@ func (n *Network) isCut(of pair) bool {
 	return false
 }
 
-// chance returns true with probability p. It draws no random number if p is 0 or 1, so that a condition that is off
-// does not change the results of the others.
+// chance returns true with probability p. It uses no random number if p is 0 or 1, so that a condition that is off does not
+// change the results of the others.
 func (n *Network) chance(p float64) bool {
 	return p > 0 && (p >= 1 || n.random.Float64() < p)
 }
 
-// launch applies the conditions to f, and sends it or returns its fate. n.mu is held.
+// launch applies the conditions to f. It makes f arrive later, or returns its fate with gone set. The caller holds n.mu.
 func (n *Network) launch(f *flight) (fate Fate, gone bool) {
 	of := pair{f.Sender, n.peek(f)}
 	c := n.conditionsOf(of)
@@ -178,7 +181,8 @@ func (n *Network) launch(f *flight) (fate Fate, gone bool) {
 	return 0, false
 }
 
-// depart sends f, unless too many bytes wait for the rate. n.mu is held.
+// depart makes f arrive after its delays and returns true. If the queue for c.Rate is full, it returns false. The caller holds
+// n.mu.
 func (n *Network) depart(f *flight, of pair, c *Conditions, size int) bool {
 	now := time.Now()
 	at := now
@@ -204,7 +208,8 @@ func (n *Network) depart(f *flight, of pair, c *Conditions, size int) bool {
 	return true
 }
 
-// transmit returns when the last of size bytes has left, after all bytes that wait already.
+// transmit returns when a packet of size bytes, after all packets that wait already, has been sent at c.Rate. It returns false
+// if the queue is full.
 func (p *path) transmit(now time.Time, size int, c *Conditions) (time.Time, bool) {
 	if p.busy.Before(now) {
 		p.busy, p.rest = now, 0
@@ -213,8 +218,7 @@ func (p *path) transmit(now time.Time, size int, c *Conditions) (time.Time, bool
 	if queue <= 0 {
 		queue = defaultRateQueue
 	}
-	// waits counts the bytes of earlier datagrams that the line has still to send. Floating point is exact enough for
-	// that.
+	// waits is the number of bytes of earlier datagrams that have not been sent yet. Floating point is exact enough for this.
 	waits := p.busy.Sub(now).Seconds() * float64(c.Rate)
 	if math.Round(waits)+float64(size) > float64(queue) && waits >= 1 {
 		return now, false

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// sendNumbered sends count datagrams of size bytes, each a millisecond after the one before, and waits until no more
-// can arrive. It returns the numbers of the datagrams that arrived, in the order of their arrival.
+// sendNumbered sends count datagrams of size bytes, one per millisecond, and waits until no more datagrams can arrive. It
+// returns the numbers of the datagrams that have arrived, in the order of their arrival.
 func sendNumbered(a, b *host, count, size int) (arrived []int) {
 	for i := range count {
 		a.send(b, numbered(i, size))
@@ -148,7 +148,7 @@ func TestConstantDelayKeepsOrder(t *testing.T) {
 	})
 }
 
-// The line is 1000 bytes a second, and each packet is 100 bytes with its headers.
+// TestRateIsExact checks the times of arrival at a Rate of 1000 bytes per second. Each packet has 100 bytes with its headers.
 func TestRateIsExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, a, b := twoHosts(t, Config{})
@@ -178,8 +178,8 @@ func TestRateIsExact(t *testing.T) {
 	})
 }
 
-// At 999,997 bytes per second, a packet of 101 bytes does not take a whole number of nanoseconds. The sum over 10,000
-// packets is exact even so.
+// TestRateDoesNotDrift checks that the time for 10,000 packets is exact to the nanosecond. At 999,997 bytes per second, a
+// packet of 101 bytes does not take a whole number of nanoseconds.
 func TestRateDoesNotDrift(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, count, size = 999_997, 10_000, 101
@@ -335,7 +335,7 @@ func TestCutLosesWhatIsUnderWay(t *testing.T) {
 	})
 }
 
-// storyOf returns what happens to each datagram with a seed, and when.
+// storyOf sends datagrams over a network with the given seed. It returns a text with the fate of each datagram and its time.
 func storyOf(t *testing.T, seed uint64) (story string) {
 	synctest.Test(t, func(t *testing.T) {
 		n, a, b := twoHosts(t, Config{Seed: seed})

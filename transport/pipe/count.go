@@ -5,17 +5,17 @@ import (
 	"sync/atomic"
 )
 
-// A MessageType is what a datagram looks like to an observer without keys.
+// A MessageType is the type of a WireGuard message, as far as an observer without keys can see it.
 type MessageType uint8
 
-// The message types of WireGuard, by type field and length.
+// These are the message types. A datagram's type field and its length determine its type.
 const (
 	TypeOther       MessageType = iota // not a WireGuard message
 	TypeInitiation                     // the first message of a handshake
 	TypeResponse                       // the second message of a handshake
-	TypeCookieReply                    // asks a sender to prove its address
-	TypeData                           // a packet of the tunnel
-	TypeKeepalive                      // data of 32 bytes: an empty packet
+	TypeCookieReply                    // a message that gives its receiver a cookie, with which the receiver proves its address
+	TypeData                           // a message with an encrypted IP packet
+	TypeKeepalive                      // a data message of 32 bytes, which contains no IP packet
 	types
 )
 
@@ -49,10 +49,11 @@ func TypeOf(data []byte) MessageType {
 	return TypeOther
 }
 
-// Counts are numbers of datagrams by message type, and their bytes without UDP and IP headers. It is a comparable value.
+// Counts holds numbers of datagrams by message type, and the sum of their sizes without UDP and IP headers. Counts is a
+// comparable type.
 type Counts struct {
 	Initiations, Responses, CookieReplies, Data, Keepalives, Other uint64 // datagrams of each type
-	Bytes                                                          uint64 // of all of them
+	Bytes                                                          uint64 // of all datagrams
 }
 
 // Total returns the number of datagrams.
@@ -88,7 +89,7 @@ func countTrain(data []byte, size int) (c Counts) {
 
 type counter = atomic.Uint64
 
-// counters is Counts with atomic fields.
+// counters has the same numbers as Counts, in atomic fields.
 type counters struct {
 	types [types]counter
 	bytes counter
@@ -111,19 +112,19 @@ func (cs *counters) load() (c Counts) {
 	return c
 }
 
-// A Fate says what became of a datagram.
+// A Fate says what happened to a datagram in the end.
 type Fate uint8
 
-// What becomes of datagrams.
+// These are the fates of datagrams.
 const (
-	FateDelivered Fate = iota // it is in the queue of the socket that it was sent to
+	FateDelivered Fate = iota // it was put into the queue of the receiving socket
 	FateFiltered              // a Filter dropped it
 	FateLost                  // Conditions.Loss dropped it
 	FateCut                   // the path was cut when it was sent or when it would have arrived
 	FateTooBig                // it was larger than Conditions.MTU
-	FateOverflow              // too many bytes waited for Conditions.Rate, or too many datagrams were under way
-	FateBlocked               // its NAT had no mapping for it, and could not make one
-	FateNoSocket              // no socket was open where it was sent
+	FateOverflow              // the queue for Conditions.Rate was full, or too many bytes were under way in the network
+	FateBlocked               // a NAT had no mapping for it, or could not make one
+	FateNoSocket              // no socket was open at its destination address
 	FateQueueFull             // the receiving socket's queue was full
 	fates
 )
@@ -140,7 +141,8 @@ func (f Fate) String() string {
 	return "unknown"
 }
 
-// Fates are numbers of datagrams by what became of them, as in f[FateLost]. It is a comparable value.
+// Fates holds the number of datagrams for each fate. For example, f[FateLost] is the number of lost datagrams. Fates is a
+// comparable type.
 type Fates [fates]uint64
 
 // Total returns the sum over all fates.
@@ -151,18 +153,19 @@ func (f Fates) Total() (n uint64) {
 	return n
 }
 
-// Stats counts what a network did. It is a comparable value. No datagram is lost uncounted: while nobody is sending,
+// Stats counts what a network has done. Stats is a comparable type. It counts every datagram. While no goroutine is sending,
+// this holds:
 //
 //	Sent.Total() + Duplicated + Injected == Fates.Total() + UnderWay
 type Stats struct {
 	Sent       Counts // datagrams that sockets sent
-	Duplicated uint64 // copies that Conditions.Duplicate made
+	Duplicated uint64 // duplicates that Conditions.Duplicate made
 	Injected   uint64 // datagrams that Inject made
-	Fates      Fates  // datagrams by what became of them
-	UnderWay   int    // datagrams that have no fate yet: under way, or held by a Filter
+	Fates      Fates  // datagrams by their fates
+	UnderWay   int    // datagrams that have no fate yet, including those that a Filter holds
 }
 
-// Stats returns what the network counted until now.
+// Stats returns the current counters.
 func (n *Network) Stats() Stats {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -178,5 +181,5 @@ func (n *Network) Stats() Stats {
 	return s
 }
 
-// Sent counts the datagrams that all sockets sent, whatever became of them.
+// Sent counts the datagrams that all sockets have sent, including those that were dropped later.
 func (n *Network) Sent() Counts { return n.sent.load() }

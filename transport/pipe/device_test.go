@@ -14,7 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 )
 
-// A station is a device with its end and its tunnel, at 10.0.0.x and port 51820.
+// A station is a device with its end and its tunnel. Its address inside the tunnel is 10.0.0.1 or 10.0.0.2, and it listens on
+// port 51820.
 type station struct {
 	*End
 	device *wireguard.Device
@@ -23,8 +24,9 @@ type station struct {
 	inside netip.AddrPort
 }
 
-// twoStations returns two stations that are up and know each other. Only the first one knows where the other is.
-// It does not return an array: on 386, Go 1.26 frees what the array points to while the caller still uses it.
+// twoStations returns two stations that are up and are peers of each other. Only the first station knows the endpoint of the
+// other. twoStations does not return an array because of a bug of Go 1.26 on 386: memory that the array points to is freed
+// while the caller still uses it.
 func twoStations(t *testing.T, a, b *End, clock *Clock) (first, second *station) {
 	var ss [2]*station
 	for i, e := range []*End{a, b} {
@@ -48,7 +50,8 @@ func twoStations(t *testing.T, a, b *End, clock *Clock) (first, second *station)
 	return ss[0], ss[1]
 }
 
-// say sends a packet to the other end of the tunnel, and wantHeard asserts what has arrived there until now.
+// say sends a packet with the payload through the tunnel to another station. wantHeard checks which payloads have arrived since
+// the last call.
 func (s *station) say(to *station, payload string) {
 	s.tunnel.TrySend(UDPPacket(s.inside, to.inside, []byte(payload)))
 	synctest.Wait()
@@ -161,7 +164,7 @@ func TestDeviceClosesWhileTheWireIsBusy(t *testing.T) {
 			for b.Received().Data < 5000 {
 				for b.tunnel.TryReceive() != nil {
 				}
-				runtime.Gosched() // in WebAssembly, nothing preempts this loop
+				runtime.Gosched() // in WebAssembly, the scheduler cannot preempt this loop
 			}
 			b.device.Close()
 			a.device.Close()

@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	firstPort   = 49152 // of the ports that an end chooses
+	firstPort   = 49152 // the first of the ports that an end chooses
 	lastPort    = 65535
-	maxDatagram = 65507 // bytes of UDP payload
+	maxDatagram = 65507 // most bytes of UDP payload in a datagram
 )
 
-// These are errors of Send. They are made once, so that a failing train allocates nothing.
+// These are errors of Send. They are package variables, so that a failing train allocates nothing.
 var (
 	errClosed   = fmt.Errorf("pipe: the socket is closed: %w", net.ErrClosed)
 	errTooBig   = fmt.Errorf("pipe: send: the datagram is larger than the MTU of its path: %w", syscall.EMSGSIZE)
@@ -28,7 +28,7 @@ var (
 	errTrain    = errors.New("pipe: send: want a train with data and a Size of at least 1")
 )
 
-// An End is a machine on the wire, or a program on it. It is a [wireguard.Bind], and makes any number of sockets.
+// An End is a host in a network, or a program on a host. It is a [wireguard.Bind], and can open any number of sockets.
 // Network.NewEnd and NAT.NewEnd make it. It must not be copied. All methods are safe for concurrent use.
 type End struct {
 	network        *Network
@@ -41,15 +41,15 @@ type End struct {
 	nextPort uint16
 }
 
-// Addrs returns the present addresses of the end.
+// Addrs returns the current addresses of the end.
 func (e *End) Addrs() []netip.Addr {
 	e.network.mu.RLock()
 	defer e.network.mu.RUnlock()
 	return slices.Clone(e.addrs)
 }
 
-// Endpoint returns an endpoint with the first of the end's addresses and the given port. Behind a NAT, this is the end's inner
-// address. Endpoint returns the zero Endpoint if the end has no address.
+// Endpoint returns an endpoint with the first address of the end and the given port. For an end behind a NAT, this is its
+// private address. Endpoint returns the zero Endpoint if the end has no address.
 func (e *End) Endpoint(port uint16) wireguard.Endpoint {
 	e.network.mu.RLock()
 	defer e.network.mu.RUnlock()
@@ -59,18 +59,17 @@ func (e *End) Endpoint(port uint16) wireguard.Endpoint {
 	return wireguard.EndpointOf(netip.AddrPortFrom(e.addrs[0], port))
 }
 
-// SetAddrs gives the end other addresses, as happens to a machine that roams. Its sockets stay open and send from the
-// new addresses. Datagrams to the old addresses no longer reach it, not even those under way. Without any address it
-// neither sends nor receives. If a port is taken at a new address, or an address is not a host's, SetAddrs fails and
-// changes nothing.
+// SetAddrs replaces the addresses of the end, as when a machine roams. Its sockets stay open and send from the new addresses.
+// Datagrams to the old addresses no longer reach the end, not even datagrams that are already under way. An end without
+// addresses can neither send nor receive. SetAddrs fails and changes nothing if the port of a socket is in use at a new
+// address, or if an address cannot be the address of one host.
 func (e *End) SetAddrs(addrs ...netip.Addr) error {
 	e.network.mu.Lock()
 	defer e.network.mu.Unlock()
 	return e.network.place(e, e.behind, addrs)
 }
 
-// MoveBehind moves the end behind a NAT, or to the open network if nat is nil, and gives it other addresses; see
-// SetAddrs.
+// MoveBehind moves the end behind a NAT, or to the public network if nat is nil, and gives it new addresses as SetAddrs does.
 func (e *End) MoveBehind(nat *NAT, addrs ...netip.Addr) error {
 	if nat != nil && nat.network != e.network {
 		return errors.New("pipe: the NAT is of another network")
@@ -80,15 +79,15 @@ func (e *End) MoveBehind(nat *NAT, addrs ...netip.Addr) error {
 	return e.network.place(e, nat, addrs)
 }
 
-// Sent counts the datagrams that sockets of the end sent, whatever became of them.
+// Sent counts the datagrams that sockets of the end have sent, including those that were dropped later.
 func (e *End) Sent() Counts { return e.sent.load() }
 
-// Received counts the datagrams that sockets of the end received. A datagram is counted just after the receiver can see
-// it.
+// Received counts the datagrams that were put into the queues of the end's sockets. A datagram is counted just after that, so a
+// receiver can return it before it is counted.
 func (e *End) Received() Counts { return e.received.load() }
 
-// Listen opens a socket on port, at every address of the end. Port 0 means a port that is free at all of them. If the
-// port is taken at one address, the error wraps syscall.EADDRINUSE.
+// Listen opens a socket on port, at every address of the end. Port 0 means that Listen chooses a port that is free at all of
+// these addresses. If the port is in use at one of them, the error wraps syscall.EADDRINUSE.
 func (e *End) Listen(port uint16) (wireguard.Socket, error) {
 	n := e.network
 	n.mu.Lock()
@@ -108,8 +107,8 @@ func (e *End) Listen(port uint16) (wireguard.Socket, error) {
 	return s, nil
 }
 
-// taken reports whether port is taken at an address of the end. An end without addresses still has only one socket per
-// port. network.mu is held.
+// taken reports whether port is in use at an address of the end, and at which one. Even an end without addresses has only one
+// socket per port. The caller holds network.mu.
 func (e *End) taken(port uint16) (at netip.AddrPort, taken bool) {
 	for _, a := range e.addrs {
 		at = netip.AddrPortFrom(a, port)
@@ -120,8 +119,8 @@ func (e *End) taken(port uint16) (at netip.AddrPort, taken bool) {
 	return at, slices.ContainsFunc(e.sockets, func(s *socket) bool { return s.port == port })
 }
 
-// choosePort returns a free port, or 0 if none is free. It goes through all ports in turn, so that it does not reuse a
-// port soon. network.mu is held.
+// choosePort returns a free port, or 0 if none is free. It tries the ports in ascending order, beginning after the last one
+// that it returned. So a port is not used again soon. The caller holds network.mu.
 func (e *End) choosePort() uint16 {
 	for range lastPort - firstPort + 1 {
 		port := e.nextPort
@@ -135,7 +134,7 @@ func (e *End) choosePort() uint16 {
 	return 0
 }
 
-// A socket is an open End: a wireguard.Socket with one receiver.
+// A socket is a wireguard.Socket of an End. It has one receiver.
 type socket struct {
 	end    *End
 	port   uint16
@@ -147,7 +146,7 @@ func (s *socket) Port() uint16 { return s.port }
 
 func (s *socket) Receivers() []wireguard.Receiver { return []wireguard.Receiver{&s.queue} }
 
-// Close takes the socket off the wire and drops the datagrams in its queue.
+// Close removes the socket from the network and drops the datagrams in its queue.
 func (s *socket) Close() error {
 	n := s.end.network
 	n.mu.Lock()
@@ -166,12 +165,12 @@ func (s *socket) Close() error {
 	n.mu.Unlock()
 	s.queue.close()
 	for _, o := range others {
-		o.queue.wakeSenders() // a Send of s may wait there
+		o.queue.wakeSenders() // a Send of s may wait for space in the queue of o
 	}
 	return nil
 }
 
-// Send puts trains on the wire.
+// Send sends the trains and sets their errors.
 func (s *socket) Send(ts []wireguard.Train) {
 	for i := range ts {
 		ts[i].Err = s.send(&ts[i])
@@ -202,8 +201,8 @@ func (s *socket) send(t *wireguard.Train) error {
 	return n.sendWhole(s, to, t, from)
 }
 
-// source returns the address to send from to e. It removes a Source from e that is not an address of the end.
-// network.mu is held, at least for reading.
+// source returns the address from which a train to e is sent. It clears e.Source if this is not an address of the end. The
+// caller holds network.mu, at least for reading.
 func (s *socket) source(e *wireguard.Endpoint) (netip.AddrPort, error) {
 	if s.closed.Load() {
 		return netip.AddrPort{}, errClosed
@@ -223,8 +222,8 @@ func (s *socket) source(e *wireguard.Endpoint) (netip.AddrPort, error) {
 	return netip.AddrPort{}, errFamily
 }
 
-// sendWhole puts a train in one piece into the queue of the socket to; nil means that no socket has this address. Network.mu is
-// not held, so to may close after the caller found it in the table. Its queue then takes nothing.
+// sendWhole copies a whole train into the queue of the socket to, which is nil if no socket has the destination address. The
+// caller does not hold n.mu, so another goroutine may close the socket meanwhile. Its queue then accepts nothing.
 func (n *Network) sendWhole(s, to *socket, t *wireguard.Train, from netip.AddrPort) error {
 	sent := countTrain(t.Data, t.Size)
 	s.end.sent.add(&sent)

@@ -10,7 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// Two devices on one wire: a packet that goes into one tunnel comes out of the other.
+// This example connects two devices through a network. A packet that is sent into the tunnel of one device is received from the
+// tunnel of the other.
 func Example() {
 	n := pipe.NewNetwork(pipe.Config{})
 	a, b := n.NewEnd(), n.NewEnd()
@@ -61,7 +62,7 @@ func Example() {
 	// initiations: 1 responses: 1 data: 1
 }
 
-// Code that uses a Bind can be tested without a device.
+// This example sends a train from one end to another, without a device.
 func ExampleEnd() {
 	n := pipe.NewNetwork(pipe.Config{})
 	a, _ := n.NewEnd(netip.MustParseAddr("192.0.2.1")).Listen(1000)
@@ -85,7 +86,7 @@ func ExampleEnd() {
 	// 3 datagrams from 192.0.2.1:1000 to 192.0.2.2
 }
 
-// A filter drops exactly the second datagram, and a tap prints what became of each.
+// In this example, a filter drops the second datagram, and a tap prints the fate of each datagram.
 func ExampleNetwork_Filter() {
 	n := pipe.NewNetwork(pipe.Config{})
 	a, _ := n.NewEnd(netip.MustParseAddr("192.0.2.1")).Listen(1000)
@@ -112,8 +113,8 @@ func ExampleNetwork_Filter() {
 	// 192.0.2.1:1000 to 192.0.2.2:1000: end: delivered
 }
 
-// A network where a fifth of the datagrams is lost, and those that arrive take between 20 and 30 milliseconds. The same
-// seed gives the same result.
+// In this example, a fifth of the datagrams is lost, and the others arrive after 20 to 30 milliseconds. The same seed gives the
+// same result.
 func ExampleNetwork_SetConditions() {
 	n := pipe.NewNetwork(pipe.Config{Seed: 2})
 	a, _ := n.NewEnd().Listen(1000)
@@ -132,7 +133,7 @@ func ExampleNetwork_SetConditions() {
 	// 100 sent, 20 lost, 80 not
 }
 
-// Behind a NAT, an end is seen at an address of the NAT.
+// In this example, the datagrams of an end behind a NAT come from an address of the NAT.
 func ExampleNAT() {
 	n := pipe.NewNetwork(pipe.Config{})
 	nat := n.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{netip.MustParseAddr("203.0.113.1")}})
@@ -149,7 +150,7 @@ func ExampleNAT() {
 			panic(err)
 		}
 		fmt.Println(trains[0].Endpoint)
-		nat.Rebind() // as if it had restarted
+		nat.Rebind() // as if the NAT had restarted
 	}
 	// Output:
 	// 203.0.113.1:20000

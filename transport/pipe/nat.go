@@ -10,47 +10,50 @@ import (
 )
 
 const (
-	defaultIdle = 30 * time.Second // as on Linux, for a flow without an answer
+	defaultIdle = 30 * time.Second // as Linux does for a UDP flow without an answer
 	maxMappings = 1 << 14
-	natPort     = 20000 // the first port of a lease; more ports follow it than there can be leases
+	natPort     = 20000 // the first port that a NAT assigns; more ports follow than a NAT needs
 )
 
-// A NATConfig says what a new NAT is. Addrs must be set; the zero value of any other field means its default.
+// A NATConfig configures a new NAT. Addrs must be set. The zero value of any other field means its default.
 type NATConfig struct {
-	// Addrs are the addresses outside: one IPv4 address, one IPv6 address, or both. Datagrams of a family without an
-	// address do not pass.
+	// Addrs are the public addresses of the NAT: one IPv4 address, one IPv6 address, or both. Datagrams of a family for which
+	// the NAT has no address do not pass.
 	Addrs []netip.Addr
 
-	// Idle is how long a mapping lives without a datagram in either direction. Zero means 30 s. A negative value means for
+	// Idle is how long a mapping exists without a datagram in either direction. Zero means 30 s. A negative value means for
 	// ever.
 	Idle time.Duration
 
-	// Symmetric gives a socket behind the NAT a different outside port for each destination. Otherwise the socket has
-	// one outside port for all destinations.
+	// Symmetric gives a socket behind the NAT a different public port for each destination. Otherwise the socket has one public
+	// port for all destinations.
 	Symmetric bool
 }
 
-// A NAT hides the ends behind it. Their datagrams come from an address of the NAT, at a port that belongs to a mapping,
-// and only a place that was sent something through a mapping can answer through it. Ends behind one NAT reach each other
-// directly. Their addresses mean nothing elsewhere, and may be in use there too. Network.NewNAT makes it. It must not be
-// copied. All methods are safe for concurrent use.
+// A NAT translates the addresses of the ends behind it. For each destination to which a socket behind the NAT sends, the NAT
+// makes a mapping. The datagrams then come from an address of the NAT, and from the port of the mapping. Only that destination
+// can send datagrams through the mapping to the socket. Ends behind the same NAT reach each other directly. Their addresses are
+// private, so other ends may have the same ones. Network.NewNAT makes a NAT. It must not be copied. All methods are safe for
+// concurrent use.
 type NAT struct {
 	network *Network
-	config  NATConfig // Addrs change with Rebind
+	config  NATConfig // Rebind changes Addrs
 
 	// network.mu guards the fields below.
-	out    map[flow]*mapping // by inside and remote
-	in     map[flow]*mapping // by outside and remote
-	leases map[flow]*lease   // by inside, and by remote if the NAT is symmetric
-	ports  map[uint16]*lease // by port outside
+	out    map[flow]*mapping // the mappings by private address and remote
+	in     map[flow]*mapping // the mappings by public address and remote
+	leases map[flow]*lease   // the leases by private address, and also by remote if the NAT is symmetric
+	ports  map[uint16]*lease // the leases by public port
 	port   uint16            // port of the newest lease
 }
 
-// A flow is a socket's address, inside or outside the NAT, and the address of its remote.
+// A flow holds the address of a socket behind the NAT (the private one or its translation) and the address of the other socket,
+// the remote.
 type flow struct{ local, remote netip.AddrPort }
 
-// A mapping lets one flow through. A lease is the mapping's port outside. Several mappings share a lease unless the NAT
-// is symmetric. Expired mappings and leases stay in their tables until the room is needed.
+// A mapping permits the datagrams of one flow in both directions. Its lease holds its public address and port. In a symmetric
+// NAT each mapping has a separate lease. Otherwise all mappings of a socket have the same lease. Expired mappings and leases
+// stay in the tables until expire is called.
 type mapping struct {
 	*lease
 	remote netip.AddrPort
@@ -59,12 +62,12 @@ type mapping struct {
 
 type lease struct {
 	inside, outside netip.AddrPort
-	last            time.Time // the latest time of its mappings
+	last            time.Time // the latest value of last in the mappings with this lease
 }
 
 func (m *mapping) use(now time.Time) { m.last, m.lease.last = now, now }
 
-// NewNAT adds a NAT without ends behind it. It panics if an address is not a host's, or is in use.
+// NewNAT adds a NAT without ends behind it. It panics if an address is in use, or cannot be the address of one host.
 func (n *Network) NewNAT(c NATConfig) *NAT {
 	nat := &NAT{network: n, config: c, port: natPort - 1}
 	nat.forget()
@@ -86,9 +89,9 @@ func (nat *NAT) NewEnd(addrs ...netip.Addr) *End {
 	return nat.network.newEnd(nat, addrs)
 }
 
-// Rebind forgets all mappings, as a NAT does when it restarts. No datagram gets in before one has got out, and outbound
-// datagrams then have another port. If addresses are given, the NAT has these from then on. If one of them is in use,
-// Rebind fails and changes nothing.
+// Rebind deletes all mappings, as a NAT does when it restarts. A socket behind the NAT then receives nothing until it sends
+// again, and its datagrams then have another public port. If addresses are given, they replace the NAT's addresses. If one of
+// the given addresses is in use, Rebind fails and changes nothing.
 func (nat *NAT) Rebind(addrs ...netip.Addr) error {
 	nat.network.mu.Lock()
 	defer nat.network.mu.Unlock()
@@ -106,7 +109,7 @@ func (nat *NAT) forget() {
 	nat.leases, nat.ports = make(map[flow]*lease), make(map[uint16]*lease)
 }
 
-// Mappings returns how many mappings are alive.
+// Mappings returns how many mappings have not expired.
 func (nat *NAT) Mappings() int {
 	nat.network.mu.Lock()
 	defer nat.network.mu.Unlock()
@@ -114,7 +117,7 @@ func (nat *NAT) Mappings() int {
 	return len(nat.out)
 }
 
-// move gives the NAT new addresses. network.mu is held.
+// move gives the NAT new addresses. If it fails, it changes nothing. The caller holds network.mu.
 func (nat *NAT) move(addrs []netip.Addr) error {
 	n := nat.network
 	var errs []error
@@ -142,8 +145,8 @@ func (nat *NAT) move(addrs []netip.Addr) error {
 	return nil
 }
 
-// translate gives f the source that it has outside of its sender's NAT, and reports whether the NAT lets f out. n.mu is
-// held.
+// translate replaces the source of f by its public address, unless the destination is behind the same NAT as the sender. It reports
+// whether the sender's NAT permits f. behind is that NAT, or nil. The caller holds n.mu.
 func (n *Network) translate(f *flight, behind *NAT, now time.Time) bool {
 	if behind == nil {
 		return true
@@ -159,7 +162,8 @@ func (n *Network) translate(f *flight, behind *NAT, now time.Time) bool {
 	return ok
 }
 
-// open returns the outside address of a flow's mapping. It makes the mapping or keeps it alive.
+// open returns the public address of the mapping from inside to remote. It makes the mapping if necessary, and restarts its
+// idle time.
 func (nat *NAT) open(inside, remote netip.AddrPort, now time.Time) (outside netip.AddrPort, ok bool) {
 	m := nat.out[flow{inside, remote}]
 	if m == nil || nat.dead(m.last, now) {
@@ -171,7 +175,7 @@ func (nat *NAT) open(inside, remote netip.AddrPort, now time.Time) (outside neti
 	return m.outside, true
 }
 
-// mapping makes a mapping, or returns nil if there is no room or no address for it.
+// mapping makes a mapping. It returns nil if there are too many mappings, or if the NAT has no address of the remote's family.
 func (nat *NAT) mapping(inside, remote netip.AddrPort, now time.Time) *mapping {
 	if len(nat.out) >= maxMappings {
 		if nat.expire(now); len(nat.out) >= maxMappings {
@@ -196,7 +200,8 @@ func (nat *NAT) mapping(inside, remote netip.AddrPort, now time.Time) *mapping {
 	return m
 }
 
-// choosePort goes through all ports in turn, so that a flow whose mapping expired gets another port.
+// choosePort returns a free public port. It tries the ports in ascending order, beginning after the last one that it returned,
+// so that a flow whose mapping has expired gets another port.
 func (nat *NAT) choosePort(now time.Time) uint16 {
 	for {
 		if nat.port++; nat.port < natPort {
@@ -219,8 +224,9 @@ func (nat *NAT) expire(now time.Time) {
 	maps.DeleteFunc(nat.ports, func(_ uint16, l *lease) bool { return nat.dead(l.last, now) })
 }
 
-// route returns the socket that f is for and the address of the socket. If the destination is a NAT, route goes through
-// its mapping and keeps the mapping alive. blocked means that there is no mapping. n.mu is held.
+// route returns the socket that f must be delivered to, and the address of that socket. If the destination is an address of a
+// NAT, route finds the socket with the help of the mapping, and restarts the mapping's idle time. blocked means that the NAT
+// has no mapping for f. The caller holds n.mu.
 func (n *Network) route(f *flight, now time.Time) (to *socket, at netip.AddrPort, blocked bool) {
 	if to = n.sockets[place{f.scope, f.To}]; to != nil || f.scope != nil {
 		return to, f.To, false
@@ -237,7 +243,7 @@ func (n *Network) route(f *flight, now time.Time) (to *socket, at netip.AddrPort
 	return n.sockets[place{nat, m.inside}], m.inside, false
 }
 
-// peek returns the end that f would reach now if every NAT let it through, or nil. n.mu is held.
+// peek returns the end that f would reach now if every NAT permitted it, or nil. The caller holds n.mu.
 func (n *Network) peek(f *flight) *End {
 	if to := n.sockets[place{f.scope, f.To}]; to != nil {
 		return to.end

@@ -25,7 +25,7 @@ func behindNAT(t *testing.T, c NATConfig) (n *Network, nat *NAT, a, b, other *ho
 	return n, nat, newHost(t, nat.NewEnd(private)), newHost(t, n.NewEnd()), newHost(t, n.NewEnd())
 }
 
-// from takes the one datagram that has arrived and returns where it came from.
+// from receives the one datagram that has arrived, and returns the endpoint that it came from.
 func (h *host) from() wireguard.Endpoint {
 	h.t.Helper()
 	if q := h.rx.(*queue); len(q.chunks) == 0 {
@@ -158,7 +158,7 @@ func TestNATRebind(t *testing.T) {
 
 func TestNATWithoutFamily(t *testing.T) {
 	n, nat, _, b, _ := behindNAT(t, NATConfig{})
-	a := newHost(t, nat.NewEnd()) // both families inside
+	a := newHost(t, nat.NewEnd()) // this end has addresses of both families
 	if err := a.trySend(wireguard.EndpointOf(addrPort(b.Addrs()[1], 1000)), "x"); err != nil {
 		t.Errorf("Send: %v; the end cannot know what its NAT can", err)
 	}
@@ -176,12 +176,12 @@ func TestEndsBehindNATs(t *testing.T) {
 	}
 
 	second := n.NewNAT(NATConfig{Addrs: []netip.Addr{netip.MustParseAddr("203.0.113.2")}})
-	twin := newHost(t, second.NewEnd(private)) // the address of a, in another private network
+	twin := newHost(t, second.NewEnd(private)) // twin has the address of a, but behind another NAT
 	neighbour.send(a, "y")
 	a.want("each network has its own 192.168.1.2", "y")
 	twin.want("this one is another")
 
-	a.send(neighbour, "hello") // not through the NAT
+	a.send(neighbour, "hello") // does not pass the NAT
 	if nat.Mappings() != 0 {
 		t.Error("neighbours need no mapping")
 	}

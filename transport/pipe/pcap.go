@@ -8,14 +8,15 @@ import (
 )
 
 const (
-	pcapMagic   = 0xa1b23c4d // little-endian as we write it; times in nanoseconds
-	pcapLength  = 1 << 16    // bytes of a packet, at most
+	pcapMagic   = 0xa1b23c4d // the magic number of a file with times in nanoseconds; written in little-endian order
+	pcapLength  = 1 << 16    // most bytes of a packet
 	linktypeRaw = 101        // LINKTYPE_RAW: a packet begins with the IP header
 )
 
-// WritePcap returns a Tap that writes what it sees to w as a capture file, which Wireshark opens: each datagram with IP
-// and UDP headers, at the time when its fate was decided. A capture cannot tell fates apart; to leave some out, call the
-// Tap from another one. WritePcap writes the file's header at once. After an error of w the Tap writes nothing more.
+// WritePcap returns a function for Network.Tap. The function writes each datagram to w as a packet with IP and UDP headers,
+// with the time when its fate was decided. The result is a capture file, which Wireshark can open. A capture file does not show
+// the fates. To leave out some fates, write a function that calls this one only for the others. WritePcap writes the file's
+// header at once. After an error of w, the function writes nothing more.
 func WritePcap(w io.Writer) func(p Packet) {
 	file := make([]byte, 24)
 	binary.LittleEndian.PutUint32(file, pcapMagic)

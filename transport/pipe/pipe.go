@@ -1,26 +1,28 @@
-// Package pipe is a wire in memory, for tests and examples. Any number of ends, each of them a [wireguard.Bind], exchange
-// datagrams over it, with delay, loss, reordering, duplication, a rate, an MTU, NATs and cuts. A test can watch, count,
+// Package pipe simulates an IP network in memory, for tests and examples. An [End] is a host in this network. It is a
+// [wireguard.Bind], and exchanges datagrams with the other ends. The network can delay, drop, reorder and duplicate datagrams.
+// It can limit the data rate and the packet size, and it can simulate NATs and broken connections. A test can watch, count,
 // change and forge datagrams.
 //
 //	n := pipe.NewNetwork(pipe.Config{Seed: 1})
-//	a, b := n.NewEnd(), n.NewEnd()            // Config.Bind of two devices
+//	a, b := n.NewEnd(), n.NewEnd()            // use each as Config.Bind of a device
 //	n.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond, Loss: 0.01})
 //	...
 //	if b.Sent().Responses != 1 { ... }
 //
-// All randomness is drawn from one seed, so that the same order of sends has the same fate. The package uses only
-// package time, and its goroutines block durably in the sense of testing/synctest. So a network made inside a synctest
-// bubble runs in virtual time.
+// All random numbers depend on one seed. With the same seed and the same order of sends, the same happens to the datagrams. The
+// package uses no clock but package time, and its goroutines block durably in the sense of testing/synctest. So a network that is
+// made inside a synctest bubble runs in virtual time.
 //
 // A datagram takes this path:
 //
 //	Socket.Send ─▶ source address ─▶ NAT ─▶ filters ─▶ conditions ─▶ under way ─▶ NAT ─▶ queue ─▶ Receiver.Receive
 //	   end.go         end.go        nat.go   tap.go   conditions.go    wire.go    nat.go  queue.go      queue.go
 //
-// While a network has no conditions, filters, taps and NATs, whole trains go from Send straight into the queue of the
-// receiving socket, with one copy and without a goroutine, a timer or an allocation.
+// While a network has no conditions, cuts, filters, taps or NATs, Send copies whole trains directly into the queue of the
+// receiving socket. This uses no goroutine, timer or allocation.
 //
-// A [Tunnel] is the other side of a device in a test: it sends packets into the device and receives those that arrived.
+// A [Tunnel] is for Config.Tunnel of a device in a test. The test uses it to send packets into the device, and to receive the
+// packets that the device has received from its peers.
 package pipe
 
 import (
@@ -33,20 +35,20 @@ import (
 	"time"
 )
 
-// A Config says what a new network is. The zero value of each field means its default.
+// A Config configures a new network. The zero value of each field means its default.
 type Config struct {
-	// Seed is what all randomness is drawn from. Zero is a seed like any other.
+	// Seed is the seed of the random numbers. Zero is a valid seed.
 	Seed uint64
 
-	// Queue is how many bytes wait at each socket for its receiver. Datagrams that find it full are dropped and counted.
-	// It is rounded up to a multiple of 64 KiB, each of which holds at most 128 trains. Zero means 2 MiB, or 256 KiB
-	// with Lossless.
+	// Queue is the size of each socket's receive queue, in bytes. Datagrams that arrive while the queue is full are dropped and
+	// counted. Queue is rounded up to a multiple of 64 KiB. Each 64 KiB of the queue hold at most 128 trains. Zero means 2 MiB,
+	// or 256 KiB with Lossless.
 	Queue int
 
-	// Lossless makes Send wait while the receiver's queue is full, instead of dropping. It breaks the rule that a Bind never
-	// waits, for benchmarks that count what a pipeline of two devices carries. Two devices that send to each other may wait
-	// for each other. Closing either socket ends the wait. Lossless has no effect while there are conditions, filters, taps
-	// or NATs: then a full queue drops.
+	// Lossless makes Send wait while the receiver's queue is full, instead of dropping datagrams. It is meant for benchmarks of
+	// the throughput between two devices. It breaks the rule that a Bind never waits, and two devices that send to each other
+	// may both wait for ever. Closing the sending or the receiving socket ends a wait. Lossless has no effect while the network
+	// has conditions, cuts, filters, taps or NATs. Datagrams for a full queue are then dropped.
 	Lossless bool
 }
 
@@ -67,11 +69,11 @@ func (c *Config) chunks() int {
 	return (size + chunkSize - 1) / chunkSize
 }
 
-// A Network is a wire between any number of ends. NewNetwork makes it. It must not be copied. All methods are safe for
-// concurrent use, also from filters and taps. It has no goroutine, and needs no closing once its sockets are closed.
+// A Network connects any number of ends. NewNetwork makes it. It must not be copied. All methods are safe for concurrent use.
+// Filters and taps may call them too. A Network has no goroutine, and need not be closed once its sockets are closed.
 type Network struct {
 	lossless bool
-	limit    int // chunks per socket's queue
+	limit    int // most chunks in the queue of a socket
 	pool     pool
 
 	sent       counters
@@ -79,35 +81,37 @@ type Network struct {
 	injected   counter
 	fates      [fates]counter
 
-	mu      sync.RWMutex // guards the fields below; not held during a wait or a call of a filter or tap
+	mu      sync.RWMutex // guards the fields below; not locked during a wait or a call of a filter or tap
 	sockets map[place]*socket
 	ends    []*End
 	nats    map[netip.Addr]*NAT
-	chosen  int // number of addresses that NewEnd chose
+	chosen  int // how many ends got their addresses from choose
 	random  *rand.Rand
 
 	conditions Conditions
 	paths      map[pair]*path
 	cuts       map[pair]struct{}
-	slow       bool // datagrams go one by one, through filters, conditions and taps
+	slow       bool // datagrams are sent one by one, because there may be filters, conditions, cuts, taps or NATs
 
-	filters []*filter // replaced, never changed
-	taps    []*tap    // replaced, never changed
+	filters []*filter // changes replace the slice, so that it can be read without mu
+	taps    []*tap    // changes replace the slice, so that it can be read without mu
 
-	// One goroutine at a time holds the turn and moves datagrams on. It holds no lock meanwhile, so that filters and
-	// taps may use the network. A goroutine that finds the turn taken leaves its datagrams in the inbox and returns.
+	// Only one goroutine at a time processes datagrams in run. It sets turn meanwhile; this goroutine is said to have the turn.
+	// It does not lock mu while it calls filters and taps, so that they may use the network. If another goroutine sends
+	// datagrams while turn is set, it only appends them to inbox and returns.
 	turn     bool
 	inbox    []*flight
-	held     []*flight // by a filter, until Release
-	underWay flights   // ordered by arrival
-	number   uint64    // of the last flight; keeps the order of flights with equal times
-	flying   int       // flights without a fate
-	weight   int       // memory of these flights, in bytes
+	held     []*flight // datagrams that a filter holds until Release
+	underWay flights   // datagrams that have not arrived yet; a heap ordered by the time of arrival
+	number   uint64    // number of the last flight that was put into underWay; keeps the order of flights with equal times
+	flying   int       // number of flights that have no fate yet
+	weight   int       // memory of the flights that have no fate yet, in bytes
 	spare    []*flight
 	timer    *time.Timer
 }
 
-// A place is a socket's address. An address behind a NAT means nothing elsewhere.
+// A place is a socket's address, together with the network in which it is valid: the public network, or the private network
+// behind a NAT.
 type place struct {
 	behind *NAT // nil means the public network
 	at     netip.AddrPort
@@ -126,10 +130,9 @@ func NewNetwork(c Config) *Network {
 	}
 }
 
-// NewEnd adds an end with the given addresses: IPv4, IPv6 or both. Without any, the network chooses one of each kind that
-// no other end has. Several ends may share an address, as several programs on one machine do; then their ports must
-// differ. NewEnd panics if an address is invalid, unspecified, multicast or IPv4-mapped, or belongs to
-// a NAT.
+// NewEnd adds an end with the given IPv4 and IPv6 addresses. If none is given, the network chooses one IPv4 and one IPv6
+// address that no other end has. Several ends may have the same address, as several programs on one machine do. Their ports
+// must then differ. NewEnd panics if an address is invalid, unspecified, multicast or IPv4-mapped, or belongs to a NAT.
 func (n *Network) NewEnd(addrs ...netip.Addr) *End {
 	return n.newEnd(nil, addrs)
 }
@@ -148,8 +151,8 @@ func (n *Network) newEnd(behind *NAT, addrs []netip.Addr) *End {
 	return e
 }
 
-// choose picks addresses from the ranges for benchmarks (RFC 2544, RFC 5180). No other end has them unless the caller
-// uses the same ranges, and then the ends may share an address.
+// choose returns the next IPv4 and IPv6 address from the ranges for benchmarks (RFC 2544, RFC 5180). Another end can have them
+// only if the caller has given it addresses in these ranges.
 func (n *Network) choose() []netip.Addr {
 	n.chosen++
 	var v4 [4]byte
@@ -159,7 +162,8 @@ func (n *Network) choose() []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
 }
 
-// place gives e and its sockets these addresses, or changes nothing. n.mu is held.
+// place gives e and its sockets these addresses, in the public network or behind a NAT. If it fails, it changes nothing. The
+// caller holds n.mu.
 func (n *Network) place(e *End, behind *NAT, addrs []netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {
@@ -189,7 +193,7 @@ func (n *Network) place(e *End, behind *NAT, addrs []netip.Addr) error {
 	return nil
 }
 
-// add makes s reachable at each address of its end, and remove undoes that. n.mu is held.
+// add enters s into the table of sockets with each address of its end, and remove removes it. The caller of either holds n.mu.
 func (n *Network) add(s *socket) {
 	for _, a := range s.end.addrs {
 		n.sockets[place{s.end.behind, netip.AddrPortFrom(a, s.port)}] = s
@@ -202,11 +206,11 @@ func (n *Network) remove(s *socket) {
 	}
 }
 
-// plain reports whether trains may go straight into their queue. n.mu is held, at least for reading. While another
-// goroutine moves datagrams on, a train must queue behind those in the inbox.
+// plain reports whether Send may copy a train directly into the receiver's queue. While another goroutine has the turn, Send must
+// not do so, because the train would overtake the datagrams in inbox. The caller holds n.mu, at least for reading.
 func (n *Network) plain() bool { return !n.slow && !n.turn }
 
-// settle recomputes slow after a change. n.mu is held.
+// settle recomputes slow after a change. The caller holds n.mu.
 func (n *Network) settle() {
 	n.slow = len(n.filters) > 0 || len(n.taps) > 0 || len(n.nats) > 0 || len(n.cuts) > 0 || len(n.paths) > 0 ||
 		n.conditions != Conditions{}

@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m) }
 
-// A host is an end with one socket open at port 1000, as tests use it.
+// A host is an end with one open socket, on port 1000.
 type host struct {
 	*End
 	t  testing.TB
@@ -40,7 +40,7 @@ func twoHosts(t testing.TB, c Config) (*Network, *host, *host) {
 	return n, newHost(t, n.NewEnd()), newHost(t, n.NewEnd())
 }
 
-// send sends datagrams to another host, as one train if they allow that.
+// send sends datagrams to another host, each as a train of its own, and fails the test if there is an error.
 func (h *host) send(to *host, datagrams ...string) {
 	h.t.Helper()
 	if err := h.trySend(to.Endpoint(1000), datagrams...); err != nil {
@@ -53,13 +53,13 @@ func (h *host) trySend(to wireguard.Endpoint, datagrams ...string) error {
 	for _, d := range datagrams {
 		ts := []wireguard.Train{{Data: []byte(d), Size: max(len(d), 1), Endpoint: to}}
 		h.s.Send(ts)
-		clear(ts[0].Data) // the memory is the sender's again
+		clear(ts[0].Data) // Send has copied the data, so this changes nothing
 		errs = append(errs, ts[0].Err)
 	}
 	return errors.Join(errs...)
 }
 
-// queued takes what is in the queue now, and never waits.
+// queued receives the datagrams that are in the queue now. It never waits.
 func (h *host) queued() (datagrams []string) {
 	h.t.Helper()
 	q := h.rx.(*queue)
@@ -82,7 +82,7 @@ func (h *host) queued() (datagrams []string) {
 	}
 }
 
-// want asserts what has arrived until now.
+// want checks that exactly these datagrams are in the queue now.
 func (h *host) want(why string, datagrams ...string) {
 	h.t.Helper()
 	if got := h.queued(); fmt.Sprint(got) != fmt.Sprint(datagrams) {

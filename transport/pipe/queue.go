@@ -8,24 +8,24 @@ import (
 )
 
 const (
-	chunkSize   = 64 << 10 // bytes; any datagram fits
-	chunkTrains = 128      // most trains per chunk
-	batchSize   = 128      // most datagrams per Receive
-	poolChunks  = 32       // free chunks that a network keeps, 2 MiB
+	chunkSize   = 64 << 10 // bytes of data per chunk; any datagram fits
+	chunkTrains = 128      // most trains in a chunk
+	batchSize   = 128      // most datagrams that one Receive returns
+	poolChunks  = 32       // most free chunks that a network keeps, which are 2 MiB
 )
 
-// A chunk is memory that holds trains back to back.
+// A chunk is memory for trains, which lie in it without gaps.
 type chunk struct {
 	data   [chunkSize]byte
-	used   int // bytes
+	used   int // bytes of data that are in use
 	trains []wireguard.Train
-	next   int  // the first train that is not completely received
-	lent   bool // a receiver has at least a part of it
+	next   int  // index of the first train that Receive has not returned completely
+	lent   bool // Receive has returned at least a part of the chunk
 }
 
-// A pool keeps free chunks. It hands out the last returned chunk first, because that is still in a cache.
+// A pool keeps free chunks. get returns the chunk that was put in last, because this one is probably still in a cache.
 type pool struct {
-	mu   sync.Mutex // guards free; innermost lock
+	mu   sync.Mutex // guards free; no other mutex is locked while it is held
 	free []*chunk
 }
 
@@ -53,21 +53,21 @@ func (p *pool) put(cs []*chunk) {
 	clear(cs)
 }
 
-// A queue holds the trains that wait at a socket. It is the socket's wireguard.Receiver.
+// A queue holds the trains that have arrived at a socket. It is the socket's wireguard.Receiver.
 //
-//	chunks   ▓▓▓▓▓▓▓▓▓▓  ▓▓▓▓▓░░░░░   filled at the end by senders, emptied at the front by Receive
-//	lent     ▓▓▓▓▓▓▓▓▓▓               received whole; goes to the pool at the next Receive
+//	chunks   ▓▓▓▓▓▓▓▓▓▓  ▓▓▓▓▓░░░░░   senders append at the end, Receive removes from the front
+//	lent     ▓▓▓▓▓▓▓▓▓▓               Receive has returned all of it; the next Receive returns it to the pool
 type queue struct {
 	network *Network
 
 	mu     sync.Mutex // guards the fields below except batch
-	ready  sync.Cond  // chunks holds a train, or closed
-	room   sync.Cond  // chunks are fewer than the limit, or a socket closed
+	ready  sync.Cond  // signalled when chunks gets a train, or when closed is set
+	room   sync.Cond  // signalled when there may be space in chunks, or when a socket is closed
 	chunks []*chunk
 	lent   []*chunk
 	closed bool
 
-	batch []wireguard.Train // what Receive returned last; only the receiver uses it
+	batch []wireguard.Train // the result of the last Receive; used by Receive only
 }
 
 func (q *queue) init(n *Network) {
@@ -75,8 +75,8 @@ func (q *queue) init(n *Network) {
 	q.ready.L, q.room.L = &q.mu, &q.mu
 }
 
-// put copies the datagrams of t into the queue, and returns how many of its bytes found room and whether the queue was
-// open. If waiting is not nil, put waits for room until the queue or that socket is closed.
+// put copies the datagrams of t into the queue. It returns how many bytes of t it has copied, and whether the queue is open. If
+// waiting, the sending socket, is not nil and the queue is full, put waits for space until the queue or that socket is closed.
 func (q *queue) put(t *wireguard.Train, waiting *socket) (done int, open bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -98,7 +98,7 @@ func (q *queue) put(t *wireguard.Train, waiting *socket) (done int, open bool) {
 	return done, !q.closed
 }
 
-// tail returns the chunk for a datagram of n bytes, or nil if the queue is full.
+// tail returns the chunk to which a datagram of n bytes must be appended, or nil if the queue is full.
 func (q *queue) tail(n int) *chunk {
 	if last := len(q.chunks) - 1; last >= 0 {
 		if c := q.chunks[last]; c.used+n <= chunkSize && len(c.trains) < chunkTrains {
@@ -113,8 +113,8 @@ func (q *queue) tail(n int) *chunk {
 	return c
 }
 
-// append copies as many datagrams of t, starting at byte from, as there is room for, and returns their length in bytes.
-// They join the last train if they continue it, as in UDP GRO.
+// append copies as many datagrams of t as fit into the chunk, starting at byte number from, and returns how many bytes it has
+// copied. If possible, it extends the last train of the chunk instead of adding another train, as UDP GRO does.
 func (c *chunk) append(t *wireguard.Train, from int) (n int) {
 	data := t.Data[from:]
 	if room := chunkSize - c.used; len(data) > room {
@@ -135,14 +135,14 @@ func (c *chunk) append(t *wireguard.Train, from int) (n int) {
 	return n
 }
 
-// continues reports whether n bytes of t can be appended to l. l must end with a datagram of full size. The datagrams
-// of t must have that size too, or t must be one smaller datagram.
+// continues reports whether n bytes of t can be appended to the train l. The last datagram of l must have the full size of l.
+// The datagrams of t must have that size too, or the n bytes must be one smaller datagram.
 func continues(l, t *wireguard.Train, n int) bool {
 	return l.Endpoint == t.Endpoint && l.TOS == t.TOS && len(l.Data)%l.Size == 0 &&
 		(t.Size == l.Size || n <= l.Size && n <= t.Size) && len(l.Data)+n <= maxDatagram
 }
 
-// Receive returns up to 128 datagrams that wait.
+// Receive waits until the queue has a datagram, and returns up to 128 datagrams.
 func (q *queue) Receive() ([]wireguard.Train, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -169,7 +169,7 @@ func (q *queue) Receive() ([]wireguard.Train, error) {
 	return q.batch, nil
 }
 
-// take appends trains of up to budget datagrams to batch, and returns the rest of the budget.
+// take appends trains with at most budget datagrams in all to batch. It returns batch, and how much of budget is left.
 func (c *chunk) take(batch []wireguard.Train, budget int) ([]wireguard.Train, int) {
 	c.lent = true
 	for !c.empty() && budget > 0 {
@@ -189,7 +189,8 @@ func (c *chunk) take(batch []wireguard.Train, budget int) ([]wireguard.Train, in
 
 func (c *chunk) empty() bool { return c.next == len(c.trains) }
 
-// close drops the trains that wait. Lent memory stays unchanged until the next Receive, or for ever if there is none.
+// close drops the trains in the queue. The memory of trains that Receive has returned stays unchanged until the next Receive, or
+// for ever if there is none.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -203,7 +204,7 @@ func (q *queue) close() {
 	q.room.Broadcast()
 }
 
-// wakeSenders makes senders that wait for room check again whether their own socket is open.
+// wakeSenders makes goroutines that wait in put check again whether their own socket is open.
 func (q *queue) wakeSenders() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -41,7 +41,7 @@ func TestFullQueueDrops(t *testing.T) {
 
 func TestManySmallTrainsFillAQueue(t *testing.T) {
 	n, a, b := twoHosts(t, Config{Queue: 1})
-	for i := range chunkTrains + 1 { // the TOS keeps each from joining the one before
+	for i := range chunkTrains + 1 { // trains with different TOS are not joined
 		a.s.Send([]wireguard.Train{{Data: []byte("x"), Size: 1, TOS: uint8(i), Endpoint: b.Endpoint(1000)}})
 	}
 	n.wantFate(t, FateQueueFull, 1, "memory of trains is bounded as that of their data is")
@@ -52,7 +52,7 @@ func TestTrainsJoinUpToADatagramsSize(t *testing.T) {
 	for range 64 {
 		a.send(b, numbered(0, 1023))
 	}
-	a.send(b, numbered(0, 64)) // 65,536 in all
+	a.send(b, numbered(0, 64)) // together 65,536 bytes
 	ts, err := b.rx.Receive()
 	if err != nil || len(ts) != 2 || ts[0].Len() != 64 || ts[1].Len() != 1 {
 		t.Errorf("%d trains, %v; want 64 datagrams, and one that a system call would not carry with them", len(ts), err)
@@ -99,7 +99,7 @@ func TestReceiveIsABatch(t *testing.T) {
 	}
 }
 
-// Trains of any make-up are received as the same datagrams in the same order.
+// TestTrainsKeepTheirDatagrams checks that the datagrams of trains with random sizes are received unchanged and in order.
 func TestTrainsKeepTheirDatagrams(t *testing.T) {
 	_, a, b := twoHosts(t, Config{Queue: 16 << 20})
 	c := newHost(t, a.network.NewEnd())
@@ -151,7 +151,8 @@ func TestTrainsKeepTheirDatagrams(t *testing.T) {
 	b.want("that was all")
 }
 
-// Receivers write over all they get until the next Receive, while senders fill the queue and write over what they sent.
+// TestMemoryIsNotShared checks that senders and receivers use separate memory. The receiver overwrites the trains that Receive
+// has returned, and the senders overwrite the data that they have sent.
 func TestMemoryIsNotShared(t *testing.T) {
 	const senders, each, size = 3, 400, 700
 	n, a, b := twoHosts(t, Config{Queue: 16 << 20})
@@ -216,7 +217,7 @@ func hasOnly(d []byte, hosts []*host, who wireguard.Endpoint) bool {
 func TestLentMemorySurvivesClose(t *testing.T) {
 	n, a, b := twoHosts(t, Config{})
 	c := newHost(t, n.NewEnd())
-	for i := range 200 { // the second batch begins in the middle of a chunk
+	for i := range 200 { // the first batch ends in the middle of a chunk
 		a.send(b, numbered(i, 100))
 	}
 	ts, err := b.rx.Receive()
@@ -342,7 +343,7 @@ func TestLosslessSenderWaits(t *testing.T) {
 	}
 }
 
-// BenchmarkPipeline moves batches of 128 datagrams from one goroutine to another.
+// BenchmarkPipeline measures sending batches of 128 datagrams from one goroutine to another.
 func BenchmarkPipeline(b *testing.B) {
 	const size = 1452
 	_, tx, rx := twoHosts(b, Config{Lossless: true})

@@ -9,31 +9,31 @@ import (
 	"time"
 )
 
-// A Packet is a datagram as an observer on the wire sees it: its addresses are those outside of a NAT. A Packet may be
-// copied, but Data is borrowed.
+// A Packet is a datagram as an observer in the public network sees it, with the addresses that it has outside of NATs. A Packet
+// may be copied, but Data is valid only for a limited time.
 type Packet struct {
 	From, To netip.AddrPort // source and destination
 	Data     []byte         // without UDP and IP headers; valid until the Tap or Filter returns
-	Type     MessageType    // what TypeOf(Data) says
+	Type     MessageType    // the result of TypeOf(Data)
 	TOS      uint8          // IPv4 type of service or IPv6 traffic class: DSCP and ECN
 
 	Sender   *End // the end that sent it; nil for a datagram from Inject
-	Receiver *End // the end that it was delivered to; nil for any other Fate and for a Filter
+	Receiver *End // the end that it was delivered to; nil if it was not delivered, and in a Filter
 
-	Sent time.Time // when it was put on the wire
-	Time time.Time // when Fate was decided; zero for a Filter
-	Fate Fate      // what became of it; meaningless for a Filter
+	Sent time.Time // when it was sent
+	Time time.Time // when Fate was decided; zero in a Filter
+	Fate Fate      // what happened to it; without meaning in a Filter
 
-	// Delay is how long the datagram is under way in addition to the delay of its path. A Filter may set it.
+	// Delay is added to the delays of the datagram's path. A Filter may set it.
 	Delay time.Duration
 }
 
-// A Verdict says what a Filter does with a datagram.
+// A Verdict is the decision of a filter about a datagram.
 type Verdict uint8
 
-// The verdicts of a Filter.
+// These are the verdicts of a filter.
 const (
-	Pass Verdict = iota // the datagram is sent on as the Filter left it
+	Pass Verdict = iota // the datagram continues, with the changes that the filter made
 	Drop                // the datagram is dropped
 	Hold                // the datagram waits for Network.Release
 )
@@ -49,27 +49,28 @@ func (v Verdict) String() string {
 type filter struct{ judge func(p *Packet) Verdict }
 type tap struct{ see func(p Packet) }
 
-// Filter calls judge for each datagram that a socket sends, before the conditions of its path apply. judge may change the
-// bytes of p.Data, make p.Data shorter or another slice, and set p.TOS and p.Delay; other changes have no effect. An
-// empty p.Data drops the datagram. Several filters judge in the order in which they were added, until one does not pass
-// the datagram.
+// Filter adds a filter to the network: from then on, the network calls judge for each datagram that a socket sends, before the
+// conditions of the datagram's path apply. judge may change the bytes of p.Data, assign another slice to p.Data, and set p.TOS and
+// p.Delay. Other changes have no effect. If judge makes p.Data empty or longer than 65507 bytes, the datagram is dropped. Several
+// filters are called in the order in which they were added, until one does not return Pass.
 //
-// Filters and taps are called one at a time, in the order of events, on goroutines of senders and timers, and must not
-// wait. They may use the network: what they send or inject moves on after they return. remove undoes Filter, and may be
-// called again; a call of judge may still be going on when remove returns.
+// Filters and taps are called one at a time, in the order of events, on the goroutines of senders and timers. They must not
+// wait. They may use the network, but datagrams that they send or inject are processed only after they return. remove removes
+// the filter, and may be called again. A call of judge may still run when remove returns.
 func (n *Network) Filter(judge func(p *Packet) Verdict) (remove func()) {
 	return add(n, &n.filters, &filter{judge})
 }
 
-// Tap calls see for each datagram once, when its fate is decided: for lost ones as well as for delivered ones, and for
-// duplicates and injected ones. Datagrams that are sent while 64 MiB are under way overflow, and no Tap sees them. See
-// Filter for how see is called, and for remove.
+// Tap makes the network call see once for each datagram, when the datagram's fate is decided. This includes lost, duplicated
+// and injected datagrams. There is one exception: datagrams that are sent while 64 MiB are under way are dropped with
+// FateOverflow, and see is not called for them. The rules for judge and remove in the documentation of Filter also apply to see
+// and remove here.
 func (n *Network) Tap(see func(p Packet)) (remove func()) {
 	return add(n, &n.taps, &tap{see})
 }
 
-// add appends v to a list of n, and remove takes v out. The list is read without the lock, so add and remove replace it
-// and never change it in place.
+// add appends v to a list of n, and remove removes v from it. Other goroutines read the list without locking n.mu, so add and
+// remove replace the list and do not change it in place.
 func add[T comparable](n *Network, list *[]T, v T) (remove func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -83,7 +84,7 @@ func add[T comparable](n *Network, list *[]T, v T) (remove func()) {
 	}
 }
 
-// filter applies the verdicts of the filters to f. The caller holds the turn, but not n.mu.
+// filter calls the filters for f and applies their verdicts. The caller has the turn, but does not hold n.mu.
 func (n *Network) filter(f *flight) {
 	n.mu.RLock()
 	filters := n.filters
@@ -111,7 +112,8 @@ func (n *Network) filter(f *flight) {
 	n.pass(f)
 }
 
-// Release sends on what filters held, in the order in which it was sent. Later filters do not see it.
+// Release lets the datagrams continue that filters hold, in the order in which they were sent. No filter is called for them
+// again.
 func (n *Network) Release() {
 	n.mu.Lock()
 	n.inbox = append(n.inbox, n.held...)
@@ -120,8 +122,8 @@ func (n *Network) Release() {
 	n.run()
 }
 
-// Inject puts a forged or replayed datagram on the wire, right in front of its destination. Filters, conditions and cuts
-// do not apply, but a NAT there does. It copies data.
+// Inject delivers a forged or replayed datagram to its destination. Filters, conditions and cuts do not apply to it, but a NAT
+// of the destination does. Inject copies data.
 func (n *Network) Inject(from, to netip.AddrPort, data []byte) error {
 	switch {
 	case !from.IsValid() || !to.IsValid():

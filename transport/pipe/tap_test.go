@@ -17,7 +17,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// message returns a datagram of a message type.
+// message returns a datagram of size bytes whose type field is kind.
 func message(kind byte, size int) string {
 	b := make([]byte, size)
 	b[0] = kind
@@ -87,7 +87,7 @@ func TestTapSeesEachFateOnce(t *testing.T) {
 		var saw []string
 		remove := n.Tap(func(p Packet) {
 			saw = append(saw, fmt.Sprint(string(p.Data), " ", p.Fate, " ", p.Sender == a.End, " ", p.Receiver == b.End))
-			clear(p.Data) // it was borrowed, and nobody uses it any more
+			clear(p.Data) // the network does not use the data any more
 		})
 		start := time.Now()
 		n.SetConditions(Conditions{Delay: time.Second})
@@ -234,7 +234,8 @@ func TestFilterDelays(t *testing.T) {
 	})
 }
 
-// Filters and taps use the network from inside: what they send comes after what they look at, and nothing deadlocks.
+// TestFiltersAndTapsUseTheNetwork checks that filters and taps may call the network without a deadlock, and that the datagrams
+// that they send arrive after the datagram for which they were called.
 func TestFiltersAndTapsUseTheNetwork(t *testing.T) {
 	n, a, b := twoHosts(t, Config{})
 	n.Filter(func(p *Packet) Verdict {
@@ -259,7 +260,8 @@ func TestFiltersAndTapsUseTheNetwork(t *testing.T) {
 	n.wantBalance(t)
 }
 
-// The filter removes itself and then sends, while the datagram that it judges still waits for its verdict.
+// TestOrderIsKeptWhenTheLastFilterGoes checks that datagrams stay in order if a filter removes itself and then sends. The
+// datagram for which the filter was called must arrive first.
 func TestOrderIsKeptWhenTheLastFilterGoes(t *testing.T) {
 	n, a, b := twoHosts(t, Config{})
 	var remove func()
@@ -272,11 +274,12 @@ func TestOrderIsKeptWhenTheLastFilterGoes(t *testing.T) {
 	b.want("in the order they were sent", "one", "two")
 }
 
-// Several goroutines send while one is inside a filter: they leave their datagrams to it and continue.
+// TestFilterNeverRunsTwiceAtOnce checks that filters and taps are called by one goroutine at a time while several goroutines
+// send. A goroutine that sends meanwhile leaves its datagrams to that goroutine and continues.
 func TestFilterNeverRunsTwiceAtOnce(t *testing.T) {
 	const senders, each = 4, 500
 	n, a, b := twoHosts(t, Config{Queue: 16 << 20})
-	count := 0 // the race detector watches it
+	count := 0 // the race detector reports concurrent calls
 	n.Filter(func(*Packet) Verdict { count++; return Pass })
 	n.Tap(func(Packet) { count++ })
 	var wg sync.WaitGroup
@@ -373,7 +376,7 @@ func TestWhatIsUnderWayIsBounded(t *testing.T) {
 }
 
 func TestPcap(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) { // which begins at midnight UTC 2000-01-01
+	synctest.Test(t, func(t *testing.T) { // virtual time begins at midnight UTC 2000-01-01
 		n, a, b := twoHosts(t, Config{})
 		var file bytes.Buffer
 		n.Tap(WritePcap(&file))

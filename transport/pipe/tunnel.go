@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	tunnelPackets = 1024    // most packets per direction
-	tunnelBytes   = 4 << 20 // most bytes per direction
+	tunnelPackets = 1024    // most packets queued per direction
+	tunnelBytes   = 4 << 20 // most bytes queued per direction
 	spareBuffers  = 128
-	spareBuffer   = 2 << 10 // bytes
+	spareBuffer   = 2 << 10 // most bytes of a free buffer
 )
 
-// A Tunnel is the packet side of a device, for a test. The device reads, seals and sends the packets that Send queues,
-// and Receive returns the packets that the device received and opened. NewTunnel makes it. It must not be copied. All
-// methods are safe for concurrent use. It holds up to 1024 packets and 4 MiB in each direction.
+// A Tunnel is a [wireguard.Tunnel] for tests. The device reads, encrypts and sends the packets that Send queues. Receive
+// returns the packets that the device has received and decrypted. NewTunnel makes a Tunnel. It must not be copied. All methods
+// are safe for concurrent use. A Tunnel holds up to 1024 packets and 4 MiB in each direction.
 type Tunnel struct {
 	mu      sync.Mutex // guards the fields below
-	changed sync.Cond  // signals every change
+	changed sync.Cond  // signalled after every change
 	in, out packets
 	spare   [][]byte
 	mtu     int
@@ -38,13 +38,13 @@ var (
 	errPacketSize   = errors.New("pipe: tunnel: want packets of 1 to 65535 bytes")
 )
 
-// packets is a queue of packets, in order.
+// packets is a first-in, first-out queue of packets.
 type packets struct {
 	all   [][]byte
 	bytes int
 }
 
-// hasRoom reports whether n bytes fit. An empty queue has room for anything.
+// hasRoom reports whether a packet of n bytes fits into the queue. Any packet fits into an empty queue.
 func (q *packets) hasRoom(n int) bool {
 	return len(q.all) == 0 || len(q.all) < tunnelPackets && q.bytes+n <= tunnelBytes
 }
@@ -62,7 +62,7 @@ func (q *packets) drop(n int) {
 	q.all = slices.Delete(q.all, 0, n)
 }
 
-// NewTunnel makes a tunnel that carries packets of up to mtu bytes. 0 means 1420.
+// NewTunnel makes a tunnel with the given MTU, in bytes. 0 means 1420.
 func NewTunnel(mtu int) *Tunnel {
 	if mtu <= 0 {
 		mtu = 1420
@@ -72,7 +72,7 @@ func NewTunnel(mtu int) *Tunnel {
 	return t
 }
 
-// MTU returns the size of the largest packet, in bytes. The tunnel does not refuse larger ones.
+// MTU returns the size of the largest packet, in bytes. The tunnel also accepts larger packets.
 func (t *Tunnel) MTU() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -86,10 +86,10 @@ func (t *Tunnel) SetMTU(mtu int) {
 	t.mtu = mtu
 }
 
-// Send queues IP packets for the device, in order and without others between them. The device reads a burst of up to 128
-// waiting packets as one batch. Send waits until the packets fit; a burst that can never fit waits until the queue is
-// empty. It copies the packets. It fails when ctx ends, when the tunnel closes, or if a packet is empty or larger than
-// 65535 bytes. If it fails, it has queued no packet.
+// Send queues IP packets for the device, in order and without other packets between them. The device reads up to 128 queued
+// packets as one batch. Send waits until all its packets fit into the queue, or, if there are too many for the queue, until the
+// queue is empty. It copies the packets. It fails when ctx ends, when the tunnel is closed, or if a packet is empty or larger
+// than 65535 bytes. If it fails, it has queued no packet.
 func (t *Tunnel) Send(ctx context.Context, ps ...[]byte) error {
 	if !areIP(ps) {
 		return errPacketSize
@@ -107,7 +107,7 @@ func (t *Tunnel) Send(ctx context.Context, ps ...[]byte) error {
 	return nil
 }
 
-// TrySend is Send without waiting. It reports whether the packets were queued.
+// TrySend queues packets as Send does, but does not wait. It reports whether it has queued the packets.
 func (t *Tunnel) TrySend(ps ...[]byte) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -118,7 +118,7 @@ func (t *Tunnel) TrySend(ps ...[]byte) bool {
 	return ok
 }
 
-// areIP reports whether each packet has a length that an IP packet can have. Others would never fit a Batch.
+// areIP reports whether each packet has a length that an IP packet can have. Other packets would not fit into a Batch.
 func areIP(ps [][]byte) bool {
 	for _, p := range ps {
 		if len(p) == 0 || len(p) > 65535 {
@@ -143,8 +143,8 @@ func (t *Tunnel) queue(ps [][]byte) {
 	t.changed.Broadcast()
 }
 
-// Receive waits for the next packet that the device delivered. The packet belongs to the caller. After Close it still
-// returns the packets that were delivered before.
+// Receive waits for the next packet that the device has delivered, and returns it. The packet belongs to the caller. After
+// Close, Receive still returns the packets that were delivered before Close.
 func (t *Tunnel) Receive(ctx context.Context) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -154,7 +154,7 @@ func (t *Tunnel) Receive(ctx context.Context) ([]byte, error) {
 	return t.first(), nil
 }
 
-// TryReceive is Receive without waiting. It returns nil if there is no packet.
+// TryReceive returns the next packet as Receive does, but does not wait. It returns nil if the device has delivered no packet.
 func (t *Tunnel) TryReceive() []byte {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -164,30 +164,31 @@ func (t *Tunnel) TryReceive() []byte {
 	return t.first()
 }
 
-// first takes the oldest delivered packet out of the queue. The packet's memory belongs to the caller from then on, so it
-// does not return to spare. t.mu is held.
+// first removes the oldest delivered packet from the queue and returns it. The packet's memory then belongs to the caller of
+// Receive, so it is not put into spare. The caller holds t.mu.
 func (t *Tunnel) first() []byte {
 	p := t.out.all[0]
 	t.out.drop(1)
 	return p
 }
 
-// Queued returns how many packets the device has not read yet, and how many delivered ones nobody has received yet.
+// Queued returns how many packets the device has not read yet, and how many packets the device has delivered that Receive has
+// not returned yet.
 func (t *Tunnel) Queued() (toRead, delivered int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.in.all), len(t.out.all)
 }
 
-// Dropped returns how many packets of the device found the queue full, or the tunnel closed.
+// Dropped returns how many packets from the device were dropped because the queue was full or the tunnel was closed.
 func (t *Tunnel) Dropped() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.dropped
 }
 
-// wait waits until ready returns true, or fails when the tunnel closes or ctx ends. t.mu is held, except during the
-// wait.
+// wait waits until ready returns true. It fails if the tunnel is closed or ctx ends before. The caller holds t.mu, which wait
+// unlocks while it waits.
 func (t *Tunnel) wait(ctx context.Context, ready func() bool) error {
 	if ready() {
 		return nil
@@ -210,7 +211,7 @@ func (t *Tunnel) wait(ctx context.Context, ready func() bool) error {
 	return nil
 }
 
-// ReadPackets is for the device.
+// ReadPackets waits until Send has queued packets, and moves them into b. Only the device calls it.
 func (t *Tunnel) ReadPackets(b *wireguard.Batch) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -230,7 +231,7 @@ func (t *Tunnel) ReadPackets(b *wireguard.Batch) error {
 	return nil
 }
 
-// WritePackets is for the device.
+// WritePackets queues packets for Receive. Only the device calls it.
 func (t *Tunnel) WritePackets(pkts [][]byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -248,7 +249,7 @@ func (t *Tunnel) WritePackets(pkts [][]byte) (int, error) {
 	return n, nil
 }
 
-// Close ends all waits. Packets that the device has not read are lost.
+// Close closes the tunnel and ends all waits. Packets that the device has not read are dropped.
 func (t *Tunnel) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -24,7 +24,7 @@ func TestTunnelBurstIsOneBatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range burst {
-		clear(p) // the memory is the sender's again
+		clear(p) // Send has copied the packets, so this changes nothing
 	}
 	var b wireguard.Batch
 	if err := tun.ReadPackets(&b); err != nil || b.Len() != 3 {
@@ -213,12 +213,13 @@ func TestTunnelReadsWithoutAllocations(t *testing.T) {
 		b.Reset()
 	}
 	round()
-	if n := testing.AllocsPerRun(100, round); n > 1 { // the batch's own memory comes from a sync.Pool
+	if n := testing.AllocsPerRun(100, round); n > 1 { // the memory of the batch is allocated if a sync.Pool is empty
 		t.Errorf("%v allocations for 64 packets; memory is not recycled", n)
 	}
 }
 
-// A checksum is right if the sum over all that it covers, itself included, is all ones (RFC 1071).
+// TestUDPPacket checks the fields and checksums of packets. A checksum is correct if the sum over all data that it covers,
+// including the checksum, consists of ones only (RFC 1071).
 func TestUDPPacket(t *testing.T) {
 	for _, tc := range []struct{ src, dst string }{
 		{"10.0.0.1:1234", "10.0.0.2:80"},
@@ -249,8 +250,8 @@ func TestUDPPacket(t *testing.T) {
 	wantPanic(t, "too long", func() { UDPPacket(v4, v4, make([]byte, 65508)) })
 }
 
-// This was computed by hand: the words of the IPv4 header add up to 0x8332 without the checksum, those of the UDP
-// pseudo-header and header to 0xfe2a.
+// TestUDPPacketVector checks a packet whose checksums were computed by hand. Without the checksum, the words of the IPv4 header
+// add up to 0x8332. The words of the UDP pseudo-header and header add up to 0xfe2a.
 func TestUDPPacketVector(t *testing.T) {
 	p := UDPPacket(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2"), []byte{0, 0})
 	want := []byte{0x45, 0, 0, 30, 0, 0, 0, 0, 64, 17, 0x7c, 0xcd, 127, 0, 0, 1, 127, 0, 0, 1, 0, 1, 0, 2, 0, 10, 1, 0xd5, 0, 0}

@@ -9,29 +9,29 @@ import (
 )
 
 const (
-	maxWeight    = 64 << 20 // bytes of memory of flights without a fate
-	flightWeight = 256      // bytes of memory of a flight besides its data
-	spareFlights = 256      // free flights that a network keeps
+	maxWeight    = 64 << 20 // most bytes of memory of all flights without a fate
+	flightWeight = 256      // bytes of memory that a flight is assumed to take in addition to its data
+	spareFlights = 256      // most free flights that a network keeps
 	spareMemory  = 2 << 10  // most bytes of data that a free flight keeps
 )
 
-// A stage says what happens next to a flight.
+// A stage determines what move does next with a flight.
 type stage uint8
 
 const (
-	stageFilter    stage = iota // it was just sent
-	stageLaunch                 // a filter held it, and Network.Release released it
-	stageArrive                 // its arrival is due
-	stageOverflown              // it is a copy for which there was no room
-	stageBlocked                // its NAT did not let it out
+	stageFilter    stage = iota // the flight was just sent; next, the filters judge it
+	stageLaunch                 // Network.Release has released the flight; next, the conditions apply
+	stageArrive                 // the time of its arrival has come; next, it is delivered
+	stageOverflown              // it is a duplicate that did not fit into the queue for Conditions.Rate
+	stageBlocked                // the sender's NAT did not let it pass
 )
 
-// A flight is one datagram under way. The network's mutex guards it while it is in a queue. After that it belongs to
-// the holder of the turn.
+// A flight is one datagram under way. While the flight is in a list of the network, n.mu guards it. At other times, only the
+// goroutine that has the turn uses it.
 type flight struct {
 	Packet
-	memory []byte // holds Data, unless a filter changed Data
-	scope  *NAT   // the private network that it never leaves; nil means the public network
+	memory []byte // memory that is used again for other flights; Data is normally a part of it
+	scope  *NAT   // set if sender and destination are behind the same NAT; nil means that the flight passes the public network
 	stage  stage
 	weight int
 
@@ -39,7 +39,7 @@ type flight struct {
 	number uint64
 }
 
-// size returns the size of the IP packet.
+// size returns the size of the datagram's IP packet, in bytes.
 func (f *flight) size() int { return len(f.Data) + headers(f.To.Addr()) }
 
 func headers(a netip.Addr) int {
@@ -49,7 +49,7 @@ func headers(a netip.Addr) int {
 	return 40 + 8
 }
 
-// flights is a heap by time. Flights with equal times keep their order.
+// flights is a heap for package heap. The flight that is due first comes first. Flights with equal times keep their order.
 type flights []*flight
 
 func (h flights) Len() int { return len(h) }
@@ -69,7 +69,7 @@ func (h *flights) Pop() any {
 	return f
 }
 
-// sendEach puts the datagrams of t on the wire one by one.
+// sendEach sends the datagrams of t as separate flights.
 func (n *Network) sendEach(s *socket, t *wireguard.Train) error {
 	n.mu.Lock()
 	from, err := s.source(&t.Endpoint)
@@ -112,7 +112,7 @@ func (n *Network) refuses(f *flight) bool {
 	return c.RefuseTooBig && c.MTU > 0 && f.size() > c.MTU
 }
 
-// newFlight copies data into a flight. n.mu is held.
+// newFlight makes a flight with a copy of data. The caller holds n.mu.
 func (n *Network) newFlight(data []byte) *flight {
 	f := new(flight)
 	if last := len(n.spare) - 1; last >= 0 {
@@ -127,8 +127,8 @@ func (n *Network) newFlight(data []byte) *flight {
 	return f
 }
 
-// land ends f's time under way. keep says that nothing uses f any more, so that its memory can serve another flight.
-// n.mu is held.
+// land subtracts f from the totals of flights without a fate. keep stores f for use as another flight, because nothing uses it
+// any more. The caller of either holds n.mu.
 func (n *Network) land(f *flight) {
 	n.weight -= f.weight
 	n.flying--
@@ -145,24 +145,25 @@ func (n *Network) keep(f *flight) {
 	}
 }
 
-// fly lets f arrive at a later time, which may be now. n.mu is held.
+// fly makes f arrive at the time at, which may be now. The caller holds n.mu.
 func (n *Network) fly(f *flight, at time.Time) {
 	n.number++
 	f.stage, f.due, f.number = stageArrive, at, n.number
 	heap.Push(&n.underWay, f)
 }
 
-// run moves on all flights that can move, in order. If another goroutine has the turn, run leaves that to it.
+// run processes, in order, all flights that do not have to wait for their arrival. If another goroutine has the turn, that
+// goroutine does it.
 func (n *Network) run() {
 	n.mu.Lock()
 	if n.turn {
-		n.mu.Unlock() // the holder checks the inbox again before it gives the turn back
+		n.mu.Unlock() // the goroutine that has the turn checks inbox again before it clears turn
 		return
 	}
 	n.turn = true
 	done := false
 	defer func() {
-		if !done { // a filter or tap panicked, or ended its goroutine as testing.T.FailNow does
+		if !done { // a filter or tap panicked, or ended this goroutine as testing.T.FailNow does
 			n.mu.Lock()
 			n.turn = false
 			n.mu.Unlock()
@@ -178,7 +179,7 @@ func (n *Network) run() {
 	n.mu.Unlock()
 }
 
-// next returns the next flight to move, or nil if all must wait. n.mu is held.
+// next returns the next flight to process, or nil if all flights must wait. The caller holds n.mu.
 func (n *Network) next() (f *flight) {
 	switch {
 	case len(n.underWay) > 0 && !n.underWay[0].due.After(time.Now()):
@@ -193,7 +194,7 @@ func (n *Network) next() (f *flight) {
 	return nil
 }
 
-// arm sets the timer to the next arrival. n.mu is held.
+// arm sets the timer to the time of the next arrival. The caller holds n.mu.
 func (n *Network) arm() {
 	if len(n.underWay) == 0 {
 		return
@@ -206,7 +207,7 @@ func (n *Network) arm() {
 	}
 }
 
-// move takes f one stage further. The caller holds the turn, but not n.mu.
+// move processes f according to its stage. The caller has the turn, but does not hold n.mu.
 func (n *Network) move(f *flight) {
 	switch f.stage {
 	case stageFilter:
@@ -222,7 +223,7 @@ func (n *Network) move(f *flight) {
 	}
 }
 
-// pass applies the conditions of its path to f.
+// pass applies the conditions of f's path to f.
 func (n *Network) pass(f *flight) {
 	n.mu.Lock()
 	fate, gone := n.launch(f)
@@ -232,7 +233,7 @@ func (n *Network) pass(f *flight) {
 	}
 }
 
-// arrive delivers f to the socket that is at its destination now.
+// arrive delivers f to the socket that has f's destination address now.
 func (n *Network) arrive(f *flight) {
 	n.mu.Lock()
 	to, at, blocked := n.route(f, time.Now())
@@ -271,7 +272,7 @@ func (n *Network) deliver(f *flight, to *socket, at netip.AddrPort) {
 	}
 }
 
-// finish counts the fate of f, calls the taps, and ends f.
+// finish counts the fate of f, calls the taps, and makes f free for another datagram.
 func (n *Network) finish(f *flight, fate Fate) {
 	n.mu.Lock()
 	n.fates[fate].Add(1)

@@ -19,8 +19,8 @@ import (
 	theirs "golang.zx2c4.com/wireguard/tun"
 )
 
-// BenchmarkTCP carries one connection between the kernels of two namespaces, through two devices in this process: of
-// this library, and of wireguard-go with its TUN.
+// BenchmarkTCP measures one TCP connection between two network namespaces, through two devices in this process. The devices are
+// those of this library, and then those of wireguard-go with its own TUN.
 //
 //	x: wg0 ══ device ── 127.0.0.1 ── device ══ wg0 :y
 func BenchmarkTCP(b *testing.B) {
@@ -37,7 +37,7 @@ func BenchmarkTCP(b *testing.B) {
 				}
 			}()
 			buf := make([]byte, 1<<20)
-			for range 100 { // the window opens
+			for range 100 { // lets TCP's window grow first
 				if _, err := io.ReadFull(in, buf); err != nil {
 					b.Fatal(err)
 				}
@@ -55,7 +55,7 @@ func BenchmarkTCP(b *testing.B) {
 	}
 }
 
-// BenchmarkEcho sends a byte there and back.
+// BenchmarkEcho measures sending one byte over the connection and back.
 func BenchmarkEcho(b *testing.B) {
 	for _, x := range sides {
 		b.Run(x.name, func(b *testing.B) {
@@ -78,8 +78,8 @@ func BenchmarkEcho(b *testing.B) {
 	}
 }
 
-// processorTime returns the processor time that this process has used so far, including the kernel's work for it. On a
-// machine that others use too, it tells more than the throughput.
+// processorTime returns the processor time that this process has used so far, including the kernel's work for it. On a machine
+// that runs other programs too, this time varies less than the throughput.
 func processorTime(b *testing.B) time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
@@ -93,21 +93,21 @@ var sides = []struct {
 	link func(b *testing.B) link
 }{{"ours", ourLink}, {"wireguard-go", theirLink}}
 
-// ourLink joins two interfaces by devices of this library.
+// ourLink returns a link whose interfaces are connected by two devices of this library.
 func ourLink(b *testing.B) link {
 	l := newLink(b, Config{})
 	l.devices(b)
 	return l
 }
 
-// devices joins the interfaces by devices of this library.
+// devices connects the interfaces by two devices of this library.
 func (l link) devices(t testing.TB) {
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 	bind := &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
 	devices.Pair(t, devices.Side{Tunnel: l.a, Bind: bind, Inside: all}, devices.Side{Tunnel: l.b, Bind: bind, Inside: all})
 }
 
-// theirLink joins two interfaces by devices of wireguard-go.
+// theirLink returns a link whose interfaces are connected by two devices of wireguard-go.
 func theirLink(b *testing.B) link {
 	l := link{x: newNamespace(b), y: newNamespace(b)}
 	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
@@ -137,7 +137,7 @@ func theirLink(b *testing.B) link {
 	return l
 }
 
-// connection returns both ends of a connection from x to y.
+// connection opens a TCP connection from x to y, and returns its ends in x (out) and in y (in).
 func (l link) connection(t testing.TB) (out, in net.Conn) {
 	t.Helper()
 	l.y.do(t, func() {

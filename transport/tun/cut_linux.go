@@ -9,21 +9,22 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// A cutter puts one packet from the kernel into batches, whole or in segments. Its zero value holds no packet. It
-// copies each byte once, to the memory where the device seals it and sends it from. It computes the byte's checksum
-// there, while the byte is in the first-level cache.
+// A cutter copies one packet from the kernel into batches. If the packet is large, the cutter divides it into segments. The
+// zero value has no packet. The cutter copies each byte once, into the memory in which the device encrypts it. It computes the
+// checksum directly after copying, while the data is in the first-level cache.
 type cutter struct {
-	packet []byte // nil means no packet; borrowed until all of it is in a batch
+	packet []byte // the caller's memory, used until all of the packet is in a batch; nil means no packet
 	h      virtio
 	t      packet.Template
-	i, at  int // the next segment, and where its payload begins
+	i, at  int // number of the next segment, and offset in the payload at which it begins
 }
 
 func (c *cutter) pending() bool { return c.packet != nil }
 
-// begin takes a packet with its header, and reports whether the two are consistent. p is borrowed while c is pending.
+// begin makes p, with the virtio header h, the packet of c, and reports whether p and h are consistent. The caller must not
+// change p while c is pending.
 func (c *cutter) begin(h virtio, p []byte) bool {
-	h.gso &^= gsoECN // only the first segment carries CWR in any case
+	h.gso &^= gsoECN // needs no special treatment, since only the first segment ever has the flag CWR
 	c.h, c.i, c.at = h, 0, 0
 	if len(p) == 0 || h.flags&needsSum != 0 && int(h.start)+int(h.offset)+2 > len(p) || len(p) > 65535 && h.gso == gsoNone {
 		return false
@@ -35,7 +36,7 @@ func (c *cutter) begin(h virtio, p []byte) bool {
 	return true
 }
 
-// beginLarge reads the headers of a packet that is to be cut.
+// beginLarge reads the headers of a packet that must be divided into segments.
 func (c *cutter) beginLarge(h virtio, p []byte) bool {
 	udp := h.gso == gsoUDP
 	proto := uint8(packet.TCP)
@@ -64,18 +65,20 @@ func (c *cutter) beginLarge(h virtio, p []byte) bool {
 	if ok && !udp {
 		l4, ok = packet.TCPEnd(p, l3)
 	}
-	if !ok || h.size == 0 || len(p) < l4 || l4+min(int(h.size), len(p)-l4) > 65535 { // a batch has no room for such a segment
+	if !ok || h.size == 0 || len(p) < l4 || l4+min(int(h.size), len(p)-l4) > 65535 { // a batch has no space for such a segment
 		return false
 	}
 	pseudo := packet.PseudoSum(p, 0)
 	if at := l3 + int(h.offset); h.flags&needsSum != 0 && at+2 <= l4 {
-		// The field holds the sum of the pseudo-header for the length of the whole packet.
+		// The checksum field holds the sum of the pseudo-header, which includes the length of the whole packet. Remove that
+		// length.
 		pseudo = packet.Add(binary.BigEndian.Uint16(p[at:]), ^uint16(len(p)-l3))
 	}
 	return c.t.Set(p[:l4], l3, udp, pseudo)
 }
 
-// plainIP returns the length of p's IP header, if the transport header follows directly.
+// plainIP returns the length of p's IP header. ok is false if a transport header of the protocol proto does not follow
+// directly.
 func plainIP(p []byte, proto uint8) (l3 int, ok bool) {
 	if p[0]>>4 == 4 {
 		l3 = int(p[0]&15) * 4
@@ -84,8 +87,8 @@ func plainIP(p []byte, proto uint8) (l3 int, ok bool) {
 	return packet.IP6Header, len(p) >= packet.IP6Header && p[packet.IP6Next] == proto
 }
 
-// startsRight reports whether the transport header of p can begin at l3, as the kernel says. The kernel also finds
-// transport headers behind extension headers.
+// startsRight reports whether the transport header of p can begin at the offset l3, which the kernel gave. In an IPv6 packet
+// with extension headers, this offset is larger than 40.
 func startsRight(p []byte, l3 int) bool {
 	if p[0]>>4 == 4 {
 		return l3 == int(p[0]&15)*4 && l3 >= packet.IP4Header
@@ -93,7 +96,7 @@ func startsRight(p []byte, l3 int) bool {
 	return l3 >= packet.IP6Header
 }
 
-// into puts the rest of the packet into b, and reports whether all of it fitted.
+// into copies the rest of the packet into b until b is full, and reports whether all of it fitted.
 func (c *cutter) into(b *wireguard.Batch) (done bool) {
 	if c.h.gso == gsoNone {
 		return c.whole(b)
@@ -117,7 +120,8 @@ func (c *cutter) into(b *wireguard.Batch) (done bool) {
 	}
 }
 
-// whole puts the packet into b uncut and completes its checksum, whose field holds the sum of the pseudo-header.
+// whole copies the packet into b without dividing it. If the kernel has left the checksum to this package, the checksum field holds
+// the sum of the pseudo-header, and whole completes it.
 func (c *cutter) whole(b *wireguard.Batch) (done bool) {
 	room := b.Next(len(c.packet))
 	if room == nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// cutAll returns what a cutter makes of a packet, over as many batches as it takes. The first batch already holds other
-// packets; before is their number.
+// cutAll returns the packets into which a cutter divides p, in as many batches as it needs. before is the number of other
+// packets that are already in the first batch.
 func cutAll(t *testing.T, h virtio, p []byte, before int) (out [][]byte, ok bool) {
 	b := new(wireguard.Batch)
 	for range before {
@@ -45,7 +45,7 @@ func cutAll(t *testing.T, h virtio, p []byte, before int) (out [][]byte, ok bool
 	}
 }
 
-// FuzzCut compares the segments of a packet with those of a slow segmenter.
+// FuzzCut checks that a cutter makes the same segments of a packet as a simple, slow implementation (shape.split).
 func FuzzCut(f *testing.F) {
 	f.Add(int64(1), false, false, uint8(3), uint16(1368), uint16(60000), uint8(0), true)
 	f.Add(int64(2), true, false, uint8(3), uint16(1348), uint16(61000), uint8(90), true)
@@ -90,7 +90,7 @@ func FuzzCut(f *testing.F) {
 		}
 		for i := range want {
 			if got := got[i]; !bytes.Equal(got, want[i]) {
-				// In TCP, the checksums 0 and 0xffff are equal.
+				// In TCP, the checksums 0 and 0xffff are equivalent.
 				if at := s.sumAt(); udp || binary.BigEndian.Uint16(got[at:]) != 0xffff || binary.BigEndian.Uint16(want[i][at:]) != 0 ||
 					!bytes.Equal(got[:at], want[i][:at]) || !bytes.Equal(got[at+2:], want[i][at+2:]) {
 					t.Fatalf("segment %d of %d:\n%x\nwant\n%x", i, len(want), got, want[i])
@@ -100,7 +100,8 @@ func FuzzCut(f *testing.F) {
 	})
 }
 
-// FuzzCutHostile checks that no header and no packet break anything, since the kernel passes on what others gave it.
+// FuzzCutHostile checks that a cutter neither panics nor changes its input, whatever the packet and the virtio header contain.
+// The kernel may pass on packets and headers that other programs made.
 func FuzzCutHostile(f *testing.F) {
 	for _, v6 := range []bool{false, true} {
 		for _, udp := range []bool{false, true} {
@@ -123,8 +124,8 @@ func FuzzCutHostile(f *testing.F) {
 	})
 }
 
-// TestCutRefusesHugeSegments: a segment that is too large for an IP packet fits no batch. If the cutter took it, it would
-// offer the segment to empty batches for ever.
+// TestCutRefusesHugeSegments checks that a cutter refuses a packet with a segment that is too large for an IP packet. Such a
+// segment fits into no batch, so the cutter could never finish.
 func TestCutRefusesHugeSegments(t *testing.T) {
 	const most = 65535
 	for _, total := range []int{most, most + 1, most + packet.IP6Header} {

@@ -14,9 +14,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestStatesElsewhere follows an interface into a namespace that the program may not enter, as far as that is possible:
-// the program learns the interface's name, and that it was deleted. The test runs itself again as a child process, which
-// may administer its own network namespace and no other.
+// TestStatesElsewhere checks what a program learns about an interface that was moved to a namespace that the program may not
+// enter: the interface's name, and that it was deleted. The test runs itself again as a child process, which has capabilities
+// only in its own network namespace.
 //
 //	child: wg0 ──moved by the parent──▶ namespace of the parent's
 func TestStatesElsewhere(t *testing.T) {

@@ -9,19 +9,19 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// Flows pair each flow with one queue, in both directions. The kernel hands over a flow's packets on the queue that the
-// flow was last written to (tun_flow_update). Before the first write, the kernel chooses a queue. A write to another
-// queue would move the flow there while earlier packets still wait on the old queue, and later packets would overtake
-// them. So this package writes a packet to the queue from which it last read a packet of the flow. If it has read none,
-// the addresses and ports of the flow choose the queue, and the kernel follows.
+// flows keeps each flow on one queue, in both directions. The kernel delivers the packets of a flow on the queue to which this
+// package last wrote a packet of the flow (tun_flow_update). Before the first write, the kernel chooses the queue. A write to
+// another queue would move the flow to that queue while earlier packets are still on the old one, and later packets would
+// overtake them. So this package writes a packet to the queue from which it last read a packet of the same flow. If it has read
+// none, it chooses the queue from a hash of the flow's addresses and ports, and the kernel then uses the same queue.
 //
-// The table has a slot for each of 4,096 hashes, as the kernel's table has (MAX_TAP_FLOWS). Flows that share a slot
-// take it from each other. The zero value is empty.
+// The table has 4,096 slots, as the kernel's table has (MAX_TAP_FLOWS). If several flows have the same slot, it stores only the
+// one that was read last. The zero value is empty.
 type flows struct {
-	slots [4096]atomic.Uint32 // upper 23 bits of the hash, and 1 + queue; 0 means free
+	slots [4096]atomic.Uint32 // upper 23 bits of the hash, and 1 + the queue's number in the other bits; 0 means free
 }
 
-// seen notes that the packet p was read from a queue.
+// seen stores that the packet p was read from the queue with this number.
 func (f *flows) seen(p []byte, queue int) {
 	h := flowHash(p)
 	slot := &f.slots[h%uint32(len(f.slots))]
@@ -30,7 +30,7 @@ func (f *flows) seen(p []byte, queue int) {
 	}
 }
 
-// queue returns the queue to write the packet p to.
+// queue returns the number of the queue to which the packet p must be written. queues is how many queues there are.
 func (f *flows) queue(p []byte, queues int) int {
 	h := flowHash(p)
 	if slot := f.slots[h%uint32(len(f.slots))].Load(); slot&0x1ff != 0 && slot&^0x1ff == h&^0x1ff {
@@ -39,7 +39,8 @@ func (f *flows) queue(p []byte, queues int) int {
 	return int(uint64(h) * uint64(queues) >> 32)
 }
 
-// flowHash hashes the addresses of a flow, and the ports of TCP and UDP. Both directions of a flow have the same hash.
+// flowHash returns a hash of the packet's addresses and protocol, and of the ports of TCP and UDP. Both directions of a flow
+// have the same hash.
 func flowHash(p []byte) uint32 {
 	if len(p) < packet.IP4Header {
 		return 0
@@ -51,7 +52,7 @@ func flowHash(p []byte) uint32 {
 		a := p[packet.IP4Addresses:]
 		x = uint64(binary.BigEndian.Uint32(a)) + uint64(binary.BigEndian.Uint32(a[4:]))
 		if binary.BigEndian.Uint16(p[packet.IP4Fragment:])&0x3fff != 0 {
-			l3 = len(p) // the fragments of a packet are one flow
+			l3 = len(p) // ignore the ports, so that all fragments of a packet have the same hash
 		}
 	case len(p) >= packet.IP6Header:
 		a := p[packet.IP6Addresses:]
@@ -65,7 +66,7 @@ func flowHash(p []byte) uint32 {
 	return uint32(mix(x+uint64(proto)) >> 32)
 }
 
-// mix spreads x over all bits (the finalizer of MurmurHash3).
+// mix makes each bit of the result depend on all bits of x. It is the finalizer of MurmurHash3.
 func mix(x uint64) uint64 {
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd

@@ -22,8 +22,8 @@ func reverse(p []byte, s shape) []byte {
 	return q
 }
 
-// TestFlows checks that the packets of a flow are written to the queue from which the flow was last read. The packets of
-// a flow that was never read are always written to the same queue.
+// TestFlows checks that the packets of a flow are written to the queue from which the flow was last read. If no packet of a
+// flow was read, its packets are all written to one queue.
 func TestFlows(t *testing.T) {
 	const queues = 4
 	var used [queues]int
@@ -42,7 +42,7 @@ func TestFlows(t *testing.T) {
 		if got, want := f.queue(other, queues), new(flows).queue(other, queues); got != want {
 			t.Errorf("packet %d: another flow is written to queue %d, not %d", i, got, want)
 		}
-		if i&1 == 0 { // all fragments of a datagram are one flow, whatever they hold in place of the ports
+		if i&1 == 0 { // all fragments of a datagram must have the same queue, although only the first contains the ports
 			p[6] = 0x20
 			q := bytes.Clone(p)
 			q[7] = 10

@@ -13,28 +13,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file follows the state of the interface. A netlink socket reports when something about the interface may have
-// changed. The follower then asks the kernel: for the name through the descriptor of the TUN, which knows the name in
-// any network namespace, and for the rest with ioctls. So a message that was lost or arrived too early costs only one
-// more look.
+// This file keeps the state of the interface up to date. One goroutine, called the follower, reads a netlink socket, which
+// reports that the interface may have changed. The follower then asks the kernel for the current state. It gets the name from
+// the descriptor of the TUN, which works in any network namespace, and the rest with ioctls. The follower does not take the
+// state from the netlink messages, so a lost message can at most delay a new state.
 //
-// Both sockets must belong to the network namespace where the interface is. When the interface moves, a message in the
-// old namespace says that it is gone. The descriptor gives the new namespace (TUNGETDEVNETNS, which needs Linux 5.2 and
-// CAP_NET_ADMIN there). A separate thread enters the new namespace to make new sockets (setns, which needs
-// CAP_SYS_ADMIN there), and then ends. Without that kernel or these capabilities, the follower polls what the
-// descriptor shows once per second: the name, and whether the interface was deleted. The MTU and the up state then keep
-// their last values. Where netlink is missing (in some sandboxes), the follower makes the ioctls once per second.
+// The netlink socket and the socket for the ioctls must belong to the network namespace of the interface. When the interface
+// moves to another namespace, a netlink message in the old one reports that the interface is gone. The follower then gets the
+// new namespace from the descriptor (TUNGETDEVNETNS, which needs Linux 5.2, and CAP_NET_ADMIN in the new namespace). A separate
+// thread enters the new namespace to make new sockets (setns, which needs CAP_SYS_ADMIN in the new namespace), and then ends.
+// If the kernel is older or the capabilities are missing, the follower asks the descriptor once per second for the name, and
+// whether the interface was deleted. The known MTU and up state do not change meanwhile. If the system has no netlink, as in
+// some sandboxes, the follower makes the ioctls once per second.
 
-// pollEvery is the interval of polling for changes that no message reports.
+// pollEvery is the interval between two requests for the state if no netlink message can report changes.
 const pollEvery = time.Second
 
 var errElsewhere = errors.New("the interface is in another network namespace, which this program may not enter")
 
-// A place holds two sockets of the namespace where the interface is. The zero value holds none.
+// A place holds two sockets in the network namespace of the interface, and the interface's index there. The zero value has no
+// sockets.
 type place struct {
 	ioctls  *os.File
 	netlink *os.File // nil where the system has no netlink
-	index   int      // of the interface
+	index   int      // index of the interface
 }
 
 func (p *place) close() {
@@ -45,7 +47,7 @@ func (p *place) close() {
 	}
 }
 
-// locate makes a place in the namespace of the interface. If the descriptor does not tell the namespace, locate assumes
+// locate makes a place in the namespace of the interface. If the kernel does not tell which namespace that is, locate assumes
 // the caller's.
 func (d *Interface) locate() (p place, err error) {
 	runtime.LockOSThread()
@@ -96,8 +98,8 @@ func isCurrent(ns *os.File) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// newPlaceIn makes the sockets in another namespace. Nothing else uses the thread that enters it: the goroutine stays
-// locked to the thread, which ends with the goroutine.
+// newPlaceIn makes a place in another namespace. The thread that enters ns must not run other goroutines. So the goroutine
+// stays locked to its thread, and the runtime ends the thread with the goroutine.
 func newPlaceIn(ns *os.File) (p place, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -114,7 +116,7 @@ func newPlaceIn(ns *os.File) (p place, err error) {
 }
 
 func newPlace() (p place, err error) {
-	// The ioctls work on any socket, and every kernel has this kind.
+	// The ioctls work on any socket. Use an AF_UNIX socket, which every kernel has.
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return place{}, os.NewSyscallError("socket", err)
@@ -132,7 +134,7 @@ func newPlace() (p place, err error) {
 	return p, nil
 }
 
-// request makes an ioctl about the interface that r names.
+// request makes an ioctl about the interface whose name is in r.
 func (p *place) request(request uint, r *unix.Ifreq) error {
 	if p.ioctls == nil {
 		return errElsewhere
@@ -171,8 +173,8 @@ func (p *place) setMTU(name string, mtu int) error {
 	return p.request(unix.SIOCSIFMTU, r)
 }
 
-// interfaceName returns the name of the interface, in whatever namespace it is. ErrDeleted means that the interface no
-// longer exists.
+// interfaceName returns the name of the interface, even if the interface is in another namespace. If the interface no longer
+// exists, the error is ErrDeleted.
 func (d *Interface) interfaceName() (name string, err error) {
 	e := d.queues[0].raw.Control(func(fd uintptr) { name, _, err = ask(int(fd)) })
 	switch {
@@ -184,7 +186,7 @@ func (d *Interface) interfaceName() (name string, err error) {
 	return name, err
 }
 
-// look asks for the state of the interface. unix.ENODEV means that it is in another place.
+// look asks the kernel for the state of the interface. If the interface is not in the namespace of p, the error is unix.ENODEV.
 func (d *Interface) look(p *place) (s State, err error) {
 	if s.Name, err = d.interfaceName(); err != nil {
 		return s, err
@@ -193,7 +195,7 @@ func (d *Interface) look(p *place) (s State, err error) {
 	if err != nil {
 		return s, err
 	}
-	if index != p.index { // another interface, which took over the name
+	if index != p.index { // another interface has this name now
 		return s, unix.ENODEV
 	}
 	if s.MTU, err = p.ask(unix.SIOCGIFMTU, s.Name); err != nil {
@@ -204,7 +206,7 @@ func (d *Interface) look(p *place) (s State, err error) {
 	return s, err
 }
 
-// followStates publishes each state until the interface is gone or closed.
+// followStates passes each new state to set until the interface is deleted or closed.
 func (d *Interface) followStates() {
 	defer d.follow.Done()
 	for d.ending() == nil {
@@ -234,19 +236,19 @@ func (d *Interface) followStates() {
 	}
 }
 
-// last returns the last known state of the interface.
+// last returns the up state and the MTU of the last known state.
 func (d *Interface) last() (up bool, mtu int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.current.Up, d.current.MTU
 }
 
-// move makes a new place, and reports whether it succeeded.
+// move replaces the sockets of d.place by sockets in the current namespace of the interface, and reports whether that succeeded.
 func (d *Interface) move() bool {
 	p, err := d.locate()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.ended { // close has closed the old place, or will
+	if d.ended { // Interface.close closes the old place
 		p.close()
 		return false
 	}
@@ -255,7 +257,7 @@ func (d *Interface) move() bool {
 	return err == nil
 }
 
-// withoutNetlink follows the interface by polling.
+// withoutNetlink closes the netlink socket. The follower then polls the state.
 func (d *Interface) withoutNetlink() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -263,28 +265,29 @@ func (d *Interface) withoutNetlink() {
 	d.place.netlink = nil
 }
 
-// leave closes the place, which ends the follower's wait.
+// leave closes d.place, which ends the follower's wait.
 func (d *Interface) leave() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.place.close()
 }
 
-// wait returns when something about the interface may have changed. It reports false once the socket is unusable.
+// wait returns when something about the interface may have changed. It returns false if the netlink socket can no longer be
+// read.
 func (p *place) wait() bool {
 	raw, err := p.netlink.SyscallConn()
 	if err != nil {
 		return false
 	}
 	return raw.Read(func(fd uintptr) bool {
-		b := make([]byte, 16<<10) // rarely needed, and not kept while nothing happens
+		b := make([]byte, 16<<10) // allocated for each wakeup, since these are rare
 		for {
 			n, _, err := unix.Recvfrom(int(fd), b, unix.MSG_TRUNC)
 			switch {
 			case err == unix.EAGAIN:
 				return false
 			case err == unix.EINTR:
-			case err != nil || n > len(b) || mentions(b[:n], p.index): // ENOBUFS: messages were lost
+			case err != nil || n > len(b) || mentions(b[:n], p.index): // the error ENOBUFS means that messages were lost
 				return true
 			}
 		}
@@ -298,7 +301,7 @@ func mentions(b []byte, index int) bool {
 		h := (*unix.NlMsghdr)(unsafe.Pointer(&b[0]))
 		n := int(h.Len)
 		if n < unix.SizeofNlMsghdr || n > len(b) {
-			return true // an unknown message: look
+			return true // not a valid message, so assume a change
 		}
 		if (h.Type == unix.RTM_NEWLINK || h.Type == unix.RTM_DELLINK) && n >= link {
 			if int((*unix.IfInfomsg)(unsafe.Pointer(&b[unix.SizeofNlMsghdr])).Index) == index {

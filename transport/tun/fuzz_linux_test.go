@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// A script makes packets from fuzzed bytes. Most of them are plausible, with something odd here and there.
+// A script makes packets from fuzzed bytes. Most packets are valid and continue their flow. Some bytes make it change a field
+// or damage the packet.
 type script struct {
 	b     []byte
 	flows [16]scriptFlow
@@ -19,7 +20,7 @@ type script struct {
 type scriptFlow struct {
 	shape
 	size int
-	p    []byte // the last packet
+	p    []byte // the flow's last packet
 }
 
 func (s *script) byte() byte {
@@ -31,7 +32,7 @@ func (s *script) byte() byte {
 	return b
 }
 
-// next returns another packet and its flow. The flow is -1 if the order of the packet does not matter.
+// next returns another packet and the number of its flow. If the packet need not stay in order, flow is -1.
 func (s *script) next() (p []byte, flow int) {
 	flow = int(s.byte()) % len(s.flows)
 	f := &s.flows[flow]
@@ -68,7 +69,7 @@ func (s *script) next() (p []byte, flow int) {
 	rest := 0
 	switch x := int(s.byte()); odd {
 	case 4:
-		p[l3+7]++ // TCP's sequence number, or UDP's checksum, which mend corrects
+		p[l3+7]++ // the last byte of TCP's sequence number, or of UDP's checksum, which mend corrects
 	case 5, 6, 7:
 		if !f.udp {
 			p[l3+13] ^= 1 << (x % 8) // flags
@@ -87,7 +88,7 @@ func (s *script) next() (p []byte, flow int) {
 		}
 	case 11:
 		if v4 {
-			p[6] ^= 0x40 // don't fragment, from now on
+			p[6] ^= 0x40 // the flag "don't fragment", also for later packets of the flow
 		} else {
 			p[3]++ // flow label
 		}
@@ -101,12 +102,12 @@ func (s *script) next() (p []byte, flow int) {
 		}
 	case 14:
 		if v4 {
-			p[7]++ // a fragment
+			p[7]++ // makes the packet a fragment
 			rest = -1
 		}
 	}
 	shape := f.shape
-	if !f.udp { // the offset may have changed
+	if !f.udp { // the header length may have changed
 		shape.l4 = l3 + int(p[l3+12]>>4)*4
 	}
 	f.mend(p)
@@ -117,7 +118,7 @@ func (s *script) next() (p []byte, flow int) {
 	if !f.udp {
 		f.p[l3+12], f.p[l3+13] = byte((f.l4-l3)/4)<<4, 0x10
 		if shape.l4 != f.l4 && (shape.l4 < l3+20 || shape.l4 > len(p)) {
-			rest = -1 // no TCP packet
+			rest = -1 // not a valid TCP packet
 		}
 	}
 	switch odd {
@@ -125,14 +126,14 @@ func (s *script) next() (p []byte, flow int) {
 		p[int(s.byte())%len(p)] ^= 1 << (s.byte() % 8) // damage
 		rest = -1
 	case 16:
-		p = p[:int(s.byte())%len(p)] // the rest is missing
+		p = p[:int(s.byte())%len(p)] // cut off the rest of the packet
 		rest = -1
 	case 17:
 		if f.udp {
 			p[l3+6], p[l3+7] = 0, 0 // no checksum
 		}
 	case 18:
-		p[len(p)-1] ^= 1 // damage that does not change the flow
+		p[len(p)-1] ^= 1 // this damage leaves the packet in its flow
 	}
 	if rest < 0 {
 		flow = -1
@@ -140,8 +141,8 @@ func (s *script) next() (p []byte, flow int) {
 	return p, flow
 }
 
-// FuzzMerge writes any sequence of packets. The kernel must receive the same packets, in the same order within each
-// flow.
+// FuzzMerge checks that the kernel receives exactly the packets that are written, and in the same order within each flow, for
+// an arbitrary sequence of packets.
 func FuzzMerge(f *testing.F) {
 	f.Add([]byte{})
 	for flow := range byte(16) {

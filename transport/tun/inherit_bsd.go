@@ -8,5 +8,5 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// inherited opens a descriptor and takes it over.
+// inherited opens the interface of the descriptor f. The tun.Device then owns f.
 func inherited(f *os.File, mtu int) (tun.Device, error) { return tun.CreateTUNFromFile(f, mtu) }

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A fakeKernel takes what is written in place of the real one.
+// A fakeKernel replaces the kernel and stores the packets that are written to it.
 type fakeKernel struct {
 	mu      sync.Mutex
-	written [][]byte // with their headers
+	written [][]byte // with their virtio headers
 	refuse  func(h virtio) syscall.Errno
 	discard bool
 }
@@ -42,7 +42,7 @@ func (k *fakeKernel) writev(_ uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	return len(b), 0
 }
 
-// dry returns a device that writes to a fakeKernel.
+// dry returns an Interface that writes to a fakeKernel, and the fakeKernel.
 func dry(t testing.TB) (*Interface, *fakeKernel) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -62,8 +62,8 @@ func dry(t testing.TB) (*Interface, *fakeKernel) {
 	return d, k
 }
 
-// receive does with a packet that is written to a TUN what the kernel and a network card behind it do. It checks the
-// header (virtio_net_hdr_to_skb) and cuts the packet.
+// receive processes a packet that is written to a TUN as the kernel and a network card do. It checks the virtio header (as
+// virtio_net_hdr_to_skb does) and returns the segments of the packet.
 func receive(t testing.TB, b []byte) [][]byte {
 	t.Helper()
 	h, p := getVirtio(b), b[virtioSize:]
@@ -89,8 +89,8 @@ func receive(t testing.TB, b []byte) [][]byte {
 	return s.split(p, int(h.size))
 }
 
-// same reports whether q equals p. It ignores the identification where fragmentation is forbidden, because it means
-// nothing there (RFC 6864).
+// same reports whether q equals p. In an IPv4 packet that must not be fragmented, it ignores the identification, because this
+// field has no meaning there (RFC 6864).
 func same(p, q []byte) bool {
 	if len(p) != len(q) {
 		return false

@@ -1,4 +1,4 @@
 package tun
 
-// anyName lets the system choose.
+// anyName is a name that lets the system choose the interface.
 const anyName = "tun"

@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A namespace is a network namespace. It lasts as long as its descriptor, or that of an interface or a socket in it, is
-// open.
+// A namespace is a network namespace. It exists while its descriptor is open, or the descriptor of an interface or socket in
+// it.
 type namespace struct{ f *os.File }
 
-// newNamespace makes a namespace that holds nothing but a loopback interface that is down.
+// newNamespace makes a namespace. Its only interface is a loopback interface, which is down.
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -44,7 +44,7 @@ func newNamespace(t testing.TB) *namespace {
 	return n
 }
 
-// onThread runs f on a thread that ends with f.
+// onThread runs f on a separate thread, which ends when f returns.
 func onThread(t testing.TB, f func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -72,7 +72,8 @@ func (n *namespace) do(t testing.TB, f func()) {
 	})
 }
 
-// ip runs "ip ARGS" inside the namespace. The program has the descriptors of others, numbered from 3.
+// ip runs the command "ip" with args inside the namespace, and returns its output. The command inherits the descriptors of
+// others, with numbers from 3.
 func (n *namespace) ip(t testing.TB, args string, others ...*namespace) string {
 	t.Helper()
 	var out []byte
@@ -89,7 +90,7 @@ func (n *namespace) ip(t testing.TB, args string, others ...*namespace) string {
 	return string(out)
 }
 
-// open opens an interface inside the namespace. It is closed when the test ends.
+// open opens an interface inside the namespace. The end of the test closes the interface.
 func (n *namespace) open(t testing.TB, c Config) *Interface {
 	t.Helper()
 	var d *Interface
@@ -110,8 +111,8 @@ func (n *namespace) open(t testing.TB, c Config) *Interface {
 	return d
 }
 
-// up gives d, which is inside, its addresses and brings it up. It gets no other IPv6 address, so that nothing is sent
-// that no test asked for.
+// up adds the addresses to d, which is in the namespace, and brings d up. It prevents a link-local IPv6 address, so that the
+// kernel sends no packets by itself.
 func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 	t.Helper()
 	name := d.Name()
@@ -121,7 +122,7 @@ func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 		n.ip(t, "address add "+a+" dev "+name+" "+map[bool]string{true: "nodad"}[strings.Contains(a, ":")])
 	}
 	n.ip(t, "link set "+name+" up")
-	// The kernel accepts packets for a new IPv6 address only after some work in the background.
+	// After an IPv6 address was added, the kernel accepts packets for it only with some delay.
 	testkit.Eventually(t, "the addresses", func() bool {
 		local := n.ip(t, "-6 route show table local dev "+name)
 		return !slices.ContainsFunc(addresses, func(a string) bool {
@@ -131,8 +132,8 @@ func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 	})
 }
 
-// join carries packets between the two interfaces in both directions, until they are closed. If tap is not nil, it is
-// called with each batch.
+// join forwards packets between two interfaces in both directions, until the interfaces are closed. If tap is not nil, join
+// calls it with each batch.
 func join(t testing.TB, a, b *Interface, tap func(from wireguard.PacketSource, b *wireguard.Batch)) {
 	carry := func(from, to *Interface, s wireguard.PacketSource) {
 		b := new(wireguard.Batch)
@@ -178,7 +179,7 @@ func join(t testing.TB, a, b *Interface, tap func(from wireguard.PacketSource, b
 	})
 }
 
-// A link is two namespaces with an interface each, wg0 with the same address family twice:
+// A link consists of two namespaces, each of which has an interface wg0 with an IPv4 and an IPv6 address:
 //
 //	x: 10.9.0.1, fd09::1  wg0 ══ join ══ wg0  y: 10.9.0.2, fd09::2
 type link struct {

@@ -21,24 +21,24 @@ const (
 	tunFeatures = unix.IFF_TUN | unix.IFF_NO_PI
 )
 
-// A system is an interface on Linux.
+// A system is the part of an Interface that is specific to Linux.
 type system struct {
 	queues []*queue
-	header int                 // bytes in front of each packet: virtioSize or 0
-	merges [kinds]atomic.Int32 // what is known of merging per kind: mergeProven to mergeRefused
+	header int                 // bytes in front of each packet that is read or written: virtioSize or 0
+	merges [kinds]atomic.Int32 // what is known about merging each kind of packet: mergeProven to mergeRefused
 	flows  *flows              // nil with one queue
 
-	place   place          // the follower's; replaced and closed with mu held
-	follow  sync.WaitGroup // the follower
+	place   place          // used by the follower, which is the goroutine that runs followStates; replaced and closed with mu held
+	follow  sync.WaitGroup // waits for the follower
 	closing sync.Once
 	closed  error
 
-	// Tests replace the system call to make it fail.
+	// These functions make the system calls. Tests replace them.
 	read   func(fd uintptr, b []byte) (int, syscall.Errno)
 	writev func(fd uintptr, iov []unix.Iovec) (int, syscall.Errno)
 }
 
-// open makes d the interface that c describes.
+// open opens the interface that c describes, and starts the follower.
 func (d *Interface) open(c *Config) (err error) {
 	defer func() {
 		if err != nil {
@@ -73,7 +73,7 @@ func (d *Interface) open(c *Config) (err error) {
 	if now, err := d.look(&d.place); err == nil {
 		d.set(now)
 	} else {
-		// This is an inherited interface of a namespace that this program may not enter.
+		// Only the state of an inherited interface can be unknown, in a network namespace that this program may not enter.
 		d.set(State{Up: true, MTU: defaultMTU, Name: name})
 	}
 	d.follow.Add(1)
@@ -81,7 +81,7 @@ func (d *Interface) open(c *Config) (err error) {
 	return nil
 }
 
-// attach opens the queues.
+// attach opens the queues and returns the name of the interface.
 func (d *Interface) attach(c *Config) (name string, err error) {
 	var fds []int
 	if c.File != nil {
@@ -105,7 +105,8 @@ func (d *Interface) attach(c *Config) (name string, err error) {
 		d.flows = new(flows)
 	}
 	for i, fd := range fds {
-		// Register the descriptor only now: the poller treats a descriptor that is not attached as failed.
+		// Make the os.File, which registers the descriptor with the poller, only now. The poller reports an error for a
+		// descriptor that has not been attached to an interface.
 		q := newQueue(d, i, os.NewFile(uintptr(fd), path))
 		d.queues = append(d.queues, q)
 		if err == nil {
@@ -118,7 +119,7 @@ func (d *Interface) attach(c *Config) (name string, err error) {
 	return name, err
 }
 
-// create opens the interface with c's name, once for each queue.
+// create opens the interface with c's name. It returns one descriptor for each queue.
 func create(c *Config) (fds []int, err error) {
 	name := c.Name
 	if name == "" {
@@ -150,12 +151,12 @@ func create(c *Config) (fds []int, err error) {
 			closeAll(fds)
 			return nil, fmt.Errorf("tun: making the interface %q: %w%s", name, err, adviceAttach(err, c))
 		}
-		name = r.Name() // all further queues join the interface that the first call made
+		name = r.Name() // the next queues are attached to the interface that the first call made
 	}
 	return fds, nil
 }
 
-// checkName explains names that the kernel refuses with a bare EINVAL.
+// checkName returns an error for names that the kernel would refuse with EINVAL, which does not say what is wrong.
 func checkName(name string) error {
 	switch {
 	case len(name) >= unix.IFNAMSIZ:
@@ -172,7 +173,7 @@ func adviceOpen(err error) string {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return "; load the module (modprobe tun), or give the container the device (--device " + path + ")"
 	case (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) && os.Geteuid() == 0:
-		return "; give the container the device (--device " + path + ")" // only a container refuses root
+		return "; give the container the device (--device " + path + ")" // the kernel refuses root only inside a container
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return "; run as root, or give this user access to it"
 	}
@@ -193,7 +194,7 @@ func adviceAttach(err error, c *Config) string {
 	return ""
 }
 
-// duplicate returns a duplicate of f's descriptor, which only this package uses.
+// duplicate returns a non-blocking duplicate of f's descriptor.
 func duplicate(f *os.File) (fd int, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -217,9 +218,9 @@ func ask(fd int) (name string, flags uint16, err error) {
 	return r.Name(), r.Uint16(), nil
 }
 
-// configure finds out which header precedes each packet, and sets the offloads.
+// configure sets the header that precedes each packet, and the offloads.
 func (d *Interface) configure(fd int, flags uint16, noOffload bool) error {
-	// The flags do not tell whether IFF_NO_PI is set: in this answer, its bit means IFF_NOFILTER.
+	// The flags do not show whether IFF_NO_PI is set, because the kernel uses its bit for IFF_NOFILTER here.
 	if flags&unix.IFF_TUN == 0 {
 		return errors.New("the interface of the descriptor carries Ethernet frames; open it with IFF_TUN and IFF_NO_PI")
 	}
@@ -240,8 +241,8 @@ func (d *Interface) configure(fd int, flags uint16, noOffload bool) error {
 	return nil
 }
 
-// offload sets those wanted offloads that the kernel has, and returns them. If the kernel refuses, offload asks for
-// fewer: UDP segmentation needs Linux 6.2.
+// offload calls set with the offloads that this package can use, and then with fewer and fewer until set succeeds. It returns
+// the offloads that were set. UDP segmentation needs Linux 6.2. If wanted is false, offload sets no offloads.
 func offload(wanted bool, set func(offloads int) error) (on int) {
 	const (
 		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
@@ -254,7 +255,7 @@ func offload(wanted bool, set func(offloads int) error) (on int) {
 			}
 		}
 	}
-	_ = set(0) // an inherited interface may have offloads on; one that refuses this call has none
+	_ = set(0) // an inherited interface may have offloads on; if it does not accept this call, it has none
 	return 0
 }
 
@@ -272,7 +273,8 @@ func (d *Interface) sources() []wireguard.PacketSource {
 	return s
 }
 
-// close must be called after end, because the follower waits for end.
+// close closes the queues and waits until the follower has ended. It must be called after end, because the follower runs until
+// end is called.
 func (d *Interface) close() error {
 	d.closing.Do(func() {
 		for _, q := range d.queues {

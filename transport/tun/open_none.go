@@ -10,7 +10,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A system is empty here: these systems have no interface.
+// A system is empty, because this package has no TUN interfaces on these systems.
 type system struct{}
 
 func (d *Interface) open(*Config) error {

@@ -14,7 +14,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// A system is a TUN of wireguard-go. It has one queue and no offloads.
+// A system is the part of an Interface that uses a TUN of wireguard-go. It has one queue and no offloads.
 type system struct {
 	dev     tun.Device
 	tunnel  wireguard.Tunnel // also a PacketSource
@@ -22,7 +22,7 @@ type system struct {
 	closed  error
 }
 
-// open makes d the interface that c describes.
+// open opens the interface that c describes.
 func (d *Interface) open(c *Config) (err error) {
 	mtu := c.MTU
 	if mtu == 0 && c.File == nil {
@@ -53,16 +53,17 @@ func (d *Interface) open(c *Config) (err error) {
 		first.Up = i.Flags&net.FlagUp != 0
 	}
 	d.set(first)
-	go d.takeEvents() // until Close, or the interface is gone
+	go d.takeEvents() // ends after Close, or when the interface is deleted
 	return nil
 }
 
-// An eventless is a tun.Device without its events: takeEvents reads them, even while nobody reads packets.
+// An eventless is a tun.Device that hides its events from the wgo tunnel. takeEvents reads the events instead, so that they are
+// processed even while no goroutine reads packets.
 type eventless struct{ tun.Device }
 
 func (eventless) Events() <-chan tun.Event { return nil }
 
-// look returns s with the values that may have changed.
+// look returns s with the current name and MTU of the interface.
 func (d *Interface) look(s State) State {
 	if name, err := d.dev.Name(); err == nil {
 		s.Name = name
@@ -73,7 +74,7 @@ func (d *Interface) look(s State) State {
 	return s
 }
 
-// takeEvents publishes the state that the events report.
+// takeEvents passes the new state to set after each event of the interface.
 func (d *Interface) takeEvents() {
 	for e := range d.dev.Events() {
 		d.mu.Lock()
@@ -94,7 +95,7 @@ func (d *Interface) sources() []wireguard.PacketSource { return []wireguard.Pack
 // A queue is the only queue of an interface.
 type queue struct{ d *Interface }
 
-// ReadPackets reads the interface and counts. It fails with ErrDeleted once the interface is gone.
+// ReadPackets reads packets from the interface and counts them. If reading fails before Close, the error wraps ErrDeleted.
 func (q queue) ReadPackets(b *wireguard.Batch) error {
 	d := q.d
 	err := d.tunnel.(wireguard.PacketSource).ReadPackets(b)
@@ -107,8 +108,8 @@ func (q queue) ReadPackets(b *wireguard.Batch) error {
 	if err == nil {
 		return nil
 	}
-	// After Close this has no effect. Before it, err may say that the file was closed, but nobody called Close.
-	d.end(fmt.Errorf("%w: %v", ErrDeleted, err)) // err is not wrapped
+	// After Close, end has no effect. Before Close, err may wrap net.ErrClosed although Close was not called.
+	d.end(fmt.Errorf("%w: %v", ErrDeleted, err)) // so err is not wrapped
 	return d.ending()
 }
 

@@ -13,29 +13,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The outbound path of a packet, on the goroutine that reads its queue:
+// The path of packets that are read from the system, on the goroutine that reads their queue:
 //
-//	ReadPackets ─▶ rest of the last packet ─▶ poller ─▶ try: read into memory that the queue holds only while there is
-//	            something to read ─▶ cutter: straight into the batch, in as many segments as it takes
+//	ReadPackets ─▶ rest of the last packet ─▶ poller ─▶ try: read into memory that the queue has only while there is
+//	            a packet to read ─▶ cutter: copy the packet into the batch, in segments if it is large
 
-// A queue is one descriptor of the interface. One goroutine at a time may read it.
+// A queue reads and writes one descriptor of the interface. Only one goroutine at a time may read it.
 type queue struct {
 	d    *Interface
 	n    int
 	file *os.File
 	raw  syscall.RawConn
 
-	// Only the reader uses these fields.
+	// Only ReadPackets uses these fields.
 	memory *readMemory // nil while the queue is idle and no packet is pending
 	cut    cutter
 	b      *wireguard.Batch
-	waited bool // this call had to wait for a packet
+	waited bool // this call of ReadPackets had to wait for a packet
 	errno  syscall.Errno
-	try    func(fd uintptr) bool // tryRead, bound once
+	try    func(fd uintptr) bool // calls tryRead; made once, so that a call allocates nothing
 }
 
-// readMemory holds one packet as the kernel hands it over, behind a virtio header. The length field of IPv6, at most 65,535, does
-// not include the 40 bytes of the IPv6 header.
+// readMemory has space for one packet that the kernel returns, with its virtio header. The 40 bytes are for the IPv6 header,
+// which the length field of IPv6, at most 65,535, does not include.
 type readMemory [virtioSize + 40 + 65535]byte
 
 var readMemories = sync.Pool{New: func() any { return new(readMemory) }}
@@ -46,7 +46,7 @@ func newQueue(d *Interface, n int, f *os.File) *queue {
 	return q
 }
 
-// ReadPackets waits for packets and appends them to b.
+// ReadPackets waits until at least one packet is available, and appends packets to b.
 func (q *queue) ReadPackets(b *wireguard.Batch) error {
 	q.b, q.waited, q.errno = b, false, 0
 	err := q.readSome()
@@ -62,7 +62,7 @@ func (q *queue) ReadPackets(b *wireguard.Batch) error {
 
 func (q *queue) readSome() error {
 	if q.cut.pending() && !q.cut.into(q.b) {
-		return nil // the packet is larger than the batch
+		return nil // the rest of the packet filled the batch
 	}
 	err := q.raw.Read(q.try)
 	if !q.cut.pending() {
@@ -84,11 +84,11 @@ func (q *queue) release() {
 	}
 }
 
-// tryRead reads without waiting, and reports whether ReadPackets should return. The poller calls tryRead at once, and
-// then each time that the descriptor becomes readable.
+// tryRead reads without waiting, and reports whether ReadPackets should return. The runtime's poller calls tryRead at once, and
+// then each time that the descriptor becomes readable, until it returns true.
 //
-// A packet that ReadPackets waited for is returned alone, since more packets are rarely queued at that moment. Packets
-// that arrive in the meantime make the next batch.
+// If ReadPackets had to wait for a packet, it returns this packet alone, since more packets are rarely available at that
+// moment. The next call returns the packets that have arrived meanwhile.
 func (q *queue) tryRead(fd uintptr) bool {
 	if q.memory == nil {
 		q.memory = readMemories.Get().(*readMemory)
@@ -116,7 +116,8 @@ func (q *queue) tryRead(fd uintptr) bool {
 	}
 }
 
-// take puts the packet that was read into the batch, as far as it fits.
+// take processes b, a packet with its virtio header that was just read. It copies the packet into the batch, or as many
+// segments of it as fit.
 func (q *queue) take(b []byte) {
 	h := virtio{}
 	if q.d.header > 0 {
@@ -136,8 +137,8 @@ func (q *queue) take(b []byte) {
 	q.cut.into(q.b)
 }
 
-// failed returns the reader's error for err, and ends the device. The poller and the kernel report an interface that is
-// gone with several errors.
+// failed calls end, and returns the error that ReadPackets must return. For a deleted interface the poller and the kernel
+// return several different errors, so failed asks the kernel whether the interface still exists.
 func (q *queue) failed(err error) error {
 	if _, gone := q.d.interfaceName(); errors.Is(gone, ErrDeleted) {
 		err = ErrDeleted
@@ -146,9 +147,9 @@ func (q *queue) failed(err error) error {
 	return q.d.ending()
 }
 
-// read reads without waiting, because the descriptor is non-blocking: this process opened it, and nobody else holds it. The kernel
-// allocates nothing for it: the packet exists already. If memory is short, b may have to be paged in, as in any other code that
-// touches b. It is a raw call for the reason given at recvmmsg in transport/udp.
+// read reads without waiting, since the descriptor is non-blocking: this process opened it, and no other program has it. The kernel
+// allocates no memory for the call, because the packet exists already. If memory is short, the kernel may have to page in b, as for
+// any other code that writes to b. The system call is raw for the reason given at recvmmsg in transport/udp.
 func read(fd uintptr, b []byte) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))

@@ -9,25 +9,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An inherited descriptor shares its open file with whoever passed it, who can make it blocking at any time: os.File.Fd
-// does. A raw call that then waits would keep its processor, and the first garbage collection would never end. So these
-// calls yield to the scheduler, and ask the kernel not to wait whatever the mode of the file is.
+// An inherited descriptor refers to the same open file as a descriptor of the program that passed it. That program can make the
+// file blocking at any time, for example with os.File.Fd. If a raw system call then waited, the Go scheduler would not know,
+// and the next garbage collection would wait for that call. So the functions below make ordinary system calls, and ask the
+// kernel not to wait even if the file is blocking.
 
-// readShared is read for an inherited descriptor.
+// readShared does the same as read, for an inherited descriptor.
 func readShared(fd uintptr, b []byte) (int, syscall.Errno) {
 	iov := [1]unix.Iovec{{Base: unsafe.SliceData(b)}}
 	iov[0].SetLen(len(b))
 	return vector(fd, iov[:], unix.SYS_PREADV2, unix.SYS_READV, unix.POLLIN)
 }
 
-// writevShared is writev for an inherited descriptor.
+// writevShared does the same as writev, for an inherited descriptor.
 func writevShared(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	return vector(fd, iovs, unix.SYS_PWRITEV2, unix.SYS_WRITEV, unix.POLLOUT)
 }
 
-// vector makes the system call named call, at the file's own position and without waiting. If the kernel cannot do that with
-// the file, as Linux before 6.4 with a TUN, it makes the system call older instead, once poll reports ready. If another
-// holder of the file reads or writes in between, older waits until the file is ready again.
+// vector makes the system call whose number is in the parameter call, at the current position of the file and with RWF_NOWAIT,
+// which forbids waiting. Linux before 6.4 does not support this flag for a TUN. Without that support, vector polls the file for the
+// event in the parameter ready. It returns EAGAIN if there is no such event, and otherwise makes the system call in the parameter
+// older. If another program reads or writes the file after the poll, this call waits until the file is ready again.
 func vector(fd uintptr, iovs []unix.Iovec, call, older uintptr, ready int16) (int, syscall.Errno) {
 	const position = ^uintptr(0)
 	first, many := unsafe.SliceData(iovs), uintptr(len(iovs))

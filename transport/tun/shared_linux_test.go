@@ -20,11 +20,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sharedCase names the case of TestShared that this process runs; see there.
+// sharedCase is the environment variable with the name of the case of TestShared that this process runs.
 const sharedCase = "TUN_TEST_SHARED"
 
-// TestShared takes over a descriptor that its former holder makes blocking again. Garbage collection, signals and Close
-// still work. Each case runs in a separate process, which is killed if it freezes.
+// TestShared checks that garbage collection, signals and Close work even if the program that passed a descriptor makes its file
+// blocking after Open. Each case runs in a separate process, which is killed if it freezes.
 func TestShared(t *testing.T) {
 	cases := map[string]func(t *testing.T, d *Interface, n *namespace){
 		"collect while a read waits":  sharedCollect,
@@ -53,7 +53,7 @@ func TestShared(t *testing.T) {
 		cases[name](t, d, n)
 		return
 	}
-	newNamespace(t) // or skip
+	newNamespace(t) // skips the test if it cannot make a namespace
 	for name := range cases {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -69,7 +69,7 @@ func TestShared(t *testing.T) {
 	}
 }
 
-// reads starts to read d. It returns after 300 ms, so that a read has begun to wait by then.
+// reads starts a goroutine that reads d. It returns after 300 ms, when a read of that goroutine waits.
 func reads(d *Interface) (ended chan error) {
 	ended = make(chan error, 1)
 	go func() {
@@ -126,8 +126,9 @@ func sharedPackets(t *testing.T, d *Interface, n *namespace) {
 	runtime.GC()
 }
 
-// TestSharedOlderKernel reads an inotify descriptor and writes to an eventfd, both in blocking mode. For these two calls the
-// kernel refuses the flag RWF_NOWAIT, as Linux before 6.4 does for a TUN.
+// TestSharedOlderKernel checks that readShared and writevShared do not wait on a kernel that does not support the flag
+// RWF_NOWAIT for a file, as Linux before 6.4 does not for a TUN. The test reads a blocking inotify descriptor and writes to a
+// blocking eventfd, for which the kernel refuses the flag.
 func TestSharedOlderKernel(t *testing.T) {
 	dir := t.TempDir()
 	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)
@@ -155,7 +156,7 @@ func TestSharedOlderKernel(t *testing.T) {
 	}
 	defer unix.Close(counter)
 	var most [8]byte
-	binary.NativeEndian.PutUint64(most[:], math.MaxUint64-1) // more would wait
+	binary.NativeEndian.PutUint64(most[:], math.MaxUint64-1) // the largest value of the counter, so that another write would wait
 	iovs := []unix.Iovec{{Base: &most[0]}}
 	iovs[0].SetLen(len(most))
 	if n, errno := writevShared(uintptr(counter), iovs); n != len(most) || errno != 0 {

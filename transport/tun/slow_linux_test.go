@@ -10,12 +10,13 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// This file is a slow reference. It does what a network card does, to the letter.
+// This file is a simple, slow implementation of what a network card does with large packets. Tests compare results with it.
 
-// checksum returns the checksum over the pieces of bs together. It is 0 if they include the right checksum.
+// checksum returns the Internet checksum of the concatenation of bs. The result is 0 if the data already contains its correct
+// checksum.
 func checksum(bs ...[]byte) uint16 { return ^packet.Sum(bytes.Join(bs, nil), 0) }
 
-// A shape tells the parts of a packet.
+// A shape holds the offsets of the transport header (l3) and of the payload (l4) of a packet.
 type shape struct {
 	l3, l4 int
 	udp    bool
@@ -28,7 +29,7 @@ func (s shape) proto() byte {
 	return 6
 }
 
-// sumAt returns where the transport checksum is.
+// sumAt returns the offset of the transport checksum.
 func (s shape) sumAt() int {
 	if s.udp {
 		return s.l3 + 6
@@ -36,7 +37,7 @@ func (s shape) sumAt() int {
 	return s.l3 + 16
 }
 
-// pseudo returns the pseudo-header of p. Extension headers do not matter to it.
+// pseudo returns the pseudo-header of p, which does not depend on extension headers.
 func (s shape) pseudo(p []byte) []byte {
 	addresses := p[12:20]
 	if p[0]>>4 == 6 {
@@ -46,7 +47,7 @@ func (s shape) pseudo(p []byte) []byte {
 	return append(append(bytes.Clone(addresses), n...), 0, 0, 0, s.proto())
 }
 
-// mend writes the lengths and checksums of p.
+// mend writes the correct lengths and checksums into p.
 func (s shape) mend(p []byte) {
 	if p[0]>>4 == 4 {
 		binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
@@ -66,13 +67,13 @@ func (s shape) mend(p []byte) {
 	binary.BigEndian.PutUint16(p[s.sumAt():], sum)
 }
 
-// partial writes the sum of the pseudo-header in place of the checksum, as a kernel does that leaves the rest to the
-// hardware.
+// partial writes the sum of the pseudo-header into the field of the transport checksum. A kernel does this if the network card
+// has to compute the checksum.
 func (s shape) partial(p []byte) {
 	binary.BigEndian.PutUint16(p[s.sumAt():], ^checksum(s.pseudo(p)))
 }
 
-// split returns the segments that a network card makes of p.
+// split returns the segments into which a network card divides p. size is the length of their payload.
 func (s shape) split(p []byte, size int) (out [][]byte) {
 	payload := p[s.l4:]
 	for i := 0; i == 0 || len(payload) > 0; i++ {
@@ -85,10 +86,10 @@ func (s shape) split(p []byte, size int) (out [][]byte) {
 		if !s.udp {
 			binary.BigEndian.PutUint32(q[s.l3+4:], binary.BigEndian.Uint32(p[s.l3+4:])+uint32(i*size))
 			if len(payload) > 0 {
-				q[s.l3+13] &^= 0x09 // FIN and PSH belong to the last
+				q[s.l3+13] &^= 0x09 // only the last segment has FIN and PSH
 			}
 			if i > 0 {
-				q[s.l3+13] &^= 0x80 // CWR to the first
+				q[s.l3+13] &^= 0x80 // only the first segment has CWR
 			}
 		}
 		s.mend(q)
@@ -97,8 +98,8 @@ func (s shape) split(p []byte, size int) (out [][]byte) {
 	return out
 }
 
-// newPacket returns a packet with fields from rnd and n bytes of payload. words is the number of words of TCP options
-// or, with UDP, of an IPv6 extension header.
+// newPacket returns a packet with random fields from rnd and n bytes of payload. For TCP, words is the length of the options in
+// units of 4 bytes. For UDP over IPv6, it is the length of an extension header in units of 8 bytes.
 func newPacket(rnd *rand.Rand, v6, udp bool, words, n int) ([]byte, shape) {
 	s := shape{l3: 20, udp: udp}
 	if v6 {

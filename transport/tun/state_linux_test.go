@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wantState waits until States yields s, whatever it yields before that.
+// wantState waits until the channel of States returns s. It ignores other states before s.
 func wantState(t *testing.T, d *Interface, s State, why string) {
 	t.Helper()
 	limit := time.After(10 * time.Second)
@@ -40,7 +40,7 @@ func wantState(t *testing.T, d *Interface, s State, why string) {
 	}
 }
 
-// wantEnd waits until the states end.
+// wantEnd waits until the interface has ended and checks that Err returns err.
 func wantEnd(t *testing.T, d *Interface, err error) {
 	t.Helper()
 	testkit.Next(t, d.Done(), "the device ends")
@@ -51,7 +51,8 @@ func wantEnd(t *testing.T, d *Interface, err error) {
 	}
 }
 
-// TestStates follows what an administrator does to an interface.
+// TestStates checks that an Interface reports the changes that an administrator makes to it, such as up and down, another MTU,
+// another name or another namespace.
 func TestStates(t *testing.T) {
 	here, there := newNamespace(t), newNamespace(t)
 	d := here.open(t, Config{Name: "wg%d"})
@@ -65,14 +66,14 @@ func TestStates(t *testing.T) {
 	here.ip(t, "link set wg0 name renamed")
 	wantState(t, d, State{MTU: 1280, Name: "renamed"}, "renamed")
 
-	// Another interface takes the old name, and must not be mistaken for the renamed one.
+	// Another interface gets the old name. The follower must not report its state as that of the renamed interface.
 	other := here.open(t, Config{Name: "wg0", MTU: 9000})
 	here.ip(t, "link set wg0 up")
 	here.ip(t, "link set renamed mtu 1300")
 	wantState(t, d, State{MTU: 1300, Name: "renamed"}, "another interface has its name")
 	wantState(t, other, State{Up: true, MTU: 9000, Name: "wg0"}, "the other one")
 
-	// Moving an interface takes it down.
+	// The kernel sets an interface down when it moves to another namespace.
 	here.ip(t, "link set renamed up")
 	here.ip(t, "link set renamed netns /proc/self/fd/3", there)
 	there.ip(t, "link set renamed mtu 1301")
@@ -92,7 +93,8 @@ func TestStates(t *testing.T) {
 	wantEnd(t, other, nil)
 }
 
-// TestStatesLatest checks that a late reader finds only the latest state, and that nothing waits for it meanwhile.
+// TestStatesLatest checks that a goroutine that reads States late receives only the latest state. The follower must not wait
+// for that goroutine.
 func TestStatesLatest(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})
@@ -105,7 +107,7 @@ func TestStatesLatest(t *testing.T) {
 	}
 }
 
-// TestStatesPolled follows an interface without netlink.
+// TestStatesPolled checks that an Interface reports changes without netlink.
 func TestStatesPolled(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})
@@ -116,7 +118,8 @@ func TestStatesPolled(t *testing.T) {
 	testkit.Eventually(t, "the MTU", func() bool { return d.MTU() == 1280 })
 }
 
-// TestDeleted deletes the interface during a read. The read, and each later read and write, fail with ErrDeleted.
+// TestDeleted checks that a read fails with ErrDeleted if the interface is deleted meanwhile, and that later reads and writes
+// fail with ErrDeleted too.
 func TestDeleted(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})
@@ -142,7 +145,7 @@ func TestDeleted(t *testing.T) {
 	}
 }
 
-// TestDeletedUnread deletes an interface that nobody reads. The follower notices it.
+// TestDeletedUnread checks that the follower notices that an interface is deleted, even while no goroutine reads the interface.
 func TestDeletedUnread(t *testing.T) {
 	n := newNamespace(t)
 	d := n.open(t, Config{Name: "wg0"})
@@ -150,7 +153,7 @@ func TestDeletedUnread(t *testing.T) {
 	wantEnd(t, d, ErrDeleted)
 }
 
-// descriptors returns the names of what this process has open: sockets, TUNs and network namespaces.
+// descriptors returns the names of the sockets, TUNs and network namespaces that this process has open.
 func descriptors(t *testing.T) (all []string) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -166,7 +169,8 @@ func descriptors(t *testing.T) (all []string) {
 	return all
 }
 
-// TestClose checks that Close leaves nothing behind, in each state, however often and from wherever it is called.
+// TestClose checks that no goroutine, descriptor or interface exists after Close, in whatever state the interface was. It calls
+// Close several times at once.
 func TestClose(t *testing.T) {
 	n, other := newNamespace(t), newNamespace(t)
 	before, goroutines := descriptors(t), runtime.NumGoroutine()
@@ -221,7 +225,8 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestInherited takes over a descriptor that another program opened. The interface keeps its MTU and state.
+// TestInherited checks that Open accepts a descriptor that another program opened, and does not change the MTU or the state of
+// the interface. It also checks the errors of Open for wrong values in a Config.
 func TestInherited(t *testing.T) {
 	n := newNamespace(t)
 	for _, offload := range []bool{false, true} {
@@ -232,7 +237,7 @@ func TestInherited(t *testing.T) {
 		f := inherit(t, n, flags)
 		n.ip(t, "link set wg5 mtu 1333")
 		n.ip(t, "link set wg5 up")
-		// This runs outside the namespace, because the descriptor tells where its interface is.
+		// This call runs outside the namespace of the interface. Open finds the namespace with the help of the descriptor.
 		d, err := Open(Config{File: f})
 		if err != nil {
 			t.Fatal(err)
@@ -281,7 +286,7 @@ func TestInherited(t *testing.T) {
 	}
 }
 
-// inherit returns the descriptor of a new interface wg5.
+// inherit makes the interface wg5 in n, and returns its descriptor.
 func inherit(t *testing.T, n *namespace, flags uint16) *os.File {
 	t.Helper()
 	var f *os.File
@@ -300,7 +305,7 @@ func inherit(t *testing.T, n *namespace, flags uint16) *os.File {
 	return f
 }
 
-// ping sends a datagram into the interface and reads it there.
+// ping sends a datagram from a socket of the namespace to the address to, and reads it from the interface d.
 func ping(t *testing.T, n *namespace, d *Interface, to string) {
 	t.Helper()
 	n.do(t, func() {
@@ -332,7 +337,8 @@ func ping(t *testing.T, n *namespace, d *Interface, to string) {
 	}
 }
 
-// TestTaken checks that Open says why it cannot use a name.
+// TestTaken checks that the error of Open says why a name cannot be used, and that Open can use a TUN that exists and is not
+// open.
 func TestTaken(t *testing.T) {
 	n := newNamespace(t)
 	n.open(t, Config{Name: "wg0"})

@@ -4,16 +4,17 @@ package tun
 
 import "os"
 
-// settle makes the settings that the kernel's module makes for an interface that goes up (wg_open):
+// settle makes the settings that the kernel's WireGuard module makes when an interface is brought up (wg_open):
 //
-//   - No ICMP redirects. A hub forwards packets from one peer to another on the same interface, and would tell the first
-//     that a shorter path exists. The kernel sends redirects if either the interface or "all" says so.
-//   - No link-local IPv6 address. A tunnel has no link layer to make one from, and the router solicitations that follow
-//     such an address would keep sessions alive.
+//   - It disables ICMP redirects. A hub forwards packets from one peer to another through the same interface. The kernel would
+//     then send an ICMP redirect to the first peer, which claims that a shorter path exists. The kernel sends redirects if they
+//     are enabled for the interface or for "all".
+//   - It disables the link-local IPv6 address. A tunnel has no link-layer address to make one from. With a link-local address,
+//     the kernel would send router solicitations, which keep sessions alive.
 //
-// It ignores errors, because the interface works without these settings. The program may lack the right to make them, as in
-// a container whose /proc/sys is read-only, or the kernel may lack IPv6. /proc/sys/net shows the network namespace of the
-// calling thread, in which the interface was made.
+// It ignores errors, because the interface works without these settings. The program may not have the right to make them, as in
+// a container whose /proc/sys is read-only, or the kernel may not have IPv6. The files in /proc/sys/net are those of the
+// calling thread's network namespace, in which the interface was made.
 func settle(name string) {
 	for _, s := range []struct{ file, value string }{
 		{"ipv4/conf/" + name + "/send_redirects", "0"},

@@ -32,8 +32,9 @@ func (n *namespace) sysctl(t testing.TB, name string, value ...string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// TestSettingsOfTheModule: a hub that forwards from one peer to another sends no ICMP redirect, and an interface that is
-// up has only the addresses that it was given, and sends nothing by itself.
+// TestSettingsOfTheModule checks that a hub that forwards packets from one peer to another sends no ICMP redirect. It also
+// checks that an interface that is up has only the addresses that were added to it, and that the kernel sends no packets of its
+// own through it.
 //
 //	10.88.0.2 ─▶ TUN 10.88.0.1 ─▶ 10.88.0.3, on the same interface
 func TestSettingsOfTheModule(t *testing.T) {
@@ -82,14 +83,14 @@ func TestSettingsOfTheModule(t *testing.T) {
 			t.Fatal(err)
 		}
 		select {
-		case <-forwarded: // a redirect leaves before the packet that caused it
+		case <-forwarded: // the kernel would send a redirect before the packet that caused it
 		case <-time.After(20 * time.Second):
 			t.Fatal("the packet is not forwarded")
 		}
 	}
 }
 
-// TestInheritedKeepsItsSettings: an interface that another program made stays as that program set it.
+// TestInheritedKeepsItsSettings checks that Open does not change send_redirects of an inherited interface.
 func TestInheritedKeepsItsSettings(t *testing.T) {
 	n := newNamespace(t)
 	f := inherit(t, n, tunFeatures)

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// transfer sends n bytes over TCP from x to y and checks them.
+// transfer sends n bytes over a TCP connection from x to y, and checks that the same bytes arrive.
 func (l link) transfer(t testing.TB, v6 bool, n int) {
 	t.Helper()
 	var listener net.Listener
@@ -65,8 +65,9 @@ func (l link) transfer(t testing.TB, v6 bool, n int) {
 	}
 }
 
-// TestTCP carries TCP connections of the kernel over two interfaces that this process joins. Large packets from one
-// interface are cut, and merged again for the other.
+// TestTCP checks that TCP connections of the kernel work over two interfaces between which this process forwards packets. It
+// also checks that large packets from one interface are divided into segments, and that the segments are merged for the other
+// interface.
 func TestTCP(t *testing.T) {
 	l := newLink(t, Config{})
 	join(t, l.a, l.b, nil)
@@ -87,7 +88,7 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// TestDevices carries a connection through two devices of this library, and then closes everything.
+// TestDevices checks that a TCP connection works through two devices of this library.
 //
 //	x: wg0 ══ device ── 127.0.0.1 ── device ══ wg0 :y
 func TestDevices(t *testing.T) {
@@ -101,7 +102,8 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-// TestUSO sends trains of datagrams. Each train crosses in one piece, as one packet for the kernel on either side.
+// TestUSO checks that a train of datagrams is read from the kernel as one large packet, and is merged into one large packet
+// again for the other kernel.
 func TestUSO(t *testing.T) {
 	l := newLink(t, Config{})
 	if l.a.merges[udp4].Load() == mergeRefused {
@@ -139,12 +141,12 @@ func TestUSO(t *testing.T) {
 		if n := l.a.Stats().ReadCalls - before.ReadCalls; n != 1 {
 			t.Errorf("%d packets were read from the kernel, want one", n)
 		}
-		// They are counted after they arrive.
+		// WritePackets counts them after the kernel has received them.
 		testkit.Eventually(t, "31 packets are merged", func() bool { return l.b.Stats().Merged-after.Merged == 31 })
 	}
 }
 
-// datagrams returns a socket in x that is connected to a socket in y, and that socket.
+// datagrams returns a UDP socket in x (from) that is connected to a UDP socket in y (to).
 func (l link) datagrams(t testing.TB, v6 bool) (from, to *net.UDPConn) {
 	t.Helper()
 	l.y.do(t, func() {
@@ -168,7 +170,7 @@ func (l link) datagrams(t testing.TB, v6 bool) (from, to *net.UDPConn) {
 	return from, to
 }
 
-// TestNoOffload checks that each packet crosses the system call by itself, and is at most as large as the MTU.
+// TestNoOffload checks that with NoOffload each system call reads or writes a single packet.
 func TestNoOffload(t *testing.T) {
 	l := newLink(t, Config{NoOffload: true})
 	join(t, l.a, l.b, nil)
@@ -181,8 +183,8 @@ func TestNoOffload(t *testing.T) {
 	}
 }
 
-// TestCounters compares what is counted here with "ip -s link", which counts what crosses the system call. A large
-// packet counts there as one packet, with its headers once.
+// TestCounters checks that the counters of Stats fit those of "ip -s link". The kernel counts a large packet as one packet, and
+// its headers once.
 func TestCounters(t *testing.T) {
 	for name, c := range map[string]Config{"offload": {}, "no offload": {NoOffload: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -203,7 +205,8 @@ func TestCounters(t *testing.T) {
 					}
 					return out[0].Stats64.Tx, out[0].Stats64.Rx
 				}
-				// The connection may still be closing, and packets are counted here after they are carried.
+				// The connection may still send packets that close it, and Stats counts packets after the kernel has counted
+				// them.
 				var tx, rx counters
 				var s Stats
 				testkit.Eventually(t, "the same number of packets", func() bool {
@@ -214,8 +217,8 @@ func TestCounters(t *testing.T) {
 				if tx.Bytes > s.ReadBytes || rx.Bytes > s.WrittenBytes || tx.Errors+rx.Errors+rx.Dropped > 0 {
 					t.Errorf("the kernel counts %+v and %+v, we %+v", tx, rx, s)
 				}
-				// With offloads, the kernel counts the headers once per call: at least 40 bytes fewer for each further
-				// packet.
+				// With offloads, the kernel counts the headers once per call. So its number of bytes is smaller by at least 40
+				// for each further packet of a call.
 				if saved := s.WrittenBytes - rx.Bytes; saved < 40*(s.WrittenPackets-s.WriteCalls) {
 					t.Errorf("%d packets in %d calls are only %d bytes fewer to the kernel", s.WrittenPackets, s.WriteCalls, saved)
 				}
@@ -254,7 +257,7 @@ func TestMovedTraffic(t *testing.T) {
 	l.transfer(t, false, 1<<20)
 }
 
-// TestMTU changes the MTU of both interfaces. Interface.MTU follows, and so does the size of the packets.
+// TestMTU checks that a change of the MTU of both interfaces changes the result of Interface.MTU and the size of the packets.
 func TestMTU(t *testing.T) {
 	l := newLink(t, Config{MTU: 1280})
 	largest := make(chan int, 1)
@@ -283,15 +286,16 @@ func TestMTU(t *testing.T) {
 	}
 }
 
-// TestQueues checks that four queues keep the order within each flow. The numbered datagrams of each flow are answered,
-// and must arrive in order at both ends.
+// TestQueues checks that packets of a flow stay in order on an interface with four queues. One socket of each flow sends
+// numbered datagrams, and the other sends them back. They must arrive in order at both sockets.
 func TestQueues(t *testing.T) {
 	l := newLink(t, Config{Queues: 4})
 	if n := len(l.a.Queues()); n != 4 {
 		t.Fatalf("%d queues", n)
 	}
 	join(t, l.a, l.b, nil)
-	// All windows together are less than the 500 packets that the kernel keeps for each queue of a TUN, so nothing is lost.
+	// Each flow has at most 64 datagrams under way. In all flows together, these are fewer than the 500 packets that the kernel
+	// stores for each queue of a TUN, so none is lost.
 	const flows, packets, window = 6, 3000, 64
 	done := make(chan error)
 	for flow := range flows {
@@ -346,7 +350,7 @@ func TestQueues(t *testing.T) {
 	}
 }
 
-// TestAllocates checks that neither direction, from or to the kernel, allocates per packet.
+// TestAllocates checks that reading packets from the kernel and writing them to the kernel allocates nothing.
 func TestAllocates(t *testing.T) {
 	if testkit.Race {
 		t.Skip("the race detector empties pools at random")
@@ -370,17 +374,17 @@ func TestAllocates(t *testing.T) {
 		if n, err := to.Read(data); n != 1200 {
 			t.Fatal(err)
 		}
-	}); n > 1 { // the array of one packet
+	}); n > 1 { // the array pkts is allocated
 		t.Errorf("a packet there takes %v allocations", n)
 	}
 }
 
-// TestIdle checks that an idle interface holds no packet memory, although a reader waits for packets.
+// TestIdle checks that an idle interface holds no packet memory while a goroutine waits in ReadPackets.
 func TestIdle(t *testing.T) {
 	n := newNamespace(t)
 	heap := func() uint64 {
 		var m runtime.MemStats
-		for range 2 { // the second collection empties the pools
+		for range 2 { // a sync.Pool is only empty after the second collection
 			runtime.GC()
 		}
 		runtime.ReadMemStats(&m)
@@ -406,7 +410,7 @@ func TestIdle(t *testing.T) {
 		}()
 	}
 	testkit.Eventually(t, "idle devices take little", func() bool { return int64(heap()-before) < devices*16<<10 })
-	if n := runtime.NumGoroutine() - goroutines; n > 2*devices { // a follower and a reader
+	if n := runtime.NumGoroutine() - goroutines; n > 2*devices { // each device has a follower and a reader
 		t.Errorf("%d goroutines for %d devices", n, devices)
 	}
 	for _, d := range ds {

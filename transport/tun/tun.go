@@ -1,28 +1,29 @@
-// Package tun opens the system's TUN interface, which is the packet side of a device.
+// Package tun opens a TUN interface of the system, through which a device exchanges packets with the system.
 //
 //	wg0, err := tun.Open(tun.Config{Name: "wg0"})
 //	d, err := wireguard.New(wireguard.Config{Tunnel: wg0, ...})
-//	for s := range wg0.States() { // the tunnel follows the interface up and down
+//	for s := range wg0.States() { // set the device up and down with the interface
 //		if s.Up { err = d.Up() } else { d.Down() }
 //	}
 //
-// On Linux this package talks to the system by itself. Packets of up to 64 KiB cross the system call in both directions
-// (TCP and UDP segmentation offload). A large packet from the system is cut straight into the batch, which the device
-// seals in place. In the other direction, one writev takes a packet, or a run of packets of one flow, from the memory
-// in which the device opened them. Reading uses Go's poller, and an idle interface holds no packet memory. On macOS,
-// FreeBSD, OpenBSD and Windows the same functions use golang.zx2c4.com/wireguard/tun. On other systems Open fails.
+// On Linux this package makes the system calls itself. It uses TCP and UDP segmentation offload: one system call reads or
+// writes a packet of up to 64 KiB, which stands for many packets of the tunnel. When a queue reads a large packet, it copies
+// the packet's segments into the batch, in which the device then encrypts them. In the other direction, one writev writes a
+// packet, or several consecutive packets of one flow, from the memory in which the device has decrypted them. Reading uses Go's
+// poller, and an idle interface holds no packet memory. On macOS, FreeBSD, OpenBSD and Windows, this package uses
+// golang.zx2c4.com/wireguard/tun. On other systems Open fails.
 //
 // # Addresses and routes
 //
-// Open makes the interface and sets its MTU, and nothing else. Another program, or this one, gives it addresses and
-// brings it up: "ip address add", "ip link set wg0 up". While the interface is down, packets that arrive through the
-// tunnel are dropped and counted.
+// Open makes the interface and sets its MTU, but gives it no addresses and does not bring it up. The program itself or another
+// program has to do that, for example with "ip address add" and "ip link set wg0 up". While the interface is down, packets that
+// arrive through the tunnel are dropped and counted.
 //
 // # What the system counts
 //
-// On Linux, "ip -s link" counts what crosses the system call. A large packet that the kernel hands over, or that was
-// merged from many, counts as one packet with all its bytes and with its headers once. Stats has both counts, so that
-// they can be compared.
+// On Linux, "ip -s link" counts each packet that one system call reads or writes. A large packet counts there as one packet,
+// and the bytes of its headers count once. Stats counts both these system calls and the packets of the tunnel, so that the
+// numbers can be compared.
 package tun
 
 import (
@@ -38,29 +39,30 @@ import (
 
 // A Config says which interface to open. The zero value makes a new interface whose name the system chooses.
 type Config struct {
-	// Name is the name of the interface. On Linux it may hold %d, which stands for the first free number, and Open takes
-	// over an interface that exists if it is a TUN that no program holds ("ip tuntap add"). On macOS it is "utun", for
-	// which the system chooses a number, or "utun" and a number. Empty means "wg%d", or the system's equivalent.
+	// Name is the name of the interface. On Linux it may contain %d, which stands for the first free number. If a TUN of this
+	// name exists on Linux and no program has it open ("ip tuntap add"), Open uses that TUN. On macOS the name is "utun", to
+	// which the system adds a number, or "utun" and a number. Empty means "wg%d", or the system's equivalent.
 	//
-	// On Linux, for an interface that it opens by name, Open makes the settings that the kernel's module makes, if the
-	// program has the right: no ICMP redirects (send_redirects of the interface and of "all" is 0) and no link-local IPv6
-	// address (addr_gen_mode is none).
+	// On Linux, if the program has the right, Open also configures an interface that it opens by name as the kernel's WireGuard
+	// module does. It disables ICMP redirects (it sets send_redirects of the interface and of "all" to 0) and the link-local
+	// IPv6 address (it sets addr_gen_mode to none).
 	Name string
 
-	// File is a descriptor of an interface that another program opened, on Linux with IFF_TUN and IFF_NO_PI, and with or
-	// without IFF_VNET_HDR. Open then ignores Name. If Open succeeds, it has duplicated the descriptor and closed File.
-	// Windows has no such descriptors. Nil means that Open opens the interface by its name.
+	// File is a descriptor of an interface that another program opened. On Linux that program must have set IFF_TUN and
+	// IFF_NO_PI, and may have set IFF_VNET_HDR. With a File, Open ignores Name. If Open succeeds, it has duplicated the
+	// descriptor and closed File. Windows has no such descriptors. Nil means that Open opens the interface by its name.
 	File *os.File
 
-	// MTU is the MTU of the interface, in bytes. Zero means 1420 for an interface that Open opens by its name, and the
-	// present MTU of an inherited one.
+	// MTU is the MTU of the interface, in bytes. Zero means 1420 for an interface that Open opens by its name. For an interface
+	// of a File, zero means that its MTU is not changed.
 	MTU int
 
-	// Queues is the number of queues. A device reads each of them as a separate source. Zero means 1. More than 1 needs
-	// Linux (IFF_MULTI_QUEUE). Each flow stays on one queue, so that no flow is reordered.
+	// Queues is the number of queues. A device reads each queue on a separate goroutine. Zero means 1. Only Linux supports more
+	// than one queue (IFF_MULTI_QUEUE). The packets of one flow use the same queue, so that they stay in order.
 	Queues int
 
-	// NoOffload makes each packet cross the system call by itself, with its checksums computed by the system.
+	// NoOffload disables segmentation offload. Each system call then reads or writes one packet of the tunnel, and the system
+	// computes the checksums of the packets that it sends.
 	NoOffload bool
 }
 
@@ -81,21 +83,21 @@ func (c *Config) check() error {
 	return nil
 }
 
-// A State is what the system says about an interface. It is a comparable value.
+// A State is the state of an interface, as the system reports it. State is a comparable type.
 type State struct {
 	Up   bool   // whether the interface is administratively up
 	MTU  int    // in bytes
-	Name string // the present name, since an interface can be renamed
+	Name string // the current name, since an interface can be renamed
 }
 
 // ErrDeleted is returned by [Interface.Err] after the interface was deleted. Device.Err wraps it.
 var ErrDeleted = errors.New("tun: the interface was deleted")
 
-// errClosed is what all calls return after Close.
+// errClosed is the error of calls after Close.
 var errClosed = fmt.Errorf("tun: the interface is closed: %w", net.ErrClosed)
 
-// An Interface is an open TUN interface. Open makes it. It must not be copied. It is safe for concurrent use, except that
-// each queue has one reader.
+// An Interface is an open TUN interface. Open makes it. It must not be copied. It is safe for concurrent use, except that only
+// one goroutine at a time may read a queue.
 type Interface struct {
 	status
 	system
@@ -106,7 +108,7 @@ var (
 	_ wireguard.Queues = (*Interface)(nil)
 )
 
-// Open opens an interface, or makes one. Its errors say what to do.
+// Open makes an interface, or opens one that exists. Its errors say what the user can do.
 func Open(c Config) (*Interface, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -119,72 +121,76 @@ func Open(c Config) (*Interface, error) {
 	return d, nil
 }
 
-// WritePackets hands packets to the system and returns how many it took. Packets that the system does not take at once
-// are dropped and counted. So are all packets while the interface is down.
+// WritePackets writes packets to the system and returns how many packets the system accepted. It drops and counts each packet
+// that the system does not accept at once. While the interface is down, the system accepts none.
 func (d *Interface) WritePackets(pkts [][]byte) (int, error) { return d.write(pkts) }
 
-// Queues returns the queues of the interface, one or more. Each is for one reader.
+// Queues returns the queues of the interface, one or more. Only one goroutine at a time may read each of them.
 func (d *Interface) Queues() []wireguard.PacketSource { return d.sources() }
 
-// Name returns the present name of the interface.
+// Name returns the current name of the interface.
 func (d *Interface) Name() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.current.Name
 }
 
-// MTU returns the present MTU of the interface, in bytes.
+// MTU returns the current MTU of the interface, in bytes.
 func (d *Interface) MTU() int { return int(d.mtu.Load()) }
 
-// States returns a channel of the interface's states, which begins with the state that Open found. A slow reader gets the
-// latest state only. All calls return the same channel. It is closed when the interface is deleted, and by Close.
+// States returns a channel from which each new state of the interface can be received. The first state is the one that Open
+// found. If a state is not received before the next change, the new state replaces it. All calls return the same channel. The
+// channel is closed when the interface is deleted or can no longer be read, and by Close.
 func (d *Interface) States() <-chan State { return d.states }
 
-// Done returns a channel that is closed when the interface is deleted, and by Close.
+// Done returns a channel that is closed when the interface is deleted or can no longer be read, and by Close.
 func (d *Interface) Done() <-chan struct{} { return d.done }
 
-// Err returns why Done was closed: an error that wraps ErrDeleted, or nil after Close. Before that it returns nil.
+// Err returns the reason why the channel of Done was closed: an error that wraps ErrDeleted if the interface was deleted,
+// another error if reading it failed, or nil if Close closed the channel. While the channel is open, Err returns nil.
 func (d *Interface) Err() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.err
 }
 
-// Close closes the interface. The system then deletes it, unless it is persistent or another program has it open too.
-// Reading a queue then fails with an error that wraps net.ErrClosed. Only the first call can fail.
+// Close closes the interface. The system then deletes the interface, except if it is persistent or if another program has it
+// open. After Close, reading a queue fails with an error that wraps net.ErrClosed. All calls of Close return the same error.
 func (d *Interface) Close() error {
 	d.end(nil)
 	return d.close()
 }
 
-// Stats counts what an Interface did since Open. It is a comparable value. ReadCalls and WriteCalls are what the system
-// counts as packets; they are 0 on systems other than Linux. All other counts except Refused are of the tunnel's packets,
-// after cutting and before merging.
+// Stats counts what an Interface has done since Open. Stats is a comparable type. ReadCalls and WriteCalls are equal to the
+// numbers of packets that the system counts; they are 0 on systems other than Linux. All other counters except Malformed and
+// Refused count packets of the tunnel: a large packet from the system counts as all of its segments, and a merged packet as all
+// packets that were merged.
 type Stats struct {
 	ReadCalls   uint64 // system calls that read a packet
 	ReadPackets uint64 // packets read from the system
-	ReadBytes   uint64 // bytes of these packets, each with its headers
+	ReadBytes   uint64 // bytes of the packets read, with the headers of each packet
 
 	WriteCalls     uint64 // system calls that wrote a packet
 	WrittenPackets uint64 // packets written to the system
-	WrittenBytes   uint64 // bytes of these packets, each with its headers
+	WrittenBytes   uint64 // bytes of the packets written, with the headers of each packet
 	Merged         uint64 // packets among WrittenPackets that were merged with others and written in one call
 
 	Malformed uint64 // packets read and dropped because their headers are wrong
-	Full      uint64 // packets dropped because the system had no room
+	Full      uint64 // packets dropped because the system had no space for them
 	Down      uint64 // packets dropped because the interface was down
 	Invalid   uint64 // packets dropped because the system refused them
 	Refused   uint64 // merged packets that the system refused, so that their parts were written one by one
 }
 
-// A traffic holds the counters behind Stats.
+// A traffic holds the counters that Stats returns.
 type traffic struct {
 	readCalls, readPackets, readBytes               atomic.Uint64
 	writeCalls, writtenPackets, writtenBytes        atomic.Uint64
 	merged, malformed, full, down, invalid, refused atomic.Uint64
 }
 
-// Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
+// Stats returns the counters. Each counter is exact, but the counters are not read at the same instant. Stats may be called
+// after Close.
 func (d *Interface) Stats() Stats {
 	t := &d.traffic
 	return Stats{
@@ -195,10 +201,10 @@ func (d *Interface) Stats() Stats {
 	}
 }
 
-// A status holds the known state of an interface, and publishes it.
+// A status holds the latest known state of an interface, and sends each new state to the channel of States.
 type status struct {
 	mtu     atomic.Int32
-	states  chan State // holds the latest state that was not read
+	states  chan State // its buffer holds the latest state until it is received
 	done    chan struct{}
 	traffic traffic
 
@@ -212,7 +218,7 @@ func (s *status) init() {
 	s.states, s.done = make(chan State, 1), make(chan struct{})
 }
 
-// set publishes a state if it is new.
+// set stores a state, and sends it to the channel if it differs from the last one.
 func (s *status) set(now State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A virtio is struct virtio_net_hdr, which precedes each packet, in the byte order of the machine:
+// A virtio has the fields of the kernel's struct virtio_net_hdr. In the byte order of the machine, this struct precedes each
+// packet:
 //
 //	0        1         2            4          6             8              10
 //	| flags  | GSO     | length of  | payload  | where the    | where in it  |

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The inbound path of packets, on the goroutine that opened them:
+// The path of packets that are written to the system, on the goroutine that has decrypted them:
 //
-//	WritePackets ─▶ packet: if it may merge, to the coalescer ─▶ Single, Merged ─▶ writev, without a copy
+//	WritePackets ─▶ packet: to the coalescer if the packet may be merged ─▶ Single, Merged ─▶ writev, without a copy
 
 // These kinds of packets are merged.
 const (
@@ -26,24 +26,25 @@ const (
 	kinds
 )
 
-// These values say what is known of merging a kind. Values in between count refusals in a row.
+// These values say what is known about merging one kind of packet. A value between mergeUntried and mergeRefused is the number
+// of merged packets of this kind that the kernel has refused so far.
 const (
-	mergeProven  = -1 // the kernel took a merged packet, so it takes all but faulty ones
+	mergeProven  = -1 // the kernel has accepted a merged packet, so it supports this kind
 	mergeUntried = 0
-	mergeRefused = 3 // the kernel refused the first three merged packets, so it supports none; fewer refused packets may be faulty
+	mergeRefused = 3 // the kernel refused the first three, so it does not support this kind; fewer refused ones may be faulty
 )
 
-// A writer is the scratch memory of one call of WritePackets.
+// A writer holds the temporary data of one call of WritePackets.
 type writer struct {
 	packet.Coalescer
 	d *Interface
 
-	head [virtioSize + packet.MaxHeaders]byte // precedes the payload of a merged packet
+	head [virtioSize + packet.MaxHeaders]byte // the headers of a merged packet
 	iovs []unix.Iovec
 
 	// These fields hold the result of the last system call, and the counts of this call of WritePackets.
 	errno syscall.Errno
-	try   func(fd uintptr) // bound once
+	try   func(fd uintptr) // calls writev; made once, so that a call allocates nothing
 	taken int
 	err   error
 	done  struct{ calls, packets, bytes, merged uint64 }
@@ -55,7 +56,7 @@ var writers = sync.Pool{New: func() any {
 	return w
 }}
 
-// zeroHeader is the virtio header of a single packet. It says nothing about the checksums.
+// zeroHeader is the virtio header of a packet that is not merged. It makes the kernel verify the packet's checksums.
 var zeroHeader [virtioSize]byte
 
 func (d *Interface) write(pkts [][]byte) (int, error) {
@@ -71,7 +72,7 @@ func (d *Interface) write(pkts [][]byte) (int, error) {
 	return n, err
 }
 
-// account adds the writer's counts to the interface's, and empties the writer.
+// account adds the writer's counts to the interface's counters, and resets the writer.
 func (w *writer) account() {
 	t := &w.d.traffic
 	t.writeCalls.Add(w.done.calls)
@@ -91,7 +92,8 @@ func (w *writer) packet(p []byte) {
 	w.Single(p, 0)
 }
 
-// transport finds the headers of a TCP or UDP packet that is whole.
+// transport returns the offsets of the transport header (l3) and of the payload (l4) of p, and its kind. ok is false if p is
+// not a complete TCP or UDP packet.
 func transport(p []byte) (l3, l4, kind int, ok bool) {
 	if len(p) < packet.IP4Header {
 		return 0, 0, 0, false
@@ -99,7 +101,7 @@ func transport(p []byte) (l3, l4, kind int, ok bool) {
 	var proto uint8
 	switch p[0] >> 4 {
 	case 4:
-		const fragment = 0x3fff // the offset, and the flag that more fragments follow
+		const fragment = 0x3fff // mask of the fragment offset and of the flag that more fragments follow
 		l3, proto = int(p[0]&15)*4, p[packet.IP4Protocol]
 		if l3 < packet.IP4Header || int(binary.BigEndian.Uint16(p[packet.IP4Length:])) != len(p) ||
 			binary.BigEndian.Uint16(p[packet.IP4Fragment:])&fragment != 0 {
@@ -124,7 +126,7 @@ func transport(p []byte) (l3, l4, kind int, ok bool) {
 	return 0, 0, 0, false
 }
 
-// Single writes the packet p by itself.
+// Single writes one packet that is not merged.
 func (w *writer) Single(p []byte, _ int) {
 	w.iovs = w.iovs[:0]
 	if w.d.header > 0 {
@@ -138,8 +140,9 @@ func (w *writer) Single(p []byte, _ int) {
 	w.drop(w.errno)
 }
 
-// Merged writes a run of packets as one. It builds the headers of the merged packet in separate memory. So the packets
-// stay unchanged, in case the kernel refuses the run and takes them one by one.
+// Merged writes the packets of a run, which belong to one flow, as one large packet. It builds the headers of the large packet
+// in separate memory. So the packets stay unchanged, and Merged can write them one by one if the kernel refuses the large
+// packet.
 func (w *writer) Merged(r *packet.Run) {
 	kind := tcp4
 	h := virtio{flags: needsSum, gso: gsoTCP4, headers: uint16(r.L4), size: uint16(r.Size), start: uint16(r.L3), offset: packet.TCPChecksum}
@@ -156,7 +159,7 @@ func (w *writer) Merged(r *packet.Run) {
 	}
 	h.put(w.head[:])
 	n := r.Headers(w.head[virtioSize:])
-	// The kernel completes the checksum. Until then its field holds the sum of the pseudo-header.
+	// The kernel completes the transport checksum. It expects the sum of the pseudo-header in the checksum field.
 	head := w.head[virtioSize : virtioSize+n]
 	binary.BigEndian.PutUint16(head[r.L3+int(h.offset):], packet.PseudoSum(head, r.Total-r.L3))
 	w.iovs = w.iovs[:0]
@@ -172,8 +175,8 @@ func (w *writer) Merged(r *packet.Run) {
 		w.wrote(len(r.Packets), r.Total+(len(r.Packets)-1)*r.L4)
 		w.done.merged += uint64(len(r.Packets))
 	case unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE:
-		// A kind that worked once stays on, because a peer could send packets that the kernel refuses for other
-		// reasons. If the kernel refuses two writers at once, one of the refusals counts.
+		// Do not count refusals once the kernel has accepted a merged packet of this kind, because a peer could send packets
+		// that the kernel refuses for other reasons. If two writers are refused at the same time, only one refusal is counted.
 		if n := known.Load(); n >= mergeUntried && n < mergeRefused {
 			known.CompareAndSwap(n, n+1)
 		}
@@ -198,8 +201,8 @@ func (w *writer) add(b []byte) {
 	w.iovs = append(w.iovs, iov)
 }
 
-// call writes iovs to the queue of p's flow. It does not lock the descriptor, so that writers do not wait for each
-// other.
+// call writes the data in iovs to the queue of p's flow. It does not lock the descriptor, so that concurrent writers do not
+// wait for each other.
 func (w *writer) call(p []byte) {
 	q := w.d.queues[0]
 	if f := w.d.flows; f != nil {
@@ -218,13 +221,13 @@ func (w *writer) wrote(packets, bytes int) {
 	w.done.bytes += uint64(bytes)
 }
 
-// drop counts a packet that the system did not take.
+// drop counts a packet that the system did not accept, and sets the error that WritePackets returns.
 func (w *writer) drop(errno syscall.Errno) {
 	t := &w.d.traffic
 	switch errno {
 	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
 		t.full.Add(1)
-	case unix.EIO: // tun_get_user: not IFF_UP
+	case unix.EIO: // the interface is down (tun_get_user in the kernel)
 		t.down.Add(1)
 	case unix.EBADFD:
 		w.d.end(ErrDeleted)
@@ -241,10 +244,10 @@ func (w *writer) drop(errno syscall.Errno) {
 	}
 }
 
-// writev writes without waiting, on a descriptor that nobody else holds. The send buffer of a TUN has no limit, so that the
-// call never waits for room in it (tun.c: "sk->sk_sndbuf = INT_MAX"). If memory is short, the kernel may reclaim some for the
-// packet, as it may for a page that any other code touches, or the call fails with ENOMEM or ENOBUFS. Neither waits for
-// another program. It is a raw call, as read is.
+// writev writes without waiting, since the descriptor is non-blocking and no other program has it. The send buffer of a TUN has
+// no limit, so the call never waits for space in it (tun.c: "sk->sk_sndbuf = INT_MAX"). If memory is short, the call may take
+// longer, because the kernel reclaims memory, or it fails with ENOMEM or ENOBUFS. In both cases it does not wait for another
+// program. Like read, it makes a raw system call, of which the Go runtime is not informed.
 func writev(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMerge checks that packets are merged if they may be, and otherwise not.
+// TestMerge checks that WritePackets merges packets that may be merged, and no others.
 func TestMerge(t *testing.T) {
 	d, k := dry(t)
 	writes := func(what string, ps [][]byte, want int) {
@@ -40,7 +40,7 @@ func TestMerge(t *testing.T) {
 	}
 	fragments := train(false, true, 1, 10, 100)
 	for i, p := range fragments {
-		p[6] = 0 // may be fragmented: then the identification counts
+		p[6] = 0 // clear "don't fragment": then the identifications must be consecutive
 		p[5] = byte(2 * i)
 		(shape{l3: 20, l4: 28, udp: true}).mend(p)
 	}
@@ -52,8 +52,8 @@ func TestMerge(t *testing.T) {
 	writes("identifications that follow each other", fragments, 1)
 }
 
-// TestRefused checks the fallback for a kind of packet that the kernel does not take merged. The packets of a refused run are
-// written one by one. Once the first three runs were refused, this kind is no longer merged. Other kinds are not affected.
+// TestRefused checks that the packets of a merged packet that the kernel refuses are written one by one. After the kernel has
+// refused the first three merged packets of one kind, this kind is no longer merged. Other kinds are not affected.
 func TestRefused(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE} {
 		t.Run(errno.Error(), func(t *testing.T) {
@@ -91,13 +91,13 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestRefusedRuns checks that merging goes on after refused runs, unless the kernel refused the first three. A peer chooses
-// what is in the packets, and so can cause refusals.
+// TestRefusedRuns checks that only the refusal of the first three merged packets stops merging. Later refusals must not,
+// because a peer chooses the contents of the packets, and so can cause refusals.
 func TestRefusedRuns(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE} {
 		for _, x := range []struct {
 			name  string
-			taken []bool // by the kernel, run after run
+			taken []bool // whether the kernel accepts the first, second, ... merged packet
 			dead  bool
 		}{
 			{"the first", []bool{false}, false},
@@ -134,8 +134,7 @@ func TestRefusedRuns(t *testing.T) {
 	}
 }
 
-// TestNotTaken checks that packets that the kernel does not take are counted by reason, and that the packets behind
-// them are still written.
+// TestNotTaken checks that packets that the kernel does not accept are counted by reason. Later packets are still written.
 func TestNotTaken(t *testing.T) {
 	for _, x := range []struct {
 		errno                     syscall.Errno
@@ -205,7 +204,7 @@ func BenchmarkWrite(b *testing.B) {
 	}
 }
 
-// TestOffload checks that offload asks for fewer offloads until the kernel accepts.
+// TestOffload checks that offload tries fewer and fewer offloads until the kernel accepts them.
 func TestOffload(t *testing.T) {
 	const (
 		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6

@@ -8,8 +8,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// BenchmarkEcho measures the round trip of one small datagram between two sockets on loopback, with both ends in this
-// process.
+// BenchmarkEcho measures the round-trip time of one small datagram between two sockets of this process on loopback.
 //
 //	here ──send──▶ a ═══loopback═══▶ b ──Receive──▶ goroutine ──send──▶ b ═══▶ a ──Receive──▶ here
 func BenchmarkEcho(b *testing.B) {
@@ -30,7 +29,7 @@ func BenchmarkEcho(b *testing.B) {
 	}
 }
 
-// echo returns what y receives until it is closed.
+// echo sends each datagram that y receives back to its sender, until y is closed.
 func echo(y *end) {
 	in := y.receiver(ipv4)
 	for {
@@ -42,7 +41,8 @@ func echo(y *end) {
 	}
 }
 
-// BenchmarkTrains sends trains in one direction. At most a window of them is under way, so that none is lost.
+// BenchmarkTrains measures sending trains in one direction. At most 512 datagrams are under way after each Send, so that none
+// is lost.
 func BenchmarkTrains(b *testing.B) {
 	for _, v := range variants {
 		for _, shape := range []struct{ datagrams, size int }{{1, 1452}, {8, 1452}, {44, 1452}, {1, 96}} {
@@ -53,7 +53,8 @@ func BenchmarkTrains(b *testing.B) {
 	}
 }
 
-// BenchmarkPeers sends one datagram to each of 64 peers per call of Send. All peers share one socket.
+// BenchmarkPeers measures calls of Send with 64 trains of one datagram each, as for 64 peers. All trains are sent to the same
+// socket.
 func BenchmarkPeers(b *testing.B) {
 	for _, v := range variants {
 		b.Run(v.name, func(b *testing.B) { oneWay(b, v, 64, 1, 1452) })
@@ -99,7 +100,7 @@ func oneWay(b *testing.B, v variant, trains, datagrams, size int) {
 	b.ReportMetric(float64(y.Stats().ReceivedDatagrams)/float64(y.Stats().ReceiveCalls), "datagrams/recv")
 }
 
-// BenchmarkSharedTrial measures the cost of an initiation that fits no key, per tenant.
+// BenchmarkSharedTrial measures how long it takes to try an initiation that fits no key, per tenant.
 func BenchmarkSharedTrial(b *testing.B) {
 	s, _, _ := share(b, 1000)
 	x := &stranger{endpoint: somewhere}
@@ -109,8 +110,8 @@ func BenchmarkSharedTrial(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/tenant")
 }
 
-// BenchmarkSharedDispatch measures the cost of finding a datagram's tenant among n, and of copying it into and out of the
-// mailbox.
+// BenchmarkSharedDispatch measures how long it takes to find a datagram's tenant among n tenants, to copy the datagram into the
+// tenant's mailbox and to receive it from there.
 func BenchmarkSharedDispatch(b *testing.B) {
 	for _, n := range []int{1, 1000, maxTenants} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

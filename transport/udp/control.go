@@ -2,13 +2,13 @@ package udp
 
 import "net/netip"
 
-// A control holds what the control messages of a received datagram or train say about it.
+// A control holds the contents of the control messages of a received datagram or train.
 type control struct {
-	local     netip.Addr // the address it was sent to, if an answer can be sent from there
-	ifindex   uint32     // the interface it arrived on
+	local     netip.Addr // the address that the datagram was sent to, if an answer can be sent from this address
+	ifindex   uint32     // index of the interface that the datagram arrived on
 	tos       uint8
-	size      int  // of each datagram of a train except the last; 0 means a single datagram
-	malformed bool // a message is shorter than its length says
+	size      int  // bytes of each datagram of a train except the last; 0 means a single datagram
+	malformed bool // a control message is shorter than its length field says
 }
 
 // answerable returns a if it can be the source of an answer, and otherwise the zero Addr.
@@ -19,9 +19,9 @@ func answerable(a netip.Addr) netip.Addr {
 	return a
 }
 
-// source returns the source and interface that an Endpoint should hold for c. As in the kernel's module, it pins no
-// interface: if the route to the peer has moved to another interface, datagrams through a pinned interface would be
-// lost. Only a link-local address needs its interface.
+// source returns the Source and the Interface for the Endpoint of the received train. The Interface is 0, as in the kernel's
+// WireGuard module, so that answers follow a change of routes to another interface. Only a link-local Source has an Interface,
+// because it has no meaning without one.
 func (c *control) source() (netip.Addr, uint32) {
 	if c.local.Is6() && c.local.IsLinkLocalUnicast() {
 		return c.local, c.ifindex
@@ -29,10 +29,11 @@ func (c *control) source() (netip.Addr, uint32) {
 	return c.local, 0
 }
 
-// A controlBuffer holds the control messages of one datagram or train, in either direction. It consists of words,
-// because the headers of control messages need that alignment.
+// A controlBuffer holds the control messages of one sent or received datagram or train. It is an array of uint64, because the
+// headers of control messages need the alignment of a uint64.
 type controlBuffer [controlSize / 8]uint64
 
-// controlSize has room for the messages that this package asks for: at most 40 bytes of packet information, 24 of
-// traffic class and 24 of train size. The rest is for messages that a Bind's Control may have asked for.
+// controlSize is the size of a controlBuffer in bytes. The messages that this package requests need at most 40 bytes of packet
+// information, 24 bytes of traffic class and 24 bytes of train size. The rest is for messages that Bind.Control may have
+// requested.
 const controlSize = 192

@@ -8,5 +8,5 @@ const (
 	sendTOS4Size  = 4
 	recvTrainSize = -1 // Darwin does not receive trains
 
-	pktinfoSource = 8 // offset of the address to answer from, in a received struct in_pktinfo
+	pktinfoSource = 8 // offset in a received struct in_pktinfo of the address to answer from
 )

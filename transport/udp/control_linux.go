@@ -8,5 +8,5 @@ const (
 	sendTOS4Size  = 4
 	recvTrainSize = unix.UDP_GRO
 
-	pktinfoSource = 4 // offset of the address to answer from, in a received struct in_pktinfo
+	pktinfoSource = 4 // offset in a received struct in_pktinfo of the address to answer from
 )

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// controlMessage returns one control message as the kernel writes it.
+// controlMessage returns one control message in the form in which the kernel writes it.
 func controlMessage(level, kind int, data []byte) []byte {
 	var b controlBuffer
 	copy(putMessage(b.bytes(), level, kind, len(data)), data)
@@ -75,7 +75,8 @@ func TestParseControl(t *testing.T) {
 	}
 }
 
-// parseControl reads what putControl wrote, since the kernel uses the same form in both directions.
+// TestPutControl checks that parseControl can read the messages that putControl writes. The kernel uses the same form in both
+// directions.
 func TestPutControl(t *testing.T) {
 	for _, c := range []struct {
 		f    family
@@ -115,7 +116,8 @@ func FuzzParseControl(f *testing.F) {
 		if c.local.IsValid() && (c.local.IsUnspecified() || c.local.IsMulticast() || c.local.Is4In6()) {
 			t.Errorf("%v cannot be answered from", c.local)
 		}
-		// Nothing behind a damaged message is read: without it, parseControl returns the same, except for malformed.
+		// parseControl must not read anything after a damaged message. So for some prefix of the messages it returns the same
+		// result, except for malformed.
 		if c.malformed {
 			for cut := range n + 1 {
 				d := parseControl(b.bytes()[:cut])

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// source4 reads a struct in_pktinfo: the interface, the address to answer from, the address in the header. On Darwin the
-// second field is empty.
+// source4 reads a struct in_pktinfo. It has three fields: the index of the interface, the local address to answer from, and the
+// destination address in the IP header. On Darwin the second field is empty, and the third one is read instead.
 func source4(data []byte) (netip.Addr, uint32) {
 	if len(data) < unix.SizeofInet4Pktinfo {
 		return netip.Addr{}, 0
@@ -18,8 +18,8 @@ func source4(data []byte) (netip.Addr, uint32) {
 	return answerable(netip.AddrFrom4([4]byte(data[pktinfoSource:]))), binary.NativeEndian.Uint32(data)
 }
 
-// putSource4 writes a struct in_pktinfo and returns its length. src may be invalid and ifindex may be 0. The address of the IP
-// header stays 0, because it has a meaning only for received datagrams.
+// putSource4 writes a struct in_pktinfo and returns its length. src may be invalid and ifindex may be 0. The third field of the
+// struct stays 0, because it has a meaning only for received datagrams.
 func putSource4(b []byte, src netip.Addr, ifindex uint32) int {
 	data := putMessage(b, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
 	binary.NativeEndian.PutUint32(data, ifindex)

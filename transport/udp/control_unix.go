@@ -14,7 +14,7 @@ import (
 // hasControl is true because these systems send and receive datagrams with control messages.
 const hasControl = true
 
-// msgTruncated is the flag of a datagram that was longer than its buffer.
+// msgTruncated is the flag that marks a received datagram that was longer than its buffer.
 const msgTruncated = unix.MSG_TRUNC
 
 func (b *controlBuffer) bytes() []byte {
@@ -35,7 +35,7 @@ func parseControl(b []byte) (c control) {
 	return c
 }
 
-// take reads the data of one control message.
+// take stores the data of one control message in c. It ignores unknown messages.
 func (c *control) take(level, kind int, data []byte) {
 	switch {
 	case level == unix.IPPROTO_IP && kind == recvSource4:
@@ -68,7 +68,7 @@ func putControl(b []byte, f family, e *wireguard.Endpoint, tos uint8) int {
 		n += putSource4(b, src, e.Interface)
 	}
 	if tos == 0 {
-		return n // the default
+		return n // 0 is the default, which needs no message
 	}
 	if f == ipv6 {
 		binary.NativeEndian.PutUint32(putMessage(b[n:], unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 4), uint32(tos))
@@ -85,8 +85,8 @@ func putControl(b []byte, f family, e *wireguard.Endpoint, tos uint8) int {
 	return n
 }
 
-// putMessage writes the header of one control message to b, which is aligned like a controlBuffer, and returns the
-// room for its data, zeroed.
+// putMessage writes the header of one control message to b, which is aligned like a controlBuffer. It returns the part of b for
+// the message's data, which it has filled with zeros.
 func putMessage(b []byte, level, kind, size int) []byte {
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
 	h.Level, h.Type = int32(level), int32(kind)

@@ -14,7 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// Two devices over real sockets: handshake, packets both ways, and a change of port under the running session.
+// TestDevices checks that two devices with real sockets can shake hands and exchange packets in both directions, also after one
+// of them changes its port during the session.
 //
 //	tunnel a ═══ device a ─── 127.0.0.1 ─── device b ═══ tunnel b
 //	10.0.0.1                                             10.0.0.2
@@ -62,7 +63,7 @@ func TestDevices(t *testing.T) {
 			if err := b.Configure(wireguard.Change{ListenPort: &port}); err != nil {
 				t.Fatal(err)
 			}
-			exchange(tunB, tunA, addrB, addrA, 20) // a learns where b is now
+			exchange(tunB, tunA, addrB, addrA, 20) // a learns the new port of b
 			exchange(tunA, tunB, addrA, addrB, 20)
 			if s, _ := a.Peer(b.Status().PublicKey); s.Endpoint.Addr.Port() != port {
 				t.Errorf("a reaches b on port %d, want %d", s.Endpoint.Addr.Port(), port)

@@ -1,4 +1,4 @@
-// Package udp provides a [wireguard.Bind] that uses the system's UDP sockets: one for IPv4 and one for IPv6, on one port.
+// Package udp provides a [wireguard.Bind] that uses the system's UDP sockets for IPv4 and IPv6, all on the same port.
 //
 //	device, err := wireguard.New(wireguard.Config{Bind: &udp.Bind{}, ...})
 //
@@ -27,78 +27,86 @@
 //	outer packet may fragment   yes        yes              (2)         (2)      (2)        (2)      (2)
 //	memory of an idle socket    none       64 KiB (3)       64 KiB      64 KiB   64 KiB     64 KiB   64 KiB
 //
-// (1) Not on Android, which chooses the source when it moves a program between networks. (2) This is the system's
-// default, which is yes on all of these systems. (3) This is address space per family. A page of it takes memory only
-// after a datagram was long enough to touch it.
+// (1) Android is an exception: it chooses the source address itself when it moves a program between networks. (2) This package
+// does not set the option. All of these systems allow fragmentation by default. (3) This is address space per family. A page of
+// it takes memory only after a datagram was long enough to touch it.
 //
-// On Linux the tests cover the code for Linux and the portable code, with and without control messages. The code for the
-// other systems differs from the portable code by a few options and constants, and is only compiled.
+// The tests run on Linux. They cover the code for Linux, and the portable code with and without control messages. The code for
+// the other systems differs from the portable code by a few options and constants. It is compiled but not tested.
 //
-// On Linux, sending trains needs version 4.18 and receiving them version 5.12, and nothing on this host's outbound path may
-// refuse them. Otherwise datagrams are passed one by one, many per system call. In js/wasm, in a browser or WASI, package
-// net imitates a network inside the process.
+// Sending trains needs Linux 4.18, and receiving them needs Linux 5.12. If the kernel is older, or if a part of this host's
+// outbound path refuses trains, datagrams are passed one by one, still many per system call. On WebAssembly, in a browser or
+// with WASI, package net imitates a network inside the process.
 //
 // # Offloads and their failure
 //
-// A train goes to the system in one piece of at most 64 datagrams and 65,507 bytes (65,487 for IPv6). If the system refuses
-// it with EMSGSIZE, EIO or EINVAL, its datagrams are sent one by one, still many per system call, and if that succeeds, so
-// are the datagrams of all trains to that address for 15 seconds. Nothing that could be sent is lost. A datagram larger
-// than the path's MTU is fragmented. If a system refuses the type of service with EINVAL, datagrams are sent without it
-// from then on. If a send fails because its source may be gone, it is tried again without the source. Any other send that
-// fails is tried once more, since the error can belong to an earlier datagram.
+// One message of a system call carries a train of at most 64 datagrams and 65,507 bytes (65,487 for IPv6). A longer train takes
+// several messages. If the system refuses a message with EMSGSIZE, EIO or EINVAL, its datagrams are sent one by one, still many
+// per system call. If that succeeds, all datagrams to the same address are sent one by one for 15 seconds. A refusal loses no
+// datagram that the system accepts singly. A datagram larger than the path's MTU is fragmented. If a system refuses the type of
+// service with EINVAL, datagrams are sent without a type of service from then on. If an error can mean that the source address
+// no longer exists, Send tries again without the source address. After any other error, Send tries once more without a change,
+// since the system may have kept the error from an earlier datagram.
 //
-// A receiver reads into one slot, and into up to 64 while many small datagrams arrive. A slot holds 64 KiB, which is
-// enough for any train. A receiver that waits holds no slot. Slots that are not needed for some seconds return to the
-// system.
+// A receiver on Linux reads into slots of 64 KiB, which is enough for any train. It reads into one slot at a time, and into up
+// to 64 while many small datagrams arrive. While a receiver waits, it has no slots. The memory of slots that no receiver has
+// needed for some seconds is returned to the system.
 //
-// Send waits while a socket's buffer is full, until the system has sent some of it, or until Close.
+// While a socket's send buffer is full, Send waits until the system has sent a part of the buffer, or until Close.
 //
 // # Several receivers
 //
-// With Bind.Receivers, several sockets have one port, and the device reads each on its own goroutine. The first one is bound
-// alone, so that a port in use is an error. The others are bound beside it with SO_REUSEPORT. A filter in the kernel gives each
-// datagram to one of them, by the address and the port of its sender: a flow stays on one socket, and so in order. The filter
-// chooses only among these sockets, so that another socket that joins the port receives nothing. Each socket can send from the
-// port. Send chooses one by the destination of the first train, so that cores which send to different peers seldom share a
-// socket's counters.
+// With Bind.Receivers, several sockets have the same port, and the device reads each socket on a separate goroutine. The first
+// socket is bound alone, so that Listen fails if the port is in use. The other sockets are bound to the port afterwards, with
+// SO_REUSEPORT. A filter in the kernel chooses the socket of each datagram from the address and the port of the datagram's sender.
+// So the datagrams of one sender stay on one socket, and in order. The filter chooses only among these sockets, so that a socket of
+// another program that is bound to the port later receives nothing. Bind.Receivers describes the one exception. Each socket can
+// send from the port. Send chooses a socket from the destination of the first train, so that cores which send to different peers
+// seldom write to the counters of the same socket.
 //
-// A renewal begins with one new socket that takes all datagrams. Then the old sockets leave the group, and the other new
-// sockets join the first one.
+// A renewal, which Device.Wake requests, begins with one new socket that receives all datagrams. Then the old sockets stop
+// accepting new members of their SO_REUSEPORT group, and the other new sockets are bound beside the first new one.
 //
 // # Many devices on one port
 //
-// [Bind.Share] opens a port for thousands of devices, each a [Tenant]. Data, responses and cookie replies name a session index of
-// their receiver, which begins with the tenant's prefix, so that one look into a table finds the device. A datagram is copied into
-// the mailbox of its tenant, whose device reads it on its own goroutine.
+// [Bind.Share] opens a port for thousands of devices, each a [Tenant]. Data messages, responses and cookie replies contain a
+// session index that their receiver has chosen. This index begins with the tenant's prefix, so that one table lookup finds the
+// device. The Shared copies the datagram into a queue of the tenant, its mailbox. The tenant's device reads the mailbox on
+// another goroutine.
 //
-// An initiation names its receiver only through mac1, and checking that takes a hash per device. Trying the keys of 1,000
-// devices takes half a millisecond, which a flood of forged initiations would exploit. A cookie cannot help, because a
-// cookie reply is encrypted with a key that is made from the receiver's public key, and the receiver is not known yet. So
-// the sender's address decides how much is tried:
+// An initiation contains no such index. Only its field mac1, a hash that is keyed with the receiver's public key, shows which
+// device it is for. The Shared has to compute one hash per device to find that device. This takes half a millisecond for 1,000
+// devices, so a flood of forged initiations would keep a core busy. Cookies do not protect against this, because a cookie reply
+// is encrypted with a key that is made from the receiver's public key, and the receiver is not known yet. So the number of keys
+// that the Shared tries depends on the sender's address:
 //
-//   - An address to which tenants sent initiations or responses is known. Devices send those only to configured places, and to
-//     senders of authentic messages. The keys of these tenants, at most 8, are tried as soon as the initiation arrives.
-//   - Other initiations wait in a queue of 4,096, of which one address has at most 256. One goroutine tries each with all
-//     keys, and takes at most half of a core.
+//   - An address is known if tenants have sent initiations or responses to it. Devices send initiations and responses only to
+//     configured endpoints and to senders of authentic messages. The Shared tries the keys of these tenants, at most 8, as soon
+//     as the initiation arrives.
+//   - Other initiations wait in a queue, which has space for 4,096 in all and for 256 from one address. One goroutine tries
+//     each of them with the keys of all tenants. It uses at most half of a core.
 //
-// Two limits remain. First, half of a core can try about 1,000 initiations per second for 1,000 devices. While more than that
-// arrive from unknown addresses, each attempt of a peer at an unknown address succeeds only by chance. Second, a peer of 8
-// tenants can send from the forged address of another peer. The Shared then tries only the keys of these 8 tenants at once for
-// that address, and no longer the key of the other peer's tenant.
+// Two limits remain. First, half of a core can try about 1,000 initiations per second for 1,000 devices. While more initiations
+// than that arrive from unknown addresses, an initiation of a genuine peer at an unknown address finds space in the queue only
+// by chance. Second, an attacker who is a peer of 8 tenants can forge the source address of another peer. The answers of these
+// 8 tenants then displace the other peer's tenant from the tenants known for that address. Initiations of the other peer have
+// to wait in the queue.
 //
 // # A new socket on the same port
 //
-// On Linux and Android, Device.Wake opens the new sockets beside the old ones. Both have SO_REUSEADDR, but only while the
-// new ones are bound. The kernel gives all datagrams to the socket that was bound last. The device sends on the new sockets,
-// the old receivers return what had arrived, and then the old sockets are closed. Other systems do not say which of two
-// sockets on one port receives a datagram. There, Wake closes the old sockets first, and loses what is sent or arrives in
-// between. A change of port opens the new sockets first on all systems.
+// On Linux and Android, Device.Wake opens new sockets while the old ones are still open. To permit this, the old and the new
+// sockets have the option SO_REUSEADDR while the new ones are bound. The kernel gives all datagrams to the socket that was
+// bound last. The device then sends on the new sockets, the old receivers return the datagrams that had arrived on the old
+// sockets, and the device closes the old sockets. Other systems do not document which of two sockets on one port receives a
+// datagram. There, Wake closes the old sockets first, and the datagrams that are sent or arrive before the new sockets are open
+// are lost. When the device changes its port, it opens the new sockets first on all systems.
 //
 // # Source and zone
 //
-// The Source of a received endpoint is the local address that the datagram was sent to, so that an answer comes from there.
-// Its Interface is zero, as in the kernel, so that answers follow a change of routes. Only a link-local Source has an
-// Interface. On Linux, an IPv4 Source is dropped when the route to the peer changes to another interface, whose own address
-// is then used. Trains that have a Source and an Interface are sent with both. The zone of a link-local address is the name
-// of its interface.
+// The Endpoint of a received train has a Source: the local address that the train was sent to. The device's answer is sent from
+// this address. The Endpoint's Interface is zero, as in the kernel's WireGuard module, so that answers follow a change of
+// routes. Only an Endpoint with a link-local Source has an Interface. On Linux, Send clears an IPv4 Source if the route to the
+// peer has changed to another interface. The system then chooses an address of the new interface. If an Endpoint has a Source
+// and an Interface, Send uses both: it sends from this address and through this interface. The zone of a link-local address is
+// the name of its interface.
 package udp

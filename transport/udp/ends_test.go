@@ -13,12 +13,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A variant is a path through this package. Each test that is not about the system calls of one variant runs with all variants.
-// They have one receiver per family, whatever the number of cores.
+// A variant is a Bind that selects one of this package's implementations. A test runs with all variants, unless it tests the
+// system calls of a single one. Each variant has one receiver per family, whatever the number of cores.
 type variant struct {
 	name string
 	bind Bind
-	bare bool // without control messages, as on systems where there are none
+	bare bool // without control messages, as on systems that do not have them
 }
 
 var variants = []variant{
@@ -31,13 +31,13 @@ var variants = []variant{
 // control reports whether datagrams are sent and received with their source and type of service.
 func (v variant) control() bool { return hasControl && !v.bare }
 
-// with returns v with an option changed.
+// with returns a copy of v in which change has changed the Bind.
 func (v variant) with(change func(b *Bind)) variant {
 	change(&v.bind)
 	return v
 }
 
-// both runs a test with every variant and with both families that the host has.
+// both runs a test with every variant and with every family that the host has.
 func both(t *testing.T, test func(t *testing.T, v variant, f family)) {
 	for _, v := range variants {
 		for f := range families {
@@ -72,7 +72,7 @@ type end struct {
 	t testing.TB
 }
 
-// listen opens a socket that the test closes.
+// listen opens a socket that is closed at the end of the test.
 func (v variant) listen(t testing.TB) *end {
 	t.Helper()
 	s, err := v.bind.Listen(0)
@@ -142,7 +142,7 @@ func (e *end) receive(f family, n int) []datagram {
 	return got
 }
 
-// trains calls Receive once, with a time limit.
+// trains calls Receive once. After 20 s it closes the socket, so that the test fails.
 func (e *end) trains(f family) []wireguard.Train {
 	e.t.Helper()
 	late := time.AfterFunc(20*time.Second, func() { e.Close() })
@@ -167,7 +167,7 @@ func split(t wireguard.Train) []datagram {
 	return ds
 }
 
-// numbered returns n bytes, which differ from place to place and from seed to seed.
+// numbered returns n bytes. Every 4 bytes contain the seed and their position.
 func numbered(seed, n int) []byte {
 	b := make([]byte, n+4)
 	for i := 0; i < n; i += 4 {
@@ -181,7 +181,7 @@ func trainOf(seed, n, size int, to wireguard.Endpoint) wireguard.Train {
 	return wireguard.Train{Data: numbered(seed, n), Size: size, Endpoint: to}
 }
 
-// wantTrain checks that datagrams are those of a train, in order.
+// wantTrain checks that got contains the datagrams of the train want, in order.
 func wantTrain(t testing.TB, got []datagram, want wireguard.Train) {
 	t.Helper()
 	sent := split(want)

@@ -2,7 +2,8 @@ package udp
 
 import "golang.org/x/sys/windows"
 
-// These are Winsock's numbers. Go invented the numbers that package syscall has under the same names on Windows.
+// These are the numbers that Winsock returns. On Windows, the constants of package syscall with these names have numbers that
+// Go invented.
 const (
 	errnoInUse    = windows.WSAEADDRINUSE
 	errnoNotAvail = windows.WSAEADDRNOTAVAIL

@@ -20,8 +20,8 @@ var (
 	}
 )
 
-// A sendError says why a datagram was not sent. It is an integer, so that it needs no allocation: a host without a
-// route makes one for each packet.
+// A sendError says why a datagram was not sent. It is an integer, so that it needs no allocation, because a host without a
+// route makes a sendError for each packet.
 type sendError syscall.Errno
 
 func (e sendError) Error() string {
@@ -45,12 +45,12 @@ type receiveError syscall.Errno
 func (e receiveError) Error() string { return "udp: receive: " + syscall.Errno(e).Error() }
 func (e receiveError) Unwrap() error { return syscall.Errno(e) }
 
-// errnoOf returns the system's number for err, or 0.
+// errnoOf returns the system's error number that err wraps, or 0 if err wraps none or says that the socket was closed.
 func errnoOf(err error) syscall.Errno {
 	if err == nil || errors.Is(err, net.ErrClosed) {
 		return 0
 	}
-	var errno syscall.Errno // not a named result: it escapes to the heap, and most calls return before this line
+	var errno syscall.Errno // not a named result, which would be allocated in every call; most calls return before this line
 	errors.As(err, &errno)
 	return errno
 }
@@ -63,7 +63,7 @@ func closedOr(err error) error {
 	return fmt.Errorf("udp: %w", err)
 }
 
-// explain adds to an error of Listen what the caller can do.
+// explain wraps an error of Listen in one that says what the caller can do.
 func (b *Bind) explain(err error, port uint16) error {
 	switch {
 	case errors.Is(err, errnoInUse) && port == 0:
@@ -110,8 +110,8 @@ func dropSource(e *wireguard.Endpoint, errno syscall.Errno) bool {
 	return true
 }
 
-// isSourceGone reports whether errno can mean that a datagram's source, or the interface that it was pinned to, is
-// gone.
+// isSourceGone reports whether errno can mean that the host no longer has a datagram's source address, or no longer has the
+// interface that the datagram was to be sent through.
 func isSourceGone(errno syscall.Errno) bool {
 	switch errno {
 	case syscall.EINVAL, errnoNotAvail, syscall.ENETUNREACH, syscall.ENODEV:

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fast returns the Linux path of an end.
+// fast returns the path of e for the family f, which must be a linuxPath.
 func fast(t *testing.T, e *end, f family) *linuxPath {
 	t.Helper()
 	p, ok := e.paths[f].(*linuxPath)
@@ -24,7 +24,7 @@ func fast(t *testing.T, e *end, f family) *linuxPath {
 	return p
 }
 
-// isTrain reports whether a message asks the system to cut it.
+// isTrain reports whether a message has the control message that makes the system split it into datagrams.
 func isTrain(m *mmsghdr) bool { return hasControlMessage(m, unix.IPPROTO_UDP, unix.UDP_SEGMENT) }
 
 func hasTOS(m *mmsghdr) bool {
@@ -53,8 +53,8 @@ func hasControlMessage(m *mmsghdr, level, kind int32) bool {
 	return false
 }
 
-// refuse makes the system refuse the messages that refused chooses. As with sendmmsg, the messages before a refused one
-// are sent.
+// refuse makes p refuse each message for which refused returns an error number. As in a real call of sendmmsg, the messages
+// before a refused one are sent.
 func refuse(p *linuxPath, refused func(m *mmsghdr) syscall.Errno) {
 	p.sendmmsg = func(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 		for i := range m {
@@ -68,7 +68,8 @@ func refuse(p *linuxPath, refused func(m *mmsghdr) syscall.Errno) {
 	}
 }
 
-// "UDP GSO failing for ever with EMSGSIZE on a small path MTU"
+// TestRefusedTrainGoesOutSingly checks that the datagrams of a refused train are sent singly. In
+// another implementation, UDP GSO failed for ever with EMSGSIZE on a path with a small MTU (faults_test.go).
 func TestRefusedTrainGoesOutSingly(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EMSGSIZE, unix.EIO, unix.EINVAL} {
 		t.Run(errno.Error(), func(t *testing.T) {
@@ -96,7 +97,7 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 				wantTrain(t, got[:n], ts[i])
 				got = got[n:]
 			}
-			// From then on no train is tried, and the datagrams take few calls.
+			// From then on, Send does not try a train, and still sends all datagrams of a Send in few system calls.
 			asked = 0
 			before := x.Stats().SendCalls
 			x.send(ts[1], ts[3])
@@ -108,7 +109,7 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 			if p.plain.has(netip.MustParseAddr("127.0.0.2")) {
 				t.Error("another destination gets single datagrams as well")
 			}
-			// A path that recovers gets its trains back.
+			// When the time of single datagrams is over, Send tries trains again.
 			p.plain.until[to.Addr.Addr()] = time.Now()
 			refuse(p, func(*mmsghdr) syscall.Errno { return 0 })
 			before = x.Stats().SendCalls
@@ -121,7 +122,8 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 	}
 }
 
-// EINVAL can be about the train or about its source. Sending the datagrams singly tells which.
+// TestRefusedTrainKeepsItsSource checks that the source is kept if the system refuses a train with EINVAL but accepts its
+// single datagrams. EINVAL can mean either that the train is refused or that the source no longer exists.
 func TestRefusedTrainKeepsItsSource(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, x, ipv4)
@@ -142,7 +144,8 @@ func TestRefusedTrainKeepsItsSource(t *testing.T) {
 	}
 }
 
-// A source that is gone is forgotten even if sending fails without it too, and the attempts end.
+// TestGoneSourceIsForgottenOnFailure checks that Send clears a source that may no longer exist, even if sending without the
+// source fails too. It also checks that Send gives up after at most 3 attempts.
 func TestGoneSourceIsForgottenOnFailure(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	tries := 0
@@ -159,7 +162,8 @@ func TestGoneSourceIsForgottenOnFailure(t *testing.T) {
 	}
 }
 
-// A datagram that cannot be sent does not stop those before or behind it, and its error becomes that of its train.
+// TestEveryTrainIsTried checks that a datagram that cannot be sent does not prevent the sending of earlier or later trains, and
+// that its error is set in its train.
 func TestEveryTrainIsTried(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	to := y.at(ipv4)
@@ -185,7 +189,7 @@ func TestEveryTrainIsTried(t *testing.T) {
 	y.receive(ipv4, n)
 }
 
-// Send waits while a socket's buffer is full. Close ends the wait.
+// TestFullBuffer checks that Send waits while a socket's send buffer is full, and that Close ends the wait.
 func TestFullBuffer(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, x, ipv4)
@@ -221,7 +225,8 @@ func TestFullBuffer(t *testing.T) {
 	}
 }
 
-// Damaged datagrams are dropped and counted, and those around them are delivered.
+// TestDamagedDatagrams checks that damaged datagrams are dropped and counted, and that the datagrams before and after them are
+// returned.
 func TestDamagedDatagrams(t *testing.T) {
 	damage := map[string]func(m *mmsghdr){
 		"truncated":          func(m *mmsghdr) { m.hdr.Flags |= unix.MSG_TRUNC },
@@ -274,7 +279,8 @@ func TestEmptyDatagram(t *testing.T) {
 	})
 }
 
-// Receive reports an error that stays, and then holds no memory. The receiver can be used again.
+// TestErrorThatStays checks that Receive returns an error that does not go away, and that the path then holds no rack. Receive
+// works again when the error is gone.
 func TestErrorThatStays(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, y, ipv4)
@@ -323,15 +329,15 @@ func TestPlainPaths(t *testing.T) {
 	}
 }
 
-// withTOS returns a train with a type of service and a source.
+// withTOS returns a train of three datagrams with a type of service and a source.
 func withTOS(n int, to wireguard.Endpoint) wireguard.Train {
 	t := trainOf(n, 3000, 1000, to)
 	t.TOS, t.Endpoint.Source = 0x88, to.Addr.Addr()
 	return t
 }
 
-// If the system refuses the type of service, datagrams are sent without it from then on. They keep their source, and
-// are still sent as trains.
+// TestRefusedTOS checks that datagrams are sent without a type of service after the system has refused it once. They keep their
+// source, and are still sent as trains.
 func TestRefusedTOS(t *testing.T) {
 	for f := range families {
 		t.Run(f.String(), func(t *testing.T) {
@@ -369,8 +375,8 @@ func TestRefusedTOS(t *testing.T) {
 	}
 }
 
-// An error with another cause is not blamed on the type of service: either the source is at fault, or every attempt
-// fails.
+// TestTOSIsNotBlamed checks that Send does not stop setting the type of service when the error has another cause: first when
+// the system refuses the source, then when it refuses every message.
 func TestTOSIsNotBlamed(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, x, ipv4)

@@ -5,16 +5,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hasGroups is true because Linux keeps a flow on one of the sockets that share a port with SO_REUSEPORT.
+// hasGroups is true because Linux delivers all datagrams of a flow to the same socket, if several sockets have one port with
+// SO_REUSEPORT.
 const hasGroups = true
 
-// setReuse sets whether sockets of the same user that have SO_REUSEPORT too may be bound beside this one. It returns what
-// was set before.
+// setReuse sets SO_REUSEPORT, which lets other sockets of the same user with this option be bound to the same port. It returns
+// the previous setting.
 func setReuse(fd uintptr, on bool) (was bool, err error) {
 	return setFlag(fd, unix.SO_REUSEPORT, on)
 }
 
-// setFlag sets an option of the socket that is on or off, and returns what was set before.
+// setFlag sets a boolean option of the socket, and returns its previous value.
 func setFlag(fd uintptr, option int, on bool) (was bool, err error) {
 	before, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, option)
 	if err != nil {
@@ -27,8 +28,8 @@ func setFlag(fd uintptr, option int, on bool) (was bool, err error) {
 	return before != 0, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, value)
 }
 
-// setSpread makes the kernel spread the flows over the first n sockets that were bound beside each other. A socket that
-// another program of this user binds beside them is a later one, and gets no flow.
+// setSpread makes the kernel spread the flows over the first n sockets that were bound to the port. If another program of the
+// same user binds a socket to the port later, that socket gets no flow.
 func setSpread(fd uintptr, f family, n int) error {
 	raw, err := bpf.Assemble(spread(f, n))
 	if err != nil {
@@ -44,13 +45,13 @@ func setSpread(fd uintptr, f family, n int) error {
 
 // spread returns a filter that hashes the sender's address and port to a number below n.
 func spread(f family, n int) []bpf.Instruction {
-	const network = ^uint32(0) - 0x100000 + 1 // SKF_NET_OFF: offsets from the header of IP
+	const network = ^uint32(0) - 0x100000 + 1 // SKF_NET_OFF; offsets are relative to the IP header
 	words, port := []uint32{12}, uint32(20)
 	if f == ipv6 {
 		words, port = []uint32{8, 12, 16, 20}, 40
 	}
-	// Behind IPv4 options or IPv6 extension headers, the port is elsewhere. The filter then reads other bytes, which are
-	// usually the same in all packets of a flow.
+	// In packets with IPv4 options or IPv6 extension headers, the port is at another offset. There the filter reads other
+	// bytes, which are usually the same in all packets of a flow.
 	program := []bpf.Instruction{bpf.LoadAbsolute{Off: network + port, Size: 2}}
 	for _, w := range words {
 		program = append(program,

@@ -4,7 +4,8 @@ package udp
 
 import "errors"
 
-// hasGroups is false because these systems do not promise that a flow stays on one of the sockets that share a port.
+// hasGroups is false because these systems do not guarantee that all datagrams of a flow arrive at the same socket, if several
+// sockets have one port.
 const hasGroups = false
 
 func setReuse(uintptr, bool) (was bool, err error) { return false, errors.ErrUnsupported }

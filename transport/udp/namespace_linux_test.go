@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNamespace is testkit.InNamespace with the loopback interface up, and with an MTU of 1300 bytes.
+// inNamespace calls testkit.InNamespace. If that returns true, inNamespace sets the loopback interface up with an MTU of 1300
+// bytes.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
 	if !testkit.InNamespace(t) {
@@ -23,7 +24,7 @@ func inNamespace(t *testing.T) bool {
 	return true
 }
 
-// loopbackUp does "ip link set lo up mtu N".
+// loopbackUp does what the command "ip link set lo up mtu N" does.
 func loopbackUp(t *testing.T, mtu uint32) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -48,8 +49,8 @@ func loopbackUp(t *testing.T, mtu uint32) {
 	}
 }
 
-// If the MTU of a path is smaller than the datagrams, the kernel takes no train, but cuts single datagrams into
-// fragments.
+// TestSmallMTU checks that datagrams arrive even if they are larger than the MTU of the path. The kernel then refuses trains,
+// but splits single datagrams into fragments.
 func TestSmallMTU(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -72,7 +73,7 @@ func TestSmallMTU(t *testing.T) {
 	})
 }
 
-// "host without IPv6", switched off as administrators do it.
+// TestIPv6SwitchedOff checks that a Bind works over IPv4 if IPv6 is switched off with the kernel's parameter disable_ipv6.
 func TestIPv6SwitchedOff(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -93,7 +94,8 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	}
 }
 
-// The host loses an address after the peer has reached it there. The answer is then sent from another address.
+// TestAddressTakenAway checks that an answer is sent from another address if the host loses the address that the peer has sent
+// to.
 func TestAddressTakenAway(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -111,7 +113,8 @@ func TestAddressTakenAway(t *testing.T) {
 		if back.Source != second {
 			t.Fatalf("%s: received at %v, want %v", v.name, back.Source, second)
 		}
-		// The client was seen at the address that is removed, so its endpoint is set to 127.0.0.1.
+		// The server received the datagram from the address that is removed next, so the test sets the client's endpoint to
+		// 127.0.0.1.
 		back.Addr = client.at(ipv4).Addr
 		changeAddress(t, remove, second)
 		ts := []wireguard.Train{trainOf(2, 3000, 1000, back)}

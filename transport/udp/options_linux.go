@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// configure sets the options of a socket that is not bound yet. It leaves out options that the system does not have,
-// but fails if an option that the user of the Bind asked for is missing.
+// configure sets the options of a socket that is not bound yet. It ignores errors of the options, except for the one that
+// Bind.Interface requires.
 func (c *conn) configure(fd uintptr, b *Bind) error {
 	set := func(level, option, value int) error { return unix.SetsockoptInt(int(fd), level, option, value) }
 	if b.Interface != "" {
@@ -16,11 +16,11 @@ func (c *conn) configure(fd uintptr, b *Bind) error {
 		}
 	}
 	for _, o := range [][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
-		if set(unix.SOL_SOCKET, o[0], bufferSize) != nil { // exceeds the system's limit, with CAP_NET_ADMIN
-			set(unix.SOL_SOCKET, o[1], bufferSize) // up to the system's limit
+		if set(unix.SOL_SOCKET, o[0], bufferSize) != nil { // with CAP_NET_ADMIN, this exceeds the system's limit
+			set(unix.SOL_SOCKET, o[1], bufferSize) // the system reduces the size to its limit
 		}
 	}
-	// Android moves programs between networks and must choose the source itself.
+	// Android moves programs between networks, and chooses the source address itself.
 	sticky := 1
 	if runtime.GOOS == "android" {
 		sticky = 0
@@ -28,7 +28,7 @@ func (c *conn) configure(fd uintptr, b *Bind) error {
 	if c.family == ipv4 {
 		set(unix.IPPROTO_IP, unix.IP_PKTINFO, sticky)
 		set(unix.IPPROTO_IP, unix.IP_RECVTOS, 1)
-		set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT) // clears DF
+		set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT) // keeps the flag DF clear
 	} else {
 		set(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, sticky)
 		set(unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1)
@@ -40,11 +40,12 @@ func (c *conn) configure(fd uintptr, b *Bind) error {
 	return nil
 }
 
-// offload finds out whether the system can send trains, and if so makes it deliver trains too.
+// offload finds out whether the system can send trains, and makes it deliver received trains if it can do that.
 func (c *conn) offload(fd int) {
 	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 	c.gso = err == nil
-	// Before Linux 5.12, receiving trains had faults. Those versions cannot read this option back.
+	// Linux before 5.12 has bugs in receiving trains. These versions do not support reading this option back, which identifies
+	// them.
 	unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	on, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
 	if c.gro = err == nil && on == 1; !c.gro {

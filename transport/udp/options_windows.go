@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// IP_UNICAST_IF and IPV6_UNICAST_IF have the same number. The index is in network byte order for IP_UNICAST_IF, and in
-// host byte order for IPV6_UNICAST_IF. Every Windows host is little-endian.
+// unicastIF is the number of the options IP_UNICAST_IF and IPV6_UNICAST_IF. Their value is the index of an interface, in
+// network byte order for IP_UNICAST_IF and in host byte order for IPV6_UNICAST_IF. Every Windows host is little-endian.
 const unicastIF = 31
 
 // configure sets the options of a socket that is not bound yet.

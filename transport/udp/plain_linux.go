@@ -7,21 +7,21 @@ import (
 	"time"
 )
 
-// plainPaths holds the destinations for which the system refused a train. Either the path's MTU is smaller than the
-// datagrams, or the interface computes no checksums, or IPsec transforms the packets. Such destinations get single
-// datagrams for a while. The zero value is empty. It is safe for concurrent use.
+// plainPaths holds the destinations for which the system refused a train. The system refuses a train if the path's MTU is
+// smaller than the datagrams, if the interface computes no checksums, or if IPsec transforms the packets. Datagrams to these
+// destinations are sent singly for a while. The zero value is empty. A plainPaths is safe for concurrent use.
 type plainPaths struct {
-	n     atomic.Int32 // len(until); while it is 0, senders neither lock nor read a clock
+	n     atomic.Int32 // len(until); while n is 0, Send does not lock mu or read the clock
 	mu    sync.Mutex
 	until map[netip.Addr]time.Time
 }
 
 const (
-	maxPlain  = 256              // destinations
-	plainTime = 15 * time.Second // before another attempt with a train, which costs one system call if it fails
+	maxPlain  = 256              // most destinations in the table
+	plainTime = 15 * time.Second // until the next attempt with a train, which costs one system call if it fails
 )
 
-// has reports whether a gets single datagrams.
+// has reports whether datagrams to a must be sent singly.
 func (p *plainPaths) has(a netip.Addr) bool {
 	return p.n.Load() != 0 && p.hasAt(a, time.Now())
 }
@@ -38,7 +38,8 @@ func (p *plainPaths) hasAt(a netip.Addr, now time.Time) bool {
 	return ok
 }
 
-// add makes a get single datagrams from now on. If the table is full, a replaces the destination whose time ends first.
+// add makes datagrams to a be sent singly for plainTime. If the table is full, a replaces the destination whose time ends
+// first.
 func (p *plainPaths) add(a netip.Addr, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

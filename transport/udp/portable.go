@@ -10,34 +10,34 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// portable is the path that uses package net's calls, one datagram each.
+// A portable is a path that uses the calls of package net, with one datagram per call.
 //
 //	Receive ─▶ read into the one buffer ─▶ a train of one datagram
-//	send ─▶ control messages once per train ─▶ write each of its datagrams
+//	send ─▶ control messages once per train ─▶ write each datagram of the train
 type portable struct {
 	*conn
 	control bool // control messages can be sent and received
 
-	// Only the receiver uses these fields. Package net needs the memory before it waits, so the path keeps it. Pages
-	// that no datagram was long enough to touch take no memory.
+	// Only Receive uses these fields. A read by package net needs its buffer while it waits, so buf is allocated for as long as
+	// the path exists. Pages of it that no datagram was long enough to touch take no memory.
 	buf   []byte
 	oob   controlBuffer
 	train [1]wireguard.Train
 
-	// write is one system call. Tests replace it to make it fail.
+	// write sends one datagram. Tests replace it by a function that fails.
 	write func(b, oob []byte, to netip.AddrPort) error
 }
 
-// slotSize is enough for any datagram, and for any train that the system makes from received datagrams.
+// slotSize is the size of a receive buffer, in bytes. It is enough for any datagram, and for any train that the system returns.
 const slotSize = 64 << 10
 
-// faultsInRow is how many consecutive errors of a socket a receiver ignores before it reports one. An error can belong
-// to a datagram sent earlier (the peer's port is closed), and reading the error clears it.
+// faultsInRow is how many consecutive errors of a socket Receive ignores before it returns one. An error can belong to a
+// datagram that was sent earlier, for example to a closed port. A read then returns the error once.
 const faultsInRow = 16
 
-// retirePortable is how long a retired receiver waits for a datagram that may be there, since package net cannot read
-// without waiting. The receiver ends after three such waits, since on a busy machine a single wait may be over before it
-// begins.
+// retirePortable is the time limit of a read on a retired socket. Reads need a limit above zero because package net cannot read
+// without waiting. The receiver ends after three reads that reach the limit, because on a busy machine the time of one read may
+// be over before the read begins.
 const retirePortable = 5 * time.Millisecond
 
 func newPortable(c *conn) *portable {
@@ -85,7 +85,7 @@ func (p *portable) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// read is one system call. For a datagram that did not fit, n is -1.
+// read receives one datagram into p.buf. If the datagram did not fit, n is -1.
 func (p *portable) read() (n int, c control, from netip.AddrPort, err error) {
 	if !p.control {
 		n, from, err = p.udp.ReadFromUDPAddrPort(p.buf)
@@ -126,7 +126,8 @@ func (p *portable) sendTrain(t *wireguard.Train, oob *controlBuffer) {
 		d := rest[:min(size, len(rest))]
 		err := p.write(d, control, to)
 		if errno := errnoOf(err); errno != 0 {
-			// Try once more: without a source that is gone, or because the error belonged to an earlier datagram.
+			// Try once more: without the source if it may no longer exist, and otherwise because the error may belong to an
+			// earlier datagram.
 			if dropSource(&t.Endpoint, errno) {
 				control = p.controlFor(t, oob)
 			}

@@ -11,18 +11,19 @@ import (
 )
 
 const (
-	// maxSlots limits a rack to 4 MiB of address space. Pages that no datagram was long enough to touch take no memory.
+	// maxSlots is the largest number of slots in a rack. This limits a rack to 4 MiB of address space. Pages that no datagram
+	// was long enough to touch take no memory.
 	maxSlots = 64
 
 	// trimEvery is the interval at which the pool frees memory that was not needed since the last trim.
 	trimEvery = 4 * time.Second
 )
 
-// A rack is the memory that one recvmmsg fills: slots, each for a datagram or a train. A receiver holds a rack from the
-// moment when the socket becomes readable until it waits again.
+// A rack is the memory that one call of recvmmsg fills. It consists of slots, each of which can hold a datagram or a train. A
+// receiver has a rack from the moment when the socket becomes readable until the receiver waits again.
 type rack struct {
-	n    int // slots that have memory; at least as many as the receiver reads with
-	used int // most slots that a receiver asked for since the last trim
+	n    int // number of slots that have memory; at least as many as the receiver reads into
+	used int // largest number of slots that a receiver has requested since the last trim
 
 	hdrs   [maxSlots]mmsghdr
 	iovs   [maxSlots]unix.Iovec
@@ -32,7 +33,7 @@ type rack struct {
 	trains [maxSlots]wireguard.Train
 }
 
-// mmsghdr is the kernel's struct of that name.
+// An mmsghdr has the layout of the kernel's struct of the same name.
 type mmsghdr struct {
 	hdr unix.Msghdr
 	n   uint32 // bytes received or sent
@@ -58,7 +59,7 @@ func (r *rack) rearm(i int) {
 	h.SetControllen(controlSize)
 }
 
-// reach gives the rack at least n slots.
+// reach allocates slots until the rack has at least n.
 func (r *rack) reach(n int) {
 	r.used = max(r.used, n)
 	for ; r.n < n; r.n++ {
@@ -77,26 +78,26 @@ func (r *rack) cut(n int) {
 	}
 }
 
-// release returns the pages of a slot to the system. The garbage collector frees the slot itself, but on a quiet
-// machine it may run only minutes later. The call fails, without harm, if a slot does not consist of whole pages.
+// release returns the physical memory of a slot to the system at once. The garbage collector also frees the slot, but in an
+// idle program it may run only minutes later. If the slot does not consist of whole pages, the system call fails, and the
+// memory waits for the garbage collector.
 func release(slot []byte) {
 	if os.Getpagesize() <= slotSize {
 		unix.Madvise(slot, unix.MADV_DONTNEED)
 	}
 }
 
-// A rackPool keeps the racks that no receiver uses at the moment, with the last used on top. It never holds more racks
-// than the largest number of receivers that had something to read at the same time. Each trim returns the memory that
-// was not needed since the last trim to the system. So some seconds after the last datagram the pool is empty. An empty
-// pool has no timer.
+// A rackPool keeps the racks that no receiver uses at the moment, as a stack. It never holds more racks than the largest number
+// of receivers that had datagrams to read at the same time. Each trim returns to the system the memory that no receiver has
+// needed since the previous trim. So the pool is empty some seconds after the last datagram. An empty pool has no timer.
 type rackPool struct {
 	mu    sync.Mutex
 	free  []*rack
-	low   int // fewest racks that were free since the last trim
+	low   int // smallest number of free racks since the last trim
 	armed bool
 }
 
-var racks rackPool // one per process, so that the receivers of all sockets share warm memory
+var racks rackPool // one per process, so that the receivers of all sockets use memory that may still be in a cache
 
 // get returns a rack with at least want slots.
 func (p *rackPool) get(want int) *rack {
@@ -115,7 +116,7 @@ func (p *rackPool) get(want int) *rack {
 	return r
 }
 
-// put takes a rack back.
+// put returns a rack to the pool, and starts the timer for trim if it does not run.
 func (p *rackPool) put(r *rack) {
 	p.mu.Lock()
 	p.free = append(p.free, r)
@@ -126,13 +127,13 @@ func (p *rackPool) put(r *rack) {
 	p.mu.Unlock()
 }
 
-// trim frees the racks, and the slots of racks, that no receiver needed since trim last ran or since the timer was
-// armed.
+// trim frees the racks, and the slots of racks, that no receiver has needed since the last trim or, in the first trim, since
+// the timer was started.
 func (p *rackPool) trim() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, r := range p.free {
-		if i < p.low { // the least used racks are at the bottom
+		if i < p.low { // no receiver has used the lowest racks of the stack
 			r.used = 0
 		}
 		r.cut(r.used)

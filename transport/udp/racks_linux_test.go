@@ -6,7 +6,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// settle makes y receive the n datagrams that are in its socket, and go back to waiting.
+// settle receives the n datagrams that are in the socket of y, and then reads once more, as a receiver does before it waits.
 func settle(t *testing.T, y *end, n int) {
 	t.Helper()
 	y.receive(ipv4, n)
@@ -18,8 +18,8 @@ func settle(t *testing.T, y *end, n int) {
 	})
 }
 
-// The number of slots grows to 64 while many small datagrams arrive, and shrinks to 1 when they arrive one at a time. A
-// receiver that waits has no slots.
+// TestSlotsGrowAndShrink checks that the number of slots grows to 64 while many small datagrams arrive, and shrinks to 1 when
+// they arrive one at a time. A receiver that waits has no rack.
 func TestSlotsGrowAndShrink(t *testing.T) {
 	for _, v := range variants[:2] {
 		x, y := v.pair(t, ipv4)
@@ -55,7 +55,8 @@ func TestSlotsGrowAndShrink(t *testing.T) {
 	}
 }
 
-// If trains are large, a receiver reads into few slots, so that the data of one read fits into a core's cache.
+// TestSlotsForTrainsAreFew checks that a receiver reads into few slots if trains are large, so that the data of one read fits
+// into a core's cache.
 func TestSlotsForTrainsAreFew(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, y, ipv4)
@@ -73,7 +74,8 @@ func TestSlotsForTrainsAreFew(t *testing.T) {
 	}
 }
 
-// Memory that no receiver needed between two trims of the pool goes back to the system, until the pool is empty.
+// TestPoolIsTrimmed checks that trim frees the memory that no receiver has needed since the previous trim, until the pool is
+// empty.
 func TestPoolIsTrimmed(t *testing.T) {
 	var p rackPool
 	a, b := p.get(maxSlots), p.get(4)
@@ -83,7 +85,7 @@ func TestPoolIsTrimmed(t *testing.T) {
 	p.put(a)
 	p.put(b)
 	p.mu.Lock()
-	p.low = 0 // as if all racks had been in use since the last trim
+	p.low = 0 // as if all racks had been in use at once since the last trim
 	p.mu.Unlock()
 	for _, s := range []struct {
 		what         string
@@ -98,7 +100,7 @@ func TestPoolIsTrimmed(t *testing.T) {
 	} {
 		s.use()
 		p.trim()
-		p.mu.Lock() // a timer is armed
+		p.mu.Lock() // the timer may call trim at the same time
 		slots := 0
 		for _, r := range p.free {
 			slots += r.n
@@ -115,7 +117,8 @@ func TestPoolIsTrimmed(t *testing.T) {
 	}
 }
 
-// The memory of a released slot goes back to the system at once, without waiting for the garbage collector.
+// TestReleasedMemoryIsGone checks that the memory of a released slot is returned to the system at once, without the garbage
+// collector.
 func TestReleasedMemoryIsGone(t *testing.T) {
 	r := newRack()
 	r.reach(1)

@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rawCase names the case of TestBlockingSocket that this process runs.
+// rawCase is the environment variable with the name of the case of TestBlockingSocket that this process runs.
 const rawCase = "UDP_TEST_RAW"
 
-// TestBlockingSocket gives the Bind a socket that the program, which got the descriptor in Bind.Control, makes blocking. Garbage
-// collection, signals and Close work. Each case runs in a separate process, which is killed if it freezes.
+// TestBlockingSocket checks that garbage collection, signals and Close work even if the program makes a socket blocking, whose
+// descriptor it got in Bind.Control. Each case runs in a separate process, which is killed if it freezes.
 func TestBlockingSocket(t *testing.T) {
 	cases := map[string]func(t *testing.T, s *Socket, ended chan error){
 		"collect while a receiver waits": func(t *testing.T, s *Socket, _ chan error) {
@@ -89,7 +89,7 @@ func TestBlockingSocket(t *testing.T) {
 				}
 			}()
 		}
-		time.Sleep(300 * time.Millisecond) // until the receivers wait, or have had the time to
+		time.Sleep(300 * time.Millisecond) // so that the receivers wait
 		cases[name](t, s, ended)
 		return
 	}

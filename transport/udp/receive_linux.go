@@ -16,30 +16,31 @@ import (
 //	Receive ─▶ poller ─▶ try: recvmmsg into the slots of a rack, held only while there is something to read
 //	        ─▶ trains: one train per slot, with its control messages ─▶ adapt: more slots, or fewer
 
-// A linuxPath carries the datagrams of one family with all offloads of Linux. One goroutine uses its receiver.
+// A linuxPath sends and receives the datagrams of one socket with all offloads of Linux. Only one goroutine may call Receive.
 type linuxPath struct {
 	*conn
 
-	// Only the receiver uses these fields.
+	// Only Receive uses these fields.
 	rack  *rack // nil while the receiver waits
-	want  int   // slots to read with, 1 to maxSlots
-	busy  bool  // the last read found something without waiting
-	quiet int   // reads in a row that needed few of the slots
-	got   int   // slots filled by the last read
+	want  int   // number of slots to read into, from 1 to maxSlots
+	busy  bool  // the last read found a datagram without waiting
+	quiet int   // number of consecutive reads that filled at most half of the slots
+	got   int   // number of slots that the last read filled
 	errno syscall.Errno
-	try   func(fd uintptr) bool // tryReceive, bound once
+	try   func(fd uintptr) bool // calls tryReceive; made once, so that a call allocates nothing
 
 	zones  zones
-	plain  plainPaths   // for senders
-	routes *routes      // for senders; nil means that no routes are watched
-	tos    atomic.Int32 // for senders: tosUnknown, tosTaken or tosRefused
+	plain  plainPaths   // for Send
+	routes *routes      // for Send; nil means that no routes are watched
+	tos    atomic.Int32 // for Send: tosUnknown, tosTaken or tosRefused
 
 	// Tests replace these system calls to make them fail.
 	recvmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)
 	sendmmsg func(fd uintptr, m []mmsghdr) (int, syscall.Errno)
 }
 
-// newLinux makes the path of c. Paths beside each other share the watch of routes, which the first one closes.
+// newLinux makes the path of c. beside is the path of the Socket's first socket of the same family, or nil if c is that socket. All
+// IPv4 paths of a Socket use the same routes value, which is closed with the first socket.
 func newLinux(c *conn, beside path) *linuxPath {
 	p := &linuxPath{conn: c, want: 1, recvmmsg: recvmmsg, sendmmsg: sendmmsg}
 	p.try = p.tryReceive
@@ -53,7 +54,7 @@ func newLinux(c *conn, beside path) *linuxPath {
 	return p
 }
 
-// Receive waits for datagrams.
+// Receive waits for datagrams and returns them.
 func (p *linuxPath) Receive() ([]wireguard.Train, error) {
 	for faults := 0; ; {
 		p.busy = p.rack != nil
@@ -75,8 +76,8 @@ func (p *linuxPath) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// read waits until there is something to read, and reads it. On a retired socket it does not wait, and fails once nothing
-// is left.
+// read waits until the socket has datagrams, and reads them into the rack. On a retired socket it does not wait, and it fails
+// when no datagram is left.
 func (p *linuxPath) read() error {
 	if err := p.raw.Read(p.try); !p.isRetired(err) {
 		return err
@@ -97,8 +98,8 @@ func (p *linuxPath) read() error {
 	return errClosed
 }
 
-// tryReceive reads without waiting, and reports whether Receive should return. The poller calls it at once, and then
-// each time that the socket becomes readable.
+// tryReceive reads without waiting. It returns false if the socket has no datagram. The runtime's poller calls it at once, and
+// then each time that the socket becomes readable, until it returns true.
 func (p *linuxPath) tryReceive(fd uintptr) bool {
 	if p.rack == nil {
 		p.rack = racks.get(p.want)
@@ -119,7 +120,7 @@ func (p *linuxPath) putRack() {
 	}
 }
 
-// trains makes trains of the filled slots and leaves out damaged ones.
+// trains returns the trains in the slots that were filled. It leaves out slots whose contents are damaged.
 func (p *linuxPath) trains() []wireguard.Train {
 	r := p.rack
 	n, datagrams, bytes := 0, 0, 0
@@ -139,7 +140,7 @@ func (p *linuxPath) trains() []wireguard.Train {
 	return r.trains[:n]
 }
 
-// train sets t to the contents of slot i, and reports whether they are whole.
+// train sets t to the train in slot i, and reports whether the train is complete.
 func (p *linuxPath) train(t *wireguard.Train, i int) bool {
 	r := p.rack
 	m := &r.hdrs[i]
@@ -150,7 +151,7 @@ func (p *linuxPath) train(t *wireguard.Train, i int) bool {
 	}
 	c := parseControl(r.oobs[i].bytes()[:min(controlSize, int(m.hdr.Controllen))])
 	if c.size <= 0 {
-		// A control message that was cut off may be the one that says where each datagram of a train ends.
+		// If control messages were cut off, the one that says where each datagram of a train ends may be missing.
 		if c.malformed || p.gro && m.hdr.Flags&unix.MSG_CTRUNC != 0 {
 			return false
 		}
@@ -162,7 +163,7 @@ func (p *linuxPath) train(t *wireguard.Train, i int) bool {
 	return true
 }
 
-// from returns the sender's address, if it is of the socket's family.
+// from returns the sender's address. ok is false if that address is not of the socket's family.
 func (p *linuxPath) from(sa *unix.RawSockaddrInet6, length uint32) (netip.AddrPort, bool) {
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
 	switch {
@@ -180,15 +181,15 @@ func (p *linuxPath) from(sa *unix.RawSockaddrInet6, length uint32) (netip.AddrPo
 }
 
 const (
-	// enoughBytes is the size of a read at which the cost of the system call no longer matters. More slots would only
-	// spread the data over more memory than a core's cache holds.
+	// If a read returns enoughBytes, the cost of its system call no longer matters. More slots would only spread the data over
+	// more memory than a core's cache holds.
 	enoughBytes = 128 << 10
 
-	// quietReads is how many reads in a row must leave most slots empty before adapt reduces the slots.
+	// quietReads is how many consecutive reads must fill at most half of the slots before adapt halves their number.
 	quietReads = 32
 )
 
-// adapt sets the number of slots for the next read, after a read of this many bytes.
+// adapt sets the number of slots for the next read. bytes is how many bytes the last read returned.
 func (p *linuxPath) adapt(bytes int) {
 	full := p.got == p.want
 	switch {
@@ -211,21 +212,22 @@ func (p *linuxPath) adapt(bytes int) {
 	}
 }
 
-// recvmmsg reads into m until m is full or nothing is left, and returns how many slots it filled.
+// recvmmsg reads datagrams into m until m is full or the socket has no more, and returns how many elements of m it filled.
 //
-// It is a raw call because it cannot wait. Before an ordinary system call, the runtime prepares to run without this
-// thread, and in an idle process it wakes a thread to monitor the call. That would slow down each single packet.
+// recvmmsg makes a raw system call, which is allowed because the call cannot wait. Before an ordinary system call, the Go runtime
+// prepares to continue without this thread, and in an idle process it wakes another thread to monitor the call. This would delay
+// each single packet.
 func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	return messages(unix.SYS_RECVMSG, unix.SYS_RECVMMSG, fd, m)
 }
 
-// messages makes the system call in one if m has a single message, and otherwise the system call in many. It returns how many
-// messages the kernel took or filled. It returns an error only if the first message failed.
+// messages passes m to the kernel: with the system call whose number is in the parameter one if m has a single message, and
+// otherwise with the system call in the parameter many. It returns how many messages the kernel took or filled. It returns an error
+// only if the first message failed.
 //
-// MSG_DONTWAIT holds for this call alone, so it cannot wait for a datagram or for room in the send buffer, even if a program that
-// got the descriptor in Bind.Control made the socket blocking. If memory is short, the kernel may reclaim some for a datagram to
-// send, as it may for a page that any other code touches, or the call fails with ENOMEM or ENOBUFS. Neither waits for another
-// program.
+// Because of MSG_DONTWAIT, the call does not wait for a datagram or for space in the send buffer, even if the program has used
+// Bind.Control to make the socket blocking. If memory is short, a call that sends may take longer, because the kernel reclaims
+// memory, or it fails with ENOMEM or ENOBUFS. In both cases it does not wait for another program.
 func messages(one, many, fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	for {
 		n := uintptr(1)

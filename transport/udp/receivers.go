@@ -10,22 +10,22 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A Socket has several sockets per family so that several cores receive at the same time:
+// A Socket can have several sockets per family, so that several cores receive at the same time:
 //
-//	first: bound alone, so that a port in use is an error
-//	others: bound beside it with SO_REUSEPORT; the first one gets that option only when it is bound
-//	select: a filter gives each flow one of them (group_linux.go)
+//	first socket: it is bound alone, so that Listen fails if the port is in use
+//	others: they are bound to the same port with SO_REUSEPORT; the first socket gets this option only after it is bound
+//	selection: a filter in the kernel chooses the socket of each flow (group_linux.go)
 //
-// A flow is the datagrams from one address and port. It stays on one socket, and so in order.
+// A flow consists of the datagrams from one address and port. All of them arrive at one socket, and so in order.
 
 const (
-	maxReceivers = 256 // per family
+	maxReceivers = 256 // sockets per family
 
-	// manyCores is the number of cores from which there are several receivers by default.
+	// manyCores is the smallest number of cores with which a Socket has several receivers by default.
 	manyCores = 4
 )
 
-// receivers returns how many sockets per family Listen is to open.
+// receivers returns how many sockets per family Listen opens.
 func (b *Bind) receivers() (int, error) {
 	switch {
 	case b.Receivers < 0 || b.Receivers > maxReceivers:
@@ -38,8 +38,8 @@ func (b *Bind) receivers() (int, error) {
 	return b.Receivers, nil
 }
 
-// receiversFor returns the default number of sockets per family. For small packets the kernel's half of receiving takes
-// about as long as the device's half, so half of the cores receive.
+// receiversFor returns the default number of sockets per family. If packets are small, the kernel needs about as much time as
+// the device to process a received packet. So half of the cores receive.
 func receiversFor(cores int) int {
 	if cores < manyCores {
 		return 1
@@ -47,7 +47,7 @@ func receiversFor(cores int) int {
 	return min(cores/2, maxReceivers)
 }
 
-// join opens the other sockets of the family f, whose first one is open.
+// join opens the other sockets of the family f. The first one is already open.
 func (s *Socket) join(f family) error {
 	first := s.paths[f]
 	if s.bind.count == 1 {
@@ -56,12 +56,12 @@ func (s *Socket) join(f family) error {
 	was, err := first.socket().reuse(true)
 	if err != nil {
 		if s.bind.Receivers == 0 {
-			return nil // the host does not have this option
+			return nil // the host does not have SO_REUSEPORT
 		}
 		return err
 	}
 	if was && s.bind.Receivers == 0 {
-		return nil // Bind.Control shares the port, and the program chooses with which sockets
+		return nil // Bind.Control has set SO_REUSEPORT, so the program itself decides which sockets share the port
 	}
 	b := *s.bind
 	b.beside = first
@@ -73,12 +73,12 @@ func (s *Socket) join(f family) error {
 		s.others[f] = append(s.others[f], p)
 	}
 	if !was {
-		first.socket().spread(len(s.others[f]) + 1) // if that fails, the kernel spreads by its own hash, over all sockets on the port
+		first.socket().spread(len(s.others[f]) + 1) // if this fails, the kernel spreads the flows over all sockets on the port
 	}
 	return nil
 }
 
-// all returns the paths of both families.
+// all returns the paths of all sockets of both families.
 func (s *Socket) all() iter.Seq2[family, path] {
 	return func(yield func(family, path) bool) {
 		for f, p := range s.paths {
@@ -94,9 +94,9 @@ func (s *Socket) all() iter.Seq2[family, path] {
 	}
 }
 
-// sender chooses the path of the family f that is to send a list of trains. first is the destination of the list's first
-// train of that family. Goroutines that send to different places use different sockets, because each socket has counters that
-// its senders share.
+// sender chooses the path of the family f that sends a list of trains. first is the destination of the list's first train of
+// that family. Goroutines that send to different destinations mostly use different sockets, so that they seldom write to the
+// counters of the same socket.
 func (s *Socket) sender(f family, first netip.AddrPort) path {
 	others := s.others[f]
 	if len(others) == 0 {
@@ -110,7 +110,7 @@ func (s *Socket) sender(f family, first netip.AddrPort) path {
 	return s.paths[f]
 }
 
-// Receivers returns the receivers: those of IPv4, then those of IPv6, with one for each socket.
+// Receivers returns one receiver for each socket of the system, first those for IPv4 and then those for IPv6.
 func (s *Socket) Receivers() []wireguard.Receiver {
 	var rs []wireguard.Receiver
 	for _, p := range s.all() {

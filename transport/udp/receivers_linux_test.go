@@ -17,11 +17,11 @@ import (
 
 const someReceivers = 4
 
-// grouped runs a test with sockets that have several receivers, for both families that the host has.
+// grouped runs a test with sockets that have several receivers, once for each variant and each family that the host has.
 func grouped(t *testing.T, test func(t *testing.T, v variant, f family)) {
 	for _, v := range variants {
 		if v.bare {
-			continue // it differs from portable only in the control messages
+			continue // this variant differs from the portable one only in the control messages
 		}
 		v.bind.Receivers = someReceivers
 		for f := range families {
@@ -36,7 +36,7 @@ func grouped(t *testing.T, test func(t *testing.T, v variant, f family)) {
 	}
 }
 
-// single returns v with one receiver.
+// single returns a copy of v with one receiver per family.
 func (v variant) single() variant { return v.with(func(b *Bind) { b.Receivers = 1 }) }
 
 // An arrival is a datagram that one of a socket's receivers returned.
@@ -45,7 +45,8 @@ type arrival struct {
 	datagram
 }
 
-// arrivals reads all receivers of e until the socket is closed.
+// arrivals starts goroutines that read all receivers of e until the socket is closed. It returns the channel to which they send
+// the datagrams.
 func (e *end) arrivals() <-chan arrival {
 	all := make(chan arrival, 4096)
 	for i, r := range e.Receivers() {
@@ -81,8 +82,8 @@ func next(t testing.TB, all <-chan arrival) arrival {
 	}
 }
 
-// Datagrams from many ports are spread over all receivers. Those from one port stay on one receiver, in order, with their
-// source and type of service. The answers come from the port that they were sent to.
+// TestReceiversShareTheFlows checks that datagrams from many ports are spread over all receivers. The datagrams from one port
+// all arrive at one receiver, in order, with their source and type of service. All sockets send answers from the same port.
 func TestReceiversShareTheFlows(t *testing.T) {
 	grouped(t, func(t *testing.T, v variant, f family) {
 		const flows, each = 64, 5
@@ -123,7 +124,7 @@ func TestReceiversShareTheFlows(t *testing.T) {
 		if len(used) != someReceivers {
 			t.Errorf("datagrams per receiver: %v, want some at each of %d", used, someReceivers)
 		}
-		// One call sends all answers, each as a train of several datagrams.
+		// One call of Send sends all answers, each as a train of several datagrams.
 		var answers []wireguard.Train
 		for i := range flows {
 			answers = append(answers, trainOf(i, 300, 100, from[uint32(i)]))
@@ -142,8 +143,9 @@ func TestReceiversShareTheFlows(t *testing.T) {
 	})
 }
 
-// Many senders keep sending while a socket with several receivers is renewed. They send in bursts that fit the socket's
-// buffers, so that a datagram is lost only if there is no socket for it.
+// TestReceiversRenewLosesNothing checks that no datagram is lost while a socket with several receivers is renewed. A goroutine
+// sends from many sockets all the time. It never has more than 100 datagrams under way, so that no buffer overflows. A datagram
+// can only be lost if no socket receives it.
 func TestReceiversRenewLosesNothing(t *testing.T) {
 	grouped(t, func(t *testing.T, v variant, f family) {
 		const flows, window, renewals = 16, 100, 5
@@ -195,7 +197,7 @@ func TestReceiversRenewLosesNothing(t *testing.T) {
 		s := y.Socket
 		for range renewals {
 			for before := received.Load(); received.Load() < before+50; {
-				time.Sleep(50 * time.Microsecond) // without this the sender may not run
+				time.Sleep(50 * time.Microsecond) // lets the sender run
 			}
 			n, err := s.Renew()
 			if err != nil {
@@ -217,7 +219,7 @@ func TestReceiversRenewLosesNothing(t *testing.T) {
 		if received.Load() != sent.Load() {
 			t.Errorf("%d of %d datagrams arrived", received.Load(), sent.Load())
 		}
-		// The flows are spread over the renewed sockets too.
+		// Check that the flows are spread over the renewed sockets too.
 		before := make([]uint64, 0, someReceivers)
 		for _, p := range s.all() {
 			before = append(before, p.socket().in.datagrams.Load())
@@ -247,7 +249,7 @@ func TestReceiversRenewLosesNothing(t *testing.T) {
 	})
 }
 
-// reusing is a Control that shares the port with SO_REUSEPORT.
+// reusing is a function for Bind.Control that sets SO_REUSEPORT.
 func reusing(_, _ string, c syscall.RawConn) (err error) {
 	if e := c.Control(func(fd uintptr) { _, err = setReuse(fd, true) }); e != nil {
 		return e
@@ -255,7 +257,8 @@ func reusing(_, _ string, c syscall.RawConn) (err error) {
 	return err
 }
 
-// Listening on a port in use is an error, whatever options the sockets on it have, before and after a renewal.
+// TestReceiversPortInUse checks that Listen fails on a port that is in use, whatever options the sockets on the port have,
+// before and after a renewal.
 func TestReceiversPortInUse(t *testing.T) {
 	grouped(t, func(t *testing.T, v variant, f family) {
 		refused := func(what string, b Bind, port uint16) {
@@ -276,9 +279,9 @@ func TestReceiversPortInUse(t *testing.T) {
 		for range 2 {
 			refused("one socket beside several", v.single().bind, x.Port())
 			refused("several beside several", v.bind, x.Port())
-			x.Close() // then only the renewed ones are open
+			x.Close() // in the second round, only the renewed sockets are open
 		}
-		// Several sockets with SO_REUSEPORT take another port, as another program of the same user could.
+		// Open several sockets with SO_REUSEPORT on another port, as another program of the same user could.
 		theirs := v.with(func(b *Bind) { b.Control = reusing })
 		other, err := theirs.bind.Listen(0)
 		if err != nil {
@@ -289,7 +292,8 @@ func TestReceiversPortInUse(t *testing.T) {
 	})
 }
 
-// A socket that another program of the same user binds to the port with SO_REUSEPORT gets no datagram.
+// TestReceiversShareWithNobody checks that a socket that another program of the same user binds to the port with SO_REUSEPORT
+// receives no datagram.
 func TestReceiversShareWithNobody(t *testing.T) {
 	grouped(t, func(t *testing.T, v variant, f family) {
 		y := v.listen(t)
@@ -313,8 +317,8 @@ func TestReceiversShareWithNobody(t *testing.T) {
 	})
 }
 
-// With Receivers zero, a Bind whose Control sets SO_REUSEPORT keeps one socket per family, because the program shares
-// the port itself.
+// TestReceiversLeaveSharingToControl checks that a Bind with Receivers zero opens only one socket per family if Control sets
+// SO_REUSEPORT. The program then decides itself which sockets share the port.
 func TestReceiversLeaveSharingToControl(t *testing.T) {
 	b := Bind{Address: loopback(ipv4), Control: reusing, count: someReceivers}
 	s, err := b.listen(0)
@@ -327,7 +331,7 @@ func TestReceiversLeaveSharingToControl(t *testing.T) {
 	}
 }
 
-// Close leaves no descriptor, and the port is free again.
+// TestReceiversClose checks that no descriptor is open after Close, and that the port is free again.
 func TestReceiversClose(t *testing.T) {
 	grouped(t, func(t *testing.T, v variant, f family) {
 		before := descriptors(t)
@@ -354,7 +358,7 @@ func TestReceiversClose(t *testing.T) {
 	})
 }
 
-// descriptors returns how many descriptors this process has.
+// descriptors returns how many file descriptors this process has open.
 func descriptors(t *testing.T) int {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
@@ -364,7 +368,8 @@ func descriptors(t *testing.T) int {
 	return len(all)
 }
 
-// If one of the sockets cannot be opened, none stays open, and a socket whose renewal failed keeps working.
+// TestReceiversFail checks that a Renew that cannot open one of its sockets leaves no new socket open, and restores the options
+// of the old sockets. A later Renew succeeds.
 func TestReceiversFail(t *testing.T) {
 	refused := errors.New("no more sockets")
 	calls, limit := 0, someReceivers
@@ -423,7 +428,8 @@ func TestReceiversMark(t *testing.T) {
 	}
 }
 
-// The sockets of one family share one watch of the routes.
+// TestReceiversWatchRoutesOnce checks that all IPv4 sockets of a Socket use the same routes, so that only one goroutine watches
+// the system's routes.
 func TestReceiversWatchRoutesOnce(t *testing.T) {
 	s, err := (&Bind{Address: netip.IPv4Unspecified(), Receivers: someReceivers}).Listen(0)
 	if err != nil {

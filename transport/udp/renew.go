@@ -9,29 +9,30 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A socket is replaced by another one on its port in these steps, so that at every moment some socket receives the
+// The device replaces a socket by another one on the same port in these steps. At every moment, some socket receives the
 // datagrams for the port:
 //
-//	Renew: open the new socket beside the old one. The system gives all datagrams to the new one from here on
-//	       (share_linux.go). With several receivers, the first new socket gets all of them. Then the old sockets leave
-//	       their group, and the other new sockets join the first one
-//	the device sends and receives on the new one, and calls
-//	Retire: the receivers of the old one return what had arrived there, and then fail
-//	Close
+//	Renew: open the new socket while the old one is open. From then on, the system gives all datagrams to the new one
+//	       (share_linux.go). With several receivers, the first new socket gets all datagrams until the others are
+//	       bound beside it
+//	The device sends and receives on the new socket
+//	Retire: the receivers of the old socket return the datagrams that had arrived there, and then fail
+//	Close: the device closes the old socket
 
 const (
-	// retireTime limits how long the receivers of a retired socket go on, if datagrams still arrive there.
+	// retireTime is how long the receivers of a retired socket continue if datagrams still arrive there.
 	retireTime = time.Second
 
-	// retirePause is how long a retired receiver waits before it looks into the socket again. Another core may have chosen
-	// this socket for a datagram before the new socket was bound, and be about to queue the datagram.
+	// retirePause is how long the receiver of a retired socket waits between two reads that find nothing. Another core may have
+	// chosen this socket for a datagram before the new socket was bound, and may not have queued the datagram yet.
 	retirePause = time.Millisecond
 )
 
-// Renew opens another socket of the same Bind on the port of s, while s is open. On Linux all datagrams arrive at the
-// new socket from then on. Other systems do not say which of two sockets on one port receives a datagram, and there
-// the error wraps errors.ErrUnsupported. While Renew binds the new socket, a program on this host that sets SO_REUSEADDR
-// can bind to the port too. Before and after that, the port is in use as it is after Listen; see Bind.Receivers.
+// Renew opens another socket of the same Bind on the port of s, while s is open. On Linux, the new socket receives all
+// datagrams from then on. Other systems do not document which of two sockets on one port receives a datagram. There, Renew
+// fails with an error that wraps errors.ErrUnsupported. While Renew binds the new socket, a program on this host that sets
+// SO_REUSEADDR can bind to the port too. At all other times, programs can bind to the port only in the case that Bind.Receivers
+// describes.
 func (s *Socket) Renew() (wireguard.Socket, error) {
 	var undo []func()
 	n, err := s.renew(&undo)
@@ -44,9 +45,10 @@ func (s *Socket) Renew() (wireguard.Socket, error) {
 	return n, nil
 }
 
-// renew is Renew, except that it does not clean up after an error. It appends to undo what the caller must then call.
+// renew does the work of Renew, but does not clean up after an error. It appends to undo the functions that the caller must
+// call after an error.
 func (s *Socket) renew(undo *[]func()) (*Socket, error) {
-	var was [families]bool // whether the ports were shared before, because of Bind.Control
+	var was [families]bool // whether Bind.Control had already set SO_REUSEADDR
 	for f, p := range s.all() {
 		c := p.socket()
 		before, err := c.share(true)
@@ -77,15 +79,16 @@ func (s *Socket) renew(undo *[]func()) (*Socket, error) {
 	}
 	for f, p := range n.all() {
 		if !was[f] {
-			p.socket().share(false) // s stays shared, since n may be renewed before s is closed
+			p.socket().share(false) // s keeps SO_REUSEADDR, since n may be renewed before s is closed
 		}
 	}
 	b.shared = false
 	return n, nil
 }
 
-// leave keeps other sockets from joining the group of s. All new datagrams arrive at the new socket, so it does not
-// matter that the kernel no longer spreads them over the sockets of s.
+// leave clears SO_REUSEPORT on all sockets of s, so that the new sockets do not become members of the same group. The kernel
+// then no longer spreads datagrams over the sockets of s. This does not matter, because the new socket already receives all
+// datagrams.
 func (s *Socket) leave(undo *[]func()) error {
 	for f, p := range s.all() {
 		if len(s.others[f]) == 0 {
@@ -100,26 +103,26 @@ func (s *Socket) leave(undo *[]func()) error {
 	return nil
 }
 
-// Retire lets the receivers return what has arrived until now. Then they fail with an error that wraps net.ErrClosed. If
-// datagrams still arrive, the receivers end after a second. Send works until Close.
+// Retire lets the receivers return the datagrams that have already arrived. Then they fail with an error that wraps
+// net.ErrClosed, at the latest one second after Retire. Send works until Close.
 func (s *Socket) Retire() {
 	for _, p := range s.all() {
 		c := p.socket()
 		c.retired.CompareAndSwap(nil, &retirement{until: time.Now().Add(retireTime)})
-		c.udp.SetReadDeadline(time.Unix(1, 0)) // wakes a receiver that waits
+		c.udp.SetReadDeadline(time.Unix(1, 0)) // ends the wait of a receiver
 	}
 }
 
-// A retirement says when the receiver of a retired socket ends. Only that receiver changes it.
+// A retirement determines when the receiver of a retired socket ends. Only that receiver changes it.
 type retirement struct {
-	until time.Time // the receiver reads no more after this
-	vain  int       // consecutive reads that found nothing
+	until time.Time // the receiver does not read after this time
+	vain  int       // number of consecutive reads that found no datagram
 }
 
 func (r *retirement) isLate() bool { return !time.Now().Before(r.until) }
 
-// isOver counts a read that found nothing, and reports whether the receiver must end, which is so after limit such reads
-// in a row. Otherwise it waits a little before it returns.
+// isOver counts a read that found no datagram. After limit such reads in a row, it returns true, and the receiver must end.
+// Otherwise it waits for retirePause and returns false.
 func (r *retirement) isOver(limit int) bool {
 	if r.vain++; r.vain >= limit {
 		return true
@@ -128,12 +131,12 @@ func (r *retirement) isOver(limit int) bool {
 	return false
 }
 
-// isRetired reports whether err ended a wait because the socket was retired.
+// isRetired reports whether err is the error of a read that ended because the socket was retired.
 func (c *conn) isRetired(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) && c.retired.Load() != nil
 }
 
-// share lets another socket be bound to the port of c, or forbids that again. It returns what was set before.
+// share sets whether another socket that is shared too may be bound to the port of c. It returns the previous setting.
 func (c *conn) share(on bool) (was bool, err error) {
 	if e := c.raw.Control(func(fd uintptr) { was, err = setShared(fd, on) }); e != nil {
 		return false, closedOr(e)
@@ -141,8 +144,8 @@ func (c *conn) share(on bool) (was bool, err error) {
 	return was, err
 }
 
-// reuse lets other sockets be bound beside c and take a share of its flows, or forbids that again. It returns what was
-// set before.
+// reuse sets whether other sockets with SO_REUSEPORT may be bound to the port of c and receive some of its datagrams. It
+// returns the previous setting.
 func (c *conn) reuse(on bool) (was bool, err error) {
 	if e := c.raw.Control(func(fd uintptr) { was, err = setReuse(fd, on) }); e != nil {
 		return false, closedOr(e)
@@ -150,7 +153,7 @@ func (c *conn) reuse(on bool) (was bool, err error) {
 	return was, err
 }
 
-// spread spreads the flows over the n sockets of the group of c, if the system can.
+// spread makes the kernel spread the datagrams over the first n sockets of the group of c, if the kernel can.
 func (c *conn) spread(n int) {
 	c.raw.Control(func(fd uintptr) { setSpread(fd, c.family, n) })
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// TestRenewLosesNothing: a sender keeps sending while the receiving socket is renewed ten times. It sends in bursts
-// that fit the socket's buffer, so that a datagram is lost only if there is no socket for it.
+// TestRenewLosesNothing checks that no datagram is lost while the receiving socket is renewed ten times. The sender never has
+// more than 100 datagrams under way, so that no buffer overflows. A datagram can only be lost if no socket receives it.
 func TestRenewLosesNothing(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -56,7 +56,7 @@ func TestRenewLosesNothing(t *testing.T) {
 		s := y.Socket
 		for range 10 {
 			for before := received.Load(); received.Load() < before+50; {
-				time.Sleep(50 * time.Microsecond) // without this the sender may not run
+				time.Sleep(50 * time.Microsecond) // lets the sender run
 			}
 			next, err := s.Renew()
 			if err != nil {
@@ -84,7 +84,7 @@ func TestRenewLosesNothing(t *testing.T) {
 	})
 }
 
-// Nothing else can listen on the port of a socket before, during or after its renewal.
+// TestRenewKeepsThePort checks that no other Bind can listen on the port of a socket before, during or after its renewal.
 func TestRenewKeepsThePort(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		v.bind.Address = loopback(f)
@@ -113,7 +113,7 @@ func TestRenewKeepsThePort(t *testing.T) {
 		}
 		defer y.Close()
 		check("both are open")
-		z, err := y.(*Socket).Renew() // though x is still open
+		z, err := y.(*Socket).Renew() // x is still open
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -128,7 +128,7 @@ func TestRenewKeepsThePort(t *testing.T) {
 	})
 }
 
-// If a Bind's Control sets SO_REUSEADDR, a renewal leaves the option set.
+// TestRenewKeepsOptionsOfControl checks that a renewal leaves SO_REUSEADDR set if Bind.Control has set it.
 func TestRenewKeepsOptionsOfControl(t *testing.T) {
 	b := Bind{Address: loopback(ipv4), Control: func(_, _ string, c syscall.RawConn) (err error) {
 		c.Control(func(fd uintptr) { _, err = setShared(fd, true) })
@@ -149,7 +149,7 @@ func TestRenewKeepsOptionsOfControl(t *testing.T) {
 	}
 }
 
-// If the new socket cannot be opened, the old one stays as it was.
+// TestRenewFails checks that Renew restores the options of the old socket if the new socket cannot be opened.
 func TestRenewFails(t *testing.T) {
 	refused := errors.New("no more sockets")
 	var fail bool
@@ -185,7 +185,8 @@ func TestRenewFails(t *testing.T) {
 	y.Close()
 }
 
-// The receiver of a retired socket returns what has arrived, and then ends. The socket can still send.
+// TestRetire checks that the receiver of a retired socket returns the datagrams that have arrived, and then fails. The socket
+// can still send.
 func TestRetire(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -219,7 +220,7 @@ func TestRetire(t *testing.T) {
 	})
 }
 
-// Datagrams that still arrive do not keep the receiver of a retired socket running for ever.
+// TestRetireEndsUnderLoad checks that the receiver of a retired socket ends even if datagrams still arrive.
 func TestRetireEndsUnderLoad(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)

@@ -15,51 +15,54 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routes notices when the route to a peer changes. A source is kept as long as the route from it to the peer uses the
-// same interface. A new route through another interface has its own source, and packets with the old source might not
-// get through there. The kernel's module checks each packet; routes checks again after a change of routes, rules,
-// addresses or links. Like the kernel's module, it checks IPv4 only. It is safe for concurrent use.
+// routes drops the source address of an endpoint when the route to the peer moves to another interface. The new route has
+// another source address, and packets with the old one might be filtered there. The kernel's WireGuard module checks the route
+// of each packet. The type routes checks it only after a change of routes, rules, addresses or links. Like the kernel's module,
+// it checks IPv4 only. It is safe for concurrent use.
 //
-// A stranger can choose the peers that need an entry, so memory and questions to the system are bounded. Beyond these
-// bounds a source is kept until it is gone, or until a question is available for it.
+// It asks the system for the route of each pair of source and destination, and stores the answer. An attacker who sends from
+// many addresses causes many such questions and entries, so both are limited. If the limit does not permit a question about a
+// pair, the source is kept for now. A later train for the same pair may then cause the question.
 type routes struct {
-	events  io.ReadCloser // netlink, which delivers a message for each change
+	events  io.ReadCloser // netlink socket, from which a message can be read after each change
 	changes atomic.Uint32 // number of changes so far
 
-	last atomic.Pointer[seen] // the latest note, so that a lone peer needs no lock and no lookup
+	last atomic.Pointer[seen] // the pair that was stored last; if it is checked next, no lock is needed
 
 	mu    sync.RWMutex // guards the fields below
 	ask   int          // netlink socket for questions; -1 after Close
 	now   map[pair]way // takes new entries, and is searched first
-	old   map[pair]way // what was in now until it was full; entries in use move back to now
-	since time.Time    // when the present second began
-	asked int          // questions about new pairs in the present second
-	again int          // questions about known pairs in the present second
+	old   map[pair]way // the entries that were in now when it became full; an entry that is used moves back to now
+	since time.Time    // begin of the current second, in which questions are counted
+	asked int          // questions about new pairs in the current second
+	again int          // questions about known pairs in the current second
 }
 
-// A pair holds the source and destination of outbound packets. The port distinguishes peers behind one address: each
-// has a source to drop.
+// A pair holds the source and the destination of outbound packets. The destination port is included because several peers can
+// have the same address, and the source must be dropped for each of them.
 type pair struct {
 	to, source [4]byte
 	port       uint16
 }
 
-// A way holds the interface through which packets last left, or 0 for none, and the number of changes until then.
+// A way is the system's answer for a pair: the index of the interface through which its packets leave, or 0 if they cannot
+// leave. changes is the value of routes.changes when the question was asked.
 type way struct{ ifindex, changes uint32 }
 
-// A seen is a pair whose way was known after this number of changes.
+// A seen says that the way of the pair was known when routes.changes had the value changes.
 type seen struct {
 	pair
 	changes uint32
 }
 
 const (
-	maxWays      = 1 << 17 // in each map; if more pairs are used in turn, each is forgotten before it is used again
-	maxQuestions = 250     // about new pairs, per second; each takes about 10 µs
-	maxRepeats   = 1 << 13 // about known pairs, per second: a change of routes asks about each again
+	maxWays      = 1 << 17 // entries per map; if more pairs are in use, an entry can be dropped before its next use
+	maxQuestions = 250     // questions about new pairs per second; each takes about 10 µs
+	maxRepeats   = 1 << 13 // questions about known pairs per second; after a change, check asks about each known pair again
 )
 
-// watchRoutes returns nil if the system has no netlink. Sources are then kept until they are gone.
+// watchRoutes opens netlink and starts the goroutine that counts changes. It returns nil if the system has no netlink. A source
+// is then kept until sending from it fails.
 func watchRoutes() *routes {
 	const family, flags = unix.AF_NETLINK, unix.SOCK_RAW | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	events, err := unix.Socket(family, flags, unix.NETLINK_ROUTE)
@@ -67,8 +70,8 @@ func watchRoutes() *routes {
 		return nil
 	}
 	const rules = 1 << (unix.RTNLGRP_IPV4_RULE - 1)
-	// For IPv4, the kernel sends no route message when a link goes down, nor for a gateway route that disappears with the
-	// last address. So listen to links and addresses too.
+	// When an IPv4 route disappears because its link goes down or because the last address is removed, the kernel sends no
+	// message about the route. So listen to links and addresses too.
 	const groups = unix.RTMGRP_IPV4_ROUTE | rules | unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR
 	if err = unix.Bind(events, &unix.SockaddrNetlink{Family: family, Groups: groups}); err != nil {
 		unix.Close(events)
@@ -84,9 +87,9 @@ func watchRoutes() *routes {
 	return r
 }
 
-// listen counts changes until Close. After any change, check asks about each pair again. So listen ignores what the messages
-// say, and how many were lost. While reading fails with an unknown error, it counts a change at intervals, because anything may
-// have changed.
+// listen increments changes after each message from netlink, until Close. The contents of the messages do not matter, because
+// check asks about every pair again after any change. For the same reason, lost messages do not matter. While reading fails
+// with an unknown error, listen increments changes every 100 ms, because there may have been a change.
 func (r *routes) listen() {
 	b := make([]byte, 4096)
 	for {
@@ -101,7 +104,7 @@ func (r *routes) listen() {
 	}
 }
 
-// Close ends listen.
+// Close closes both sockets, which ends listen.
 func (r *routes) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,15 +115,15 @@ func (r *routes) Close() error {
 	return r.events.Close()
 }
 
-// concerns reports whether the route of t matters. It does not matter for a train that looks like a cookie reply: that
-// goes to a stranger, and always from the address that the stranger sent to.
+// concerns reports whether the route of t must be checked. It is not checked for a train that looks like a cookie reply. Such a
+// reply is sent to an unauthenticated sender, and from the address to which that sender sent.
 func (r *routes) concerns(t *wireguard.Train) bool {
 	const size, kind = 64, 3
 	return r != nil && t.Endpoint.Source.Unmap().Is4() && (len(t.Data) != size || t.Data[0] != kind)
 }
 
-// check drops the source of e if the route from it, for packets of the socket, now uses another interface, or none
-// because the source is gone. Both addresses of e are IPv4.
+// check clears the source of e if packets of the socket with this source now leave through another interface than before, or
+// can no longer leave. Both addresses of e must be IPv4.
 func (r *routes) check(e *wireguard.Endpoint, socket syscall.RawConn) {
 	p := pair{e.Addr.Addr().As4(), e.Source.As4(), e.Addr.Port()}
 	changes := r.changes.Load()
@@ -138,8 +141,8 @@ func (r *routes) check(e *wireguard.Endpoint, socket syscall.RawConn) {
 	}
 }
 
-// moved asks for the way of p, unless the way is known after this number of changes or no question is left. It reports
-// whether the way differs from the one before.
+// moved asks the system for the way of p and reports whether the interface differs from the stored one. It returns false
+// without asking if the stored way is as new as changes, or if no more questions are allowed in this second.
 func (r *routes) moved(p pair, changes uint32, socket syscall.RawConn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -159,7 +162,7 @@ func (r *routes) moved(p pair, changes uint32, socket syscall.RawConn) bool {
 	return had && known.ifindex != ifindex
 }
 
-// find returns the stored way of p, if there is one. r.mu is held.
+// find returns the stored way of p, if there is one. The caller holds r.mu.
 func (r *routes) find(p pair) (way, bool) {
 	if w, ok := r.now[p]; ok {
 		return w, true
@@ -168,7 +171,7 @@ func (r *routes) find(p pair) (way, bool) {
 	return w, ok
 }
 
-// put stores the way of p. r.mu is held.
+// put stores the way of p. The caller holds r.mu.
 func (r *routes) put(p pair, w way) {
 	if len(r.now) >= maxWays {
 		r.old, r.now = r.now, nil
@@ -180,9 +183,9 @@ func (r *routes) put(p pair, w way) {
 	r.last.Store(&seen{p, w.changes})
 }
 
-// mayAsk takes one of the questions left in this second, and reports whether there was one. Questions about known pairs are
-// counted separately, so that a stranger who makes new pairs cannot delay the answer to a change of routes for others. r.mu is
-// held.
+// mayAsk reports whether another question is allowed in this second, and counts it. known says that the question is about a
+// known pair. Such questions are counted separately. So an attacker who causes questions about many new pairs cannot delay the
+// check of known pairs after a change of routes. The caller holds r.mu.
 func (r *routes) mayAsk(known bool) bool {
 	if now := time.Now(); now.Sub(r.since) >= time.Second {
 		r.since, r.asked, r.again = now, 0, 0
@@ -198,7 +201,7 @@ func (r *routes) mayAsk(known bool) bool {
 	return true
 }
 
-// markOf returns the mark of a socket's packets.
+// markOf returns the firewall mark of the socket.
 func markOf(socket syscall.RawConn) (mark uint32) {
 	socket.Control(func(fd uintptr) {
 		m, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK)
@@ -207,14 +210,15 @@ func markOf(socket syscall.RawConn) (mark uint32) {
 	return mark
 }
 
-// outgoing asks the system through which interface packets with this mark leave from one IPv4 address to another. The
-// index is 0 if there is no route, or if the system does not have the source. ok reports whether the system answered.
+// outgoing asks the system through which interface the packets of p leave if they have this mark. It returns the interface's
+// index, or 0 if the system has no route for them or no longer has their source address. ok reports whether the system
+// answered.
 func outgoing(netlink int, p pair, mark uint32) (ifindex uint32, ok bool) {
 	if unix.Sendto(netlink, question(p, mark), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
 		return 0, false
 	}
 	var answer [1024]byte
-	n, _, err := unix.Recvfrom(netlink, answer[:], unix.MSG_DONTWAIT) // the system has answered within sendto
+	n, _, err := unix.Recvfrom(netlink, answer[:], unix.MSG_DONTWAIT) // the kernel queues its answer during Sendto
 	if err != nil {
 		return 0, false
 	}
@@ -238,14 +242,14 @@ func outgoing(netlink int, p pair, mark uint32) (ifindex uint32, ok bool) {
 	return ifindex, true
 }
 
-// isNoWay reports whether errno says that packets cannot leave: because of their source, because no route exists, or
-// because a route refuses them.
+// isNoWay reports whether errno says that packets cannot leave. The reason may be their source, a missing route, or a route
+// that refuses them.
 func isNoWay(errno syscall.Errno) bool {
 	return isSourceGone(errno) || errno == unix.EHOSTUNREACH || errno == unix.EACCES
 }
 
-// question returns the message that outgoing sends. Like the kernel's own lookup, it names the source, because rules
-// may depend on it.
+// question returns the netlink message that outgoing sends. It contains the source, because routing rules may depend on the
+// source.
 func question(p pair, mark uint32) []byte {
 	const attribute = unix.SizeofRtAttr + 4
 	const size = unix.SizeofNlMsghdr + unix.SizeofRtMsg + 3*attribute

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A source is kept if routes change but the route to the peer still uses the same interface. It is dropped once if the route
-// uses another interface. The source that the peer then reaches is kept again.
+// TestSourceFollowsTheRoute checks that a source is kept if routes change but the route to the peer still uses the same
+// interface. If the route uses another interface, the source is dropped once. The next source is kept again.
 func TestSourceFollowsTheRoute(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -50,7 +50,7 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 	}
 	check("the peer is new", true)
 	noticed(t, r, "a new route", func() {
-		changeAddress(t, unix.RTM_NEWADDR, netip.MustParseAddr("198.51.100.1")) // adds a route too
+		changeAddress(t, unix.RTM_NEWADDR, netip.MustParseAddr("198.51.100.1")) // this adds a route too
 	})
 	check("another route changed", true)
 	for range 3 {
@@ -67,7 +67,7 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 	}
 }
 
-// noticed calls do, which should make r notice a change, and waits until r has noticed it.
+// noticed calls do, which must cause a change of routes, and waits until r has counted the change.
 func noticed(t *testing.T, r *routes, what string, do func()) {
 	t.Helper()
 	before := r.changes.Load()
@@ -76,7 +76,7 @@ func noticed(t *testing.T, r *routes, what string, do func()) {
 	time.Sleep(20 * time.Millisecond) // more messages may follow
 }
 
-// ip runs the tool of that name.
+// ip runs the command-line tool ip.
 func ip(t *testing.T, args string) {
 	t.Helper()
 	if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
@@ -84,7 +84,7 @@ func ip(t *testing.T, args string) {
 	}
 }
 
-// link makes an interface with an address, whose other end has none.
+// link makes a pair of connected interfaces. The first one has the given name and address, the other one has no address.
 func link(t *testing.T, name, address string) {
 	t.Helper()
 	if out, err := exec.Command("ip", "link", "add", name, "type", "veth", "peer", name+"-far").CombinedOutput(); err != nil {
@@ -95,7 +95,7 @@ func link(t *testing.T, name, address string) {
 	ip(t, "link set "+name+" up")
 }
 
-// watched returns the routes of a new socket, and a function that checks whether the socket keeps a source.
+// watched returns the routes of a new socket, and a function that checks whether the socket keeps a source for a destination.
 func watched(t *testing.T) (r *routes, check func(why, to, source string, kept bool)) {
 	t.Helper()
 	p := variants[0].listen(t).paths[ipv4].(*linuxPath)
@@ -112,7 +112,8 @@ func watched(t *testing.T) (r *routes, check func(why, to, source string, kept b
 	}
 }
 
-// The system sends no message about the IPv4 routes that disappear with their link or address.
+// TestSourceGoesWithItsLink checks that a source is dropped when its link goes down or its address is removed. The system sends
+// no message about the IPv4 routes that disappear then.
 func TestSourceGoesWithItsLink(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -131,7 +132,8 @@ func TestSourceGoesWithItsLink(t *testing.T) {
 	check("there is no way, but there was none before", "203.0.113.1", "127.0.0.1", true)
 }
 
-// If a rule chooses the route by source, the route of packets without that source does not matter.
+// TestSourceHasItsOwnRoutes checks that only the route of packets with the source matters, if a routing rule chooses the route
+// by the source.
 func TestSourceHasItsOwnRoutes(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -151,7 +153,8 @@ func TestSourceHasItsOwnRoutes(t *testing.T) {
 	check("it has another address", to, "192.0.2.1", true)
 }
 
-// However many strangers there are, memory and questions stay bounded, and the way to a peer in use stays known.
+// TestRoutesAreBounded checks that memory and questions stay limited, however many addresses there are, and that the way to a
+// peer in use is not forgotten.
 func TestRoutesAreBounded(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -189,7 +192,7 @@ func TestRoutesAreBounded(t *testing.T) {
 			}
 			known := r.now[peer]
 			known.ifindex = 1 << 20
-			r.now[peer] = known // the system never answers this index, so it shows that the entry was kept
+			r.now[peer] = known // the system never returns this index, so an entry with it has been kept
 		}
 		ask(stranger(i))
 	}
@@ -201,8 +204,8 @@ func TestRoutesAreBounded(t *testing.T) {
 	}
 }
 
-// TestRouteQuestionsAreFair: a party at many addresses uses up the questions about new pairs, second after second. If the route
-// to a known peer changes, its source is still dropped at once.
+// TestRouteQuestionsAreFair checks that the source of a known peer is dropped at once when its route changes, even while an
+// attacker at many addresses uses up all questions about new pairs in every second.
 func TestRouteQuestionsAreFair(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -234,7 +237,8 @@ func TestRouteQuestionsAreFair(t *testing.T) {
 	}
 }
 
-// A cookie reply goes to an address that a stranger may have forged, so no question is asked about its route.
+// TestNoQuestionForCookieReply checks that routes does not ask about the destination of a cookie reply, since an attacker may
+// have forged this address.
 func TestNoQuestionForCookieReply(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	r := x.paths[ipv4].(*linuxPath).routes
@@ -258,7 +262,7 @@ func TestNoQuestionForCookieReply(t *testing.T) {
 	}
 }
 
-// An error that listen does not know does not end it, and counts as a change each time.
+// TestListeningGoesOn checks that listen continues after an unknown error, and counts a change for each such error.
 func TestListeningGoesOn(t *testing.T) {
 	odd, err := os.Open("/") // reading a directory fails
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 //	     ─▶ flush: sendmmsg, or sendmsg for a single message ─▶ fault: handle the refusal of the first message left
 
 const (
-	maxMessages = 64 // per sendmmsg
-	maxSegments = 64 // per message (UDP_MAX_SEGMENTS)
+	maxMessages = 64 // per call of sendmmsg
+	maxSegments = 64 // datagrams per message (UDP_MAX_SEGMENTS in the kernel)
 )
 
 // maxPayload is the largest UDP payload in a packet of 65,535 bytes.
@@ -27,8 +27,8 @@ var maxPayload = [families]int{65535 - 20 - 8, 65535 - 40 - 8}
 // A flight holds the messages of one system call.
 type flight struct {
 	path *linuxPath
-	n    int // messages added
-	at   int // messages that are sent or have failed
+	n    int // number of messages
+	at   int // number of messages that were sent or have failed; they are the first ones
 
 	messages [maxMessages]message
 	hdrs     [maxMessages]mmsghdr
@@ -39,19 +39,19 @@ type flight struct {
 	// These fields hold the result of the last system call.
 	sent  int
 	errno syscall.Errno
-	try   func(fd uintptr)      // sendmmsg, bound once
-	retry func(fd uintptr) bool // the same; false if the buffer is still full
+	try   func(fd uintptr)      // calls sendmmsg; made once, so that a call allocates nothing
+	retry func(fd uintptr) bool // calls try, and returns false if the socket's buffer is still full
 }
 
 // A message holds datagrams of one train that are sent together.
 type message struct {
 	train *wireguard.Train
 	data  []byte
-	tried bool // sent once, and failed with an error that may belong to an earlier datagram
-	noTOS bool // sent without its type of service, to find out whether the system refused that
+	tried bool // one attempt has failed with an error that may belong to an earlier datagram
+	noTOS bool // sent without its type of service, to find out whether the system refuses types of service
 }
 
-// segmented reports whether m is more than one datagram.
+// segmented reports whether m consists of more than one datagram.
 func (m *message) segmented() bool { return m.train.Size > 0 && len(m.data) > m.train.Size }
 
 func (m *message) datagrams() int {
@@ -83,7 +83,7 @@ func (p *linuxPath) newFlight() *flight {
 	return f
 }
 
-// land sends the messages that the flight still holds and returns the flight to the pool.
+// land sends the messages that have not been sent yet, and returns the flight to the pool.
 func (f *flight) land() {
 	f.flush()
 	f.path = nil
@@ -104,7 +104,7 @@ func (p *linuxPath) send(ts []wireguard.Train) {
 	f.land()
 }
 
-// perMessage returns how many of t's datagrams one message may carry.
+// perMessage returns how many datagrams of t one message may carry.
 func (p *linuxPath) perMessage(t *wireguard.Train) int {
 	if t.Size <= 0 || len(t.Data) <= t.Size || !p.gso || p.plain.has(t.Endpoint.Addr.Addr()) {
 		return 1
@@ -112,7 +112,7 @@ func (p *linuxPath) perMessage(t *wireguard.Train) int {
 	return max(1, min(maxSegments, maxPayload[p.family]/t.Size))
 }
 
-// train adds t. Each of its messages carries per datagrams; the last one may carry fewer.
+// train adds the messages of t. Each message carries as many datagrams as the parameter per says; the last one may carry fewer.
 func (f *flight) train(t *wireguard.Train, per int) {
 	size := t.Size * per
 	if t.Size <= 0 {
@@ -127,7 +127,7 @@ func (f *flight) train(t *wireguard.Train, per int) {
 	}
 }
 
-// add adds a message with data, which is a part of t. It sends the flight first if the flight is full.
+// add adds a message with data, which is a part of t's data. If the flight is full, add first sends all its messages.
 func (f *flight) add(t *wireguard.Train, data []byte) {
 	if f.n == maxMessages {
 		f.flush()
@@ -140,7 +140,7 @@ func (f *flight) add(t *wireguard.Train, data []byte) {
 	f.address(i)
 }
 
-// address writes the destination of message i, and its control messages.
+// address writes the destination and the control messages of message i.
 func (f *flight) address(i int) {
 	m, h := &f.messages[i], &f.hdrs[i].hdr
 	e := &m.train.Endpoint
@@ -164,7 +164,7 @@ func (f *flight) address(i int) {
 	h.SetControllen(n)
 }
 
-// putName writes the socket address of a.
+// putName writes a to sa in the form that the system expects, and returns its length in bytes.
 func (p *linuxPath) putName(sa *unix.RawSockaddrInet6, a netip.AddrPort) uint32 {
 	port := [2]byte{byte(a.Port() >> 8), byte(a.Port())}
 	if p.family == ipv4 {
@@ -203,8 +203,9 @@ func (f *flight) flush() {
 	f.n, f.at = 0, 0
 }
 
-// write makes one system call for all messages that are left. The call may send only the first of them. write does not
-// lock the file, so that senders do not wait for each other, except for those that found the socket's buffer full.
+// write makes one system call for all messages that are left. The call may send only some of them, from the first one on. write
+// does not lock the descriptor. So goroutines that send at the same time do not wait for each other, except while the socket's
+// buffer is full.
 func (f *flight) write() error {
 	if err := f.path.raw.Control(f.try); err != nil {
 		return err
@@ -227,16 +228,16 @@ func (f *flight) count() {
 	}
 }
 
-// These values say whether the system accepts a type of service for outgoing datagrams. A Linux before 3.13, and some
-// emulators, refuse the control message for it with EINVAL. Handshake messages all have a type of service, and must be
-// sent even then.
+// These values say whether the system accepts a type of service for outgoing datagrams. Linux before 3.13 and some emulators of
+// Linux refuse the control message for the type of service with EINVAL. All handshake messages have a type of service, and must
+// be sent on these systems too.
 const (
 	tosUnknown = iota
 	tosTaken
-	tosRefused // datagrams are sent without it
+	tosRefused // datagrams are sent without a type of service
 )
 
-// learnTOS learns from the messages that were just sent.
+// learnTOS stores whether the system accepts a type of service, if the messages that were just sent show this.
 func (f *flight) learnTOS() {
 	for i := f.at; i < f.at+f.sent; i++ {
 		switch m := &f.messages[i]; {
@@ -249,8 +250,8 @@ func (f *flight) learnTOS() {
 	}
 }
 
-// fault handles the first message that is left, which failed with errno. It changes the message for another attempt,
-// sends it in another way, or gives it up. Each change happens at most once, so the attempts end.
+// fault handles the first message that is left, which failed with errno. It changes the message for another attempt, sends its
+// datagrams one by one, or gives it up. Each change happens at most once, so the attempts end.
 func (f *flight) fault(errno syscall.Errno) {
 	m := &f.messages[f.at]
 	e := &m.train.Endpoint
@@ -259,7 +260,7 @@ func (f *flight) fault(errno syscall.Errno) {
 		f.address(f.at)
 		return
 	}
-	m.noTOS = false // the type of service was not the only fault
+	m.noTOS = false // the type of service was not the only reason
 	switch {
 	case m.segmented() && isTrainRefused(errno):
 		f.single(m)
@@ -269,8 +270,9 @@ func (f *flight) fault(errno syscall.Errno) {
 			f.address(i)
 		}
 	case !m.tried:
-		// The error can belong to a datagram sent earlier, for which the system kept it. It can also come from an
-		// interface that was replaced by one with another index, or from a source that has been cleared meanwhile.
+		// Try again. The system can have kept the error from an earlier datagram. The error can also mean that the interface
+		// was replaced by one with another index, or that this message still has a source that was cleared from the train's
+		// endpoint.
 		m.tried = true
 		if e.Addr.Addr().Zone() != "" {
 			f.path.zones.forget()
@@ -281,7 +283,7 @@ func (f *flight) fault(errno syscall.Errno) {
 	}
 }
 
-// fail gives up the first message that is left.
+// fail gives up the first message that is left, and sets err as the error of its train if the train has none yet.
 func (f *flight) fail(err error) {
 	if t := f.messages[f.at].train; t.Err == nil {
 		t.Err = err
@@ -289,8 +291,8 @@ func (f *flight) fail(err error) {
 	f.at++
 }
 
-// single sends the datagrams of m one by one, since the system refused them together. If the system takes them singly,
-// the source was not the reason, and the destination gets single datagrams for a while.
+// single sends the datagrams of m one by one, since the system refused them together. If the system accepts the single
+// datagrams with their source, the source was not the reason, and the destination gets single datagrams for a while.
 func (f *flight) single(m *message) {
 	p, t := f.path, m.train
 	p.out.faults.Add(1)
@@ -307,13 +309,15 @@ func (f *flight) single(m *message) {
 	}
 }
 
-// isTrainRefused reports whether errno can mean that the system does not take a train. EIO means no checksum offload,
-// or IPsec. EMSGSIZE, or EINVAL in older kernels, means datagrams larger than the path's MTU.
+// isTrainRefused reports whether errno can mean that the system does not accept a train. EIO means that the interface computes
+// no checksums, or that IPsec transforms the packets. EMSGSIZE, or EINVAL in older kernels, means that the datagrams are larger
+// than the path's MTU.
 func isTrainRefused(errno syscall.Errno) bool {
 	return errno == unix.EMSGSIZE || errno == unix.EIO || errno == unix.EINVAL
 }
 
-// sendmmsg sends as many messages of m as it can without waiting. It is a raw call, as recvmmsg is.
+// sendmmsg sends as many messages of m as it can without waiting. Like recvmmsg, it makes a raw system call, of which the Go
+// runtime is not informed.
 func sendmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	return messages(unix.SYS_SENDMSG, unix.SYS_SENDMMSG, fd, m)
 }

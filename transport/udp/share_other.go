@@ -4,5 +4,5 @@ package udp
 
 import "errors"
 
-// setShared fails because these systems do not say which of two sockets on one port receives a datagram.
+// setShared fails because these systems do not document which of two sockets on one port receives a datagram.
 func setShared(uintptr, bool) (was bool, err error) { return false, errors.ErrUnsupported }

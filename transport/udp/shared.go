@@ -21,33 +21,34 @@ import (
 //	                         └ initiation: by mac1, with the keys of the tenants that its sender is known to talk to,
 //	                           or else with all keys, in a separate queue (strangers.go)
 
-// A Shared is a UDP port that many devices use, each of which is a [Tenant]. [Bind.Share] opens it. It must not be copied. It is
-// safe for concurrent use.
+// A Shared is a UDP port that many devices use. Each device has a [Tenant] of the Shared as its Bind. [Bind.Share] opens a
+// Shared. A Shared must not be copied. It is safe for concurrent use.
 //
 //	shared, err := (&udp.Bind{}).Share(51820)
 //	tenant, err := shared.Join(key.Public())
 //	device, err := wireguard.New(wireguard.Config{PrivateKey: key, Bind: tenant, IndexPrefix: tenant.IndexPrefix(), ...})
 //
-// The Shared finds the device of a data message in constant time, however many tenants there are, because session indices
-// begin with the tenant's prefix. An initiation names its receiver only through mac1, a hash with the receiver's key. The
-// Shared first tries the keys of the tenants that have shaken hands with the sender's address before, at most 8. Initiations
-// from other addresses wait in a separate queue. One goroutine tries each of them with the keys of all tenants. This takes half
-// a microsecond per tenant, and at most half of one core in all. While a flood of such initiations exceeds that, known
-// addresses still reach their tenants, but a peer at an address that no tenant knows succeeds only by chance.
+// The Shared finds the device of a data message in constant time, however many tenants there are, because session indices begin
+// with the tenant's prefix. An initiation shows its receiver only through mac1, a hash that is keyed with the receiver's public
+// key. The Shared first tries the keys of the tenants, at most 8, that have sent handshake messages to the sender's address
+// before. Initiations from other addresses wait in a separate queue. One goroutine tries each of them with the keys of all
+// tenants. Each attempt takes half a microsecond per tenant, and this goroutine uses at most half of one core. A flood of such
+// initiations can exceed that limit. Meanwhile, peers at known addresses still reach their tenants, but an initiation from an
+// unknown address finds space in the queue only by chance.
 //
-// Each tenant has a queue of received datagrams, so that a slow device delays no other.
+// Each tenant has a queue of received datagrams, so that a slow device does not delay the others.
 type Shared struct {
 	bind *Bind
 	port uint16
 
-	seats [maxTenants]atomic.Pointer[Tenant] // by index prefix
-	top   atomic.Int32                       // seats from this number on were never taken
+	seats [maxTenants]atomic.Pointer[Tenant] // the tenants; each one's index here is its index prefix
+	top   atomic.Int32                       // no seat from this number on has ever had a tenant
 
-	held  atomic.Int64                 // bytes in the mailboxes of all tenants
-	using atomic.Pointer[sharedSocket] // for senders
+	held  atomic.Int64                 // memory of the datagrams in the mailboxes of all tenants, in bytes
+	using atomic.Pointer[sharedSocket] // the sockets on which the tenants send
 
 	mu     sync.Mutex // guards the fields below
-	free   []uint16   // seats below top that nobody has
+	free   []uint16   // seats below top that no tenant has
 	keys   map[wireguard.PublicKey]*Tenant
 	mark   uint32
 	closed bool
@@ -61,18 +62,18 @@ const (
 	tenantBits = 14
 	maxTenants = 1 << tenantBits
 
-	// readPauseMin and readPauseMax are the shortest and the longest pause after an error of a socket.
+	// readPauseMin and readPauseMax are the shortest and the longest pause of a reading goroutine after an error of its socket.
 	readPauseMin = time.Millisecond
 	readPauseMax = 100 * time.Millisecond
 )
 
-// A sharedSocket is a Socket and the goroutines that read it.
+// A sharedSocket is a Socket, with a count of the goroutines that read it.
 type sharedSocket struct {
 	*Socket
 	readers sync.WaitGroup
 }
 
-// Share opens the sockets as Listen does, for many devices.
+// Share opens the sockets as Listen does, and returns a Shared through which many devices use them.
 func (b *Bind) Share(port uint16) (*Shared, error) {
 	own := *b
 	s := &Shared{bind: &own, keys: make(map[wireguard.PublicKey]*Tenant)}
@@ -85,7 +86,7 @@ func (b *Bind) Share(port uint16) (*Shared, error) {
 	return s, nil
 }
 
-// use makes socket the one that the tenants use.
+// use makes the tenants send on socket, and starts the goroutines that read it.
 func (s *Shared) use(socket wireguard.Socket) {
 	n := &sharedSocket{Socket: socket.(*Socket)}
 	s.using.Store(n)
@@ -97,7 +98,7 @@ func (s *Shared) use(socket wireguard.Socket) {
 // Port returns the local port.
 func (s *Shared) Port() uint16 { return s.port }
 
-// SetMark marks what all tenants send from now on; see [Socket.SetMark].
+// SetMark marks all datagrams that the tenants send from now on; see [Socket.SetMark].
 func (s *Shared) SetMark(mark uint32) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,9 +109,9 @@ func (s *Shared) SetMark(mark uint32) error {
 	return err
 }
 
-// Wake opens the sockets anew, on the same port, after the machine slept or its network changed. Call it before
-// Device.Wake of the tenants. On Linux it loses no datagram. If the sockets cannot be opened, nothing is sent or received until
-// the next Wake.
+// Wake replaces the sockets by new ones on the same port. Call it after the machine slept or its network changed, and before
+// you call Device.Wake of the tenants' devices. On Linux it loses no datagram. If the sockets cannot be opened, nothing is sent
+// or received until the next Wake.
 func (s *Shared) Wake() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,7 +134,8 @@ func (s *Shared) Wake() error {
 	return err
 }
 
-// marked gives a socket that was just opened the mark. If that fails, it closes the socket. mu is held.
+// marked sets the mark of s on n, a socket that was just opened, and returns n. If that fails, it closes n. If err is not nil,
+// opening n failed, and marked returns err. The caller holds mu.
 func (s *Shared) marked(n wireguard.Socket, err error) (wireguard.Socket, error) {
 	if err != nil || s.mark == 0 {
 		return n, err
@@ -145,7 +147,7 @@ func (s *Shared) marked(n wireguard.Socket, err error) (wireguard.Socket, error)
 	return n, nil
 }
 
-// Close closes the sockets, and with them those of all tenants, whose receivers then fail with an error that wraps
+// Close closes the sockets of the Shared and of all tenants. The tenants' receivers then fail with an error that wraps
 // net.ErrClosed. Closing again does nothing.
 func (s *Shared) Close() error {
 	s.mu.Lock()
@@ -163,7 +165,7 @@ func (s *Shared) Close() error {
 	return nil
 }
 
-// read reads one receiver until its socket is closed or retired.
+// read dispatches the datagrams of one receiver until its socket is closed or retired.
 func (s *Shared) read(r wireguard.Receiver) {
 	pause := readPauseMin
 	for {
@@ -183,7 +185,7 @@ func (s *Shared) read(r wireguard.Receiver) {
 	}
 }
 
-// The types of the protocol's messages, and their sizes in bytes.
+// These are the types of WireGuard's messages, and their sizes in bytes.
 const (
 	typeInitiation = 1
 	typeResponse   = 2
@@ -211,7 +213,7 @@ func kindOf(m []byte) int {
 	return 0
 }
 
-// dispatch posts the datagrams of t to their tenants. Neighbours with the same tenant stay one train.
+// dispatch posts the datagrams of t to their tenants. Consecutive datagrams for the same tenant stay in one train.
 func (s *Shared) dispatch(t *wireguard.Train) {
 	var to *Tenant
 	begin, at := 0, 0
@@ -234,8 +236,8 @@ func (s *Shared) dispatch(t *wireguard.Train) {
 	post()
 }
 
-// tenantOf returns the tenant to which the datagram m of t is posted, or nil if there is none or m waits for its tenant
-// to be found.
+// tenantOf returns the tenant to which the datagram m of the train t must be posted. It returns nil if there is no such tenant,
+// or if m is an initiation that has to wait until its tenant is found.
 func (s *Shared) tenantOf(m []byte, t *wireguard.Train) (to *Tenant) {
 	switch kindOf(m) {
 	case typeData, typeCookie:
@@ -251,10 +253,11 @@ func (s *Shared) tenantOf(m []byte, t *wireguard.Train) (to *Tenant) {
 	return to
 }
 
-// seatOf returns the tenant whose indices begin as index does.
+// seatOf returns the tenant whose prefix is the first bits of index, or nil.
 func (s *Shared) seatOf(index uint32) *Tenant { return s.seats[index>>(32-tenantBits)].Load() }
 
-// meant returns the tenant that the initiation m is for, if its sender is known to talk to it. Otherwise it queues m.
+// meant returns the tenant that the initiation m is for, if that tenant is one of those known for the sender's address.
+// Otherwise meant queues m and returns nil.
 func (s *Shared) meant(m []byte, t *wireguard.Train) *Tenant {
 	source := sourceOf(t.Endpoint.Addr.Addr())
 	known := s.known.of(source)
@@ -269,7 +272,8 @@ func (s *Shared) meant(m []byte, t *wireguard.Train) *Tenant {
 	return nil
 }
 
-// send sends the trains of a tenant. Trains that fail because Wake closed their socket are sent on the next socket.
+// send sends the trains of a tenant. If a train fails because Wake closed the socket meanwhile, send tries again on the new
+// socket.
 func (s *Shared) send(ts []wireguard.Train) {
 	socket := s.using.Load()
 	socket.Send(ts)
@@ -284,8 +288,8 @@ func (s *Shared) send(ts []wireguard.Train) {
 	}
 }
 
-// Join adds a tenant whose device has the public key. The zero key means that it has none yet; see [Tenant.SetKey]. It fails
-// if another tenant has the key, and if there are 16,384 tenants.
+// Join adds a tenant whose device has the given public key. The zero key means that the device has no key yet; see
+// [Tenant.SetKey]. Join fails if another tenant has the key, or if there are already 16,384 tenants.
 func (s *Shared) Join(key wireguard.PublicKey) (*Tenant, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -310,7 +314,7 @@ func (s *Shared) Join(key wireguard.PublicKey) (*Tenant, error) {
 	return t, nil
 }
 
-// setKey gives t the key. mu is held.
+// setKey makes key the public key of t's device. The caller holds mu.
 func (s *Shared) setKey(t *Tenant, key wireguard.PublicKey) error {
 	if other := s.keys[key]; other != nil && other != t {
 		return fmt.Errorf("udp: another tenant of port %d has the public key %v; each device needs its own", s.port, key)
@@ -327,21 +331,22 @@ type sharedCounts struct {
 	unknown, overflow, tried, unclaimed, refused atomic.Uint64
 }
 
-// SharedStats counts what a Shared did since it was opened. It is a comparable value.
+// SharedStats counts what a Shared has done since it was opened. SharedStats is a comparable type.
 type SharedStats struct {
-	Socket  Stats // of the sockets that the last Wake opened
-	Tenants int   // tenants at present
+	Socket  Stats // counters of the sockets that Share or the last Wake opened
+	Tenants int   // number of tenants now
 
-	Unknown  uint64 // datagrams that are not of the protocol, or whose index is not a tenant's
-	Overflow uint64 // datagrams that the queue of their tenant had no room for
+	Unknown  uint64 // datagrams that are not WireGuard messages, or whose session index belongs to no tenant
+	Overflow uint64 // datagrams dropped because the queue of their tenant was full or its device was down
 
-	// Tried counts initiations from addresses that no tenant knows, which were tried with the keys of all tenants.
-	// Unclaimed counts those of them that fitted no key. Refused counts initiations that were dropped untried, because too
-	// many waited or they had waited for too long.
+	// Tried counts the queued initiations that were tried with the keys of all tenants. Unclaimed counts the tried initiations that
+	// fitted no tenant's key. Refused counts the initiations that were dropped untried, because the queue had no space for them or
+	// they had waited for more than 5 seconds.
 	Tried, Unclaimed, Refused uint64
 }
 
-// Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
+// Stats returns the counters. Each counter is exact, but the counters are not read at the same instant. Stats may be called
+// after Close.
 func (s *Shared) Stats() SharedStats {
 	s.mu.Lock()
 	tenants := int(s.top.Load()) - len(s.free)

@@ -19,7 +19,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A town is many devices on one Shared, and a client with its own socket that is a peer of each device:
+// A town consists of many devices on one Shared, and of one client device with a socket of its own. The client is a peer of
+// each of these devices:
 //
 //	tunnel 0 ═══ device 0 ──┐
 //	tunnel 1 ═══ device 1 ──┼── Shared ─── 127.0.0.1 ─── client ═══ tunnel
@@ -37,13 +38,13 @@ type town struct {
 
 var clientAddr = netip.MustParseAddrPort("10.255.0.1:1")
 
-// inside returns the inner address of tenant i.
+// inside returns the address and port of tenant i inside the tunnel.
 func inside(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 2)
 }
 
-// newTown makes n devices and a client. A device knows the client's endpoint if tenantsBegin returns true for it, and
-// otherwise the client knows the device's.
+// newTown makes n devices and a client. If tenantsBegin returns true for device i, the device knows the client's endpoint and
+// must begin the handshake. Otherwise the client knows the device's endpoint and must begin.
 func newTown(t *testing.T, bind *udp.Bind, n int, tenantsBegin func(i int) bool) *town {
 	t.Helper()
 	v := &town{tunnel: pipe.NewTunnel(1420)}
@@ -83,7 +84,8 @@ func newTown(t *testing.T, bind *udp.Bind, n int, tenantsBegin func(i int) bool)
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
-// exchange sends a packet with the number from the client to tenant i, or back, and waits until it arrives.
+// exchange sends a packet that contains number from the client to tenant i, or in the opposite direction if back is set. It
+// waits until the packet arrives.
 func (v *town) exchange(ctx context.Context, t *testing.T, i, number int, back bool) {
 	t.Helper()
 	from, to, src, dst := v.tunnel, v.tunnels[i], clientAddr, inside(i)
@@ -99,18 +101,19 @@ func (v *town) exchange(ctx context.Context, t *testing.T, i, number int, back b
 	}
 }
 
-// A thousand devices on one port each have a session, in which either end begins. Packets reach each in both directions,
-// also after the Shared and the devices were woken.
+// TestSharedThousandDevices checks that a thousand devices on one port can each have a session with the client. In half of the
+// sessions the client begins the handshake, in the others the device. Packets arrive in both directions, also after Shared.Wake
+// and Device.Wake.
 func TestSharedThousandDevices(t *testing.T) {
 	n := 1000
 	if testkit.Race {
-		n = 100 // each takes a handshake at both ends
+		n = 100 // each handshake is slow under the race detector
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	v := newTown(t, &udp.Bind{Address: loopback, Receivers: 2}, n, func(i int) bool { return i%2 == 0 })
 	var handshakes sync.WaitGroup
-	room := make(chan bool, 64) // initiations of one address that may wait in the Shared
+	room := make(chan bool, 64) // limits concurrent handshakes; the Shared queues at most 256 initiations from one address
 	for i := range n {
 		room <- true
 		handshakes.Go(func() {
@@ -147,7 +150,7 @@ func TestSharedThousandDevices(t *testing.T) {
 	}
 }
 
-// forgery makes an initiation whose mac1 fits no key.
+// forgery makes an initiation whose mac1 fits no tenant's key. n makes it unique.
 func forgery(n int) []byte {
 	b := make([]byte, 148)
 	b[0] = 1
@@ -155,8 +158,8 @@ func forgery(n int) []byte {
 	return b
 }
 
-// flood sends forgeries from n addresses to the port until the test ends, at most 40 per millisecond in all, which a core
-// receives easily.
+// flood sends forgeries from n addresses to the port until the test ends. It sends at most 40 per millisecond in all, which one
+// core can receive easily.
 func flood(t *testing.T, n int, port uint16) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
@@ -190,14 +193,14 @@ func flood(t *testing.T, n int, port uint16) {
 	})
 }
 
-// Forged initiations fill their queue, so that most are dropped untried. Clients at an address that
-// the tenant knows make sessions meanwhile.
+// TestSharedFloodLeavesKnownPeers checks that clients at a known address can make sessions while forged initiations from other
+// addresses fill the queue.
 func TestSharedFloodLeavesKnownPeers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	const n = 200
 	v := newTown(t, &udp.Bind{Address: loopback}, n, func(int) bool { return false })
-	peer := v.keys[n-1].Public() // tried last
+	peer := v.keys[n-1].Public() // the key that is tried last
 	if err := v.client.Handshake(ctx, peer); err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +208,7 @@ func TestSharedFloodLeavesKnownPeers(t *testing.T) {
 	waitFor(t, "the queue is full", func() bool { return v.shared.Stats().Refused > 1000 })
 	before := v.shared.Stats()
 	for i := range 5 {
-		// An end begins a handshake at most once in 5 s, so each attempt is that of another client at the known address.
+		// A device sends an initiation at most once in 5 s, so each attempt uses another client at the known address.
 		key := wireguard.NewPrivateKey()
 		if err := v.devices[n-1].SetPeer(wireguard.PeerConfig{PublicKey: key.Public()}); err != nil {
 			t.Fatal(err)
@@ -220,12 +223,15 @@ func TestSharedFloodLeavesKnownPeers(t *testing.T) {
 	v.exchange(ctx, t, n-1, 2, true)
 	waitFor(t, "the queue is still full", func() bool { return v.shared.Stats().Refused > before.Refused })
 	after := v.shared.Stats()
-	if after.Tried-after.Unclaimed > 2 { // the first handshake came from an unknown address, and one forgery may be under trial
+	// The difference may be 2: the first handshake came from an unknown address and fitted a key, and one forgery may have been
+	// tried but not counted as unclaimed yet.
+	if after.Tried-after.Unclaimed > 2 {
 		t.Errorf("%+v: something but the forgeries and the first initiation was tried with all keys", after)
 	}
 }
 
-// Forged initiations from one address take a sixteenth of the queue. A peer at another unknown address gets through.
+// TestSharedFloodOfOneAddress checks that forged initiations from one address cannot fill the queue: they can use a sixteenth
+// of it. Initiations from another unknown address still reach their tenants.
 func TestSharedFloodOfOneAddress(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -249,7 +255,8 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// After a device gets another private key, initiations for the new key reach it, and those for the old key do not.
+// TestSharedChangeOfKey checks that initiations for the new key reach a device whose private key has changed, and that
+// initiations for the old key do not.
 func TestSharedChangeOfKey(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -275,14 +282,14 @@ func TestSharedChangeOfKey(t *testing.T) {
 	}
 }
 
-// brief returns a context that ends after a moment.
+// brief returns a context that ends after 50 ms.
 func brief(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// Devices on one Shared talk to each other too.
+// TestSharedNeighbours checks that two devices on the same Shared can be peers.
 func TestSharedNeighbours(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()

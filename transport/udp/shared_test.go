@@ -20,7 +20,7 @@ var (
 	_ wireguard.Renewer = (*tenantSocket)(nil)
 )
 
-// share opens a Shared with n tenants, each with a socket, that the test closes.
+// share opens a Shared with n tenants, each of which has a socket. The end of the test closes the Shared.
 func share(t testing.TB, n int) (s *Shared, tenants []*Tenant, sockets []*tenantSocket) {
 	t.Helper()
 	s, err := (&Bind{Address: loopback(ipv4)}).Share(0)
@@ -42,13 +42,14 @@ func share(t testing.TB, n int) (s *Shared, tenants []*Tenant, sockets []*tenant
 	return s, tenants, sockets
 }
 
-// publicKey returns a key for tenant i. Nothing here computes with it.
+// publicKey returns a public key for tenant i. It need not be a point of the curve, because no test computes a shared secret
+// with it.
 func publicKey(i int) (k wireguard.PublicKey) {
 	binary.BigEndian.PutUint32(k[28:], uint32(i)+1)
 	return k
 }
 
-// messageFor makes a message of the given type and size. Its receiver index is one of t's.
+// messageFor makes a message of the given type and size. Its receiver index begins with the prefix of t.
 func (t *Tenant) messageFor(kind, size int) []byte {
 	m := numbered(int(t.seat), size)
 	binary.LittleEndian.PutUint32(m, uint32(kind))
@@ -60,7 +61,7 @@ func (t *Tenant) messageFor(kind, size int) []byte {
 	return m
 }
 
-// initiationFor makes an initiation with the mac1 of a key.
+// initiationFor makes an initiation whose mac1 is made with the key.
 func initiationFor(key wireguard.PublicKey) []byte {
 	m := numbered(7, initiationSize)
 	binary.LittleEndian.PutUint32(m, typeInitiation)
@@ -73,7 +74,7 @@ func initiationFor(key wireguard.PublicKey) []byte {
 
 var somewhere = wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.1:1"))
 
-// wantTrains checks what waits for a socket.
+// wantTrains checks that exactly these trains are in the mailbox of s.
 func wantTrains(t *testing.T, s *tenantSocket, want ...wireguard.Train) {
 	t.Helper()
 	if waiting := len(s.box.parcels); waiting != len(want) {
@@ -93,8 +94,8 @@ func wantTrains(t *testing.T, s *tenantSocket, want ...wireguard.Train) {
 	}
 }
 
-// Each datagram of a train reaches the tenant that it names. Neighbours stay one train. The memory of the train is free
-// afterwards.
+// TestSharedDispatch checks that each datagram of a train reaches the tenant to which its index belongs, that consecutive
+// datagrams for one tenant stay in one train, and that dispatch has copied the data when it returns.
 func TestSharedDispatch(t *testing.T) {
 	s, tenants, sockets := share(t, 3)
 	a, b, c := tenants[0], tenants[1], tenants[2]
@@ -124,8 +125,9 @@ func TestSharedDispatch(t *testing.T) {
 	wantTrains(t, sockets[1])
 }
 
-// An initiation from an unknown address finds its tenant by trial. After the tenant has answered, its address is known, and
-// no trial is needed.
+// TestSharedInitiation checks that the Shared tries an initiation from an unknown address with all keys until it finds the
+// tenant. After the tenant has answered, the address is known, and an initiation from there reaches the tenant without being
+// queued.
 func TestSharedInitiation(t *testing.T) {
 	s, tenants, sockets := share(t, 50)
 	initiation := wireguard.Train{Data: initiationFor(publicKey(33)), Size: initiationSize, Endpoint: somewhere, TOS: 0x88}
@@ -145,13 +147,13 @@ func TestSharedInitiation(t *testing.T) {
 	if st := s.Stats(); st.Tried != 1 {
 		t.Errorf("%+v: an initiation from a known address was tried with all keys", st)
 	}
-	// To another tenant, the address is unknown.
+	// The address is not known for another tenant.
 	other := wireguard.Train{Data: initiationFor(publicKey(7)), Size: initiationSize, Endpoint: somewhere}
 	s.dispatch(&other)
 	if _, err := sockets[7].Receive(); err != nil {
 		t.Fatal(err)
 	}
-	// A tenant that left is not found.
+	// An initiation for a tenant that has left fits no key.
 	tenants[33].Leave()
 	s.dispatch(&initiation)
 	deadline := time.Now().Add(20 * time.Second)
@@ -163,8 +165,8 @@ func TestSharedInitiation(t *testing.T) {
 	}
 }
 
-// A device that receives nothing fills its own mailbox, but does not keep out the datagrams of other devices. When all
-// mailboxes together are full, each still has room for a train.
+// TestMailboxBounds checks that a device that does not call Receive fills only its own mailbox: other devices still receive
+// datagrams. When the limit of all mailboxes together is reached, each mailbox can still hold one train.
 func TestMailboxBounds(t *testing.T) {
 	s, tenants, sockets := share(t, 3)
 	slow, quick := tenants[0], tenants[1]
@@ -204,7 +206,8 @@ func TestMailboxBounds(t *testing.T) {
 	}
 }
 
-// Nothing is lost when a device replaces its socket: the old one returns what it has and ends, and the new one gets the rest.
+// TestTenantRenew checks that no datagram is lost when a device replaces its socket. The old socket returns the datagrams in
+// its mailbox and then ends. The new socket receives all later datagrams.
 func TestTenantRenew(t *testing.T) {
 	s, tenants, sockets := share(t, 1)
 	post := func(n int) wireguard.Train {
@@ -226,7 +229,7 @@ func TestTenantRenew(t *testing.T) {
 		t.Errorf("a retired socket that is empty: %v", err)
 	}
 	wantTrains(t, n.(*tenantSocket), second)
-	// A reader that found the old socket before the change posts to the new one.
+	// If post finds the old socket, which has ended, it tries again with the socket that is open then.
 	tenants[0].open.Store(sockets[0])
 	go tenants[0].open.Store(n.(*tenantSocket))
 	for third := post(3); ; third = post(3) {
@@ -234,9 +237,9 @@ func TestTenantRenew(t *testing.T) {
 			wantTrains(t, n.(*tenantSocket), third)
 			break
 		}
-		s.counts.overflow.Store(0) // the goroutine has not run yet
+		s.counts.overflow.Store(0) // the goroutine had not stored the new socket yet
 	}
-	sockets[0].Close() // the device closes it in the end; the new one stays
+	sockets[0].Close() // this does not affect the new socket
 	wantTrains(t, n.(*tenantSocket), post(4))
 	n.Close()
 	n.Close()
@@ -306,8 +309,8 @@ func TestTenantErrors(t *testing.T) {
 	s.Close()
 }
 
-// A source is known to talk to its last 8 tenants, the latest first. The table has a bound, and entries in use stay in
-// it.
+// TestKnownSourcesBound checks that the last 8 tenants of a source are stored, the latest first. It also checks that the number
+// of sources is limited, and that sources in use are not removed.
 func TestKnownSourcesBound(t *testing.T) {
 	var k knownSources
 	here := sourceOf(netip.MustParseAddr("2001:db8::1"))
@@ -341,7 +344,7 @@ func TestKnownSourcesBound(t *testing.T) {
 	}
 }
 
-// The number of initiations that wait has a bound, and so has the number of those from one address.
+// TestStrangersBound checks that the queue limits the number of initiations in all and the number from one address.
 func TestStrangersBound(t *testing.T) {
 	var q strangers
 	q.working = true // the worker never runs
@@ -392,19 +395,20 @@ func TestSharedNothingAllocated(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-	}); n > 2 { // each mailbox was empty, and gave its list back
+	}); n > 2 { // each of the two empty mailboxes has to allocate a list of parcels
 		t.Errorf("%v allocations per train, want at most 2", n)
 	}
 }
 
-// FuzzSharedDispatch: whatever arrives, each datagram is posted to the tenant that it names, or is counted, or waits.
+// FuzzSharedDispatch checks that each datagram of an arbitrary train is either posted to the tenant to which its index belongs,
+// or counted as unknown, overflowed or refused.
 func FuzzSharedDispatch(f *testing.F) {
 	s, tenants, sockets := share(f, 4)
 	f.Add(bytes.Join([][]byte{tenants[0].messageFor(typeData, 40), tenants[3].messageFor(typeData, 40)}, nil), uint16(40))
 	f.Add(initiationFor(publicKey(2)), uint16(initiationSize))
 	f.Add(tenants[2].messageFor(typeResponse, responseSize), uint16(0))
 	f.Add([]byte{}, uint16(1))
-	s.strangers.closed = true // so that each initiation is counted at once
+	s.strangers.closed = true // so that each initiation is counted as refused at once
 	f.Fuzz(func(t *testing.T, data []byte, size uint16) {
 		if len(data) > slotSize {
 			return

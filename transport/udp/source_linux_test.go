@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The answer comes from the address that was reached.
+// TestAnswerComesFromTheAddressReached checks that a server that is not bound to an address answers from the address that the
+// client sent to.
 //
 //	client 127.0.0.1 ──▶ 127.0.0.2 server (bound to no address)
 //	client 127.0.0.1 ◀── 127.0.0.2 server
@@ -63,7 +64,7 @@ func TestSourceOfIPv6(t *testing.T) {
 		y.send(trainOf(2, 3000, 1000, back))
 		x.receive(ipv6, 3)
 
-		// An endpoint may also have an Interface without a Source.
+		// Send also accepts an endpoint with an Interface but without a Source.
 		for f := range families {
 			to := x.at(f)
 			to.Interface = uint32(lo.Index)
@@ -73,7 +74,8 @@ func TestSourceOfIPv6(t *testing.T) {
 	}
 }
 
-// "a sending address that is gone kept for ever"
+// TestGoneSourceIsForgotten checks that Send clears a source that the host does not have, and sends without it. Another
+// implementation kept such a source for ever (faults_test.go).
 func TestGoneSourceIsForgotten(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		if !v.control() {
@@ -83,7 +85,7 @@ func TestGoneSourceIsForgotten(t *testing.T) {
 		x := v.listen(t)
 		gone := y.at(f)
 		gone.Source = map[family]netip.Addr{ipv4: netip.MustParseAddr("192.0.2.1"), ipv6: netip.MustParseAddr("2001:db8::1")}[f]
-		ts := []wireguard.Train{ // the second train takes two messages, and the last message has a single datagram
+		ts := []wireguard.Train{ // the second train takes two messages, of which the last has a single datagram
 			trainOf(1, 100, 100, gone), trainOf(2, 65*100, 100, gone), trainOf(3, 100, 100, y.at(f))}
 		x.send(ts...)
 		for i := range ts {
@@ -96,7 +98,8 @@ func TestGoneSourceIsForgotten(t *testing.T) {
 		wantTrain(t, got[1:66], ts[1])
 		wantTrain(t, got[66:], ts[2])
 
-		// The train failed because of its source and not because it is a train, so the next train is sent in one piece.
+		// The system refused the train because of its source, not because of its size. So Send sends the next train in one
+		// message.
 		before := x.Stats()
 		x.send(trainOf(4, 7000, 1000, ts[1].Endpoint))
 		y.receive(f, 7)
@@ -106,7 +109,7 @@ func TestGoneSourceIsForgotten(t *testing.T) {
 	})
 }
 
-// An interface that is gone is forgotten too.
+// TestGoneInterfaceIsForgotten checks that Send clears an Interface that does not exist, and sends without it.
 func TestGoneInterfaceIsForgotten(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		if !v.control() {
@@ -126,7 +129,7 @@ func TestGoneInterfaceIsForgotten(t *testing.T) {
 	})
 }
 
-// A source of the other family is ignored.
+// TestSourceOfTheOtherFamily checks that a source of the other family is ignored.
 func TestSourceOfTheOtherFamily(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -137,8 +140,7 @@ func TestSourceOfTheOtherFamily(t *testing.T) {
 	})
 }
 
-// listenErrors makes the system report ICMP errors to a socket. By default it does not report them to an unconnected
-// socket.
+// listenErrors makes the system report ICMP errors to a socket, which it does not do by default for an unconnected socket.
 func listenErrors(network, _ string, c syscall.RawConn) (err error) {
 	c.Control(func(fd uintptr) {
 		if network == "udp4" {
@@ -150,8 +152,9 @@ func listenErrors(network, _ string, c syscall.RawConn) (err error) {
 	return err
 }
 
-// "a receiver that stops for ever after one odd socket error": a datagram to a closed port causes an error that the
-// next call of any kind on the socket reports.
+// TestErrorsOfEarlierDatagrams checks that neither Send nor Receive fails because of an error that belongs to an earlier
+// datagram. A datagram to a closed port causes such an error, which the next system call on the socket returns. In another
+// implementation, a receiver stopped for ever after such an error (faults_test.go).
 func TestErrorsOfEarlierDatagrams(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		v.bind.Control = listenErrors
@@ -159,12 +162,12 @@ func TestErrorsOfEarlierDatagrams(t *testing.T) {
 		shut := v.listen(t)
 		shut.Close()
 		for i := range 10 {
-			// The error reaches the next send ...
+			// The next system call, which returns the error, sends.
 			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
 			sent := trainOf(i, 2500, 1000, y.at(f))
 			x.send(sent)
 			wantTrain(t, y.receive(f, 3), sent)
-			// ... and the next receive, before and after a datagram has arrived.
+			// The next system call, which returns the error, receives. This is tested before and after a datagram has arrived.
 			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
 			sent = trainOf(i, 2500, 1000, x.at(f))
 			y.send(sent)
@@ -211,7 +214,7 @@ func option(t *testing.T, e *end, f family, level, name int) (value int) {
 	return value
 }
 
-// DF is clear on the outer packet.
+// TestSocketOptions checks the options of a socket. IP_PMTUDISC_DONT keeps the flag DF of outer packets clear.
 func TestSocketOptions(t *testing.T) {
 	for _, v := range variants {
 		e := v.listen(t)
@@ -245,7 +248,7 @@ func TestInterface(t *testing.T) {
 	}
 }
 
-// A socket with an Interface receives nothing from another interface.
+// TestOtherInterface checks that a socket of a Bind with Interface d0 receives no datagram that arrives on lo.
 func TestOtherInterface(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -260,7 +263,7 @@ func TestOtherInterface(t *testing.T) {
 				continue
 			}
 			x.send(trainOf(1, 10, 10, z.at(f)), trainOf(2, 10, 10, y.at(f)))
-			y.receive(f, 1) // by now, the datagram that was sent before has arrived or never will
+			y.receive(f, 1) // the datagram for z was sent before this one, so it has arrived by now or never will
 			if n := pending(t, z, f); n != 0 {
 				t.Errorf("%s: a datagram of %d bytes came by lo to a socket of d0", v.name, n)
 			}
@@ -268,7 +271,7 @@ func TestOtherInterface(t *testing.T) {
 	}
 }
 
-// pending returns the size of the first datagram that waits to be received.
+// pending returns the size of the first datagram in the socket's receive buffer, or 0.
 func pending(t *testing.T, e *end, f family) (size int) {
 	t.Helper()
 	e.paths[f].socket().raw.Control(func(fd uintptr) {
@@ -280,8 +283,8 @@ func pending(t *testing.T, e *end, f family) (size int) {
 	return size
 }
 
-// The zone of an address is honoured in both directions. The host talks to itself at a link-local
-// address.
+// TestZones checks that datagrams to a link-local address with a zone arrive, and that received addresses have their zone. Both
+// sockets are on this host.
 func TestZones(t *testing.T) {
 	local := linkLocal()
 	if !local.IsValid() {
@@ -290,7 +293,7 @@ func TestZones(t *testing.T) {
 	for _, v := range variants {
 		x, y := v.listen(t), v.listen(t)
 		to := wireguard.EndpointOf(netip.AddrPortFrom(local, y.Port()))
-		for range 2 { // the second time, the interface is cached
+		for range 2 { // in the second round, the interface is cached
 			x.send(trainOf(1, 10, 10, to))
 			back := y.receive(ipv6, 1)[0].from
 			if back.Addr.Addr() != local {

@@ -2,27 +2,27 @@ package udp
 
 import "sync/atomic"
 
-// Stats counts what a Socket did since it was opened. It is a comparable value. ReceiveCalls and SendCalls are system
-// calls that moved a datagram. Each datagram counts as one, however many of them one call moved.
+// Stats counts what a Socket has done since it was opened. Stats is a comparable type. ReceiveCalls and SendCalls count system
+// calls, each of which may have passed many datagrams. The other counters, except Refused, count datagrams or bytes.
 type Stats struct {
-	ReceiveCalls      uint64 // system calls that returned a datagram
+	ReceiveCalls      uint64 // system calls that returned at least one datagram
 	ReceivedDatagrams uint64 // datagrams received
-	ReceivedBytes     uint64 // bytes of their UDP payload
+	ReceivedBytes     uint64 // bytes of UDP payload received
 
-	SendCalls     uint64 // system calls that took a datagram
+	SendCalls     uint64 // system calls that sent at least one datagram
 	SentDatagrams uint64 // datagrams sent
-	SentBytes     uint64 // bytes of their UDP payload
+	SentBytes     uint64 // bytes of UDP payload sent
 
-	// Dropped counts datagrams, or trains of them, that arrived empty, truncated, from another family, or without the
-	// control message that says where the datagrams of a train end.
+	// Dropped counts received datagrams that were empty, truncated or from another family. It also counts received trains
+	// without the control message that says where the datagrams of a train end. Such a train counts as one.
 	Dropped uint64
 
-	// Refused counts messages of several datagrams that the system refused. The datagrams were then sent one by one. A train
-	// takes one message, unless it exceeds 64 datagrams or the largest UDP payload.
+	// Refused counts messages of several datagrams that the system refused. Send then sent the datagrams one by one. A train is
+	// sent as one message if it has at most 64 datagrams and no more bytes than the largest UDP payload.
 	Refused uint64
 }
 
-// traffic counts one direction.
+// traffic counts the system calls, datagrams, bytes and faults of one direction.
 type traffic struct {
 	calls, datagrams, bytes, faults atomic.Uint64
 }
@@ -33,7 +33,8 @@ func (t *traffic) add(datagrams, bytes int) {
 	t.bytes.Add(uint64(bytes))
 }
 
-// Stats returns the counters. Each is exact, but they are not of one instant. It may be called after Close.
+// Stats returns the counters. Each counter is exact, but the counters are not read at the same instant. Stats may be called
+// after Close.
 func (s *Socket) Stats() Stats {
 	var st Stats
 	for _, p := range s.all() {

@@ -11,17 +11,18 @@ import (
 	"golang.org/x/crypto/blake2s"
 )
 
-// Only mac1 tells which of many devices an initiation is for: "MAC(HASH(Label-Mac1 || Spub_m'), msg_a)" (whitepaper,
-// section 5.4.4). Checking it takes one hash per key. So an initiation is tried with few keys if its sender is known, and
-// otherwise waits until it can be tried with all, in a bounded share of one core:
+// Only the field mac1 of an initiation shows which device the initiation is for: "MAC(HASH(Label-Mac1 || Spub_m'), msg_a)"
+// (whitepaper, section 5.4.4). Checking mac1 takes one hash per device. If the sender's address is known, the Shared tries an
+// initiation with at most 8 keys at once. Otherwise the initiation waits in a queue, from which one goroutine tries it with all
+// keys. That goroutine uses at most half of a core:
 //
 //	meant ─▶ known: the last tenants that the source shook hands with ─▶ post
 //	      ─▶ strangers: a queue, with a limit per source ─▶ try: every tenant's key ─▶ post
 
-// A mac1 checks whether initiations are for the owner of a public key.
+// A mac1 checks whether an initiation is for the device with a given public key.
 type mac1 struct {
 	mu sync.Mutex // guards h
-	h  hash.Hash  // nil means that there is no key
+	h  hash.Hash  // keyed with the public key; nil if there is no key
 }
 
 func (c *mac1) set(key wireguard.PublicKey) {
@@ -30,7 +31,7 @@ func (c *mac1) set(key wireguard.PublicKey) {
 		k := blake2s.Sum256(append([]byte("mac1----"), key[:]...))
 		var err error
 		if h, err = blake2s.New128(k[:]); err != nil {
-			panic(err) // any key of 1 to 32 bytes is accepted
+			panic(err) // cannot happen: New128 accepts any key of 1 to 32 bytes
 		}
 	}
 	c.mu.Lock()
@@ -38,7 +39,7 @@ func (c *mac1) set(key wireguard.PublicKey) {
 	c.mu.Unlock()
 }
 
-// fits reports whether m, an initiation, has the mac1 of the key.
+// fits reports whether the initiation m has a mac1 that was made with the key.
 func (c *mac1) fits(m []byte) bool {
 	const at, size = initiationSize - 32, 16
 	c.mu.Lock()
@@ -53,8 +54,8 @@ func (c *mac1) fits(m []byte) bool {
 	return subtle.ConstantTimeCompare(want[:], m[at:at+size]) == 1
 }
 
-// sourceOf returns a if it is an IPv4 address. For an IPv6 address it returns the /64 network, since a host can send from
-// all addresses of its network.
+// sourceOf returns the source to which the address a belongs. Initiations are counted per source. For an IPv4 address, this is
+// the address itself. For an IPv6 address, it is the /64 network, since a host can send from all addresses of its network.
 func sourceOf(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is4() {
 		return a
@@ -66,25 +67,25 @@ func sourceOf(a netip.Addr) netip.Addr {
 	return p.Addr()
 }
 
-// knownSources remembers the tenants that a source shook hands with. The zero value is empty.
+// knownSources stores, for each source, the tenants that have sent handshake messages to it. The zero value is empty.
 type knownSources struct {
 	mu  sync.RWMutex           // guards the fields below
-	now map[netip.Addr]tenants // takes new entries, and is searched first
-	old map[netip.Addr]tenants // what was in now until it was full; entries in use move back to now
+	now map[netip.Addr]tenants // receives new entries, and is searched first
+	old map[netip.Addr]tenants // the entries that were in now when it became full; an entry that learn uses moves back to now
 }
 
 const (
-	maxKnown     = 1 << 16 // sources, in each map
-	seatsPerHost = 8       // the tenants of one source that are remembered
+	maxKnown     = 1 << 16 // sources per map
+	seatsPerHost = 8       // tenants that are stored per source
 )
 
-// tenants are the seats of the tenants that a source talks to, the latest first.
+// tenants is a list of the seats of the tenants that are known for one source, the latest first.
 type tenants struct {
 	n     int8
 	seats [seatsPerHost]uint16
 }
 
-// of returns the tenants that the source shook hands with.
+// of returns the tenants that are known for the source.
 func (k *knownSources) of(source netip.Addr) tenants {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
@@ -95,7 +96,8 @@ func (k *knownSources) of(source netip.Addr) tenants {
 	return s
 }
 
-// learn makes the tenant with the seat the first one that is tried for the source.
+// learn stores that the tenant with this seat has sent a handshake message to the source. The tenant becomes the first one in
+// the source's list. If the list is full, the last tenant is removed.
 func (k *knownSources) learn(source netip.Addr, seat uint16) {
 	if !source.IsValid() {
 		return
@@ -127,17 +129,17 @@ func (k *knownSources) learn(source netip.Addr, seat uint16) {
 	k.now[source] = s
 }
 
-// strangers is the queue of initiations from sources that are not known to talk to their receiver. The zero value is empty.
+// strangers is the queue of the initiations that fit no tenant known for their source. The zero value is empty.
 type strangers struct {
 	mu      sync.Mutex // guards the fields below
 	queue   []*stranger
-	waiting map[netip.Addr]int // by source
-	working bool               // there is a worker; it ends when the queue is empty
+	waiting map[netip.Addr]int // number of initiations in the queue, by source
+	working bool               // the worker runs: the goroutine that tries the initiations, which ends when the queue is empty
 	closed  bool
 	worker  sync.WaitGroup
 }
 
-// A stranger is an initiation that waits.
+// A stranger is an initiation in the queue.
 type stranger struct {
 	source   netip.Addr
 	endpoint wireguard.Endpoint
@@ -150,14 +152,14 @@ const (
 	maxStrangers   = 4096
 	maxOfOneSource = 256
 
-	// A sender sends its next initiation after 5 s, so an older one is dropped.
+	// Initiations that have waited for longer are dropped, because the peer sends a new one after 5 s.
 	strangerLife = 5 * time.Second
 
-	// After trialTime of work, the worker pauses for as long, so that it takes half of a core.
+	// After trialTime of work, the worker pauses for as long as it has worked. So it uses at most half of a core.
 	trialTime = 5 * time.Millisecond
 )
 
-// push queues a copy of the initiation m of t, and reports whether there was room.
+// push adds a copy of the initiation m to the queue, and reports whether the limits permitted that. m is a datagram of t.
 func (q *strangers) push(s *Shared, source netip.Addr, m []byte, t *wireguard.Train) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -178,8 +180,8 @@ func (q *strangers) push(s *Shared, source netip.Addr, m []byte, t *wireguard.Tr
 	return true
 }
 
-// pop takes the oldest initiation out of the queue. If there is none, or the Shared is closed, it returns nil, and the
-// worker ends.
+// pop removes the oldest initiation from the queue and returns it. If the queue is empty or closed, pop returns nil. The worker
+// must then end.
 func (q *strangers) pop() *stranger {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -196,7 +198,7 @@ func (q *strangers) pop() *stranger {
 	return x
 }
 
-// work tries the initiations of the queue until it is empty.
+// work tries the initiations in the queue until the queue is empty or closed. It runs on the goroutine called the worker.
 func (q *strangers) work(s *Shared) {
 	begin := time.Now()
 	for x := q.pop(); x != nil; x = q.pop() {
@@ -213,7 +215,7 @@ func (q *strangers) work(s *Shared) {
 	}
 }
 
-// try looks among all tenants for the one that x is for.
+// try checks for each tenant whether the initiation x is for it, and posts x to the tenant that it finds.
 func (s *Shared) try(x *stranger) {
 	s.counts.tried.Add(1)
 	for i := range s.top.Load() {
@@ -226,7 +228,7 @@ func (s *Shared) try(x *stranger) {
 	s.counts.unclaimed.Add(1)
 }
 
-// close lets the worker drop the queue, and waits until the worker has ended.
+// close makes the worker drop the initiations in the queue, and waits until the worker has ended.
 func (q *strangers) close() {
 	q.mu.Lock()
 	q.closed = true

@@ -10,8 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A Tenant is the [wireguard.Bind] of one device on a [Shared]. Set Config.Bind to it, and Config.IndexPrefix to what IndexPrefix
-// returns. [Shared.Join] makes it. It must not be copied. It is safe for concurrent use.
+// A Tenant is the [wireguard.Bind] of one device on a [Shared]. [Shared.Join] makes a Tenant. Set Config.Bind to the Tenant,
+// and Config.IndexPrefix to the result of its IndexPrefix. A Tenant must not be copied. It is safe for concurrent use.
 type Tenant struct {
 	shared *Shared
 	seat   uint16
@@ -19,7 +19,7 @@ type Tenant struct {
 	key wireguard.PublicKey // guarded by the Shared's mutex
 	mac mac1
 
-	open atomic.Pointer[tenantSocket] // the socket that datagrams are posted to; nil while the device is down
+	open atomic.Pointer[tenantSocket] // the socket that receives the tenant's datagrams; nil while the device is down
 }
 
 var (
@@ -27,13 +27,14 @@ var (
 	errPrefix = errors.New("udp: send: the message's session index is not the tenant's: set Config.IndexPrefix to Tenant.IndexPrefix")
 )
 
-// IndexPrefix returns how the session indices of the device must begin.
+// IndexPrefix returns the prefix with which the session indices of the device must begin.
 func (t *Tenant) IndexPrefix() wireguard.IndexPrefix {
 	return wireguard.IndexPrefix{Value: t.seat, Bits: tenantBits}
 }
 
-// SetKey tells the Shared the public key of the device. Call it before the device gets another private key. It fails if
-// another tenant has the key. The zero key means none: then no initiation reaches the device.
+// SetKey sets the public key with which the Shared recognizes initiations for the device. Call it before you give the device
+// another private key. SetKey fails if another tenant has the key. The zero key means that the device has no key. Then no
+// initiation reaches the device.
 func (t *Tenant) SetKey(key wireguard.PublicKey) error {
 	t.shared.mu.Lock()
 	defer t.shared.mu.Unlock()
@@ -43,7 +44,7 @@ func (t *Tenant) SetKey(key wireguard.PublicKey) error {
 	return t.shared.setKey(t, key)
 }
 
-// Leave gives up the tenant's place. Call it when the device is closed. Leaving again does nothing.
+// Leave removes the tenant from the Shared. Call it after you have closed the device. Calling it again does nothing.
 func (t *Tenant) Leave() {
 	s := t.shared
 	s.mu.Lock()
@@ -73,7 +74,7 @@ func (t *Tenant) Listen(port uint16) (wireguard.Socket, error) {
 	return t.listen(), nil
 }
 
-// listen makes a socket that all datagrams are posted to from then on.
+// listen makes a socket. From then on, post puts all datagrams of the tenant into the mailbox of this socket.
 func (t *Tenant) listen() *tenantSocket {
 	n := &tenantSocket{tenant: t}
 	n.box.wake.L = &n.box.mu
@@ -81,7 +82,7 @@ func (t *Tenant) listen() *tenantSocket {
 	return n
 }
 
-// close closes the socket of the tenant.
+// close closes the tenant's open socket, if there is one.
 func (t *Tenant) close() {
 	if s := t.open.Load(); s != nil {
 		s.Close()
@@ -91,14 +92,14 @@ func (t *Tenant) close() {
 // isMeant reports whether the initiation m has a mac1 for the tenant's device.
 func (t *Tenant) isMeant(m []byte) bool { return t.mac.fits(m) }
 
-// post puts a copy of data, which holds datagrams of train, into the tenant's mailbox.
+// post puts a copy of data into the tenant's mailbox, or counts its datagrams as overflow. data is a part of train's data.
 func (t *Tenant) post(train *wireguard.Train, data []byte) {
 	for s := t.open.Load(); s != nil; {
 		room, ended := s.box.put(t.shared, train, data)
 		if room {
 			return
 		}
-		// If the socket has ended meanwhile, another one may have taken its place.
+		// If the socket was closed or retired meanwhile, the device may already have opened another socket.
 		next := t.open.Load()
 		if !ended || next == s {
 			break
@@ -127,8 +128,9 @@ func (s *tenantSocket) Receive() ([]wireguard.Train, error) {
 	return nil, errClosed
 }
 
-// Send sends the trains on the sockets of the Shared. It learns from handshake messages which addresses the tenant talks to: a
-// device sends handshake messages only to an address that is configured, or that an authentic message came from.
+// Send sends the trains on the sockets of the Shared. If a train is an initiation or a response, Send makes its destination a
+// known address of the tenant. This is safe because a device sends these messages only to a configured address, or to an
+// address from which an authentic message came.
 func (s *tenantSocket) Send(ts []wireguard.Train) {
 	if s.closed.Load() {
 		for i := range ts {
@@ -154,8 +156,8 @@ func (s *tenantSocket) Send(ts []wireguard.Train) {
 	t.shared.send(ts[from:])
 }
 
-// Renew returns another socket, to which all datagrams are posted from then on. It opens no socket of the system;
-// Shared.Wake does that.
+// Renew returns another tenantSocket, which receives all datagrams of the tenant from then on. Renew opens no socket of the
+// system. Only Shared.Wake opens one.
 func (s *tenantSocket) Renew() (wireguard.Socket, error) {
 	if s.closed.Load() {
 		return nil, errClosed
@@ -163,10 +165,10 @@ func (s *tenantSocket) Renew() (wireguard.Socket, error) {
 	return s.tenant.listen(), nil
 }
 
-// Retire lets the receiver return what has been posted until now, and then fail.
+// Retire lets the receiver return the datagrams that are in the mailbox now. After that, the receiver fails.
 func (s *tenantSocket) Retire() { s.box.end(s.tenant.shared, false) }
 
-// Close ends the receiver. Closing again does nothing.
+// Close makes the receiver fail at once. Closing again does nothing.
 func (s *tenantSocket) Close() error {
 	s.closed.Store(true)
 	s.tenant.open.CompareAndSwap(s, nil)
@@ -174,35 +176,36 @@ func (s *tenantSocket) Close() error {
 	return nil
 }
 
-// A mailbox holds datagrams until the device takes them.
+// A mailbox holds the datagrams for one tenantSocket until the device receives them.
 type mailbox struct {
-	mu       sync.Mutex // guards the fields below, except for taken
-	wake     sync.Cond  // with mu; signalled when there is something to take, and when the mailbox ends
+	mu       sync.Mutex // guards all fields below but the last
+	wake     sync.Cond  // uses mu; signalled when the first parcel is put in, and when the mailbox is retired or closed
 	parcels  []*parcel
-	bytes    int64 // the memory of the parcels here and in taken
+	bytes    int64 // the memory of the parcels that wait or that the last Receive returned
 	retired  bool  // the receiver returns the parcels that are left, and then ends
-	finished bool  // nothing is put in any more
+	finished bool  // put accepts no more parcels
 
-	taken *taking // what the receiver has taken; only the receiver uses this; nil while it waits
+	taken *taking // the parcels that the last Receive returned; nil while the receiver waits; used by the receiver only
 }
 
 const (
-	// maxMailbox limits the memory of the datagrams that wait for one device. All devices together may have maxMailboxes.
-	// Beyond that each may still have mailboxReserve, which is enough for the largest train.
+	// maxMailbox limits the memory of the datagrams in one mailbox, in bytes. maxMailboxes limits the memory in all mailboxes
+	// of a Shared together. When maxMailboxes is reached, each mailbox may still hold mailboxReserve bytes, which is enough for
+	// the largest train.
 	maxMailbox     = 2 << 20
 	maxMailboxes   = 64 << 20
 	mailboxReserve = slotSize
 
-	maxTaken = 64 // parcels
+	maxTaken = 64 // the largest number of parcels that one call of Receive returns
 )
 
-// A parcel is a copied train.
+// A parcel is a copy of a train, or of a part of one.
 type parcel struct {
 	train wireguard.Train
-	mem   []byte // its capacity is one of parcelSizes
+	mem   []byte // its length is one of parcelSizes
 }
 
-// A taking is what one call of Receive returns.
+// A taking holds the parcels that one call of Receive returns, and their trains.
 type taking struct {
 	n       int
 	parcels [maxTaken]*parcel
@@ -224,7 +227,8 @@ func classOf(n int) int {
 	return class
 }
 
-// put adds a copy of data, which holds datagrams of train. ended says that the mailbox accepts nothing any more.
+// put adds a copy of data, which is a part of train's data. room reports whether there was space for the copy, and ended whether
+// the mailbox accepts no more parcels.
 func (b *mailbox) put(s *Shared, train *wireguard.Train, data []byte) (room, ended bool) {
 	class := classOf(len(data))
 	size := int64(parcelSizes[class])
@@ -250,8 +254,8 @@ func (b *mailbox) put(s *Shared, train *wireguard.Train, data []byte) (room, end
 	return true, false
 }
 
-// take waits for datagrams, and returns them. They are valid until the next call. It returns nil once the mailbox has
-// ended.
+// take waits for datagrams, and returns them. The returned trains are valid until the next call of take. It returns nil when
+// the mailbox is closed, or when it is retired and empty.
 func (b *mailbox) take(s *Shared) []wireguard.Train {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -273,7 +277,7 @@ func (b *mailbox) take(s *Shared) []wireguard.Train {
 	return t.trains[:t.n]
 }
 
-// putBack returns the memory of the parcels in taken to the pools. mu is held.
+// putBack gives the memory of the parcels that the last Receive returned back to the pools. The caller holds mu.
 func (b *mailbox) putBack(s *Shared) {
 	t := b.taken
 	if t == nil {
@@ -285,7 +289,7 @@ func (b *mailbox) putBack(s *Shared) {
 	takings.Put(t)
 }
 
-// recycle returns the memory of ps to the pools. mu is held.
+// recycle returns the memory of the parcels ps to the pools. The caller holds mu.
 func (b *mailbox) recycle(s *Shared, ps []*parcel) {
 	for i, p := range ps {
 		size := len(p.mem)
@@ -297,7 +301,8 @@ func (b *mailbox) recycle(s *Shared, ps []*parcel) {
 	}
 }
 
-// end makes the receiver end: at once if now is set, and otherwise when it has returned the parcels that are left.
+// end makes the receiver fail. If now is set, the receiver fails at once and the parcels are dropped. Otherwise it first
+// returns the parcels that are left.
 func (b *mailbox) end(s *Shared, now bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -50,7 +50,8 @@ func TestTrainsArriveWhole(t *testing.T) {
 	})
 }
 
-// A train that crosses loopback in one piece arrives with the size of its datagrams.
+// TestReceivedTrainHasItsSize checks that a train that is sent over loopback in one message is received as one train with the
+// same Size.
 func TestReceivedTrainHasItsSize(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	if c := y.paths[ipv4].socket(); !c.gso || !c.gro {
@@ -127,7 +128,8 @@ func TestManyEndpointsInOneSend(t *testing.T) {
 	}
 }
 
-// A train that cannot be sent has an error, and the trains around it arrive.
+// TestOneBadTrainHurtsNoOther checks that Send sets the error of a train that cannot be sent, and that the trains before and
+// after it arrive.
 func TestOneBadTrainHurtsNoOther(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -137,7 +139,7 @@ func TestOneBadTrainHurtsNoOther(t *testing.T) {
 			trainOf(1, 100, 100, wireguard.Endpoint{}),                // no address
 			trainOf(2, 100, 100, wireguard.EndpointOf(other(f))),      // a family that the socket does not have
 			trainOf(3, 70000, 70000, to),                              // longer than a datagram can be
-			trainOf(4, 3*1000, 1000, to),                              // two datagrams too long, then one
+			trainOf(4, 3*1000, 1000, to),                              // follows a train that fails
 			trainOf(5, 100, 100, to),                                  //
 			trainOf(6, 100, 100, wireguard.EndpointOf(addrPort0(to))), // port 0
 			trainOf(7, 100, 100, to),
@@ -185,7 +187,7 @@ func TestTypeOfService(t *testing.T) {
 	})
 }
 
-// An endpoint ::ffff:a.b.c.d becomes one of IPv4.
+// TestMappedAddressGoesOutByIPv4 checks that a train to an IPv4-mapped IPv6 address (::ffff:a.b.c.d) is sent over IPv4.
 func TestMappedAddressGoesOutByIPv4(t *testing.T) {
 	for _, v := range variants {
 		x, y := v.pair(t, ipv4)
@@ -198,7 +200,8 @@ func TestMappedAddressGoesOutByIPv4(t *testing.T) {
 	}
 }
 
-// What a receiver returned stays valid until its next call, even if the socket is closed meanwhile.
+// TestReceivedMemoryOutlivesClose checks that the trains that Receive has returned stay valid until Receive is called again,
+// even if the socket is closed meanwhile.
 func TestReceivedMemoryOutlivesClose(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)
@@ -206,7 +209,7 @@ func TestReceivedMemoryOutlivesClose(t *testing.T) {
 		x.send(sent)
 		ts := y.trains(f)
 		y.Close()
-		for i := range 100 { // others use the pool meanwhile
+		for i := range 100 { // other sockets use the pool meanwhile
 			u, w := v.pair(t, f)
 			u.send(trainOf(i, 900, 900, w.at(f)))
 			w.receive(f, 1)
@@ -237,7 +240,7 @@ func TestConcurrentSend(t *testing.T) {
 		}
 		got := y.receive(f, senders*rounds*4)
 		wg.Wait()
-		seen := map[string]int{} // by content
+		seen := map[string]int{} // number of arrivals by content
 		for _, d := range got {
 			seen[string(d.data)]++
 		}

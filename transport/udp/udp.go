@@ -13,44 +13,45 @@ import (
 )
 
 // A Bind is a [wireguard.Bind] that opens the system's UDP sockets. Its fields are options. The zero value listens on all
-// addresses of both families, with every offload that the system has. Several devices may share one Bind. It is safe
-// for concurrent use while nobody changes its fields.
+// addresses of IPv4 and IPv6, with every offload that the system has. Several devices may use the same Bind. A Bind is safe for
+// concurrent use while no goroutine changes its fields.
 type Bind struct {
-	// Address is the local address to listen on. A zone must name an interface. 0.0.0.0 limits the socket to IPv4, and ::
-	// to IPv6. The zero Addr means all addresses of both families.
+	// Address is the local address to listen on. If it has a zone, the zone must be the name of an interface. 0.0.0.0 means all
+	// IPv4 addresses but no IPv6, and :: means all IPv6 addresses but no IPv4. The zero Addr means all addresses of both families.
 	Address netip.Addr
 
 	// Interface is the name of the network interface that sends and receives the datagrams, as in "eth0". Empty means any
 	// interface. Listen fails on systems other than Linux, macOS and Windows if it is set.
 	Interface string
 
-	// Control is called on each new socket after this package has set its options and before it binds the socket, so
-	// that it can set other options or change these. network is "udp4" or "udp6". An error makes Listen fail. But if
-	// the error wraps syscall.EAFNOSUPPORT and Address is not set, Listen only leaves out this family. Nil means no
-	// call.
+	// Control is called on each new socket after this package has set its options and before it binds the socket, so that it
+	// can set other options or change these. network is "udp4" or "udp6". If Control returns an error, Listen fails. There is
+	// one exception: if the error wraps syscall.EAFNOSUPPORT and Address is not set, Listen only leaves out this family. If
+	// Control is nil, it is not called.
 	Control func(network, address string, c syscall.RawConn) error
 
-	// NoOffload passes datagrams to the system one by one, though still many per system call. It has an effect on Linux
-	// only, since other systems have no offload here.
+	// NoOffload passes datagrams to the system one by one, though still many per system call. NoOffload has an effect on Linux
+	// only, since this package uses no offload on other systems.
 	NoOffload bool
 
 	// Portable makes Linux use the code for other systems, which passes one datagram per system call.
 	Portable bool
 
-	// Receivers is the number of sockets per family, from 1 to 256, all on one port. The device reads each on a goroutine,
-	// so that as many cores receive at the same time. The datagrams from one address and port stay on one socket. Zero
-	// means one socket if the program uses fewer than 4 cores (runtime.GOMAXPROCS), and otherwise one for every two cores.
-	// Systems other than Linux and Android have one socket per family, whatever the number.
+	// Receivers is the number of sockets per family, from 1 to 256, all on one port. The device reads each socket on a separate
+	// goroutine, so that several cores can receive at the same time. The datagrams from one address and port stay on one
+	// socket. Zero means one socket if the program uses fewer than 4 cores (runtime.GOMAXPROCS), and otherwise one socket for
+	// every two cores. Systems other than Linux and Android always have one socket per family.
 	//
-	// With several sockets, the port is in use for every program except those of the same user that set SO_REUSEPORT. Such
-	// a program can bind to the port, but it receives nothing that arrives for these sockets, unless the Bind listens on
-	// all addresses and the program binds to a single one. If Control sets SO_REUSEPORT, zero means one socket.
+	// With several sockets, other programs cannot bind to the port, except those of the same user that set SO_REUSEPORT. Such a
+	// program can bind to the port, but it receives no datagrams of the Bind, with one exception: if the Bind listens on all
+	// addresses and the program binds to a single address, the program receives the datagrams for that address. If Control sets
+	// SO_REUSEPORT, a Receivers of zero means one socket.
 	Receivers int
 
-	// The fields below belong to the copy of a Bind that a Socket has.
+	// The fields below are only set in the copy of the Bind that a Socket keeps.
 	count  int  // sockets per family
-	shared bool // the sockets may be bound to a port that another shared socket has; see Socket.Renew
-	beside path // the first socket of the group that the next socket joins; nil means that it is bound alone
+	shared bool // the sockets may be bound to the port of another socket that is shared too; see Socket.Renew
+	beside path // the path of the socket beside which the next socket is bound; nil means that the next socket is bound alone
 }
 
 // A family is a version of IP, and the index of its path in a Socket.
@@ -61,11 +62,11 @@ const (
 	ipv6
 	families // the number of families
 
-	noFamily family = -1 // of an endpoint without an address
+	noFamily family = -1 // the family of an endpoint without an address
 )
 
 const (
-	// pairTries limits the search for a port that is free in both families.
+	// pairTries is how many ports Listen tries until it finds one that is free in both families.
 	pairTries = 100
 
 	// bufferSize is the size of the buffer that this package asks for in each direction of a socket, in bytes.
@@ -82,7 +83,7 @@ func (f family) any() netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-// familyOf returns the family of the socket that reaches a. IPv4 reaches an IPv4-mapped IPv6 address.
+// familyOf returns the family of the socket that sends to a. For an IPv4-mapped IPv6 address, this is IPv4.
 func familyOf(a netip.Addr) family {
 	switch {
 	case a.Is4(), a.Is4In6():
@@ -113,7 +114,7 @@ func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
 		if err == nil {
 			return s, nil
 		}
-		// The port that the system chose for the first family is taken in the second.
+		// The system chose the port for the first family, but the port is in use in the second family. Try another port.
 		if port == 0 && try < pairTries && errors.Is(err, errnoInUse) {
 			continue
 		}
@@ -121,7 +122,8 @@ func (b *Bind) Listen(port uint16) (wireguard.Socket, error) {
 	}
 }
 
-// listen tries once to open the sockets of each family. If port is 0, all use the port that the system chose for the first.
+// listen tries once to open the sockets of each family. If port is 0, all sockets use the port that the system chose for the
+// first socket.
 func (b *Bind) listen(port uint16) (*Socket, error) {
 	s := &Socket{bind: b, port: port}
 	var missing error
@@ -152,7 +154,7 @@ func (b *Bind) listen(port uint16) (*Socket, error) {
 	return s, nil
 }
 
-// open opens one socket.
+// open opens one socket and returns its path.
 func (b *Bind) open(f family, port uint16) (path, error) {
 	c := &conn{family: f}
 	address := b.Address
@@ -186,7 +188,7 @@ func (b *Bind) open(f family, port uint16) (path, error) {
 	return c.path(b), nil
 }
 
-// share sets the options that let the socket be bound beside others, if b asks for that.
+// share sets the options that b requires so that the socket can be bound to a port that other sockets have.
 func (b *Bind) share(fd uintptr) (err error) {
 	if b.shared {
 		_, err = setShared(fd, true)
@@ -197,7 +199,7 @@ func (b *Bind) share(fd uintptr) (err error) {
 	return err
 }
 
-// A path carries datagrams across one socket: a linuxPath or the portable path.
+// A path sends and receives the datagrams of one socket. Its type is linuxPath or portable.
 type path interface {
 	wireguard.Receiver
 
@@ -212,12 +214,12 @@ type conn struct {
 	family family
 	udp    *net.UDPConn
 	raw    syscall.RawConn
-	gso    bool // the system can take a train in one call
-	gro    bool // the system may hand out a train in one call
+	gso    bool // the system can send a train in one call
+	gro    bool // the system may return a received train in one call
 
 	also io.Closer // Close closes this too; may be nil
 
-	retired atomic.Pointer[retirement] // nil until Retire
+	retired atomic.Pointer[retirement] // set by Retire; nil before
 
 	in  traffic
 	_   [64]byte // keeps in and out on separate cache lines, because different cores count the two directions

@@ -16,7 +16,7 @@ import (
 
 var _ wireguard.Bind = (*Bind)(nil)
 
-// failing returns a Control that fails with err for a network.
+// failing returns a function for Bind.Control that returns err if the socket is of the given network.
 func failing(network string, err error) func(string, string, syscall.RawConn) error {
 	return func(n, _ string, _ syscall.RawConn) error {
 		if n == network {
@@ -47,7 +47,8 @@ func TestBothFamiliesOnOnePort(t *testing.T) {
 	}
 }
 
-// A change of port opens the new socket while the old one is open, and the old one keeps working meanwhile.
+// TestChangeOfPort checks that a new socket can be opened on another port while the old one is open, and that the old one keeps
+// working meanwhile.
 func TestChangeOfPort(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, old := v.pair(t, f)
@@ -71,7 +72,7 @@ func TestChangeOfPort(t *testing.T) {
 	})
 }
 
-// "port taken in one family only"
+// TestPortTakenInOneFamily checks that Listen fails if the port is in use in only one family, and then leaves no socket open.
 func TestPortTakenInOneFamily(t *testing.T) {
 	if !has(ipv6) {
 		t.Skip("needs an IPv6 loopback address")
@@ -134,7 +135,7 @@ func TestPortZeroTriesUntilBothFamiliesHaveIt(t *testing.T) {
 	}
 }
 
-// "host without IPv6", and without IPv4.
+// TestMissingFamilyIsNoError checks that Listen succeeds on a host without IPv6, or without IPv4.
 func TestMissingFamilyIsNoError(t *testing.T) {
 	for _, v := range variants {
 		for f := range families {
@@ -172,7 +173,7 @@ func TestAddress(t *testing.T) {
 			if e.paths[c.family] == nil || e.paths[1-c.family] != nil {
 				t.Errorf("%s: address %s opens the wrong families", v.name, c.address)
 			}
-			if strings.HasSuffix(c.address, "127.0.0.1") { // on Linux, for example, 127.0.0.2 is a loopback address too
+			if strings.HasSuffix(c.address, "127.0.0.1") { // the system may deliver datagrams for 127.0.0.2 to this host too
 				ts := []wireguard.Train{trainOf(2, 20, 20, wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), e.Port())))}
 				v.listen(t).Send(ts)
 			}
@@ -222,7 +223,7 @@ func TestControlIsCalledForEachSocket(t *testing.T) {
 	}
 }
 
-// Close unblocks every receiver with net.ErrClosed, whatever it is doing, and may be called again.
+// TestClose checks that Close makes every receiver fail with net.ErrClosed, and that Close may be called again.
 func TestClose(t *testing.T) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
@@ -240,7 +241,7 @@ func TestClose(t *testing.T) {
 					}
 				}()
 			}
-			time.Sleep(time.Millisecond) // some of them wait by now; the outcome is the same for the others
+			time.Sleep(time.Millisecond) // so that some receivers wait before Close
 			for range 3 {
 				if err := e.Close(); err != nil {
 					t.Errorf("Close: %v", err)

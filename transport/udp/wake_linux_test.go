@@ -16,8 +16,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A wayUnderLoad is one direction between a pair of devices. Its sender never stops, and has at most window packets on
-// their way, so that no queue is full: a packet is lost only if a socket is missing.
+// A wayUnderLoad sends packets in one direction between a pair of devices. It sends all the time, but has at most window
+// packets under way, so that no queue overflows. A packet can only be lost if no socket receives it.
 type wayUnderLoad struct {
 	from, to       *pipe.Tunnel
 	src, dst       netip.AddrPort
@@ -56,8 +56,8 @@ func (w *wayUnderLoad) lost() int64 {
 	return w.sent.Load() - w.received.Load()
 }
 
-// TestWakeUnderLoad: a device that is woken ten times, and then changes its port ten times, loses nothing that it sends,
-// and during its Wakes nothing that its peer sends.
+// TestWakeUnderLoad checks that no packet in either direction is lost during ten Wakes of a device and ten Wakes of its peer.
+// It also checks that no packet that the device sends is lost while it changes its port ten times.
 func TestWakeUnderLoad(t *testing.T) {
 	for name, bind := range map[string]*udp.Bind{"offload": {}, "portable": {Portable: true}, "receivers": {Receivers: 3}} {
 		t.Run(name, func(t *testing.T) {

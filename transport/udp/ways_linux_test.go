@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// elsewhere stores p as if its packets had left through another interface before the last change.
+// elsewhere stores an entry for p as if its packets had left through another interface before the last change of routes.
 func elsewhere(r *routes, p pair) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.put(p, way{1 << 20, r.changes.Load() - 1})
 }
 
-// If two peers are behind one address, the source of each is dropped.
+// TestPeersBehindOneAddress checks that the source is dropped for both of two peers with the same address.
 func TestPeersBehindOneAddress(t *testing.T) {
 	p := fast(t, variants[0].listen(t), ipv4)
 	if p.routes == nil {
@@ -38,7 +38,7 @@ func TestPeersBehindOneAddress(t *testing.T) {
 	}
 }
 
-// A check of the peer that was checked last takes no lock, as long as nothing has changed.
+// TestLonePeerTakesNoLock checks that a second check of the same pair takes no lock, as long as no route has changed.
 func TestLonePeerTakesNoLock(t *testing.T) {
 	p := fast(t, variants[0].listen(t), ipv4)
 	if p.routes == nil {
@@ -64,9 +64,9 @@ func TestLonePeerTakesNoLock(t *testing.T) {
 	}
 }
 
-// A script replaces the netlink socket. Each read returns what the test puts into says.
+// A script replaces the netlink socket. Each Read returns the next error that the test sends to the channel says.
 type script struct {
-	says   chan error // nil means a change
+	says   chan error // nil means a message about a change
 	closed chan struct{}
 }
 
@@ -88,8 +88,9 @@ func (s script) Close() error {
 	return nil
 }
 
-// "a netlink loop that stops at the first IPv6 peer", or at the first odd error: after each read of netlink, one Send sends
-// trains to peers of both families. It drops the source of an IPv4 train whose route has changed.
+// TestRoutesSurviveErrors checks that routes continues to work after trains to IPv6 peers, and after errors of the netlink
+// socket. After each read of netlink, one Send sends trains to peers of both families, and must drop the source of the IPv4
+// train, whose route has changed. Another implementation had a netlink loop that stopped at the first IPv6 peer (faults_test.go).
 func TestRoutesSurviveErrors(t *testing.T) {
 	x, y := variants[0].listen(t), variants[0].listen(t)
 	netlink := script{make(chan error), make(chan struct{})}

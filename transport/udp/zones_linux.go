@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// zones caches the interfaces of link-local addresses, so that a socket does not ask the system for each datagram. The
-// zero value is empty. It is safe for concurrent use. A renamed interface stays known by both names. Call forget after
-// an interface has disappeared.
+// zones caches the names and indexes of interfaces, which link-local addresses contain. Without it, a socket would have to ask
+// the system for each datagram to or from such an address. The zero value is empty. A zones is safe for concurrent use. If an
+// interface is renamed, both its names remain in the cache. Call forget after an interface has disappeared.
 type zones struct {
 	mu      sync.RWMutex
 	names   map[uint32]string
@@ -33,7 +33,8 @@ func (z *zones) name(index uint32) string {
 	return i.Name
 }
 
-// index is the inverse of name. It returns 0 if there is no such interface.
+// index is the inverse of name. It returns the index of the interface with this name. If there is none, it returns name as a
+// number, or 0 if name is not a number.
 func (z *zones) index(name string) uint32 {
 	z.mu.RLock()
 	index, ok := z.indexes[name]
@@ -59,8 +60,7 @@ func (z *zones) learn(i *net.Interface) {
 	z.names[uint32(i.Index)], z.indexes[i.Name] = i.Name, uint32(i.Index)
 }
 
-// forget empties the cache. Call it after a failure that may come from an interface that has disappeared or has a new
-// index.
+// forget empties the cache. Call it after an error that can mean that an interface has disappeared or has a new index.
 func (z *zones) forget() {
 	z.mu.Lock()
 	z.names, z.indexes = nil, nil

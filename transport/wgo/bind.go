@@ -10,20 +10,19 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Bind makes a conn.Bind of wireguard-go serve as the datagram side of one device of this library. It takes over b. The
-// caller may still call methods of b that are not in conn.Bind, such as those of conn.PeekLookAtSocketFd.
+// Bind returns a wireguard.Bind for one device of this library that uses the conn.Bind b of wireguard-go. The caller must no longer
+// call the methods of conn.Bind on b itself. It may still call other methods of b, such as those of conn.PeekLookAtSocketFd.
 //
-// b is either open or closed, but a wireguard.Bind has several sockets while its device changes the port. So Bind
-// closes b for the older sockets and opens it for the newest, on the same port if need be. The older sockets receive
-// nothing meanwhile, and send through b as it is open now. When the newest socket closes or cannot be opened, Bind
-// opens b again for the previous socket, with that socket's port and mark. The previous socket then continues, but
-// datagrams that arrived in between are lost. If that fails too, the socket's receivers report the error, and try again
-// at each call.
+// b is a single socket, but a wireguard.Bind has several sockets while its device changes the port. So when the device opens
+// another socket, Bind closes b and opens it again for the newest socket. The older sockets then receive nothing, and send through
+// b as it is open at the time. When the newest socket is closed or cannot be opened, Bind opens b again for the previous socket,
+// with that socket's port and mark. The previous socket then continues, but datagrams that arrived in between are lost. If b cannot
+// be opened for the previous socket, the receivers of that socket return the error, and try again each time that they are called.
 //
-// An endpoint of b that is an IP address and port becomes an Addr, with the local address to answer from if b has it.
-// Any other endpoint becomes a Link; see [ParseEndpoint]. b gets at most its batch size of datagrams per call. If one
-// of several such calls fails because the source is gone, Bind sends the whole train again, so some datagrams can be
-// sent twice.
+// If an endpoint of b is an IP address and port, the device gets an Endpoint with an Addr, and with a Source if b reports the
+// local address. For any other endpoint, the device gets an Endpoint with a Link; see [ParseEndpoint]. One call of b's Send
+// gets at most as many datagrams as the batch size of b. If one of several calls for a train fails because the source address
+// no longer exists, Bind sends the whole train again, so some datagrams can be sent twice.
 func Bind(b conn.Bind) wireguard.Bind {
 	_, std := b.(*conn.StdNetBind)
 	w := &bind{inner: b, batch: max(b.BatchSize(), 1), inPlace: std, routes: routes{bind: b}}
@@ -37,14 +36,16 @@ type bind struct {
 	batch   int
 	inPlace bool // inner does not change the bytes that it sends
 	routes  routes
-	runs    sync.Pool // of *run
+	runs    sync.Pool // contains *run
 
-	mu     sync.RWMutex // for writing: Open, Close and SetMark of inner, and the fields below; for reading: Send
-	newest *socket      // inner is open for it, unless it is lost; nil if inner is closed
-	left   *socket      // inner was open for it before, and its receivers may still be in inner; nil after await
+	// The lock for writing is held during Open, Close and SetMark of inner, and guards the fields below. The lock for reading
+	// is held during Send.
+	mu     sync.RWMutex
+	newest *socket // the socket for which inner is open, except if the socket is lost; nil if inner is closed
+	left   *socket // the last socket for which inner was closed; its receivers may still be in inner; nil after await
 }
 
-// Listen opens b for a new socket.
+// Listen makes a new socket, and opens inner for it.
 func (b *bind) Listen(port uint16) (wireguard.Socket, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -68,14 +69,14 @@ func (b *bind) Listen(port uint16) (wireguard.Socket, error) {
 	return s, nil
 }
 
-// shut closes inner, which was open for s. Call await before inner is opened again. The caller holds mu, here and in
-// the methods below.
+// shut closes inner, which was open for s. The caller must call await before it opens inner again. The callers of shut, await
+// and reopen hold mu.
 func (b *bind) shut(s *socket) error {
 	b.left = s
 	return b.inner.Close()
 }
 
-// await waits until no receiver is in inner. inner must be closed.
+// await waits until no receiver is in a call of inner. inner must be closed.
 func (b *bind) await() {
 	if b.left != nil {
 		b.left.wait()
@@ -83,7 +84,7 @@ func (b *bind) await() {
 	}
 }
 
-// reopen opens inner again for s, on its port. inner must be closed.
+// reopen opens inner again for s, on the port of s. inner must be closed.
 func (b *bind) reopen(s *socket) error {
 	b.await()
 	fns, _, err := b.inner.Open(s.port)
@@ -100,7 +101,7 @@ func (b *bind) reopen(s *socket) error {
 	return nil
 }
 
-// revive reopens inner for s if s is lost.
+// revive opens inner again for s if s is lost.
 func (b *bind) revive(s *socket) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -111,7 +112,7 @@ func (b *bind) revive(s *socket) error {
 	return b.reopen(s)
 }
 
-// close closes inner if it is open for s, and reopens it for the previous socket.
+// close ends s. If inner is open for s, close closes inner, and opens it again for the previous socket, if there is one.
 func (b *bind) close(s *socket) (err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

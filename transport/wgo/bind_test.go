@@ -77,12 +77,12 @@ func TestBindJoinsWhatItReceives(t *testing.T) {
 	wantTrain(t, in, "aaaabb", 4)
 	wantTrain(t, in, "cc", 2)
 	wantTrain(t, in, "dddd", 4)
-	f.in <- fakeDatagrams{data: [][]byte{{}}} // nothing to hand on
-	f.deliver("[::ffff:10.0.0.1]:1", "aaaa")  // the same address, IPv4-mapped
+	f.in <- fakeDatagrams{data: [][]byte{{}}} // Receive must skip an empty datagram
+	f.deliver("[::ffff:10.0.0.1]:1", "aaaa")  // the same address as an IPv4-mapped address
 	if b := wantTrain(t, in, "aaaa", 4); b.Endpoint != a.Endpoint || b.Endpoint.Addr.Addr().Is4In6() {
 		t.Errorf("%v is not %v", b.Endpoint, a.Endpoint)
 	}
-	f.in <- fakeDatagrams{} // an error
+	f.in <- fakeDatagrams{} // makes the fakeBind return an error
 	if err := <-in.errs; errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "odd") {
 		t.Errorf("got %v", err)
 	}
@@ -96,7 +96,7 @@ func TestBindSendsCopies(t *testing.T) {
 	f := newFakeBind(t)
 	s := listen(t, Bind(f), 0)
 	ts := append(trainTo("10.0.0.1:1", "aaaabbbbccccddddeeeeff", 4), trainTo("10.0.0.2:2", "g", 4)...)
-	for range 2 { // the second time with memory that the bind wrote to
+	for range 2 { // in the second round, the copies are in memory that the bind has overwritten
 		f.sent = nil
 		s.Send(ts)
 		if got := string(bytes.Join(f.sent, []byte(" "))); got != "aaaa bbbb cccc dddd eeee ff g" {
@@ -112,7 +112,7 @@ func TestBindSendsCopies(t *testing.T) {
 	}
 }
 
-// The Size of a train may be wrong. A Size of 0 or less means one datagram, and so does a Size beyond the data.
+// TestBindSendsOddSizes checks that a train is sent as one datagram if its Size is 0 or less, or larger than the data.
 func TestBindSendsOddSizes(t *testing.T) {
 	for _, size := range []int{-1, 0, 1000} {
 		f := newFakeBind(t)
@@ -166,7 +166,7 @@ func TestBindSendErrors(t *testing.T) {
 				calls++
 				return c.err(ep.(*fakeEndpoint), calls-1)
 			}
-			ts := []wireguard.Train{{Data: []byte("aabbccddee"), Size: 2, Endpoint: heard}} // 5 datagrams, batches of 4
+			ts := []wireguard.Train{{Data: []byte("aabbccddee"), Size: 2, Endpoint: heard}} // two calls: at most 4 datagrams each
 			if s.Send(ts); !errors.Is(ts[0].Err, c.want) || (c.want == nil) != (ts[0].Err == nil) {
 				t.Errorf("Err = %v, want %v", ts[0].Err, c.want)
 			}
@@ -177,7 +177,7 @@ func TestBindSendErrors(t *testing.T) {
 	}
 }
 
-// Links are told apart by name, even if the bind makes a new object for the name each time.
+// TestBindLinks checks that endpoints with the same name are equal, even if the bind makes a new object for the name each time.
 func TestBindLinks(t *testing.T) {
 	f := newFakeBind(t)
 	s := listen(t, Bind(f), 0)
@@ -211,9 +211,10 @@ func TestBindLinks(t *testing.T) {
 	}
 }
 
-// While the port changes, two sockets are open. The older one waits, and sends through the bind as it is open then.
+// TestBindChangesPort checks the sockets of a Bind while the device changes its port. Two sockets are open then. The receivers
+// of the older one wait, and it sends through the bind as it is open at the time.
 func TestBindChangesPort(t *testing.T) {
-	for _, port := range []uint16{0, 7, 1000} { // 1000 is that of the first socket
+	for _, port := range []uint16{0, 7, 1000} { // 1000 is the port of the first socket
 		f := newFakeBind(t)
 		b := Bind(f)
 		old := listen(t, b, 0)
@@ -291,7 +292,8 @@ func TestBindGoesBackToTheOldPort(t *testing.T) {
 	}
 }
 
-// A socket whose bind could not be opened again, or was closed by somebody else, reports that and recovers by itself.
+// TestBindRevives checks a socket whose bind could not be opened again, or was closed by code outside this package. Its
+// receivers return an error, and work again when the bind can be opened.
 func TestBindRevives(t *testing.T) {
 	f := newFakeBind(t)
 	b := Bind(f)
@@ -309,7 +311,7 @@ func TestBindRevives(t *testing.T) {
 	f.refuse()
 	for back := false; !back; {
 		select {
-		case <-in.errs: // this error was under way
+		case <-in.errs: // a receiver had this error before
 		case <-time.After(time.Millisecond):
 			back = s.(*socket).is(running)
 		}
@@ -326,7 +328,7 @@ func TestBindRevives(t *testing.T) {
 	f.refuse(5)
 	f.Close()
 	<-in.errs
-	s.Close() // while it is lost
+	s.Close() // the socket is lost
 	for ended := 0; ended < 2; {
 		select {
 		case <-in.errs:
@@ -336,7 +338,8 @@ func TestBindRevives(t *testing.T) {
 	}
 }
 
-// Sends, port changes and closing happen at the same time. The fakeBind checks that the adapter keeps the rules.
+// TestBindUnderLoad checks that the adapter keeps the rules for a conn.Bind while goroutines send, change the port and close
+// sockets at the same time. The fakeBind reports violations.
 func TestBindUnderLoad(t *testing.T) {
 	f := newFakeBind(t)
 	f.send = func([][]byte, conn.Endpoint) error { return nil }
@@ -391,7 +394,8 @@ func TestBindUnderLoad(t *testing.T) {
 	all.Wait()
 }
 
-// Strangers do not fill the memory, and a peer that is sent to keeps its route among them.
+// TestRoutesAreBounded checks that the number of routes is limited, however many addresses there are, and that the route of a
+// peer in use is not dropped.
 func TestRoutesAreBounded(t *testing.T) {
 	f := newFakeBind(t)
 	r := routes{bind: f}
@@ -412,7 +416,7 @@ func TestRoutesAreBounded(t *testing.T) {
 	if n := len(r.now) + len(r.old); n > 2*routeLimit {
 		t.Errorf("%d routes, want at most %d", n, 2*routeLimit)
 	}
-	for range 2 { // the second time from memory
+	for range 2 { // in the second round, the route is stored
 		peer.Source = netip.MustParseAddr("10.0.0.3")
 		if ep, err := r.find(&peer); err != nil || ep.DstToString() != "10.0.0.1:1" || ep.SrcIP().IsValid() {
 			t.Errorf("a route with an unknown source: %v, %v, want one without", ep, err)

@@ -1,11 +1,11 @@
 package wgo
 
 const (
-	room = 16      // bytes of room in front of each packet for a tun.Device
-	slot = 1 << 16 // bytes of each buffer for wireguard-go, including room; no packet that arrived through UDP is larger
+	room = 16      // bytes of space in front of each packet for a tun.Device
+	slot = 1 << 16 // size in bytes of each buffer for wireguard-go, including room; any packet that arrived over UDP fits
 )
 
-// newSlots makes n consecutive buffers.
+// newSlots returns n buffers of slot bytes, which lie one after another in memory.
 func newSlots(n int) (memory []byte, slots [][]byte) {
 	memory, slots = make([]byte, n*slot), make([][]byte, n)
 	for i := range slots {
@@ -14,9 +14,10 @@ func newSlots(n int) (memory []byte, slots [][]byte) {
 	return memory, slots
 }
 
-// A run holds the buffers for one call of wireguard-go's Write or Send, at most as many as the batch size.
+// A run holds the buffers for one call of Write of a tun.Device or of Send of a conn.Bind. It has at most as many buffers as
+// the batch size.
 type run struct {
-	bufs  [][]byte // the callee may change the elements
+	bufs  [][]byte // Write or Send may change the elements
 	slots [][]byte // memory for copies, allocated at the first use
 }
 
@@ -27,8 +28,8 @@ func (r *run) full() bool { return len(r.bufs) == cap(r.bufs) }
 // add puts p itself into the run.
 func (r *run) add(p []byte) { r.bufs = append(r.bufs, p) }
 
-// copy puts a copy of p into the run, with room in front and the rest of the slot behind. It leaves out a p that does
-// not fit.
+// copy adds a copy of p to the run, with room bytes of space in front of it and the rest of its slot as capacity. If p does not
+// fit into a slot, copy does nothing.
 func (r *run) copy(p []byte, room int) {
 	if room+len(p) > slot {
 		return
@@ -40,7 +41,7 @@ func (r *run) copy(p []byte, room int) {
 	r.add(r.slots[i][:room+copy(r.slots[i][room:], p)])
 }
 
-// reset empties the run and drops references to the caller's memory.
+// reset removes all buffers from the run, so that the run does not refer to the caller's memory.
 func (r *run) reset() {
 	clear(r.bufs)
 	r.bufs = r.bufs[:0]

@@ -14,19 +14,20 @@ import (
 )
 
 const (
-	trainBytes     = 65507 // of UDP payload in one IPv4 packet; an IPv6 packet holds more
-	trainDatagrams = 64    // the smallest UDP_MAX_SEGMENTS of Linux
+	trainBytes     = 65507 // most bytes of UDP payload in an IPv4 packet; an IPv6 packet can hold more
+	trainDatagrams = 64    // most datagrams in a train; the smallest value of UDP_MAX_SEGMENTS in any version of Linux
 
-	interned = 256 // endpoints that a receiver remembers
+	interned = 256 // most endpoints that an intake stores
 )
 
-// ConnBind makes a datagram side of this library serve wireguard-go's device. It copies runs of datagrams of equal size,
-// as wireguard-go sends them, into trains, so that b can send each run with one system call. It copies received datagrams
-// out of their trains. It allocates nothing per packet, and one endpoint per new source address. It copies all datagrams for a
-// b that is a wireguard.Framer, since wireguard-go leaves no room in front of them.
+// ConnBind returns a conn.Bind for wireguard-go's device that uses the wireguard.Bind b. If wireguard-go sends several
+// datagrams of equal size, the conn.Bind copies them into a train, so that b can send them with one system call. It copies
+// received datagrams out of their trains. It allocates nothing per packet, and one endpoint for each new source address. If b
+// is a wireguard.Framer, it copies all datagrams that it sends, since wireguard-go provides no space in front of them.
 //
-// SetMark does nothing if the sockets of b do not implement wireguard.Marker. Endpoints with a Link come only from
-// received datagrams, because ParseEndpoint takes an address and port. The type of service of all datagrams is 0.
+// SetMark does nothing if the sockets of b do not implement wireguard.Marker. ParseEndpoint accepts only an address and port,
+// so wireguard-go can get an endpoint with a Link only from a received datagram. All datagrams are sent with a type of service
+// of 0.
 func ConnBind(b wireguard.Bind) conn.Bind {
 	c := &connBind{inner: b}
 	if f, ok := b.(wireguard.Framer); ok {
@@ -39,14 +40,14 @@ func ConnBind(b wireguard.Bind) conn.Bind {
 // A connBind wraps a wireguard.Bind as a conn.Bind.
 type connBind struct {
 	inner    wireguard.Bind
-	headroom int       // of inner
-	sends    sync.Pool // of *outgoing
+	headroom int       // headroom that inner needs, in bytes
+	sends    sync.Pool // contains *outgoing
 
-	mu     sync.Mutex // held by Open and Close
+	mu     sync.Mutex // locked during Open, Close and SetMark
 	socket atomic.Pointer[wireguard.Socket]
 }
 
-// Open makes a socket. It fails while the previous socket is open.
+// Open opens a socket. It fails while another socket is open.
 func (c *connBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,7 +77,7 @@ func (c *connBind) Close() error {
 	return nil
 }
 
-// SetMark marks the datagrams that are sent, if the socket supports marks.
+// SetMark sets the mark of the datagrams that are sent from now on, if the socket supports marks.
 func (c *connBind) SetMark(mark uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,7 +89,7 @@ func (c *connBind) SetMark(mark uint32) error {
 	return nil
 }
 
-// BatchSize returns the batch size of StdNetBind.
+// BatchSize returns the same batch size as StdNetBind.
 func (c *connBind) BatchSize() int { return conn.IdealBatchSize }
 
 // ParseEndpoint parses an address and port.
@@ -100,8 +101,8 @@ func (c *connBind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	return &endpoint{Endpoint: e}, nil
 }
 
-// An endpoint wraps an Endpoint as a conn.Endpoint. It never changes, except that it drops its source: wireguard-go
-// calls ClearSrc while other goroutines send to it.
+// An endpoint wraps a wireguard.Endpoint as a conn.Endpoint. Only noSource ever changes, because wireguard-go calls ClearSrc
+// while other goroutines send to the endpoint.
 type endpoint struct {
 	wireguard.Endpoint
 	noSource atomic.Bool
@@ -124,7 +125,8 @@ func (e *endpoint) SrcToString() string {
 	return ""
 }
 
-// DstIP returns the address by which wireguard-go limits handshakes. A Link has no address, so its key serves instead.
+// DstIP returns the destination address, which wireguard-go uses to limit handshakes per address. For a Link, which has no
+// address, it returns an address that is made from the Link's key.
 func (e *endpoint) DstIP() netip.Addr {
 	if e.Link != nil {
 		return netip.AddrFrom16(e.Link.Key())
@@ -132,7 +134,7 @@ func (e *endpoint) DstIP() netip.Addr {
 	return e.Addr.Addr()
 }
 
-// DstToBytes returns the bytes that cookies are bound to.
+// DstToBytes returns the destination in binary form, from which wireguard-go computes cookies.
 func (e *endpoint) DstToBytes() []byte {
 	if e.Link != nil {
 		key := e.Link.Key()
@@ -142,7 +144,7 @@ func (e *endpoint) DstToBytes() []byte {
 	return b
 }
 
-// to returns the endpoint to send to.
+// to returns the wireguard.Endpoint to send to, without its source after ClearSrc.
 func (e *endpoint) to() wireguard.Endpoint {
 	to := e.Endpoint
 	if e.noSource.Load() {
@@ -151,18 +153,19 @@ func (e *endpoint) to() wireguard.Endpoint {
 	return to
 }
 
-// An intake turns the trains of one receiver into single datagrams. One goroutine uses it.
+// An intake divides the trains of one receiver into single datagrams. Only one goroutine at a time may use it.
 type intake struct {
 	bind     *connBind
 	socket   *wireguard.Socket
 	receiver wireguard.Receiver
 
-	trains []wireguard.Train // trains still to hand on; borrowed from the receiver until its next call
+	trains []wireguard.Train // trains that have not been returned yet; valid until the next call of the receiver
 	known  map[wireguard.Endpoint]*endpoint
-	last   *endpoint // the newest endpoint
+	last   *endpoint // the endpoint that was returned last
 }
 
-// receive copies the rest of the last trains, or the next trains, to bufs. It is a conn.ReceiveFunc.
+// receive copies datagrams to bufs. It takes them from the trains that are left, or else receives new trains. It is a
+// conn.ReceiveFunc.
 func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n int, err error) {
 	for n == 0 {
 		if in.bind.socket.Load() != in.socket {
@@ -192,8 +195,8 @@ func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n in
 	return n, nil
 }
 
-// received returns err in the form for wireguard-go. net.ErrClosed is not wrapped. No other error is a net.Error, since
-// a net.Error that is not temporary would end wireguard-go's receiver for ever.
+// received converts an error of a receiver for wireguard-go. It does not wrap net.ErrClosed. It wraps other errors, so that
+// none is a net.Error itself: wireguard-go stops receiving for ever after a net.Error that is not temporary.
 func received(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return net.ErrClosed
@@ -201,7 +204,8 @@ func received(err error) error {
 	return fmt.Errorf("wgo: receiving: %w", err)
 }
 
-// endpoint returns e as a conn.Endpoint. It returns the same one as before, if that still has its source.
+// endpoint returns e as a conn.Endpoint. If it still stores the one that it returned for e before, and ClearSrc was not called for
+// that one, it returns the same one again.
 func (in *intake) endpoint(e *wireguard.Endpoint) *endpoint {
 	if in.last != nil && in.last.Endpoint == *e && !in.last.noSource.Load() {
 		return in.last
@@ -218,13 +222,13 @@ func (in *intake) endpoint(e *wireguard.Endpoint) *endpoint {
 	return ep
 }
 
-// An outgoing is the scratch memory of one call of Send.
+// An outgoing holds the temporary data of one call of Send.
 type outgoing struct {
 	data   []byte
 	trains []wireguard.Train
 }
 
-// Send sends bufs as trains and returns their first error.
+// Send sends bufs as trains and returns the error of the first train that failed.
 func (c *connBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	e, ok := ep.(*endpoint)
 	if !ok {
@@ -245,15 +249,15 @@ func (c *connBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 			err = t.Err
 		}
 		if !t.Endpoint.Source.IsValid() && e.Source.IsValid() {
-			e.ClearSrc() // the socket found the source gone
+			e.ClearSrc() // the socket has cleared the source, because the host no longer has this address
 		}
 	}
 	clear(o.trains)
 	return err
 }
 
-// assemble makes trains of bufs to one endpoint, in order. The datagrams of a train are equal in size, except for a
-// shorter last one. A train of one datagram is not copied, unless it needs headroom.
+// assemble makes trains of bufs, in order. The datagrams of a train have equal sizes, except that the last one may be shorter.
+// assemble copies the datagrams, except for a train that has one datagram and no headroom.
 func (o *outgoing) assemble(bufs [][]byte, headroom int, to wireguard.Endpoint) {
 	o.data, o.trains = o.data[:0], o.trains[:0]
 	for len(bufs) > 0 {
@@ -261,7 +265,7 @@ func (o *outgoing) assemble(bufs [][]byte, headroom int, to wireguard.Endpoint) 
 		t := wireguard.Train{Data: bufs[0], Size: headroom + len(bufs[0]), Headroom: headroom, Endpoint: to}
 		if n > 1 || headroom > 0 {
 			if cap(o.data)-len(o.data) < bytes {
-				o.data = make([]byte, 0, max(bytes, 2*cap(o.data))) // earlier trains keep the old memory
+				o.data = make([]byte, 0, max(bytes, 2*cap(o.data))) // earlier trains still use the old memory
 			}
 			at := len(o.data)
 			for _, b := range bufs[:n] {
@@ -275,7 +279,7 @@ func (o *outgoing) assemble(bufs [][]byte, headroom int, to wireguard.Endpoint) 
 	}
 }
 
-// trainLen returns how many of the first bufs make one train, and their bytes with headroom.
+// trainLen returns how many of the first bufs can be one train, and the size of this train including headroom, in bytes.
 func trainLen(bufs [][]byte, headroom int) (n, bytes int) {
 	size := len(bufs[0])
 	for n < len(bufs) && n < trainDatagrams {

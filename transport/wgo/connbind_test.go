@@ -15,10 +15,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// A stubBind makes sockets without a network. They receive what tests put into in, and keep what is sent.
+// A stubBind makes sockets without a network. They receive the trains that tests send to the channel in, and store the trains
+// that are sent.
 type stubBind struct {
 	in    chan []wireguard.Train
-	sent  []string // each train: its datagrams, joined by spaces
+	sent  []string // one string per train: its datagrams, separated by spaces
 	fail  func(t *wireguard.Train)
 	to    wireguard.Endpoint
 	marks []uint32
@@ -50,7 +51,7 @@ func (s *stubSocket) Receive() ([]wireguard.Train, error) {
 	select {
 	case ts := <-s.in:
 		if ts == nil {
-			return nil, &net.OpError{Op: "read", Err: errors.New("odd")} // a net.Error, not temporary
+			return nil, &net.OpError{Op: "read", Err: errors.New("odd")} // a net.Error that is not temporary
 		}
 		return ts, nil
 	case <-s.closed:
@@ -244,12 +245,13 @@ func TestConnBindSends(t *testing.T) {
 	}
 }
 
-// A framedStub is a stubBind that puts a header in front of each datagram.
+// A framedStub is a stubBind that implements wireguard.Framer: it needs space for a header in front of each datagram.
 type framedStub struct{ *stubBind }
 
 func (framedStub) Headroom() int { return 3 }
 
-// TestConnBindHeadroom: a Framer finds room for its header, and what it marks as a header is not received.
+// TestConnBindHeadroom checks that each datagram for a Framer has the space for its header, and that received datagrams do not
+// include the header.
 func TestConnBindHeadroom(t *testing.T) {
 	b := &stubBind{in: make(chan []wireguard.Train, 1)}
 	c, receive := openConnBind(t, framedStub{b})
@@ -283,7 +285,8 @@ func TestConnBindHeadroom(t *testing.T) {
 	}
 }
 
-// The source is kept until it is cleared, by wireguard-go or by the socket, and comes back with the next datagram.
+// TestConnBindSource checks that an endpoint has a source until wireguard-go or the socket clears it. The next received
+// datagram gives an endpoint with a source again.
 func TestConnBindSource(t *testing.T) {
 	b := &stubBind{in: make(chan []wireguard.Train, 1)}
 	c, receive := openConnBind(t, b)
@@ -326,7 +329,7 @@ func TestConnBindSource(t *testing.T) {
 	if key := from.Link.Key(); b.to != from || e.DstToString() != "nodekey:1" || e.DstIP() != netip.AddrFrom16(key) || !bytes.Equal(e.DstToBytes(), key[:]) {
 		t.Errorf("a link is %v, %v, %v", e.DstToString(), e.DstIP(), e.DstToBytes())
 	}
-	for i := range 3 * interned { // strangers do not fill the memory
+	for i := range 3 * interned { // datagrams from many addresses must not use up memory
 		from = wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 1))
 		hear()
 	}

@@ -10,7 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A link is a conn.Endpoint without an IP address and port, such as a node key or a URL. The bind can parse its name.
+// A link is the wireguard.Link for a conn.Endpoint that is not an IP address and port, but for example a node key or a URL. The
+// conn.Bind can parse its name.
 type link struct{ name string }
 
 func (l link) Key() [16]byte {
@@ -20,9 +21,9 @@ func (l link) Key() [16]byte {
 
 func (l link) String() string { return l.name }
 
-// ParseEndpoint parses an endpoint in the form that b understands, for the configuration of a peer behind Bind(b). Use
-// it if the endpoints of b are not an address and port. For an address and port, as with StdNetBind,
-// [wireguard.ParseEndpoint] and [wireguard.EndpointOf] suffice.
+// ParseEndpoint parses an endpoint in the form that b understands, for the configuration of a peer of a device that uses
+// Bind(b). Use it if the endpoints of b are not an address and port. For an address and port, as with StdNetBind, use
+// [wireguard.ParseEndpoint] or [wireguard.EndpointOf].
 func ParseEndpoint(b conn.Bind, s string) (wireguard.Endpoint, error) {
 	ep, err := b.ParseEndpoint(s)
 	if err != nil {
@@ -31,7 +32,7 @@ func ParseEndpoint(b conn.Bind, s string) (wireguard.Endpoint, error) {
 	return endpointOf(ep), nil
 }
 
-// endpointOf returns ep as a comparable value. It allocates for all endpoints except those of StdNetBind.
+// endpointOf returns ep as a wireguard.Endpoint. It allocates memory, except for endpoints of StdNetBind.
 func endpointOf(ep conn.Endpoint) wireguard.Endpoint {
 	var e wireguard.Endpoint
 	if std, ok := ep.(*conn.StdNetEndpoint); ok {
@@ -52,22 +53,21 @@ func endpointOf(ep conn.Endpoint) wireguard.Endpoint {
 	return e
 }
 
-// routeLimit is how many endpoints one generation of routes holds. Two generations take about 1 MiB when strangers have
-// filled them.
+// routeLimit is how many endpoints one map of routes holds. Both maps together take about 1 MiB when they are full.
 const routeLimit = 2048
 
-// routes maps an Endpoint to its conn.Endpoint, because a conn.Endpoint with a source address can only be received, not
-// made. It holds two generations. Routes in use move to the new generation. When the new generation is full, routes
-// drops the old one, so strangers cannot fill memory. If strangers push out the route of a peer, the system chooses the
-// source of answers to that peer until it is heard from again.
+// routes stores the conn.Endpoint of each received wireguard.Endpoint, because a conn.Endpoint with a source address can only be
+// received, not made. It has two maps, r.now and r.old. New entries are added to r.now, and entries of r.old that are used move
+// there. When r.now is full, it replaces r.old, so that datagrams from many addresses cannot use up memory. If they displace the
+// entry of a peer, the system chooses the source address of datagrams to that peer until the peer sends again.
 type routes struct {
 	bind conn.Bind
 
-	mu       sync.RWMutex // guards the maps; receivers and senders take it
+	mu       sync.RWMutex // guards the maps, which receivers and senders use
 	now, old map[wireguard.Endpoint]conn.Endpoint
 }
 
-// received stores ep for e. It writes only if that is new.
+// received stores ep for e, if no conn.Endpoint is stored for e.
 func (r *routes) received(e *wireguard.Endpoint, ep conn.Endpoint) {
 	if _, ok := r.lookup(e); !ok {
 		r.put(e, ep)
@@ -97,8 +97,8 @@ func (r *routes) put(e *wireguard.Endpoint, ep conn.Endpoint) {
 	r.now[*e] = ep
 }
 
-// find returns the conn.Endpoint for sending to e: the one with e's source if it is known, otherwise one without a
-// source.
+// find returns the conn.Endpoint for sending to e. If the conn.Endpoint for e is not stored, find returns one without a source
+// address.
 func (r *routes) find(e *wireguard.Endpoint) (conn.Endpoint, error) {
 	if ep, ok := r.lookup(e); ok {
 		return ep, nil

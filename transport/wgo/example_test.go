@@ -16,8 +16,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/wgo"
 )
 
-// A program that has its packets in wireguard-go's stack and its datagrams in wireguard-go's sockets keeps both, and
-// runs a device of this library between them.
+// This example runs a device of this library with the packet side and the datagram side of wireguard-go: its netstack and its
+// StdNetBind.
 func Example() {
 	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
 	start := func(key wireguard.PrivateKey, addr string, peer wireguard.PeerConfig) (*wireguard.Device, *netstack.Net) {
@@ -73,8 +73,8 @@ func Example() {
 	// Output: hello through the tunnel <nil>
 }
 
-// This example is the other way round: wireguard-go's device uses a packet side and a datagram side of this library,
-// here those of package pipe.
+// This example runs wireguard-go's device with a packet side and a datagram side of this library, which are those of package
+// pipe.
 func ExampleTUNDevice() {
 	network := pipe.NewNetwork(pipe.Config{})
 	dev, err := wgo.TUNDevice(pipe.NewTunnel(1280))

@@ -14,18 +14,18 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A fakeBind is a conn.Bind that checks that its caller keeps the rules. Open returns two functions. The first returns the
-// datagrams that a test sends to the channel `in`. The second returns nothing until Close.
+// A fakeBind is a conn.Bind that checks that its caller keeps the rules for a conn.Bind. Open returns two functions. The first
+// function returns the datagrams that a test sends to the channel in. The second function waits until Close.
 type fakeBind struct {
 	t     *testing.T
 	batch int
 	in    chan fakeDatagrams
-	send  func(bufs [][]byte, ep conn.Endpoint) error // nil means that sent keeps the datagrams
+	send  func(bufs [][]byte, ep conn.Endpoint) error // nil means that the datagrams are appended to sent
 	sent  [][]byte
 
 	sending atomic.Int32
 	mu      sync.Mutex
-	closed  chan struct{} // nil means not open
+	closed  chan struct{} // nil while the fakeBind is not open
 	inside  int
 	refused map[uint16]bool // ports that cannot be opened
 	opened  []uint16
@@ -37,7 +37,7 @@ type fakeDatagrams struct {
 	from conn.Endpoint
 }
 
-// A fakeEndpoint is an endpoint of a type that only its bind knows. Its name is an address, or any other name.
+// A fakeEndpoint is an endpoint of a type that only the fakeBind knows. Its name is an address and port, or any other string.
 type fakeEndpoint struct {
 	name string
 	src  netip.Addr
@@ -135,7 +135,7 @@ func (f *fakeBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	for i, b := range bufs {
 		f.sent = append(f.sent, append([]byte(nil), b...))
 		for j := range b {
-			b[j] ^= 0xff // a conn.Bind may do this
+			b[j] ^= 0xff // a conn.Bind may change the datagrams
 		}
 		bufs[i] = append(b, "trailer"...)
 	}
@@ -160,14 +160,15 @@ func (f *fakeBind) refuse(ports ...uint16) {
 	}
 }
 
-// An inbox is what the receivers of one socket get.
+// An inbox holds the results of the receivers of one socket.
 type inbox struct {
-	trains chan wireguard.Train // their data copied
+	trains chan wireguard.Train // with copies of their data
 	errs   chan error           // all errors but the last of each receiver
 	ended  chan error           // the last error of each receiver
 }
 
-// receive reads s as a device does. After an error, it waits until the test has taken the error.
+// receive starts a goroutine for each receiver of s that reads it as a device does. After an error, the goroutine waits until
+// the test has received the error.
 func receive(s wireguard.Socket) *inbox {
 	in := &inbox{make(chan wireguard.Train, 256), make(chan error), make(chan error, 8)}
 	for _, r := range s.Receivers() {
@@ -185,7 +186,7 @@ func receive(s wireguard.Socket) *inbox {
 				for _, t := range ts {
 					data := append([]byte(nil), t.Data...)
 					for i := range t.Data {
-						t.Data[i] = 0xdb // a device may overwrite the borrowed memory, as when it decrypts in place
+						t.Data[i] = 0xdb // a device may overwrite the data, for example when it decrypts in place
 					}
 					t.Data = data
 					in.trains <- t

@@ -24,22 +24,23 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 )
 
-// A node is one end of a tunnel over loopback UDP: a device, ours or wireguard-go's, below a
-// stack of wireguard-go's package tun/netstack.
+// A node is one end of a tunnel over loopback UDP. It has a device of this library or of wireguard-go, and a stack of
+// wireguard-go's package tun/netstack.
 type node struct {
 	key   wireguard.PrivateKey
-	addr  netip.Addr // inside
+	addr  netip.Addr // the address inside the tunnel
 	stack *netstack.Net
-	port  uint16            // outside
-	tcp   uint16            // the TCP port inside of the last exchange; a stack frees a port only after a while
-	mine  *wireguard.Device // nil means a device of wireguard-go
+	port  uint16            // the UDP port of the device
+	tcp   uint16            // counts exchanges; each uses another TCP port, because a stack frees a port only after a while
+	mine  *wireguard.Device // the device; nil if it is a device of wireguard-go
 }
 
-// A maker makes the device of n over a stack's tun.Device. The device knows peer. to is the peer's address, and is
-// invalid if the peer begins.
+// A maker makes the device of n with a stack's tun.Device. peer is the other node. to is the peer's address, or the zero value
+// if the peer begins the handshake.
 type maker func(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort)
 
-// theirs returns a maker of wireguard-go's devices. wrapTUN and wrapBind may wrap the tun.Device and the conn.Bind of a device.
+// theirs returns a maker of wireguard-go's devices. It calls wrapTUN and wrapBind to wrap the tun.Device and the conn.Bind of
+// the device.
 func theirs(wrapTUN func(tun.Device) tun.Device, wrapBind func(conn.Bind) conn.Bind) maker {
 	return func(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) {
 		d := device.NewDevice(wrapTUN(dev), wrapBind(conn.NewStdNetBind()), device.NewLogger(device.LogLevelSilent, ""))
@@ -74,12 +75,12 @@ func theirs(wrapTUN func(tun.Device) tun.Device, wrapBind func(conn.Bind) conn.B
 }
 
 func hexKey(text string) (string, error) {
-	var k wireguard.PublicKey // has the same text form as a private key, and does not hide its bytes
+	var k wireguard.PublicKey // parse the private key as a public key, which has the same text form and whose bytes can be read
 	err := k.UnmarshalText([]byte(text))
 	return hex.EncodeToString(k[:]), err
 }
 
-// ours makes a device of this library over wireguard-go's tun.Device and conn.Bind.
+// ours makes a device of this library with wireguard-go's tun.Device and conn.Bind.
 func ours(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) {
 	d := devices.Up(t, wireguard.Config{
 		PrivateKey: n.key,
@@ -109,7 +110,7 @@ func thereAndBack(d tun.Device) tun.Device {
 	return back
 }
 
-// pair returns two nodes that reach each other over loopback. b begins.
+// pair returns two nodes that reach each other over loopback. b begins the handshake.
 func pair(t *testing.T, makeA, makeB maker, loopback netip.Addr) (a, b *node) {
 	t.Helper()
 	inside := [2]string{"10.0.0.1", "10.0.0.2"}
@@ -130,8 +131,8 @@ func pair(t *testing.T, makeA, makeB maker, loopback netip.Addr) (a, b *node) {
 	return a, b
 }
 
-// exchange sends n bytes each way over one TCP connection from b to a and compares what arrives. All connections are
-// closed when it returns, so that the stacks may be closed.
+// exchange sends n bytes in each direction over one TCP connection from b to a, and checks that the same bytes arrive. When it
+// returns, the connection is closed, so that the stacks may be closed.
 func exchange(t *testing.T, a, b *node, n int) {
 	t.Helper()
 	a.tcp++
@@ -182,12 +183,12 @@ func bothDirections(c net.Conn, data []byte) error {
 	return <-wrote
 }
 
-// Each kind of device works with each other kind, over real sockets.
+// TestInterop checks that each kind of device can exchange packets with each other kind, over real sockets.
 func TestInterop(t *testing.T) {
 	for nameA, a := range makers {
 		for nameB, b := range makers {
 			if nameA == nameB && nameA == "theirs" {
-				continue // nothing of ours
+				continue // no code of this library would run
 			}
 			for family, loopback := range loopbacks {
 				t.Run(fmt.Sprintf("%s called by %s/%s", nameA, nameB, family), func(t *testing.T) {
@@ -199,8 +200,8 @@ func TestInterop(t *testing.T) {
 	}
 }
 
-// A device of this library over wireguard-go's tun.Device and conn.Bind still works after it changed its port, after Wake, and
-// after Down and Up.
+// TestOurDeviceChangesPortOverTheirBind checks that a device of this library with wireguard-go's tun.Device and conn.Bind still
+// works after a change of its port, after Wake, and after Down and Up.
 func TestOurDeviceChangesPortOverTheirBind(t *testing.T) {
 	a, b := pair(t, plain, ours, loopbacks["IPv4"])
 	exchange(t, a, b, 1<<16)
@@ -228,14 +229,15 @@ func TestOurDeviceChangesPortOverTheirBind(t *testing.T) {
 	}
 	exchange(t, a, b, 1<<16)
 	b.mine.Down()
-	time.Sleep(50 * time.Millisecond) // the other end refuses a second initiation within 20 ms
+	time.Sleep(50 * time.Millisecond) // wireguard-go refuses a second initiation within 20 ms
 	if err := b.mine.Up(); err != nil {
 		t.Fatal(err)
 	}
 	exchange(t, a, b, 1<<16)
 }
 
-// A tun.Device that goes away by itself ends the device, which says why.
+// TestOurDeviceEndsWithTheirTUN checks that a device ends when its tun.Device is closed by other code, and that Device.Err
+// returns the reason.
 func TestOurDeviceEndsWithTheirTUN(t *testing.T) {
 	dev, _, err := netstack.CreateNetTUN([]netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil, 1420)
 	if err != nil {
@@ -257,7 +259,7 @@ func TestOurDeviceEndsWithTheirTUN(t *testing.T) {
 	}
 }
 
-// once lets a tun.Device be closed twice.
+// A once is a tun.Device whose Close may be called twice.
 type once struct {
 	tun.Device
 	closing sync.Once

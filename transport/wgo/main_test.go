@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// packet is an IPv4 packet of n bytes whose payload begins with seq.
+// packet returns an IPv4 packet of n bytes whose payload begins with seq.
 func packet(n int, seq uint32) []byte {
 	p := bytes.Repeat([]byte{byte(seq)}, n)
 	p[0] = 0x45
@@ -28,7 +28,8 @@ func packet(n int, seq uint32) []byte {
 	return p
 }
 
-// A fakeTUN is a tun.Device that does what its functions do, and checks that its caller keeps the rules.
+// A fakeTUN is a tun.Device that calls the functions read and write. It checks that its caller keeps the rules for a
+// tun.Device.
 type fakeTUN struct {
 	t      *testing.T
 	batch  int
@@ -104,13 +105,13 @@ func (f *fakeTUN) Write(bufs [][]byte, offset int) (int, error) {
 }
 
 func (f *fakeTUN) Close() error {
-	close(f.closed) // panics the second time, as that of tun/netstack does
+	close(f.closed) // a second call panics, as in tun/netstack
 	close(f.events)
 	return nil
 }
 
-// A queue is a wireguard.Tunnel made of two channels: ReadPackets takes packets from in, and WritePackets puts them
-// into out.
+// A queue is a wireguard.Tunnel that consists of two channels. ReadPackets receives packets from in, and WritePackets sends
+// packets to out.
 type queue struct {
 	in, out chan []byte
 	mtu     int
@@ -152,7 +153,7 @@ func (q *queue) WritePackets(pkts [][]byte) (n int, err error) {
 		default:
 		}
 		for i := range p {
-			p[i] = 0xdb // borrowed memory may be overwritten
+			p[i] = 0xdb // a Tunnel may overwrite the packets
 		}
 	}
 	return n, nil

@@ -15,28 +15,28 @@ import (
 
 var errSocketClosed = fmt.Errorf("wgo: the socket is closed: %w", net.ErrClosed)
 
-// A state is the state of a socket.
+// A state is the state of a socket. The conn.Bind that the socket uses is called the bind.
 type state uint8
 
 const (
-	running state = iota // the bind is open for it
-	paused               // the bind is open for a newer socket, or about to be
-	lost                 // someone else closed the bind, or it did not open again
-	ended                // closed
+	running state = iota // the bind is open for this socket
+	paused               // the bind is open, or is being opened, for a newer socket
+	lost                 // code outside this package closed the bind, or the bind could not be opened again
+	ended                // Close was called
 )
 
-// A socket is one opening of a bind, including the times that the bind is reopened for it.
+// A socket represents the bind while it is open on one port. The bind may be closed and opened again for the same socket.
 type socket struct {
 	bind   *bind
 	port   uint16
 	before *socket // the next older socket that is not closed; guarded by bind.mu
 	mark   uint32  // guarded by bind.mu
 
-	mu      sync.Mutex // guards the fields below; taken after bind.mu
-	changed sync.Cond  // signals a change of state, or of inside to 0
-	state   state      // changes with bind.mu held, except from running to lost
+	mu      sync.Mutex // guards the fields below; locked after bind.mu
+	changed sync.Cond  // signalled when state changes, and when inside becomes 0
+	state   state      // bind.mu is held when this changes, except from running to lost
 	fns     []conn.ReceiveFunc
-	inside  int // receivers that are in one of fns
+	inside  int // number of receivers that are in a call of one of fns
 }
 
 func (s *socket) set(to state, fns []conn.ReceiveFunc) {
@@ -52,7 +52,7 @@ func (s *socket) is(x state) bool {
 	return s.state == x
 }
 
-// wait waits until no receiver is in one of fns.
+// wait waits until no receiver is in a call of one of fns.
 func (s *socket) wait() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,8 +61,8 @@ func (s *socket) wait() {
 	}
 }
 
-// enter returns the i-th function to receive with, or nil if the socket is lost. The caller calls leave afterwards.
-// enter waits while another socket has the bind.
+// enter returns the i-th function of fns, or nil if the socket is lost. The caller must call leave after it has called this
+// function. While the socket is paused, enter waits.
 func (s *socket) enter(i int) (conn.ReceiveFunc, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,15 +72,15 @@ func (s *socket) enter(i int) (conn.ReceiveFunc, error) {
 	switch {
 	case s.state == lost:
 		return nil, nil
-	case s.state == ended || i >= len(s.fns): // a reopened bind may have fewer families
+	case s.state == ended || i >= len(s.fns): // a bind that was opened again may return fewer functions, for example without IPv6
 		return nil, errSocketClosed
 	}
 	s.inside++
 	return s.fns[i], nil
 }
 
-// leave notes that a function from enter has returned err. again reports whether err only means that the bind was
-// closed under the socket. The caller then calls enter again.
+// leave must be called after the function that enter returned has returned err. again reports whether err only means that this
+// package has closed the bind meanwhile. The caller must then call enter again.
 func (s *socket) leave(err error) (again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,26 +90,27 @@ func (s *socket) leave(err error) (again bool) {
 	if s.state != running {
 		return err != nil
 	}
-	if errors.Is(err, net.ErrClosed) { // someone else closed the bind
+	if errors.Is(err, net.ErrClosed) { // code outside this package closed the bind
 		s.state = lost
 	}
 	return false
 }
 
-// Port is the port that the bind chose.
+// Port returns the port on which the bind was opened.
 func (s *socket) Port() uint16 { return s.port }
 
-// Close ends the receivers and closes the bind, or reopens it for the previous socket.
+// Close ends the receivers. If the bind is open for this socket, Close closes it, and opens it again for the previous socket,
+// if there is one.
 func (s *socket) Close() error { return s.bind.close(s) }
 
-// SetMark marks the datagrams that the bind sends from now on.
+// SetMark sets the mark of the datagrams that the bind sends from now on while it is open for this socket.
 func (s *socket) SetMark(mark uint32) error {
 	b := s.bind
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.mark = mark
 	if !s.is(running) {
-		return nil // reopen does it
+		return nil // reopen sets the mark
 	}
 	return b.inner.SetMark(mark)
 }
@@ -125,19 +126,20 @@ func (s *socket) Receivers() []wireguard.Receiver {
 	return rs
 }
 
-// A receiver holds one function from a bind's Open, and memory for the datagrams that it receives.
+// A receiver calls the i-th of the functions that the bind's Open returned. It has memory for the datagrams that this function
+// receives.
 type receiver struct {
 	socket *socket
 	i      int
 
-	memory []byte // of all bufs, consecutive
+	memory []byte // the memory of bufs, which lie in it one after another
 	bufs   [][]byte
 	sizes  []int
 	eps    []conn.Endpoint
 	trains []wireguard.Train
 }
 
-// Receive calls the bind's function once and returns the datagrams in as few trains as possible.
+// Receive calls the receiver's function until it returns datagrams, and returns these datagrams in as few trains as possible.
 func (r *receiver) Receive() ([]wireguard.Train, error) {
 	if r.bufs == nil {
 		batch := r.socket.bind.batch
@@ -161,6 +163,7 @@ func (r *receiver) Receive() ([]wireguard.Train, error) {
 		switch again := r.socket.leave(err); {
 		case again:
 		case errors.Is(err, net.ErrClosed):
+			// The device has not closed the socket, so it must not see net.ErrClosed. So err is not wrapped.
 			return nil, fmt.Errorf("wgo: the conn.Bind was closed from outside; leave closing it to the device: %v", err) // not wrapped
 		case err != nil:
 			return nil, fmt.Errorf("wgo: receiving: %w", err)
@@ -172,12 +175,12 @@ func (r *receiver) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// collect makes trains of the first n buffers. It moves datagrams together into one train where possible, because
-// moving a datagram costs less than the device's work for each train.
+// collect makes trains of the datagrams in the first n buffers. Where possible, it moves datagrams so that they are contiguous
+// and form one train. Moving a datagram takes less time than the device takes for another train.
 func (r *receiver) collect(n int) []wireguard.Train {
 	r.trains = r.trains[:0]
 	var last *wireguard.Train
-	end := 0 // where last's data ends in memory; never beyond the start of the next buffer
+	end := 0 // offset in memory of the end of last.Data; never after the start of the next buffer
 	for i := range n {
 		size := r.sizes[i]
 		if size == 0 || r.eps[i] == nil {
@@ -200,7 +203,7 @@ func (r *receiver) collect(n int) []wireguard.Train {
 	return r.trains
 }
 
-// Send hands the trains to the bind, one after another.
+// Send sends the trains through the bind, one after another.
 func (s *socket) Send(ts []wireguard.Train) {
 	b := s.bind
 	b.mu.RLock()
@@ -223,8 +226,8 @@ func (s *socket) Send(ts []wireguard.Train) {
 	}
 }
 
-// sourceGone reports whether err says that the system does not have a datagram's source address, or that it has no
-// route from it.
+// sourceGone reports whether err can mean that the system does not have a datagram's source address, or that it has no route
+// for this source.
 func sourceGone(err error) bool {
 	for _, e := range [...]error{syscall.EINVAL, syscall.EADDRNOTAVAIL, syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENODEV} {
 		if errors.Is(err, e) {
@@ -234,8 +237,8 @@ func sourceGone(err error) bool {
 	return false
 }
 
-// send sends all of t, in runs of the bind's batch size. It sends each run even if an earlier run failed. As for
-// Train.Len, a Size of 0 or less means one datagram.
+// send sends t with as many calls of the bind's Send as the bind's batch size requires. If a call fails, it still makes the
+// others, and returns the first error. As in Train.Len, a Size of 0 or less means one datagram.
 func (b *bind) send(t *wireguard.Train) error {
 	ep, err := b.routes.find(&t.Endpoint)
 	if err != nil {
@@ -261,8 +264,9 @@ func (b *bind) send(t *wireguard.Train) error {
 	return err
 }
 
-// add puts the first n bytes of data into r. Without a copy, their capacity reaches to the end of the train: StdNetBind
-// appends the next datagram there, which is exactly where it already is.
+// add adds the first n bytes of data, which are one datagram, to r. For StdNetBind it does not copy them, and lets their
+// capacity extend to the end of the train. StdNetBind appends the next datagram there, which is exactly where this datagram
+// already is.
 func (b *bind) add(r *run, data []byte, n int) {
 	if b.inPlace {
 		r.add(data[:n:len(data)])
@@ -271,7 +275,8 @@ func (b *bind) add(r *run, data []byte, n int) {
 	}
 }
 
-// sent returns the final error of a Send: nil if the bind sent the datagrams at its second attempt.
+// sent converts an error of the bind's Send. If the first attempt of StdNetBind failed because of GSO, it returns the error of
+// the second attempt, or nil if that succeeded.
 func sent(err error) error {
 	if disabled, ok := errors.AsType[conn.ErrUDPGSODisabled](err); ok {
 		return disabled.RetryErr

@@ -14,18 +14,17 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// errGone is the error that wireguard-go takes for a normal end of a tun.Device.
+// errGone is an error of Read that wireguard-go regards as the normal end of a tun.Device.
 var errGone = fmt.Errorf("wgo: the tunnel is closed: %w", os.ErrClosed)
 
-// TUNDevice makes a packet side of this library serve wireguard-go's device. The tun.Device takes over t and closes it
-// in Close, which may be called again. Its first event is EventUp, as in tun/netstack, which brings wireguard-go's
-// device up. When the MTU of t changes, the next Read or Write sends an event.
+// TUNDevice returns a tun.Device for wireguard-go's device that uses the wireguard.Tunnel t. Close of the tun.Device closes t,
+// and may be called again. The first event of the tun.Device is EventUp, as in tun/netstack, which brings wireguard-go's device
+// up. When the MTU of t has changed, the next Read or Write sends an event.
 //
-// The tun.Device copies each packet that it reads once, and passes written packets to t without a copy. It allocates
-// nothing per packet.
+// Read copies each packet once. Write passes packets to t without a copy. Neither allocates memory per packet.
 //
-// TUNDevice refuses a wireguard.Attacher, which pushes its packets into a device of this library. It also refuses a
-// tunnel that does not have exactly one queue, because wireguard-go reads one queue.
+// TUNDevice fails if t is a wireguard.Attacher, which can pass its packets only to a device of this library. It also fails if t
+// does not have exactly one queue, because wireguard-go reads one queue.
 func TUNDevice(t wireguard.Tunnel) (tun.Device, error) {
 	source, err := sourceOf(t)
 	if err != nil {
@@ -38,7 +37,7 @@ func TUNDevice(t wireguard.Tunnel) (tun.Device, error) {
 	return d, nil
 }
 
-// sourceOf returns the one source of t's packets.
+// sourceOf returns the only PacketSource of t.
 func sourceOf(t wireguard.Tunnel) (wireguard.PacketSource, error) {
 	switch t := t.(type) {
 	case wireguard.Attacher:
@@ -60,12 +59,12 @@ type tunDevice struct {
 	tunnel wireguard.Tunnel
 	source wireguard.PacketSource
 	mtu    atomic.Int64 // the MTU that the last event reported
-	lists  sync.Pool    // of *[][]byte, one per running Write
+	lists  sync.Pool    // contains *[][]byte, one for each running Write
 
-	reading sync.Mutex // held during a Read; guards the fields below
+	reading sync.Mutex // locked during a Read; guards the fields below
 	batch   wireguard.Batch
-	next    int   // the first unread packet of batch
-	err     error // returned after these packets
+	next    int   // index of the first packet of batch that Read has not returned
+	err     error // the error that Read returns after the packets of batch
 
 	mu     sync.Mutex // guards the fields below
 	events chan tun.Event
@@ -78,17 +77,16 @@ func (d *tunDevice) File() *os.File { return nil }
 // Name returns a fixed name, because a tunnel has no name.
 func (d *tunDevice) Name() (string, error) { return "wgo", nil }
 
-// Events returns a channel that Close closes.
+// Events returns the channel of events, which Close closes.
 func (d *tunDevice) Events() <-chan tun.Event { return d.events }
 
-// BatchSize returns the batch size of StdNetBind.
+// BatchSize returns the same batch size as StdNetBind.
 func (d *tunDevice) BatchSize() int { return conn.IdealBatchSize }
 
 // MTU returns the MTU of the tunnel.
 func (d *tunDevice) MTU() (int, error) { return d.tunnel.MTU(), nil }
 
-// watchMTU sends an event after the MTU has changed. If the channel has no room for the event, the next call tries
-// again.
+// watchMTU sends an event if the MTU has changed. If the channel is full, the next call tries again.
 func (d *tunDevice) watchMTU() {
 	mtu := int64(d.tunnel.MTU())
 	if d.mtu.Load() == mtu {
@@ -106,7 +104,7 @@ func (d *tunDevice) watchMTU() {
 	}
 }
 
-// Read copies packets to bufs, from offset on. A packet that is too large for its buffer has a size of 0.
+// Read copies packets to bufs, each beginning at offset. If a packet is too large for its buffer, Read sets its size to 0.
 func (d *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
 	d.reading.Lock()
 	defer d.reading.Unlock()
@@ -126,7 +124,7 @@ func (d *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err err
 		d.next++
 	}
 	if d.next == d.batch.Len() {
-		d.batch.Reset() // frees its memory before the wait for more packets
+		d.batch.Reset() // free its memory before the next Read waits for packets
 		d.next = 0
 	}
 	if n == 0 {
@@ -135,7 +133,7 @@ func (d *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err err
 	return n, nil
 }
 
-// read fills the batch and maps the error for wireguard-go, which takes os.ErrClosed for a normal end and logs all
+// read fills the batch, and converts the error for wireguard-go, which regards os.ErrClosed as the normal end and logs all
 // other errors.
 func (d *tunDevice) read() error {
 	err := d.source.ReadPackets(&d.batch)
@@ -146,7 +144,7 @@ func (d *tunDevice) read() error {
 	return err
 }
 
-// Write passes on the bytes after offset in each buffer.
+// Write writes the packets to the tunnel. Each buffer contains a packet after the first offset bytes.
 func (d *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 	d.watchMTU()
 	list := d.lists.Get().(*[][]byte)

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-const offset = 16 // wireguard-go's
+const offset = 16 // the offset that wireguard-go uses
 
 func theirBuffers(n int) (bufs [][]byte, sizes []int) {
 	for range n {
@@ -39,8 +39,8 @@ func TestTUNDeviceReads(t *testing.T) {
 	for i := range 40 {
 		q.in <- packet(100+i, uint32(i))
 	}
-	bufs, sizes := theirBuffers(7) // fewer than a batch holds
-	bufs[2] = bufs[2][:offset+50]  // too small for its packet
+	bufs, sizes := theirBuffers(7) // fewer buffers than a batch can hold packets
+	bufs[2] = bufs[2][:offset+50]  // this buffer is too small for its packet
 	for at := 0; at < 40; {
 		n, err := d.Read(bufs, sizes, offset)
 		if err != nil || n == 0 {
@@ -104,7 +104,7 @@ func TestTUNDeviceWrites(t *testing.T) {
 	for i := range bufs {
 		bufs[i] = bufs[i][:offset+copy(bufs[i][offset:], packet(100+i, uint32(i)))]
 	}
-	bufs[1] = bufs[1][:offset] // nothing in it
+	bufs[1] = bufs[1][:offset] // a buffer without a packet
 	if n, err := d.Write(bufs, offset); n != 2 || err != nil {
 		t.Errorf("Write = %d, %v", n, err)
 	}
@@ -121,7 +121,7 @@ func TestTUNDeviceEvents(t *testing.T) {
 	if e := <-d.Events(); e != tun.EventUp {
 		t.Errorf("first event %d, want up: wireguard-go waits for it", e)
 	}
-	for mtu := 1300; mtu < 1310; mtu++ { // more changes than there is room for
+	for mtu := 1300; mtu < 1310; mtu++ { // more changes than the channel of events can hold
 		q.mtu = mtu
 		d.Write(nil, offset)
 	}
@@ -142,7 +142,7 @@ func TestTUNDeviceEvents(t *testing.T) {
 	<-d.Events()
 	d.Close()
 	q.mtu = 1
-	d.Write(nil, offset) // must not send to the closed channel
+	d.Write(nil, offset) // must not send an event to the closed channel
 	if _, ok := <-d.Events(); ok {
 		t.Error("Events is open after Close")
 	}
@@ -166,7 +166,7 @@ func TestTUNDeviceRefuses(t *testing.T) {
 	q := newQueue()
 	for _, c := range []struct {
 		tunnel wireguard.Tunnel
-		says   string // part of the error; empty means that there is none
+		says   string // part of the error; empty means no error
 	}{
 		{attacher{q}, "attacher pushes its packets"},
 		{struct{ wireguard.Tunnel }{q}, "implement wireguard.PacketSource"},
@@ -192,7 +192,7 @@ func TestTUNDeviceRefuses(t *testing.T) {
 	}
 }
 
-// A mirror is a Tunnel that yields the same packets for ever.
+// A mirror is a Tunnel whose ReadPackets always returns the same packets.
 type mirror struct {
 	*queue
 	p []byte

@@ -18,7 +18,7 @@ import (
 const (
 	defaultMTU = 1420 // for a tun.Device that cannot tell its MTU
 
-	readFailures = 8 // consecutive errors after which a tun.Device counts as broken
+	readFailures = 8 // number of consecutive errors of Read after which ReadPackets fails for good
 
 	closeQuiet = 5 * time.Millisecond
 	closeWait  = 100 * time.Millisecond
@@ -26,16 +26,17 @@ const (
 
 var errClosed = fmt.Errorf("wgo: the tunnel is closed: %w", net.ErrClosed)
 
-// Tunnel makes a tun.Device of wireguard-go serve as the packet side of a device of this library. The tunnel takes over
-// dev and closes it in Close. It is a [wireguard.PacketSource]. It reads dev's events, follows a change of MTU, and
-// ignores up and down.
+// Tunnel returns a wireguard.Tunnel for a device of this library that uses the tun.Device dev of wireguard-go. Close of the
+// tunnel closes dev. The tunnel is a [wireguard.PacketSource]. It reads the events of dev: it applies changes of the MTU, and
+// ignores the events up and down.
 //
-// Reading copies each packet into the batch, and writing copies it into a buffer of the kind that dev needs. Neither
-// allocates. No goroutine runs before the first ReadPackets.
+// ReadPackets copies each packet into the batch. WritePackets copies each packet into a buffer with the free space around the
+// packet that dev needs. Neither allocates memory per packet. No goroutine runs before the first call of ReadPackets.
 func Tunnel(dev tun.Device) wireguard.Tunnel { return TunnelWithEvents(dev, nil) }
 
-// TunnelWithEvents is like Tunnel, and calls onEvent for each event of dev, one at a time, on a separate goroutine. A
-// program whose device follows the interface calls Up and Down from onEvent, as wireguard-go does. onEvent may be nil.
+// TunnelWithEvents does what Tunnel does, and also calls onEvent for each event of dev, one at a time, on a separate goroutine.
+// If the device has to go up and down with the interface, as in wireguard-go, the program can call Device.Up and Device.Down
+// from onEvent. onEvent may be nil.
 func TunnelWithEvents(dev tun.Device, onEvent func(tun.Event)) wireguard.Tunnel {
 	t := &tunnel{dev: dev, onEvent: onEvent, reading: make(chan struct{}, 1), closed: make(chan struct{})}
 	batch := max(dev.BatchSize(), 1)
@@ -52,26 +53,26 @@ type tunnel struct {
 	mtu     atomic.Int32
 	follow  sync.Once // starts the goroutine that reads the events
 
-	reading chan struct{} // a goroutine that has put in a token may read dev and use r
+	reading chan struct{} // a semaphore: the goroutine that has put a token into it may read dev and use r
 	r       reader
 
-	writing sync.RWMutex // read-held during dev.Write, write-held during dev.Close
-	runs    sync.Pool    // of *run
+	writing sync.RWMutex // read-locked during dev.Write, locked during dev.Close
+	runs    sync.Pool    // contains *run
 
 	closing  sync.Once
 	closed   chan struct{} // closed when Close begins
 	closeErr error
 }
 
-// A reader holds the packets that dev.Read returned and no batch has taken yet.
+// A reader holds the packets that dev.Read has returned and that are not in a batch yet.
 type reader struct {
 	bufs    [][]byte
 	sizes   []int
-	next, n int   // bufs[next:n] are still to be taken
-	end     error // set once dev.Read has failed for good; dev.Read is then not called again
+	next, n int   // the packets that are not in a batch yet are in bufs[next:n]
+	end     error // set when dev.Read has failed for good; then it is not called again
 }
 
-// MTU returns the MTU of the tun.Device, as of its last event.
+// MTU returns the MTU that the tun.Device had at its last MTU event.
 func (t *tunnel) MTU() int { return int(t.mtu.Load()) }
 
 func (t *tunnel) loadMTU() {
@@ -80,8 +81,8 @@ func (t *tunnel) loadMTU() {
 	}
 }
 
-// takeEvents runs until the device closes its channel. Nothing may wait for takeEvents, because onEvent may be in a
-// call that waits for Close.
+// takeEvents processes events until the device closes its channel. Close must not wait for takeEvents, because onEvent may be
+// in a call that waits for Close.
 func (t *tunnel) takeEvents() {
 	for e := range t.dev.Events() {
 		if e&tun.EventMTUUpdate != 0 {
@@ -108,7 +109,8 @@ func (t *tunnel) isClosed() bool {
 	}
 }
 
-// ReadPackets returns the packets that were read before, or else reads the device.
+// ReadPackets appends packets to b. It first uses the packets that are left from the last dev.Read. If there are none, it reads
+// dev.
 func (t *tunnel) ReadPackets(b *wireguard.Batch) error {
 	t.follow.Do(t.startEvents)
 	t.reading <- struct{}{}
@@ -129,7 +131,7 @@ func (t *tunnel) ReadPackets(b *wireguard.Batch) error {
 	return nil
 }
 
-// read calls dev.Read until it yields packets or has failed for good. The caller has the token.
+// read calls dev.Read until dev.Read returns packets or has failed for good. The caller has put a token into t.reading.
 func (t *tunnel) read() error {
 	r := &t.r
 	if r.end == nil && r.bufs == nil {
@@ -140,12 +142,12 @@ func (t *tunnel) read() error {
 	for failures := 0; r.end == nil; {
 		n, err := t.dev.Read(r.bufs, r.sizes, room)
 		if r.next, r.n = 0, max(n, 0); r.n > 0 {
-			return nil // a permanent error occurs again
+			return nil // ignore err, because a permanent error occurs again
 		}
 		switch {
 		case err == nil || errors.Is(err, tun.ErrTooManySegments):
 		case gone(err):
-			r.end = fmt.Errorf("wgo: the tun.Device has gone: %v", err) // not wrapped, because nobody called Close
+			r.end = fmt.Errorf("wgo: the tun.Device has gone: %v", err) // not wrapped, because Close was not called
 		case temporary(err) && !t.isClosed():
 			t.pause(0)
 		default:
@@ -161,7 +163,7 @@ func (t *tunnel) read() error {
 	return r.end
 }
 
-// gone reports whether err says that the device has ended.
+// gone reports whether err says that the tun.Device was closed or deleted.
 func gone(err error) bool {
 	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF)
 }
@@ -174,7 +176,7 @@ func temporary(err error) bool {
 	return ok && t.Temporary()
 }
 
-// pause waits for 1 ms, doubled for each failure, or until Close.
+// pause waits for 1 ms, doubled for each of the failures, but at most until Close.
 func (t *tunnel) pause(failures int) {
 	timer := time.NewTimer(time.Millisecond << failures)
 	defer timer.Stop()
@@ -184,7 +186,8 @@ func (t *tunnel) pause(failures int) {
 	}
 }
 
-// WritePackets writes pkts in runs of the device's batch size. It writes each run even if an earlier run failed.
+// WritePackets writes pkts with as many calls of dev.Write as the batch size of dev requires. If a call fails, it still makes
+// the others, and returns the first error.
 func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	t.writing.RLock()
 	defer t.writing.RUnlock()
@@ -206,8 +209,8 @@ func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	return n, err
 }
 
-// write writes bufs and guesses how many of them the device took. After an error, it counts at least one of them as not
-// taken.
+// write writes bufs and returns how many of them the device has probably accepted. After an error, it assumes that the device
+// did not accept at least one of them.
 func (t *tunnel) write(bufs [][]byte) (int, error) {
 	if len(bufs) == 0 {
 		return 0, nil
@@ -219,9 +222,9 @@ func (t *tunnel) write(bufs [][]byte) (int, error) {
 	return max(0, min(n, len(bufs)-1)), err
 }
 
-// Close closes the device once no Write runs and Read has returned nothing for 5 ms, or after 100 ms. Goroutines of the
-// device may be waiting for a reader, and tun/netstack panics if it is closed while they wait. Close keeps reading
-// until the device says that it is closed. Further calls wait for the first call and return its result.
+// Close closes the tun.Device when no Write runs and Read has returned nothing for 5 ms, or after 100 ms. It waits because
+// goroutines of the tun.Device may be waiting for a Read, and tun/netstack panics if it is closed while they wait. Close
+// continues to read until the tun.Device says that it is closed. Further calls wait for the first call and return its result.
 func (t *tunnel) Close() error {
 	t.closing.Do(func() {
 		close(t.closed)
@@ -244,8 +247,8 @@ func (t *tunnel) Close() error {
 	return t.closeErr
 }
 
-// drain reads until the device ends, and counts and drops the packets. It takes turns with a reader of the tunnel,
-// which sees the same end.
+// drain reads and drops packets until dev.Read fails for good. It counts the reads that returned packets. It waits until no
+// ReadPackets runs. Later calls of ReadPackets return the same error as the last read.
 func (t *tunnel) drain(reads *atomic.Int64) {
 	t.reading <- struct{}{}
 	defer func() { <-t.reading }()

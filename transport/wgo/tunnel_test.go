@@ -38,7 +38,7 @@ func TestTunnelKeepsWhatDoesNotFit(t *testing.T) {
 	var seq uint32
 	dev.read = func(bufs [][]byte, sizes []int, offset int) (int, error) {
 		n := fill(bufs, sizes, offset, 9000, &seq)
-		sizes[3] = 0 // to be skipped
+		sizes[3] = 0 // ReadPackets must skip this packet
 		return n, nil
 	}
 	tn := Tunnel(dev).(*tunnel)
@@ -77,9 +77,9 @@ func TestTunnelReadErrors(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		errs   []error
-		closed bool  // may end as if somebody had called Close
-		want   error // what the tunnel ends with; nil means that it goes on
-		gone   bool  // it ends with an error that wraps no error
+		closed bool  // the tunnel may end as after Close
+		want   error // the error with which the tunnel ends; nil means that the tunnel continues
+		gone   bool  // the tunnel ends with an error that wraps no other error
 	}{
 		{name: "too many segments", errs: long(tun.ErrTooManySegments, 100)},
 		{name: "temporary", errs: long(syscall.EAGAIN, 20)},
@@ -99,10 +99,10 @@ func TestTunnelReadErrors(t *testing.T) {
 						clear(sizes)
 						return len(bufs), nil
 					}
-					return -1, err // as Linux's may with ErrTooManySegments
+					return -1, err // the TUN of wireguard-go on Linux may return -1 with ErrTooManySegments
 				}
 				var seq uint32 = 7
-				return fill(bufs[:1], sizes, offset, 100, &seq), tun.ErrTooManySegments // the packets read are valid
+				return fill(bufs[:1], sizes, offset, 100, &seq), tun.ErrTooManySegments // the packets that were read are valid
 			}
 			tn := Tunnel(dev).(*tunnel)
 			defer closeTunnel(t, tn)
@@ -139,7 +139,7 @@ func TestTunnelClose(t *testing.T) {
 	}()
 	var all sync.WaitGroup
 	for range 4 {
-		all.Go(func() { closeTunnel(t, tn) }) // Close of the device panics if it is called twice
+		all.Go(func() { closeTunnel(t, tn) }) // Close of the fakeTUN panics if it is called twice
 	}
 	if err := <-read; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("ReadPackets after Close: %v", err)
@@ -148,10 +148,11 @@ func TestTunnelClose(t *testing.T) {
 	if _, err := tn.WritePackets([][]byte{packet(100, 1)}); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("WritePackets after Close: %v", err)
 	}
-	closeTunnel(t, Tunnel(newFakeTUN(t, 1))) // never read
+	closeTunnel(t, Tunnel(newFakeTUN(t, 1))) // a tunnel that is never read
 }
 
-// A write that waits for somebody to read, as tun/netstack's may, must not keep Close waiting when nobody reads any more.
+// TestTunnelCloseWhileWriteWaitsForRead checks that Close returns even if a Write of the tun.Device waits for a Read, as in
+// tun/netstack, and no goroutine calls ReadPackets.
 func TestTunnelCloseWhileWriteWaitsForRead(t *testing.T) {
 	dev := newFakeTUN(t, 1)
 	wake, writing := make(chan struct{}), make(chan struct{})
@@ -188,10 +189,10 @@ func TestTunnelWrite(t *testing.T) {
 		for i, b := range bufs {
 			got = append(got, bytes.Clone(b[offset:]))
 			total += len(b) - offset
-			bufs[i] = append(b, 1, 2, 3) // as Linux's GRO does
+			bufs[i] = append(b, 1, 2, 3) // as the TUN of wireguard-go does on Linux
 		}
 		if fail {
-			return total, broken // Linux's counts bytes
+			return total, broken // the TUN of wireguard-go on Linux returns the number of bytes
 		}
 		return 0, nil
 	}
@@ -219,7 +220,7 @@ func TestTunnelWrite(t *testing.T) {
 	}
 	check(10, nil)
 	fail = true
-	check(3+3+1, broken) // runs of 4, 4 and 2: each is written, and counts one packet as not taken
+	check(3+3+1, broken) // three calls of Write with 4, 4 and 2 packets; each counts one packet as not accepted
 	fail = false
 	if n, err := tn.WritePackets([][]byte{make([]byte, 65535)}); n != 0 || err != nil {
 		t.Errorf("a packet that cannot have come through UDP: %d, %v, want it dropped", n, err)
@@ -245,7 +246,7 @@ func TestTunnelFollowsMTU(t *testing.T) {
 		}
 	}
 	for range 8 {
-		dev.events <- tun.EventDown // never blocks for good
+		dev.events <- tun.EventDown // a goroutine of the tunnel receives each event
 		if e := <-seen; e != tun.EventDown {
 			t.Errorf("event %d, want down", e)
 		}
@@ -281,7 +282,8 @@ func TestTunnelAllocations(t *testing.T) {
 	})
 }
 
-// A stack of wireguard-go can be closed whether it was read or not. TestMain checks that no goroutine of it is left.
+// TestTunnelClosesNetstack checks that a stack of wireguard-go can be closed, whether a goroutine reads it or not. TestMain
+// checks that no goroutine of the stack is left.
 func TestTunnelClosesNetstack(t *testing.T) {
 	for _, read := range []bool{false, true} {
 		dev, _, err := netstack.CreateNetTUN([]netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil, 1420)

@@ -30,17 +30,17 @@ func Up(t testing.TB, c wireguard.Config) *wireguard.Device {
 type Side struct {
 	Tunnel wireguard.Tunnel
 	Bind   wireguard.Bind
-	At     func(port uint16) wireguard.Endpoint // where the other device reaches a socket of Bind; nil means Loopback
+	At     func(port uint16) wireguard.Endpoint // returns the endpoint of a socket of Bind for the other device; nil means Loopback
 	Inside []netip.Prefix                       // addresses that packets from this side may have
 }
 
-// Loopback is where a UDP socket of the host is reached.
+// Loopback returns the endpoint of a UDP socket on the address 127.0.0.1.
 func Loopback(port uint16) wireguard.Endpoint {
 	return wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port))
 }
 
-// Pair makes two devices that are up. The first one knows where the second one is, and the second one learns it from the first
-// packet.
+// Pair makes two devices that are up. The first device has the endpoint of the second one. The second device learns the endpoint
+// of the first one from the first packet.
 func Pair(t testing.TB, a, b Side) (da, db *wireguard.Device) {
 	t.Helper()
 	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()
