@@ -15,10 +15,10 @@ import (
 // These tests run whole devices in lockstep. The devices have several goroutines, but only one of them runs at a time, and it
 // starts the next one when it has finished its step:
 //
-//	test ─ go ─▶ stepper (source) ─▶ Device.Send ─▶ station ─ mailbox ─▶ station ─▶ Device.receive ─▶ stepper (sink) ─ done ─▶ test
+//	test ─ go ─▶ stepper (source) ─▶ Device.Send ─▶ station ─ mail ─▶ station ─▶ Device.receive ─▶ stepper (sink) ─ done ─▶ test
 //
-// All Tunnels and Binds allocate their memory before the test sends go. So the library makes every allocation that happens
-// between go and done.
+// All Tunnels and Binds allocate their memory before the test tells a stepper to send (go in the diagram). So every allocation
+// between go and done is made by the library.
 
 // A stepper is a Tunnel that sends its packets once for each value that it receives from the channel due.
 type stepper struct {

@@ -46,13 +46,13 @@ func (r routes[P]) peer(addr netip.Addr) (p P) {
 	return p
 }
 
-// A routesEdit is a change to the table. Other goroutines see the whole change at once, when publish is called. Only the number
-// of each owner's prefixes changes before that.
+// A routesEdit is a change to the table. Other goroutines see the whole change at once, when publish is called. Only the number of
+// prefixes that is stored in each owner changes earlier, while the edit is prepared.
 type routesEdit[P owner] struct {
 	a      *allowedIPs[P]
 	t      *bart.Table[P]
 	listed owned.Edit
-	paths  int  // how many paths in t were copied; each change copies one
+	paths  int  // the number of changes so far; until copied is true, each change copies a path in t
 	copied bool // whether t is a copy that no other goroutine reads yet, so that it may be changed in place
 }
 
@@ -65,8 +65,8 @@ func (a *allowedIPs[P]) edit() routesEdit[P] {
 }
 
 // inPlace reports whether the next change may be made in t itself. If not, the change has to copy the path to its prefix in t.
-// Copying a path costs about as much as copying fifty prefixes together with the whole table. So an edit copies paths until these
-// have cost as much as a copy of the table. It then copies the table once, and changes the copy in place.
+// Copying one path takes about as long as copying fifty prefixes when the whole table is copied. So an edit copies paths until
+// these copies have taken as long as a copy of the table would. It then copies the table once, and changes the copy in place.
 func (e *routesEdit[P]) inPlace() bool {
 	if e.paths++; !e.copied && e.paths > e.t.Size()/50 {
 		e.t, e.copied = e.t.Clone(), true

@@ -100,10 +100,10 @@ func TestHandshakeAtEveryRoundTrip(t *testing.T) {
 	}
 }
 
-// Finding 17: another implementation sent keepalives that answer keepalives, persistent keepalives during traffic, and needless
-// rekeys. Here the device a sends one packet per 800 ms for an hour, and the device b sends none. There must be one rekey per 120
-// s. About every 10 s, b must send a passive keepalive, except that a handshake response takes the place of one. The device a
-// must send keepalives only to confirm sessions.
+// Finding 17: another implementation answered keepalives with keepalives, sent persistent keepalives during traffic, and made
+// needless rekeys. Here the device a sends one packet per 800 ms for an hour, and the device b sends none. There must be one
+// rekey per 120 s. About every 10 s, b must send a passive keepalive, unless it has sent a handshake response in that time. The
+// device a must send keepalives only to confirm sessions.
 func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 	for _, persistent := range []time.Duration{0, 25 * time.Second} {
 		t.Run(fmt.Sprint("persistent ", persistent), func(t *testing.T) {
@@ -142,7 +142,8 @@ func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 }
 
 // wantOneWayKeepalives is the number of keepalives that b sends in an hour: 11 in each of 30 sessions of 120 s. In each session,
-// it sends the first one after 10 s, and then one every 10.4 s, because the timer starts again only when the next packet arrives.
+// b sends the first keepalive after 10 s, and then one every 10.4 s, because the timer starts again only when the next packet
+// arrives.
 const wantOneWayKeepalives = 11 * 30
 
 // Finding 22: unauthenticated packets caused events. Here an attacker who knows both public keys and sees all traffic sends

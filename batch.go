@@ -11,38 +11,38 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-const maxPacket = 65535 // bytes of the largest IP packet
+const maxPacket = 65535 // length of the largest IP packet, in bytes
 
 // A Batch is memory for IP packets that the device encrypts in place. In front of each packet, 16 bytes are free for the header
 // of its message. Behind the packet, memory is free for the padding and the tag. The messages lie back to back, each with the
 // Bind's headroom in front of it, so that neighbouring messages to one endpoint form a Train. A Batch holds at most 128 packets
 // and about 128 KiB.
 //
-// Device.NewBatch makes a Batch. Fill it with Next and Commit, which copy nothing, or with Append. Only one goroutine at a time
-// may use a Batch, and a Batch must not be copied. It holds memory only while it holds packets. The zero value is an empty batch
-// whose padding no MTU limits; use it in tests of a PacketSource.
+// Device.NewBatch makes a Batch. Fill it with Next and Commit, which copy nothing, or with Append. Only one goroutine at a time may
+// use a Batch, and a Batch must not be copied. It holds memory from the first Next or Append until it is sent or reset. The zero
+// value is an empty batch that pads packets without regard to an MTU; use it in tests of a PacketSource.
 type Batch struct {
 	load     *load // nil means that the batch is empty
-	room     int   // how many bytes Next last returned; 0 after Commit
-	mtu      int   // in bytes; padding does not exceed it; 0 means no limit
+	room     int   // length in bytes of the memory that Next last returned; 0 after Commit
+	mtu      int   // in bytes; padding makes no packet larger than this; 0 means no limit
 	headroom int   // bytes in front of each message, for the Bind's header
 }
 
 // A load is the packets of a batch on their path to the socket. Device.Send takes the load out of the Batch, because runs of the
-// load may wait in the queues of their peers even after Send has returned.
+// load, each with the packets to one peer, may wait in the queues of their peers even after Send has returned.
 type load struct {
 	layout.Load
 	runs []run
 
 	r    *running // the device's running state when the load was routed
 	now  int64
-	feed *feed        // the source of the load; nil for a load that Send sends
+	feed *feed        // the source from which the load was read; nil for all other loads
 	full bool         // a run was dropped because the queue of its peer was full
-	refs atomic.Int32 // references to the load: one of its goroutine or Batch, and one of each run of it that is in a queue
+	refs atomic.Int32 // references to the load: one from its Batch or goroutine, and one for each of its runs that is in a queue
 
 	fork idle.Fork // for seal
 
-	// The method lead uses these fields.
+	// Working memory of the method lead.
 	lot, more []*run // lot has the runs to send now, and more has those to send after them
 	trains    []Train
 }
@@ -76,8 +76,8 @@ func (b *Batch) Next(n int) []byte {
 }
 
 // extend makes s longer by one element, which the caller fills in place. An append would build the element elsewhere and copy it.
-// The copy would read the element at another width than it was written, and that stalls the processor. The memory behind the end
-// of s must be zero.
+// The copy would read the element with loads that are wider or narrower than the stores that wrote it, and that stalls the
+// processor. The memory behind the end of s must be zero.
 func extend[T any](s *[]T) *T {
 	n := len(*s)
 	if n == cap(*s) {
@@ -102,7 +102,7 @@ func (b *Batch) Commit(n int) {
 // layFor prepares an empty batch for the device's tunnel and Bind.
 func (b *Batch) layFor(d *Device) { b.mtu, b.headroom = d.tunnel.MTU(), d.headroom }
 
-// sendForeign sends copies of the packets of b, a batch with the headroom of another device. It then prepares b for this device.
+// sendForeign sends copies of the packets of b, whose headroom is not that of this device. It then prepares b for this device.
 func (d *Device) sendForeign(b *Batch) (err error) {
 	own := d.NewBatch()
 	for i := range b.Len() {
@@ -140,7 +140,7 @@ func (b *Batch) takeLoad() *load {
 	return l
 }
 
-// loads holds empty loads without slabs.
+// loads is a pool of empty loads, which have no memory for packets.
 var loads = sync.Pool{New: func() any {
 	l := new(load)
 	l.fork.Do = l.sealSome
@@ -169,16 +169,17 @@ func (l *load) release() {
 	loads.Put(l)
 }
 
-// A run holds the packets of one load that go to one peer.
+// A run holds the packets of one load that go to one peer. The run is numbered when its packets get their message counters from the
+// peer's session.
 type run struct {
 	layout.Run
 	p       *peer
-	carries bool // whether a packet seems to carry a data message; see dropLoops
+	carries bool // whether a packet of the run seems to carry a data message of WireGuard; see dropLoops
 
-	k        *keypair // nil means that the run got no counters, because it was staged or dropped
-	counter  uint64   // of the first message
+	k        *keypair // nil if the run itself is not sent: its packets were staged, dropped, or copied by collect
+	counter  uint64   // the counter of the first message
 	endpoint Endpoint
-	heard    uint32 // the value of p.heard when the run was numbered
+	heard    uint32 // the value of p.heard, a count of authentic packets, when the run was numbered
 	trains   int    // the number of trains into which pack divided the run
 	leads    bool   // whether the goroutine that numbered the run also sends it; the run is then in no queue
 
@@ -187,12 +188,12 @@ type run struct {
 	next     *run // the next run in the peer's queue
 	queued   bool
 	sealed   bool // ready to be sent
-	collects bool // other goroutines append small runs to this one, and the leading goroutine seals it
+	collects bool // other goroutines append small runs to this run; the goroutine that sends the peer's queue seals it
 
 	// The result of sending.
-	packets, bytes uint64 // what was sent; packets does not include keepalives
-	failed         int    // packets that were not sent
-	err            error  // the first error
+	packets, bytes uint64 // the numbers of packets, without keepalives, and of bytes, with keepalives, that were sent
+	failed         int    // the number of messages that were not sent
+	err            error  // the first error in sending a train of the run
 	sourceGone     bool
 }
 
@@ -235,9 +236,9 @@ func (l *load) isMuch() bool {
 	return idle.IsMuch(n, bytes)
 }
 
-// seal encrypts the numbered packets into messages. If a load of Send has many packets, helpers on idle cores seal some of them.
-// The load of a source has no such helpers: they read and seal the next load of the source instead. The parameter helpers is
-// Config.Helpers.
+// seal encrypts the packets of the numbered runs into messages. If there are many packets, helpers on idle cores seal some of them.
+// A load that was read from a source has no such helpers: they read and seal the next load of the source instead. The parameter
+// helpers is Config.Helpers.
 func (l *load) seal(helpers int) {
 	if l.feed != nil {
 		l.sealSome(0, len(l.Messages))
@@ -272,7 +273,7 @@ func (r *run) pack(trains []Train) []Train {
 	return trains
 }
 
-// tally adds to the results of the run whether its train t was sent.
+// tally adds the result of sending t, a train of the run, to the results of the run.
 func (run *run) tally(t *Train) {
 	n := t.Len()
 	if t.Err != nil {
@@ -292,9 +293,9 @@ func (run *run) tally(t *Train) {
 }
 
 // passes reports whether packet i of l may be sent to its peer p, whose MTU is mtu. It also limits the padding of the packet to
-// this MTU. passes drops a packet that is larger than mtu and must not be fragmented, and its sender gets an ICMP error. A larger
-// packet that may be fragmented is sent whole: the outer packet is fragmented instead. For an IPv6 packet the limit is at least
-// 1280, because IPv6 has no smaller MTU.
+// this MTU. passes drops a packet that is larger than mtu and must not be fragmented; the sender of the packet gets an ICMP error.
+// A packet that is larger than mtu and may be fragmented is sent whole: the outer packet is fragmented instead. For an IPv6 packet
+// the limit is at least 1280, because IPv6 has no smaller MTU.
 func (d *Device) passes(l *load, i, mtu int, p *peer) bool {
 	pkt, limit := l.Packet(i), mtu
 	if pkt[0]>>4 == 6 {

@@ -14,7 +14,7 @@ type Bind interface {
 // message. The device leaves room for this header in every Train that it sends, so that the Bind need not copy the
 // datagrams.
 type Framer interface {
-	// Headroom is the number of bytes in front of each datagram, from 0 to 64. New asks for it once.
+	// Headroom is the number of bytes in front of each datagram, from 0 to 64. New calls Headroom once.
 	Headroom() int
 }
 
@@ -39,8 +39,8 @@ type Socket interface {
 	// Close unblocks the receivers, which then fail with an error that wraps net.ErrClosed. Trains that a receiver has returned
 	// stay valid until Receive is called again. Closing again does nothing.
 	//
-	// Close must not wait until a goroutine calls Receive or Send again. That goroutine may itself be waiting for a lock that the
-	// device holds during Close.
+	// Close must not wait until Receive or Send is called again, because the goroutine that would make this call may be waiting for
+	// a lock that the device holds during Close.
 	Close() error
 }
 
@@ -59,7 +59,7 @@ type Renewer interface {
 	// datagrams that arrive go to the new socket. Like Listen, Renew must not wait.
 	Renew() (Socket, error)
 
-	// Retire is called once another socket has replaced this one. The receivers of this socket return the datagrams that have
+	// Retire is called after another socket has replaced this one. The receivers of this socket return the datagrams that have
 	// already arrived, and then fail with an error that wraps net.ErrClosed. They must fail soon, even if datagrams still arrive,
 	// since Wake and Configure wait until they have failed. Send works until Close. The device calls Retire once, and not after
 	// Close.

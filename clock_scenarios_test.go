@@ -8,7 +8,7 @@ import (
 )
 
 // TestClockSetBack checks that if a device's wall clock is set back, its peer still accepts the device's initiations, because
-// each timestamp is larger than the one before: "TAI64N … max(now, last + 1)" (row 12).
+// each timestamp is larger than the one before: "TAI64N … max(now, last + 1)" (row 12 of the list decisions in coverage_test.go).
 func TestClockSetBack(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		for _, step := range []time.Duration{0, -time.Hour, 0, 2 * time.Hour, -24 * time.Hour} {

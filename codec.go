@@ -93,8 +93,9 @@ func (k *PresharedKey) UnmarshalBinary(b []byte) error {
 	return forms.Key((*[32]byte)(k), b, "preshared key")
 }
 
-// TimestampOf returns the timestamp for an initiation that is made at the wall-clock time wall. The timestamp is rounded down to a multiple of 2^24 ns (17
-// ms), which is fine enough for 50 initiations per second. A finer timestamp would reveal more of the sender's clock.
+// TimestampOf returns the timestamp for an initiation that is made at the wall-clock time wall. The timestamp is rounded down to a
+// multiple of 2^24 ns (17 ms), which is fine enough for 50 initiations per second. A finer timestamp would reveal more of the
+// sender's clock.
 func TimestampOf(wall time.Time) Timestamp { return forms.Label(wall) }
 
 // String returns t in the external form of TAI64N: "@" and 24 hexadecimal digits.
@@ -125,7 +126,7 @@ func (r *DropReason) UnmarshalText(text []byte) error {
 	return forms.ParseName("drop reason", dropNames[:], r, text)
 }
 
-// MarshalJSON returns an object with the counts other than 0. Each count has the name of its reason.
+// MarshalJSON returns an object with the counts other than 0. The key of each count is the name of its DropReason.
 func (d Drops) MarshalJSON() ([]byte, error) {
 	counts := maps.Collect(d.All())
 	maps.DeleteFunc(counts, func(_ DropReason, n uint64) bool { return n == 0 })
@@ -145,8 +146,8 @@ func (d *Drops) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// GobEncode encodes c as JSON. Without this method, encoding/gob would turn a pointer to a zero value into nil. But in a Change,
-// such a pointer sets a value to zero, and nil means unchanged.
+// GobEncode encodes c as JSON. Without this method, encoding/gob would turn a pointer to a zero value into nil. But in a Change, a
+// pointer to a zero value sets the field to zero, and a nil pointer leaves the field unchanged.
 func (c Change) GobEncode() ([]byte, error) { return json.Marshal(c) }
 
 // GobDecode decodes what GobEncode returns.

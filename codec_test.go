@@ -170,8 +170,8 @@ var codecValues = map[string]struct {
 	"Config zero":                 {Config{}, kNone},
 }
 
-// notValues are the exported types that programs cannot store: they have no exported fields, because they represent running
-// things.
+// notValues are the exported types that programs cannot store: they have no exported fields, because their values are live
+// objects and not data.
 var notValues = []string{"Device", "Batch", "Subscription"}
 
 // TestCodecs checks that each codec keeps each value, or returns an error. No codec may leave out or redact a part of a value.

@@ -36,40 +36,40 @@ type Config struct {
 	// Bind makes the sockets for the datagrams. The device closes those sockets.
 	Bind Bind
 
-	// Lookup supplies a peer that is not configured, when an authentic initiation of this peer arrives. Each call has its own
+	// Lookup supplies a peer that is not configured, when an authentic initiation from this peer arrives. Each call has its own
 	// goroutine. At most MaxLookups calls run at a time, and at most one for each key. The context of a call ends when the device
 	// goes down, and Close waits for the call. If Lookup returns an error, or a PeerConfig for another key, the initiation is not
-	// answered. The device forgets a peer that Lookup supplied when the peer has no session left: 540 s after the last session
-	// was made, or 180 s after the peer was added if no session was confirmed. The EventPeerForgotten has a Timestamp. The next
-	// time that Lookup is called for this peer, it should return this Timestamp in the PeerConfig, so that a recorded initiation
-	// cannot add the peer again. If the subscription lost events of this kind (see Event.Missed), their timestamps are lost, too.
-	// If Configure changes a peer that Lookup supplied, and UpdateOnly is not set, the device no longer forgets the peer. Nil
-	// means that initiations of unknown peers are dropped.
+	// answered. The device forgets a peer that Lookup supplied when the peer has no session left: 540 s after the last session was
+	// made, or 180 s after the peer was added if no session was confirmed. It then publishes an EventPeerForgotten, which has a
+	// Timestamp. The next time that Lookup is called for this peer, it should return this Timestamp in the PeerConfig, so that a
+	// recorded initiation cannot add the peer again. If the subscription lost events of this kind (see Event.Missed), their
+	// timestamps are lost, too. If Configure names a peer that Lookup supplied, and PeerChange.UpdateOnly is not set, the device no
+	// longer forgets the peer. Nil means that initiations of unknown peers are dropped.
 	Lookup func(ctx context.Context, key PublicKey) (PeerConfig, error)
 
 	// MaxLookedUp limits the number of peers that Lookup supplied and that are not forgotten yet. Zero means 65536.
 	MaxLookedUp int
 
-	// MaxLookups limits the calls of Lookup that run at one time. If each call takes 20 ms, 256 calls at a time can answer for
-	// 12,800 unknown peers per second. At the limit, initiations of other unknown peers are dropped. While at least an eighth of
-	// the limit is in use, the device is under load. It then accepts only initiations whose senders prove with a cookie that they
-	// receive at their addresses, and at most 20 per second from each address. So a flood of made-up keys from forged addresses
-	// cannot reach the limit. Zero means 256.
+	// MaxLookups limits the calls of Lookup that run at one time. If each call takes 20 ms, 256 calls at a time can let in 12,800
+	// unknown peers per second. At the limit, initiations of other unknown peers are dropped. While at least an eighth of the limit
+	// is in use, the device is under load. It then accepts only initiations whose senders prove with a cookie that they receive at
+	// their addresses, and at most 20 per second from each address. So a flood of made-up keys from forged addresses cannot reach
+	// the limit. Zero means 256.
 	MaxLookups int
 
-	// StagedBytes limits the memory of the packets of all peers that wait for a handshake, in bytes. When that memory is used up,
-	// the device drops the oldest packet of the peer whose packets take the most memory. So if packets of n peers wait, each peer
-	// can use an n-th of the memory. In addition, at most 128 packets per peer wait. Zero means 16 MiB.
+	// StagedBytes limits the memory, in bytes, of all packets that wait for a handshake, over all peers. When that memory is used
+	// up, the device drops the oldest packet of the peer whose packets take the most memory. So if packets of n peers wait, each
+	// peer can use an n-th of the memory. In addition, at most 128 packets per peer wait. Zero means 16 MiB.
 	StagedBytes int
 
 	// StagedPerPeer limits the part of StagedBytes that one peer's packets may take, in bytes. The peer's oldest packets
 	// are dropped to make room. Zero means 512 KiB. A negative value means no limit besides StagedBytes.
 	StagedPerPeer int
 
-	// Helpers limits the number of goroutines that help, on idle cores, to encrypt or decrypt one batch. Zero means one for each
-	// core other than the one that has the batch. But while other programs keep the cores busy, zero means no helpers. Only on
-	// Unix systems can the device detect such programs. A negative value always means no helpers, so that each batch stays with
-	// one goroutine.
+	// Helpers limits the number of goroutines that help, on idle cores, to encrypt or decrypt one batch. Zero means one helper for
+	// each core other than that of the goroutine that has the batch, and no helpers while other programs keep the cores busy. Only
+	// on Unix systems can the device detect that other programs do so. A negative value always means no helpers, so that each batch
+	// stays with one goroutine.
 	Helpers int
 
 	// IndexPrefix is the beginning of every session index of the device. With different prefixes, a program can tell apart
@@ -82,15 +82,15 @@ type Config struct {
 	// sent. Zero means that there is no such bound.
 	SentTimestamp Timestamp
 
-	// Logger gets messages about handshakes (Debug), about the device going up and down (Info), and about trouble with
-	// sockets, the tunnel or the key log (Warn). Nothing that a packet or a stranger does is logged above Debug. Nil
-	// means that nothing is logged.
+	// Logger gets messages about handshakes (Debug), about the device going up and down (Info), and about trouble with sockets, the
+	// tunnel or the key log (Warn). Nothing that is caused by a packet, or by a sender that is not a peer, is logged above Debug.
+	// Nil means that nothing is logged.
 	Logger *slog.Logger
 
 	// KeyLog gets the secrets of each handshake, so that Wireshark can decrypt captured traffic: Wireshark's preference
 	// wg.keylog_file names a file with these lines. Whoever has the lines can read all traffic, so KeyLog is for debugging only.
 	// Before the device sends an initiation or a response, it writes four lines with one call of Write, and waits until the call
-	// returns. The device never makes two calls at the same time. After an error, it writes nothing more, and Logger gets a
+	// returns. The device never makes two calls at the same time. After an error, the device writes nothing more, and Logger gets a
 	// warning. Nil means that no secret is written.
 	KeyLog io.Writer
 	// Clock tells the time. Nil means the system's clock.

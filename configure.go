@@ -51,7 +51,8 @@ func (d *Device) configure(c *Change, id *identity) (old *openSocket, due []dueF
 	return old, d.changePeers(c.Peers, c.ReplacePeers), nil
 }
 
-// changeSocket sets the port and the mark. Once a change was checked, this is the only part of it that can fail.
+// changeSocket applies the ListenPort and the FirewallMark of c. Once checkPeers has accepted a change, only changeSocket can still
+// fail.
 func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 	port, mark := uint16(d.port.Load()), d.mark.Load()
 	if c.ListenPort != nil {
@@ -123,8 +124,8 @@ type edit struct {
 	routes routesEdit[*peer]
 }
 
-// changePeers carries out changes that checkPeers has accepted. Other goroutines see all added and removed peers at one moment,
-// and later all added and removed prefixes at one moment. The caller holds mu.
+// changePeers carries out changes that checkPeers has accepted. For other goroutines, all peers are added and removed at the same
+// moment. All prefixes are added and removed together, too, but at a later moment. The caller holds mu.
 func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush) {
 	e := &edit{d.peers.published.Load().Edit(), d.allowed.edit()}
 	if replace {
@@ -148,8 +149,8 @@ func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush
 	return due
 }
 
-// changePeer carries out one change. If the caller has to send something to the peer, changePeer returns the peer, and whether a
-// keepalive is due.
+// changePeer carries out one change. It returns the peer if the caller has to send staged packets or a keepalive to the peer, and
+// nil otherwise. keepalive says whether a keepalive is due.
 func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) {
 	named, _ := e.peers.Get(keyedPeer{key: c.PublicKey})
 	p := named.p
@@ -217,7 +218,7 @@ func (d *Device) addPeer(key PublicKey, e *edit) *peer {
 	return p
 }
 
-// removePeer removes a peer. A goroutine that still has a pointer to the peer finds that its field removed is true.
+// removePeer removes a peer. A goroutine that still has a pointer to the peer finds that p.removed is true.
 func (d *Device) removePeer(p *peer, e *edit) {
 	e.routes.removeAll(p)
 	e.peers.Delete(keyedPeer{key: p.key})
@@ -309,9 +310,9 @@ func (d *Device) Status() Status {
 	return s
 }
 
-// Peers returns the peers that exist when the loop begins and still exist when the loop reaches them, in the order of
-// their public keys. The device may be changed meanwhile, also inside the loop. Each step costs the same, however many
-// peers there are.
+// Peers returns the peers that exist when the loop begins and still exist when the loop reaches them, in the order of their public
+// keys. The device may be changed during the loop, by the body of the loop as well as by other goroutines. Each step costs the
+// same, however many peers there are.
 func (d *Device) Peers() iter.Seq[PeerStatus] { return d.PeersAfter(PublicKey{}) }
 
 // PeersAfter returns the peers whose public keys are greater than key, as Peers does. A program that shows one page of peers at a

@@ -100,8 +100,9 @@ func snapshot(n *node) string {
 	return s
 }
 
-// TestReplacePeersKeepsSessions checks row 27 with the API instead of the control protocol: a change with ReplacePeers removes
-// the peers that it does not name. A peer that it names keeps its session and all state that the change does not set.
+// TestReplacePeersKeepsSessions checks row 27 of the list decisions in coverage_test.go, with the API instead of the control
+// protocol: a change with ReplacePeers removes the peers that it does not name. A peer that it names keeps its session and all
+// state that the change does not set.
 func TestReplacePeersKeepsSessions(t *testing.T) {
 	inWorld(t, func(w *world) {
 		h, b, c, d := hub(w)
@@ -171,7 +172,7 @@ func TestUpdateOneField(t *testing.T) {
 				before, allowed := a.status(b), a.allowed(b)
 				a.update(b, change)
 				after := a.status(b)
-				w.script() // a change of the interval sends a keepalive
+				w.script() // the change of the keepalive interval made a send a keepalive
 				want, wantPSK := before, wireguard.PresharedKey{}
 				switch {
 				case change.PresharedKey != nil:
@@ -286,8 +287,8 @@ func TestAllowedIPsMoveUnderSenders(t *testing.T) {
 	})
 }
 
-// When the listen port changes, the device opens a socket on the new port before it closes the old one. The peers learn the new
-// port from the next packet that the device sends.
+// When the listen port changes, the device opens a socket on the new port before it closes the old one. Each peer learns the new
+// port from the next packet that the device sends to this peer.
 func TestListenPortChange(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -368,9 +369,10 @@ func TestFirewallMarkChange(t *testing.T) {
 	})
 }
 
-// TestPrivateKeyChangeUnderTraffic checks rows 13 and 15 under traffic: a's private key changes while a sends to b. Packets that
-// a sends after the change wait for a session of the new key, and arrive. Packets that a sealed before the change and that are
-// still in flight are refused by b, because at b the prefixes have moved to the new key.
+// TestPrivateKeyChangeUnderTraffic checks rows 13 and 15 of the list decisions in coverage_test.go under traffic: a's private key
+// changes while a sends to b. Packets that a sends after the change wait for a session of the new key, and arrive. The device b
+// drops packets that a sealed before the change and that are still in flight, because at b the prefixes have moved to the new
+// key.
 func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

@@ -21,7 +21,7 @@ const (
 	cookieReceiver = 4
 	cookieNonce    = 8
 	cookieCookie   = 32
-	cookieMaxUse   = cookieSecretLife - 5*second // an older cookie may arrive after the receiver has changed its secret
+	cookieMaxUse   = cookieSecretLife - 5*second // a message with an older cookie may arrive after the receiver has a new secret
 	mac1Label      = "mac1----"
 	cookieKeyMark  = "cookie--"
 )
@@ -35,7 +35,7 @@ type cookieJar struct {
 	mac1     [macSize]byte // the mac1 of the last message sent
 	sent     bool          // whether a cookie reply to that message is still accepted
 	cookie   [macSize]byte
-	received int64 // when cookie arrived; 0 means that there is no cookie
+	received int64 // when the cookie arrived; 0 means that there is no cookie
 }
 
 // sign puts the MACs into m, a handshake message to the peer whose public key is remote.
@@ -54,8 +54,8 @@ func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 // valid reports whether the jar has a cookie that is younger than cookieMaxUse.
 func (j *cookieJar) valid(now int64) bool { return j.received != 0 && now-j.received < cookieMaxUse }
 
-// consume stores the cookie in m, a cookie reply from the peer whose public key is remote. It reports whether m is an authentic
-// reply to the last message sent. It accepts one reply per message.
+// consume reports whether m, a cookie reply from the peer whose public key is remote, is an authentic reply to the last message
+// sent. If it is, consume stores its cookie. It accepts one reply per message.
 func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 	if !j.sent {
 		return false
@@ -72,7 +72,7 @@ func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 // A cookieSecret is the secret with which a device makes its cookies. The zero value is ready, and has no secret yet.
 type cookieSecret struct {
 	key  [32]byte
-	made int64 // when it was made; 0 means that there is no secret yet
+	made int64 // when the key was made; 0 means that there is no secret yet
 }
 
 // expired reports whether there is no secret, or the secret is at least 120 s old.
@@ -91,9 +91,9 @@ func (s *cookieSecret) renew(now int64, random func([]byte)) {
 type cookieChecker struct {
 	secret cookieSecret
 
-	key    [32]byte  // the secret with which cookie was made
-	cookie noise.MAC // makes cookies; zero means that it was not made yet
-	id     *identity // the identity with which mac1 and seal were made
+	key    [32]byte  // the secret for which the next field was made
+	cookie noise.MAC // computes cookies with that secret; the zero MAC means that no cookie was needed yet
+	id     *identity // the identity for which the next two fields were made
 	mac1   noise.MAC
 	seal   cipher.AEAD // encrypts cookies
 
@@ -102,7 +102,7 @@ type cookieChecker struct {
 	made   [cookieSize]byte // memory for the last reply
 }
 
-// prepare makes mac1 and seal for the identity id of the device.
+// prepare makes c.mac1 and c.seal for id, an identity of the device, unless they were made for id already.
 func (c *cookieChecker) prepare(id *identity) {
 	if c.id != id {
 		c.id, c.mac1, c.seal = id, noise.NewMAC(id.mac1Key[:]), noise.XAEAD(&id.cookieKey)
@@ -120,13 +120,13 @@ func (c *cookieChecker) validMAC1(m []byte, id *identity) bool {
 func (c *cookieChecker) validMAC2(m []byte, source []byte, now int64, random func([]byte)) bool {
 	at := len(m) - macSize
 	if [macSize]byte(m[at:]) == [macSize]byte{} {
-		return false // its sender has no cookie
+		return false // the sender of m has no cookie
 	}
 	cookie := c.cookieOf(source, now, random)
 	return noise.NewMAC(cookie[:]).Verify(m[:at], m[at:])
 }
 
-// cookieOf returns the cookie of a source: a MAC of its address and port with the secret.
+// cookieOf returns the cookie of a source: a MAC of the data from appendSource, with the device's secret as the key.
 func (c *cookieChecker) cookieOf(source []byte, now int64, random func([]byte)) [macSize]byte {
 	if c.secret.renew(now, random); c.cookie == (noise.MAC{}) || c.key != c.secret.key {
 		c.key, c.cookie = c.secret.key, noise.NewMAC(c.secret.key[:])

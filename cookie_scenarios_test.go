@@ -20,8 +20,9 @@ func (w *world) wantMAC2(kind string, set bool, why string) {
 	}
 }
 
-// TestCookieUnderLoad checks that a responder under load answers an initiation with a cookie reply (5.3). The initiator does not
-// resend at once: "a cookie reply message … does not cause the initiator to immediately resend" (6.6). Its next retry has a mac2.
+// TestCookieUnderLoad checks that a responder under load answers an initiation with a cookie reply (whitepaper, section 5.3). The
+// initiator does not resend at once: "a cookie reply message … does not cause the initiator to immediately resend" (6.6). Its
+// next retry has a mac2.
 func TestCookieUnderLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
@@ -270,8 +271,8 @@ func TestRateLimitIsPer64(t *testing.T) {
 	})
 }
 
-// The device is under load once 512 initiations wait. The load ends one second after the flood. The limit is that of Linux:
-// MAX_QUEUED_INCOMING_HANDSHAKES / 8 in wg_receive_handshake_packet.
+// The device is under load once 512 initiations are queued. It stops being under load one second after the flood. The number 512
+// is that of Linux: MAX_QUEUED_INCOMING_HANDSHAKES / 8 in wg_receive_handshake_packet.
 func TestFloodPutsUnderLoad(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one worker, so that the test can block all work on handshakes
 	inWorld(t, func(w *world) {
@@ -335,9 +336,9 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 }
 
 // A flood keeps a device under load. Cookie replies cost so little that the queue stays short during the flood. So the device
-// counts the initiations that it answers with cookies, and stays under load while these are more than half of its cores could
-// answer with responses. Otherwise the device would compute hundreds of X25519 at the beginning of each second of the flood.
-// Messages without a valid mac1, which are not for this device's key, do not count.
+// counts the initiations that it answers with cookie replies. It stays under load while it receives more of them than half of its
+// cores could answer with handshake responses. Otherwise the device would compute hundreds of X25519 at the beginning of each
+// second of the flood. Messages without a valid mac1 do not count, because they were not made for this device's public key.
 func TestFloodKeepsUnderLoad(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that 2,500 initiations per second are too many
 	inWorld(t, func(w *world) {

@@ -6,9 +6,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 )
 
-// The queue of deadlines has one time for each peer. If the peer's next deadline moves to a later time, the queue keeps the
-// earlier time. At that time, keepTime finds that no deadline of the peer has passed, and puts the later time into the queue. An
-// entry for the nil peer is the next sweep of the rate limits.
+// The queue of deadlines has at most one time for each peer. If the peer's next deadline moves to a later time, the queue keeps the
+// earlier time. At that time, keepTime finds that no deadline of the peer has passed, and puts the later time into the queue. The
+// entry of the nil peer is the time of the next call of sweepLimits.
 
 // schedule makes keepTime call expire for p at p's next deadline. The caller holds p.mu.
 func (d *Device) schedule(p *peer) {
@@ -36,8 +36,8 @@ func (d *Device) keepTime(a boottime.Alarm) {
 	}
 }
 
-// expireSome handles deadlines that are due, and then sends the keepalives to all these peers together. It stops when there are
-// as many keepalives as fit into a batch, and reports whether more deadlines may be due.
+// expireSome handles deadlines that are due, and then sends all keepalives that became due with them at once. It handles no more
+// deadlines when these keepalives fill a batch, and reports whether more deadlines may be due.
 func (d *Device) expireSome() (more bool) {
 	var lot [layout.MaxPackets]dueFlush
 	keepalives := lot[:0]

@@ -88,8 +88,8 @@ func (c *choir) keepAlive(every time.Duration) {
 	c.settle()
 }
 
-// wantHeard checks when the hub sent its last keepalive to each peer. It fails unless the time from the peer's element of since
-// to that keepalive is at least the given duration (after), and at most late longer.
+// wantHeard checks when the hub sent its last keepalive to each peer. The slice since has an earlier time for each peer. From
+// that time to the keepalive, at least the duration after and at most the duration after+late must have passed.
 func (c *choir) wantHeard(since []time.Duration, after, late time.Duration, why string) {
 	c.Helper()
 	for i, at := range c.since() {
@@ -99,7 +99,7 @@ func (c *choir) wantHeard(since []time.Duration, after, late time.Duration, why 
 	}
 }
 
-// since returns a copy of heard.
+// since returns a copy of c.heard: for each peer, the time of the hub's last keepalive to the peer.
 func (c *choir) since() []time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -184,7 +184,7 @@ func (a *ringing) Close()            {}
 func (a *ringing) Wait() bool        { a.rang = !a.rang; return a.rang }
 
 // TestDeadlinesGoByTheTimeOfEach checks that if several deadlines are due together, the device reads the clock again for each of
-// them. It must not use the time at which the alarm rang, because its work on the earlier deadlines may have taken a while.
+// them. It must not use the time at which the alarm rang, because handling the earlier deadlines may have taken some time.
 func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 	d, err := New(Config{Tunnel: newDrain(), Bind: newLine(), Clock: new(tickingClock), Peers: []PeerConfig{
 		{PublicKey: PublicKey{1}}, {PublicKey: PublicKey{2}}, {PublicKey: PublicKey{3}},

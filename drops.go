@@ -9,12 +9,12 @@ const (
 	DropMalformed                          // packet to send: neither IPv4 nor IPv6, or shorter than its header
 	DropNoRoute                            // packet: its destination is in the AllowedIPs of no peer
 	DropNoEndpoint                         // packet: its peer has no endpoint
-	DropStagedOverflow                     // packet: 128 newer ones, or Config.StagedPerPeer bytes, wait for its peer's session
+	DropStagedOverflow                     // packet: 128 newer packets, or Config.StagedPerPeer bytes of them, wait for the session
 	DropStagedBytes                        // packet: Config.StagedBytes was used up, and its peer's packets took the most of it
 	DropSendQueueFull                      // packet: too many packets to its peer wait for the socket
 	DropNoSession                          // packet: it waited for a handshake that was given up, or its peer was removed
 	DropSendFailed                         // packet: the bind could not send it
-	DropLoop                               // packet: it is itself a message to its peer, whose path leads through the tunnel
+	DropLoop                               // packet: it is itself a message to its peer, and the host routed it into the tunnel
 	DropUnknownMessage                     // message: its type, reserved bytes or length are not those of a WireGuard message
 	DropUnknownIndex                       // message: no session or handshake has its receiver index
 	DropExpiredKey                         // message: its session is too old, or was replaced
@@ -23,22 +23,22 @@ const (
 	DropInnerMalformed                     // packet received: authentic, but not IPv4 or IPv6, or shorter than its header says
 	DropSourceNotAllowed                   // packet received: authentic, but its source is not in its peer's AllowedIPs
 	DropSinkFull                           // packet received: the tunnel did not accept it
-	DropQueueFull                          // handshake message: too many initiations, or answers for its peer, wait already
-	DropBadMAC                             // handshake message: its mac1 is not for the device's key
-	DropCookieRequired                     // handshake message: no valid mac2 while under load; answered with a cookie reply
-	DropRateLimited                        // handshake message: its source sent too many messages while under load
+	DropQueueFull                          // handshake message: too many initiations, or answers from its peer, wait already
+	DropBadMAC                             // handshake message: its mac1 was not made for the device's public key
+	DropCookieRequired                     // handshake message: no valid mac2 under load; answered with a cookie reply
+	DropRateLimited                        // handshake message: its source sent too many while the device is under load
 	DropNoIdentity                         // handshake message: the device has no private key
 	DropUnknownPeer                        // initiation: no peer has its key
 	DropOldTimestamp                       // initiation: its timestamp shows that it is a replay
-	DropTooSoon                            // initiation: less than 20 ms after the last one of its peer
-	// handshake message: its initiation is no longer the newest or waited for 5 s, or the peer was removed, a key changed, or the
-	// device went down
+	DropTooSoon                            // initiation: it came less than 20 ms after the last accepted initiation of its peer
+	// handshake message: its exchange was replaced or has ended, or it is an initiation that waited for 5 s in the device, or
+	// meanwhile the peer was removed, a key changed, or the device went down
 	DropSuperseded
-	DropLowOrder   // handshake message: a Diffie-Hellman result of zero
+	DropLowOrder   // handshake message: a Diffie-Hellman result was zero
 	DropBadCookie  // cookie reply: not authentic, or not a reply to the last message sent
-	DropLookupFull // initiation of an unknown peer: Config.MaxLookups calls are under way, or Config.MaxLookedUp peers exist
-	DropTooBig     // packet: larger than its peer's MTU, and must not be fragmented; its sender got an ICMP error
-	DropIndexFull  // handshake message to send: nearly all indices with Config.IndexPrefix are taken
+	DropLookupFull // initiation of an unknown peer: Config.MaxLookups or Config.MaxLookedUp is reached
+	DropTooBig     // packet: larger than its peer's MTU, and must not be fragmented; its sender gets an ICMP error
+	DropIndexFull  // handshake message to send: three quarters of the indices with Config.IndexPrefix are in use
 	dropReasons
 )
 

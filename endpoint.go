@@ -21,8 +21,8 @@ type Endpoint struct {
 	Link Link
 }
 
-// A Link is a Bind's own handle for a connection that has no address. Its dynamic type must be comparable with ==, because the
-// device compares endpoints. Any goroutine may call its methods.
+// A Link is a Bind's own handle for a connection that has no address. Its dynamic type must be comparable with ==, because two
+// endpoints with an equal Addr and equal Links are the same place. Any goroutine may call its methods.
 type Link interface {
 	// Key identifies the sender, for cookies and rate limits. Return the same key for senders that the Bind cannot tell apart.
 	Key() [16]byte

@@ -10,17 +10,17 @@ import (
 // A program can test for these errors with errors.Is. A method of a device that was closed fails with an error that wraps
 // net.ErrClosed.
 var (
-	// ErrDown means that the device is down, or went down meanwhile.
+	// ErrDown means that the device is down, or went down during the call.
 	ErrDown = errors.New("wireguard: the device is down; call Up first")
-	// ErrNoPeer means that the device has no peer with the key, or that the peer was removed meanwhile.
+	// ErrNoPeer means that the device has no peer with the key, or that the peer was removed during the call.
 	ErrNoPeer = errors.New("wireguard: no such peer; add it first")
 	// ErrNoEndpoint means that the device does not know where the peer is.
 	ErrNoEndpoint = errors.New("wireguard: the peer has no endpoint; set one, or wait until the peer is heard")
-	// ErrNoPrivateKey means that the device has no private key, or that its key was taken away meanwhile.
+	// ErrNoPrivateKey means that the device has no private key, or that the key was removed during the call.
 	ErrNoPrivateKey = errors.New("wireguard: the device has no private key; set one first")
-	// ErrNoAnswer means that initiations led to no session. In an EventAttemptFailed, the error is about one initiation.
-	// Otherwise it is about 20 initiations in a row. If the Err of an event is another error, the initiation could not be sent,
-	// or answers arrived that were not authentic.
+	// ErrNoAnswer means that initiations led to no session. In an EventAttemptFailed, the error is about one initiation. Otherwise
+	// it is about 20 initiations in a row. If the Err of an EventAttemptFailed or an EventHandshakeFailed is not ErrNoAnswer, the
+	// initiation could not be sent, or answers arrived that were not authentic.
 	ErrNoAnswer = errors.New("wireguard: no answer from the peer; check its endpoint, the keys of both ends and what is between them")
 )
 

@@ -15,8 +15,8 @@ const (
 	// EventAttemptFailed says that an initiation led to no session within 5 s. Fields: Peer, Endpoint, Attempt, Err (see
 	// ErrNoAnswer).
 	EventAttemptFailed
-	// EventHandshakeFailed says that 20 initiations led to no session. The device sends more if packets are sent to the peer.
-	// Fields: Peer, Endpoint, Err.
+	// EventHandshakeFailed says that 20 initiations led to no session. The device sends more initiations if packets are sent to the
+	// peer. Fields: Peer, Endpoint, Err.
 	EventHandshakeFailed
 	// EventBindTrouble says that a socket failed to receive, or that Wake failed to open one. Fields: Err. Or it says that a
 	// socket failed to send to a peer. Fields: Err, Peer, Endpoint.

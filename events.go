@@ -19,22 +19,22 @@ type Event struct {
 	// that the device sent to the peer. Zero means none.
 	Timestamp, SentTimestamp Timestamp
 
-	Attempt int   // number of the initiation, counted from 1 since the last handshake, including those that Renew replaced
+	Attempt int   // number of the initiation, counted from 1 after each handshake; initiations that Renew replaced count too
 	Err     error // what failed, and why
 
 	Merged int // how many older events of this kind and peer this one replaced, because nobody had read them
 	Missed int // how many events of this kind were lost before this one; see Subscription
 }
 
-// publish passes the events of p to the subscribers, and ends the calls that wait for a session with p. The caller holds p.mu, so
-// that the events of a peer are published in the order in which they happened. Otherwise the newest event might not be the one
-// that replaces the others.
+// publish passes the events of p to the subscribers, and wakes the calls of Handshake and Renew that wait for a session with p. The
+// caller holds p.mu, so that the events of a peer are published in the order in which they happened. In a subscription, each event
+// replaces an unread one of the same kind and peer, so it must be the newer of the two.
 func (d *Device) publish(p *peer, events []outEvent) {
 	for i := range events {
 		e := Event{Kind: events[i].kind, Time: d.clock.Wall(), Peer: p.key, Endpoint: events[i].endpoint}
 		switch e.Kind {
 		case EventHandshake:
-			p.handshakeWall = e.Time.UnixNano() // not computed when it is read, because the wall clock may have been set by then
+			p.handshakeWall = e.Time.UnixNano() // stored now, because the wall clock may be set before the value is read
 			e.Timestamp, e.SentTimestamp = p.lastTimestamp, p.ownTimestamp
 			p.endWaits(nil)
 		case EventAttemptFailed:
@@ -53,10 +53,10 @@ func (d *Device) trouble(err error) {
 	d.announce(Event{Kind: EventBindTrouble, Time: d.clock.Wall(), Err: err})
 }
 
-// sendTrouble reports err, the result of sending a message to p, if it is not nil. It reports at most once per second for each
-// peer. It does not report net.ErrClosed: the socket is then closed because the device goes down or changes its port, or because
-// Wake could not open a socket, which was reported already. It logs the error at Debug, since an unreachable peer is normal for a
-// machine that moves between networks.
+// sendTrouble reports err, the result of sending a message to p, unless err is nil. It reports at most once per second for each
+// peer. It does not report net.ErrClosed: the socket is then closed because the device goes down or replaces the socket, or because
+// Wake could not open another one, which was reported already. It logs the error at Debug, since an unreachable peer is normal for
+// a machine that moves between networks.
 func (d *Device) sendTrouble(p *peer, to *Endpoint, err error) {
 	if err == nil || errors.Is(err, net.ErrClosed) || !d.onceASecond(&p.troubled) {
 		return

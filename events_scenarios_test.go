@@ -43,8 +43,8 @@ func counting(from, to int) (numbers []int) {
 	return numbers
 }
 
-// Each initiation that goes unanswered causes an event. So a program learns that the first one failed after 5 s; it need not wait
-// until the device gives up, after about 104 s. Once there was a session, the numbers of the attempts begin with 1 again.
+// Each initiation that goes unanswered causes an event. So a program learns after about 5 s that the first initiation failed. It
+// need not wait for about 104 s until the device gives up. After a session has been made, the attempts are numbered from 1 again.
 func TestEachAttemptIsAnEvent(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failed := a.watch(wireguard.EventAttemptFailed)
@@ -157,8 +157,9 @@ func TestAttemptsReplaced(t *testing.T) {
 	})
 }
 
-// An attempt fails at most once. There is no event about an attempt that was answered, or that was put off because the device had
-// just sent a response. If the initiations of two devices cross, only one attempt fails: that of the device that retries first.
+// An attempt fails at most once. There is no event about an attempt that was answered, nor about one that the device delayed
+// because it had just sent a response. If the initiations of two devices cross, only one attempt fails: that of the device that
+// retries first.
 func TestWhichAttemptsFail(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failedA, failedB := a.watch(wireguard.EventAttemptFailed), b.watch(wireguard.EventAttemptFailed)

@@ -19,8 +19,9 @@ func (d *Device) sendInitiation(p *peer) {
 	var out outbox
 
 	p.mu.Lock()
-	// id and r are read while p.mu is held. A goroutine that sets the first private key, or takes the device up, locks p.mu
-	// afterwards. It asks for an initiation again if packets are staged, but only if initiating is false by then.
+	// If the device has no private key (id is nil) or is down (r is nil), p.initiating becomes false before p.mu is unlocked. A
+	// goroutine that sets the first private key, or takes the device up, locks p.mu afterwards. If packets are staged for p, that
+	// goroutine asks for an initiation. Its request has an effect only while p.initiating is false.
 	id, r, now := d.identity.Load(), d.running.Load(), d.now()
 	if id == nil || r == nil {
 		p.initiating = false
@@ -62,7 +63,7 @@ func (d *Device) sendInitiation(p *peer) {
 	}
 	if err != nil {
 		// No message can be made, because the peer's public key is of low order, or no index is free. The attempt counts as one
-		// that gets no answer, so the next one follows as usual.
+		// that gets no answer, so the next attempt follows as usual.
 		out.free(local)
 		p.initiated(now)
 		d.drop(p, reasonOf(err), 1)
@@ -128,8 +129,9 @@ func (d *Device) transmitAlone(r *running, m []byte, to Endpoint) Train {
 // messages.h).
 const handshakeTOS = 0x88
 
-// receiveHandshake handles a handshake message that a worker took from a queue of the slow path. It reports whether the message
-// cost an X25519, because its MACs were valid. Afterwards the caller sends the cookie replies in w.replies.
+// receiveHandshake handles a handshake message that a worker took from a queue of the slow path. It reports whether checkMACs has
+// accepted an initiation or a response, so that an X25519 may have been computed for it. Afterwards the caller sends the cookie
+// replies in w.replies.
 func (d *Device) receiveHandshake(m *handshakeMessage, now int64, loaded bool, w *worker) (costly bool) {
 	id, r := d.identity.Load(), d.running.Load()
 	if p := m.to; p != nil {
@@ -141,7 +143,7 @@ func (d *Device) receiveHandshake(m *handshakeMessage, now int64, loaded bool, w
 	case r == nil:
 		d.drops.add(DropDown, 1)
 	case m.b[0] == typeInitiation && now-m.at >= rekeyTimeout:
-		d.drops.add(DropSuperseded, 1) // the peer has sent a newer initiation by now, and would refuse a response to this one
+		d.drops.add(DropSuperseded, 1) // the sender has sent a newer initiation by now, and would refuse a response to this one
 	case id == nil:
 		d.drops.add(DropNoIdentity, 1)
 	case m.b[0] == typeCookie:
@@ -157,8 +159,8 @@ func (d *Device) receiveHandshake(m *handshakeMessage, now int64, loaded bool, w
 	return false
 }
 
-// checkMACs reports whether m may cost an X25519: "mac1 must be valid, and under load mac2 too, and its source must not send too
-// many" (whitepaper, section 5.3). The parameter loaded says whether the device is under load. If it is, and mac2 is not valid,
+// checkMACs reports whether m may cost an X25519. Its mac1 must be valid. Under load, its mac2 must be valid too, and its source
+// must not send too many messages (whitepaper, section 5.3). The parameter loaded says whether the device is under load. If it is, and mac2 is not valid,
 // checkMACs adds a cookie reply to w.replies. checkMACs does not hold cookieMu while it computes a MAC, seals a cookie, or calls
 // the program's code.
 func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now int64, loaded bool, w *worker) bool {
@@ -189,7 +191,8 @@ func (d *Device) checkMACs(m *handshakeMessage, id *identity, r *running, now in
 	return allowed
 }
 
-// sourceOf returns the source of a message from e, for the rate limit: the key of the Link or, without a Link, the IP address.
+// sourceOf returns the source of a message from e, for the rate limit: the key of the Link or, without a Link, the IPv4 address or
+// the /64 network of the IPv6 address.
 func sourceOf(e *Endpoint) ratelimit.Source {
 	if e.Link != nil {
 		return ratelimit.SourceOfKey(e.Link.Key())
@@ -197,8 +200,8 @@ func sourceOf(e *Endpoint) ratelimit.Source {
 	return ratelimit.SourceOf(e.Addr.Addr())
 }
 
-// cookieReplies are cookie replies that are sent in one call. Under a flood, a system call for each reply would cost more than
-// all other work for that reply. A cookieReplies belongs to one goroutine. The zero value is empty.
+// cookieReplies are cookie replies that are sent with one call of Socket.Send. Under a flood, a system call for each reply would
+// cost more than all other work for that reply. A cookieReplies belongs to one goroutine. The zero value is empty.
 type cookieReplies struct {
 	r      *running // the replies are sent on the socket of r
 	trains []Train
@@ -221,7 +224,7 @@ func (d *Device) addReply(c *cookieReplies, r *running, reply *[cookieSize]byte,
 }
 
 // sendReplies sends the replies in c, and empties c. A reply that cannot be sent is lost, as if the network had dropped it: the
-// sender of the initiation or response tries again.
+// initiator of the handshake tries again.
 func (d *Device) sendReplies(c *cookieReplies) {
 	if len(c.trains) == 0 {
 		return
@@ -302,8 +305,8 @@ func (d *Device) receiveInitiation(m *handshakeMessage, id *identity, r *running
 	}
 }
 
-// openInitiation reads an initiation, and finds the peer that sent it. If the sender is not a peer of the device, but
-// Config.Lookup may know it, p is nil.
+// openInitiation reads an initiation, and finds the peer that sent it. If the sender is not a peer of the device, but Config.Lookup
+// may know the sender, openInitiation returns a nil p without an error.
 func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (in *initiation, p *peer, err error) {
 	in = &initiation{from: m.from, r: r}
 	if in.handshake, in.key, err = consumeInitiation(id, m.bytes()); err != nil {
@@ -326,8 +329,8 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (
 	return in, p, err
 }
 
-// acceptInitiation makes in, an initiation from p, the exchange under way with p, and answers it. The caller does not use in
-// afterwards.
+// acceptInitiation begins a new exchange with p, the sender of the initiation *in, and answers the initiation. Any earlier exchange
+// with p ends. The caller must not use *in afterwards.
 func (d *Device) acceptInitiation(p *peer, in *initiation) {
 	h, r, id := in.handshake, in.r, in.id
 	var psk PresharedKey
@@ -358,7 +361,8 @@ func (d *Device) acceptInitiation(p *peer, in *initiation) {
 	d.sendResponse(p, h, &step, &psk, r)
 }
 
-// sendResponse answers the initiation from which h was made. It computes on step, a copy of h, because p.mu guards h.
+// sendResponse answers the initiation from which h was made. It computes on step, a copy of *h, because p.mu guards *h and is not
+// held during the computation.
 func (d *Device) sendResponse(p *peer, h, step *handshake, psk *PresharedKey, r *running) {
 	var ephemeral PrivateKey
 	d.random(ephemeral[:])

@@ -6,8 +6,11 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/idle"
 )
 
-// One goroutine carries a load from its source to the socket. While that goroutine seals a large load, another goroutine on an
-// idle core may read and seal the next load of the source:
+// One goroutine carries a load, which is a batch of packets, from its source to the socket. It takes the source, reads the load,
+// claims message counters for its packets, and seals (encrypts) them. It then leads the peers to which they go, which means that it
+// sends to these peers. If another goroutine leads a peer already, the packets to this peer are handed in to that goroutine. While
+// the goroutine that has read a large load seals it, a second goroutine on an idle core may read and seal the next load of the
+// source:
 //
 //	carry ─▶ take, read, claim ─▶ seal ─▶ lead ─────────▶ take, read, claim ─▶ seal ─▶ lead ─▶ ...
 //	             offer ╰─▶ carry ─▶ take, read, claim ─▶ seal ─▶ hand in ─▶ take, ...

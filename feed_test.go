@@ -44,13 +44,14 @@ func (w *well) ReadPackets(b *Batch) error {
 }
 
 // A tape opens the messages that a device sends to the remote r, and checks the order of their packets. A packet has the number
-// of its sender at offset 20, and its own number at offset 24. The map next has the number of each sender's next packet.
+// of its sender at offset 20, and its own number at offset 24. The map next has, for each sender, the number that the sender's
+// next packet must have.
 type tape struct {
 	t    *testing.T
 	r    *remote
 	mu   sync.Mutex
 	next map[uint32]uint32
-	last uint64 // counter of the last message
+	last uint64 // the counter that the next message must have
 }
 
 func (tp *tape) take(ts []Train) {
@@ -91,7 +92,8 @@ func packetOf(sender, n uint32, size int, to *remote) []byte {
 }
 
 // feeding returns a device (an end) that has a session with a remote, and a tape of the messages from the device to the remote.
-// The test runs with GOMAXPROCS set to cores. Helpers start even if other programs use the cores.
+// The test runs with GOMAXPROCS set to cores. The feed starts helpers (additional goroutines that share its work) even if other
+// programs use the cores.
 func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
 	if cores > 1 {
 		testkit.NeedsThreads(t, "goroutines share the work of one sender")
@@ -130,8 +132,8 @@ func comes(t *testing.T, why string, ok func() bool) bool {
 }
 
 // TestFeedSharesInOrder checks that while one goroutine is sending its batch, another goroutine reads and seals the next batch.
-// The second batch is sent only after the first one, so the packets stay in order. If the source fails, the device sends all its
-// packets before it ends.
+// The second batch is sent only after the first one, so the packets stay in order. If the source fails, the device sends all
+// packets that it has read from the source before the device ends.
 func TestFeedSharesInOrder(t *testing.T) {
 	for name, end := range map[string]error{"the source ends": io.EOF, "the source fails": errors.New("failed")} {
 		for batches, last := range map[int]string{1: "an error alone", 8: "an error with packets"} {
@@ -186,7 +188,7 @@ func TestFeedSharesInOrder(t *testing.T) {
 }
 
 // TestFeedEndsAfterItsPackets checks that if a source returns packets together with an error, the device sends these packets
-// before it ends, even if they are queued behind packets of another sender.
+// before the device ends, even if the packets are queued behind packets of another sender.
 func TestFeedEndsAfterItsPackets(t *testing.T) {
 	e, r, tp := feeding(t, 2)
 	leave := e.occupy(t, r, tp.take, tp.take)

@@ -21,9 +21,9 @@ type framingBind struct {
 	wireguard.Bind // the Bind that sends and receives the datagrams with the header
 	headroom       int
 
-	mu    sync.Mutex // guards all below
+	mu    sync.Mutex // guards all fields below
 	sent  map[pipe.MessageType]int
-	wrong error // a mistake of the device, or nil
+	wrong error // what was wrong with a train's headroom or header, or nil
 }
 
 func newFramingBind(wire wireguard.Bind, headroom int) *framingBind {

@@ -14,7 +14,7 @@ import (
 // one type. It gives the device a forgery, which the fuzzer makes from a valid message of that type, and then the valid message.
 // It checks:
 //
-//   - The device accepts each datagram, or drops it and counts it once.
+//   - The device accepts each datagram, or drops the datagram and counts this drop once.
 //   - The device answers a datagram with at most one datagram. The answer to a dropped datagram is not longer than that datagram,
 //     so an attacker cannot use the device to flood others.
 //   - A dropped datagram changes nothing: the device accepts the valid message after it.
@@ -81,7 +81,7 @@ func (e *end) hostile(t *testing.T, train Train) (dropped int, sent []datagram) 
 // wantNothingKept fails if the device keeps more state than the sessions of one peer need.
 func (e *end) wantNothingKept(t *testing.T) {
 	t.Helper()
-	if n := SessionIndices(e.Device); n > 4 { // three keypairs and a handshake
+	if n := SessionIndices(e.Device); n > 4 { // one index for each of three keypairs, and one for a handshake
 		t.Fatalf("%d indices are in use for one peer", n)
 	}
 	e.slow.mu.Lock()
@@ -417,7 +417,8 @@ func FuzzMACs(f *testing.F) {
 }
 
 // FuzzReplay compares the replay window with a set of all counters seen. Three bytes of input make one counter: the first byte
-// chooses a formula, and the other two are the distance in it. Most formulas begin with the greatest counter so far.
+// chooses a formula, and the other two bytes are a distance. Most formulas add the distance to the greatest counter so far, or
+// subtract it from that counter.
 func FuzzReplay(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 0, 0, 0, 1, 0, 1, 2, 31, 192, 2, 31, 193})
 	f.Add([]byte{3, 255, 255, 4, 0, 1, 0, 0, 1, 4, 0, 0, 1, 0, 5})

@@ -204,8 +204,8 @@ func (h *handshake) consumeResponse(m []byte, psk *PresharedKey) (keys sessionKe
 	return keys, binary.LittleEndian.Uint32(m[responseSender:]), nil
 }
 
-// A Timestamp is the TAI64N label in an initiation: big-endian seconds and nanoseconds. Each initiation of a peer has a greater
-// timestamp than the initiation before. The zero value is older than all others.
+// A Timestamp is the TAI64N label in an initiation: big-endian seconds and nanoseconds. Each initiation of a peer must have a
+// greater timestamp than all earlier initiations of this peer. The zero value is older than all others.
 type Timestamp [12]byte
 
 // After reports whether t is later than u.

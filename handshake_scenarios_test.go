@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// An initiator that receives no response sends a new initiation with a new ephemeral key after REKEY_TIMEOUT (6.4) and a random
-// jitter. Linux adds the jitter too (timers.c, wg_timers_handshake_initiated).
+// An initiator that receives no response sends a new initiation with a new ephemeral key after REKEY_TIMEOUT (5 s; whitepaper,
+// section 6.4) and a random jitter. Linux adds the jitter too (timers.c, wg_timers_handshake_initiated).
 func TestInitiationRetransmitted(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(a.end, b.end)
@@ -134,8 +134,8 @@ func TestInitiatorConfirmsAtOnce(t *testing.T) {
 	})
 }
 
-// The responder sends its staged packets as soon as the initiator's first data message confirms the session. Before that it "must
-// wait to use the new session" (5.1, "key confirmation").
+// The responder sends its staged packets as soon as the initiator's first data message confirms the session. Before that message
+// arrives, the responder "must wait to use the new session" (whitepaper, section 5.1, "key confirmation").
 func TestResponderFlushesOnConfirmation(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.hold("a keepalive", 1)
@@ -151,9 +151,9 @@ func TestResponderFlushesOnConfirmation(t *testing.T) {
 	})
 }
 
-// If the initiations of two devices cross, each device forgets its own initiation when it answers the other one, because it has
-// only one handshake state per peer, like Linux. So both devices have an unconfirmed keypair and no session. The next retry,
-// after 5 to 5.33 s, makes a session.
+// If the initiations of two devices cross, each device forgets its own initiation when it answers that of the other device,
+// because it has only one handshake state per peer, like Linux. So both devices have an unconfirmed keypair and no session. The
+// next retry, after 5 to 5.33 s, makes a session.
 func TestCrossingInitiationsHeal(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
@@ -238,7 +238,7 @@ func TestResponseToSupersededInitiation(t *testing.T) {
 }
 
 // A device refuses a replayed initiation: "the responder keeps track of the greatest timestamp received per peer and discards
-// packets containing timestamps less than or equal to it" (5.1).
+// packets containing timestamps less than or equal to it" (whitepaper, section 5.1).
 func TestReplayedInitiationRefused(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -263,8 +263,8 @@ func TestReplayedInitiationRefused(t *testing.T) {
 	})
 }
 
-// A device still knows a peer's greatest timestamp after it wiped the sessions, and after Down. It loses the timestamp only "if
-// the responder restarts".
+// A device still knows the greatest timestamp that it has received from a peer after it has wiped the sessions, and after Down.
+// It loses the timestamp only "if the responder restarts" (whitepaper, section 5.1).
 func TestReplayedInitiationRefusedAfterWipeAndDown(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -369,8 +369,8 @@ func TestLostConfirmationAndDataAtResponder(t *testing.T) {
 	})
 }
 
-// Two devices with different preshared keys cannot make a session, because the "psk … is mixed into the handshake" (5.2). The
-// initiator detects the difference: it cannot verify the response's tag.
+// Two devices with different preshared keys cannot make a session, because the "psk … is mixed into the handshake" (whitepaper,
+// section 5.2). The initiator detects the difference: it cannot verify the response's tag.
 func TestPresharedKeyMismatch(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
@@ -387,7 +387,7 @@ func TestPresharedKeyMismatch(t *testing.T) {
 	})
 }
 
-// A session with a preshared key carries data in both directions.
+// If both devices have the same preshared key, they make a session, and data arrives in both directions.
 func TestPresharedKeySession(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		psk := wireguard.NewPresharedKey()

@@ -250,7 +250,7 @@ func TestLimiterOutlivesClose(t *testing.T) {
 		flood()
 		b.Down()
 		flood()
-		w.advance(2 * time.Second) // the sweep is due while the device is down
+		w.advance(2 * time.Second) // the limiter's removal of unused sources is due while the device is down
 		if err := b.Up(); err != nil {
 			w.Fatal(err)
 		}

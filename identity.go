@@ -11,7 +11,7 @@ import (
 //
 // It prints as "(private key)", and encoders such as encoding/json and encoding/gob refuse it: only Text returns the key. This
 // package cannot prevent two exceptions. Package fmt prints the bytes of a key in an unexported field of a struct, and
-// encoding/binary writes those of any array.
+// encoding/binary writes the bytes of any array.
 type PrivateKey [32]byte
 
 // A PublicKey is a Curve25519 public key, which names a device or a peer. It prints as base64, and %x prints its bytes in

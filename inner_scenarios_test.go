@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// These tests are about the IP packets inside the tunnel: their ECN bits, lengths and sources, and the ICMP errors that answer
-// packets without a destination.
+// These tests are about the IP packets inside the tunnel: their ECN bits, lengths and source addresses, and the ICMP errors with
+// which a device answers packets that it cannot deliver to a peer.
 
 // sumOK reports whether the Internet checksum over the concatenation of bs is correct.
 func sumOK(bs ...[]byte) bool { return packet.Sum(bytes.Join(bs, nil), 0) == 0xffff }
@@ -122,7 +122,7 @@ func (n *node) wantUnreachable(p []byte, why string) {
 		n.w.Fatalf("a second error came: %s: %x", why, more)
 	}
 	header, addresses, kind, code := 20, p[12:20], byte(3), byte(1) // type destination unreachable, code host (RFC 792)
-	got := [][]byte{r[16:20], r[12:16]}                             // the addresses of r, in the order that they have in p
+	got := [][]byte{r[16:20], r[12:16]}                             // r's destination and source: p's source and destination
 	sums := [][]byte{r[20:]}
 	if p[0]>>4 == 6 {
 		header, addresses, kind, code = 40, p[8:40], 1, 3 // type destination unreachable, code address (RFC 4443)
@@ -238,8 +238,8 @@ func TestUnreachableExceptionsEndToEnd(t *testing.T) {
 	})
 }
 
-// Like a router, the device limits the ICMP errors that it sends to each sender: at most 20 at once, and 100 per second. It
-// counts all drops.
+// Like a router, the device limits the rate of the ICMP errors to each sender: 100 per second, in bursts of at most 20. It counts
+// every dropped packet, even if no ICMP error is sent about it.
 func TestUnreachableIsRateLimited(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.node("a")
@@ -266,8 +266,8 @@ func TestUnreachableIsRateLimited(t *testing.T) {
 	})
 }
 
-// One sender floods the device with packets that have no peer, and with packets that are larger than their peer's MTU. It uses up
-// only its own limit of ICMP errors. Another IPv4 sender and an IPv6 sender still get both kinds of errors.
+// One sender floods the device with packets that have no peer, and with packets that are larger than their peer's MTU. That uses
+// up only this sender's own limit of ICMP errors: another IPv4 sender and an IPv6 sender still get both kinds of errors.
 func TestUnreachableIsFair(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.node("a"), w.node("b")
@@ -354,7 +354,7 @@ func TestInnerLength(t *testing.T) {
 }
 
 // A device finds the peers for source and destination addresses in the same table, by the longest prefix. If the prefixes of two
-// peers are nested, each peer may send only from the addresses that the table gives to it.
+// peers are nested, a peer may send only from addresses whose longest matching prefix belongs to this peer.
 func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 	inWorld(t, func(w *world) {
 		hub, wide, narrow := w.node("hub"), w.node("wide"), w.node("narrow")
@@ -419,8 +419,8 @@ func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 	})
 }
 
-// If the Tunnel's queue is full, the device drops and counts the packets that do not fit. Its receivers do not wait for the
-// Tunnel (row 1).
+// If the Tunnel's queue is full, the device drops and counts the packets that do not fit. The goroutines that receive from the
+// socket do not wait for the Tunnel (row 1 of the list decisions in coverage_test.go).
 func TestFullSinkDrops(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

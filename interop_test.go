@@ -44,7 +44,8 @@ func (c *shiftedClock) Now() time.Duration {
 }
 func (c *shiftedClock) Wall() time.Time { return time.Now().Add(time.Duration(c.shift.Load())) }
 
-// A relay forwards datagrams between two devices. For each device, one of the relay's sockets is the endpoint of its peer.
+// A relay forwards datagrams between two devices. It has one socket for each device. The device sends all messages for its peer
+// to this socket, as the peer's endpoint.
 type relay struct {
 	t      *testing.T
 	toOurs [2]*net.UDPConn // the relay's sockets: our device uses [0], and wireguard-go uses [1]
@@ -369,7 +370,8 @@ func TestInteropCookieTheirs(t *testing.T) {
 	stop := sync.OnceFunc(func() { close(done); wg.Wait() })
 	defer stop()
 
-	// Each try sends one initiation. It moves the clock forward by 6 s, because the device sends at most one initiation per 5 s.
+	// Each call of try makes the device send one initiation. First it moves the device's clock forward by 6 s, because the device
+	// sends at most one initiation per 5 s.
 	try := func() {
 		x.clock.shift.Add(int64(6 * time.Second))
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -388,7 +390,7 @@ func TestInteropCookieTheirs(t *testing.T) {
 }
 
 // TestInteropRoaming checks that when one device changes its port, the other device uses the new port as soon as it receives an
-// authentic packet from there. It does this in both directions.
+// authentic packet from there. First one device changes its port, and then the other.
 func TestInteropRoaming(t *testing.T) {
 	x := newInterop(t, "127.0.0.1", wireguard.PresharedKey{})
 	// This test does not use the relay, so the devices see each other's real ports.

@@ -20,7 +20,7 @@ type court struct {
 	packets [][]byte
 }
 
-const courtOfA, courtOfB = 0xa, 0xb // session indices
+const courtOfA, courtOfB = 0xa, 0xb // the index of the session at a, and at b
 
 func newCourt(t *testing.T) *court {
 	c := &court{judge: newJudge(2, true), a: &life{node: 0, name: "a"}, b: &life{node: 1, name: "b"}}

@@ -39,11 +39,11 @@ type keypair struct {
 	created          int64
 	initiator        bool // whether this device sent the initiation
 
-	id      *identity // the device's identity when the session was made; nil once retired, so that the private key is not kept
+	id      *identity // the device's identity when the session was made; nil if retired, so that the old private key is not kept
 	retired bool      // nothing more is sent with this keypair, because the device has another identity
-	moved   bool      // since the last message on this keypair, the configuration has changed the peer's endpoint
-	asked   int64     // when the first data was sent after the last message was received; 0 means that no data is unanswered
-	counter uint64    // of the next message
+	moved   bool      // the configuration has changed the peer's endpoint since the last message was received on this keypair
+	asked   int64     // when the oldest data that still has no answer was sent on this keypair; 0 means that all data has one
+	counter uint64    // the counter of the next message to send
 	window  window
 }
 
@@ -60,7 +60,7 @@ func (k *keypair) sendable(now int64, n int) bool {
 	return k != nil && !k.retired && k.age(now) < rejectAfterTime && k.counter+uint64(n) <= rejectAfterMessages
 }
 
-// number takes n counters and returns the first.
+// number reserves the counters of the next n messages, and returns the first of these counters.
 func (k *keypair) number(n int) uint64 {
 	first := k.counter
 	k.counter += uint64(n)
@@ -70,8 +70,8 @@ func (k *keypair) number(n int) uint64 {
 // seal makes m a data message. The argument padded is the padded packet. It lies either at its offset in m, or in memory that
 // does not overlap m.
 //
-// The nonce is 32 zero bits and the counter. While the receiver index in the header is zero, bytes 4 to 15 of the header equal
-// the nonce, so it needs no other memory.
+// The nonce is 32 zero bits and the counter. While the receiver index in the header is zero, bytes 4 to 15 of the header equal the
+// nonce, so the nonce needs no memory of its own.
 func (k *keypair) seal(m, padded []byte, counter uint64) {
 	binary.LittleEndian.PutUint32(m, typeData)
 	clear(m[4:8])

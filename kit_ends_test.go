@@ -230,7 +230,8 @@ func up(t testing.TB, key PrivateKey, peers ...PeerConfig) *end {
 	return e
 }
 
-// advance moves the clock forward, and handles the deadlines that are then due, as keepTime does, but on the test's goroutine.
+// advance moves the clock forward, and handles the deadlines that are then due. In a running device, keepTime does this on its
+// own goroutine; here it happens on the test's goroutine.
 func (e *end) advance(t testing.TB, by time.Duration) {
 	t.Helper()
 	e.clock.at.Add(int64(by))
@@ -271,7 +272,7 @@ func (e *end) send(t testing.TB, packets ...[]byte) {
 // and keypair.go directly.
 type remote struct {
 	id     *identity
-	addr   netip.Addr // inside the tunnel
+	addr   netip.Addr // the remote's address inside the tunnel
 	from   Endpoint
 	device PublicKey
 	psk    PresharedKey

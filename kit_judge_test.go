@@ -20,14 +20,14 @@ import (
 type judge struct {
 	orderly bool // the network does not reorder messages
 
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards all fields below
 	wrong    []string
 	parcels  map[uint64]*parcel
-	calls    map[uint32]*life       // who sent the initiation, by its sender index
-	sessions map[uint32][]*exchange // by the index of the initiator and by that of the responder
-	counters map[counterOf]uint64   // the hash of the message that used the counter
-	sealed   map[lane]uint64        // the id of the newest parcel that was sent
-	arrived  map[lane]uint64        // the id of the newest parcel that was delivered
+	calls    map[uint32]*life       // the device that sent an initiation, by the initiation's sender index
+	sessions map[uint32][]*exchange // each session is in the map twice: by the index of its initiator and by that of its responder
+	counters map[counterOf]uint64   // for each counter of a session, the hash of the message that used it
+	sealed   map[lane]uint64        // for each lane, the id of the newest parcel that was sent
+	arrived  map[lane]uint64        // for each lane, the id of the newest parcel that was delivered
 	tables   []sources              // for each node, the addresses from which its peers may send
 	fresh    map[[2]int]bool        // whether a parcel with an id of at least mark was delivered, by sender and receiver
 	mark     uint64
@@ -50,10 +50,10 @@ func (l *life) String() string {
 // A parcel is a packet that the simulation gave to a device.
 type parcel struct {
 	from      *life
-	to        int // the node to which the destination's address belongs
-	stream    int // the parcels of one stream were given to the device one after the other
+	to        int // the node to which the destination address belongs
+	stream    int // the number of its stream; the parcels of one stream were given to the device one after the other
 	packet    []byte
-	message   *exchange // the session in which it was sent, or nil if it was not sent
+	message   *exchange // the session in which the parcel was sent, or nil if it was not sent
 	delivered bool
 }
 
@@ -62,7 +62,7 @@ type exchange struct {
 	initiator, responder   *life
 	toInitiator            uint32 // index of the session at the initiator
 	toResponder            uint32
-	bornAtInitiator        time.Duration // time on the initiator's clock; negative until the response has arrived
+	bornAtInitiator        time.Duration // when the response arrived, on the initiator's clock; negative before that
 	bornAtResponder        time.Duration
 	used                   bool // whether the initiator has sent data in the session
 	fromResponder, forResp cipher.AEAD
@@ -303,7 +303,7 @@ func (j *judge) unreachable(to *life, packet []byte) bool {
 	return p != nil && p.from == to && bytes.HasPrefix(p.packet, packet[quote:])
 }
 
-// allow reports whether the longest prefix that contains the address a belongs to the node, before or after the change.
+// allow reports whether the longest prefix that contains the address a belongs to the node, in the map now or in the map before.
 func (s *sources) allow(a netip.Addr, node int) bool {
 	return longest(s.now, a) == node || s.before != nil && longest(s.before, a) == node
 }

@@ -12,7 +12,7 @@ import (
 type moodyBind struct {
 	wireguard.Bind
 
-	mu     sync.Mutex // guards all below
+	mu     sync.Mutex // guards all fields below
 	fail   error      // the error that Listen returns
 	noMark error      // the error that SetMark returns
 	opened []uint16

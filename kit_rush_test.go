@@ -31,14 +31,14 @@ type rush struct {
 	*testing.T
 	wire   *pipe.Network
 	hub    *wireguard.Device
-	end    *pipe.End    // the hub's
-	tun    *pipe.Tunnel // the hub's
+	end    *pipe.End    // the hub's end of the network
+	tun    *pipe.Tunnel // the hub's Tunnel
 	spokes []*spoke
 
 	pause   time.Duration // Send of the hub's socket sometimes sleeps for up to this time before it sends
 	sockets atomic.Int32  // how many sockets the hub has opened
 	handed  atomic.Uint64 // how many packets all sources have given to the hub
-	seen    atomic.Uint64 // how many drops there were when pace was last called
+	seen    atomic.Uint64 // how many packets had been dropped when pace was last called
 
 	mu       sync.Mutex             // guards sessions
 	sessions map[uint32]rushSession // by the spoke's index of the session
@@ -62,12 +62,12 @@ var allSources = []int{0, 1, 2, 3, fromTunnel}
 type spoke struct {
 	*wireguard.Device
 	key       wireguard.PrivateKey
-	addr      netip.Addr // inside the tunnel
+	addr      netip.Addr // the spoke's address inside the tunnel
 	config    wireguard.PeerConfig
 	tun       *pipe.Tunnel
 	end       *pipe.End
 	handed    [sourceMax]uint32 // how many packets each source has sent to the spoke; only the source's goroutine uses its element
-	next      [sourceMax]uint32 // for each source, the smallest number that the next packet may have
+	next      [sourceMax]uint32 // for each source, the smallest number that its next packet to the spoke may have
 	delivered atomic.Uint64
 }
 
@@ -160,8 +160,8 @@ func (r *rush) saw(socket int32, index uint32, counter uint64) {
 	r.sessions[index] = rushSession{socket, counter + 1}
 }
 
-// take receives the packets that the spoke s delivers. It reports an error if a packet does not have a larger number than the
-// last one from the same source.
+// take receives the packets that the spoke s delivers. It reports an error if the number of a packet is not larger than that of
+// the previous packet from the same source.
 func (r *rush) take(s *spoke) {
 	for {
 		p, err := s.tun.Receive(context.Background())

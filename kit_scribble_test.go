@@ -49,7 +49,7 @@ func (s scribblingSocket) Send(ts []wireguard.Train) {
 		ts[i].Endpoint, ts[i].Err = lent[i].Endpoint, lent[i].Err
 		scribble(lent[i].Data)
 	}
-	clear(lent) // the slice itself is also only lent
+	clear(lent) // the embedded Bind must not keep the slice itself either
 }
 
 type scribblingReceiver struct {
@@ -61,7 +61,7 @@ func (r *scribblingReceiver) Receive() ([]wireguard.Train, error) {
 	for i := range r.lent {
 		scribble(r.lent[i].Data)
 	}
-	clear(r.lent) // the slice itself is also only lent
+	clear(r.lent) // the device must not keep the slice itself either
 	ts, err := r.Receiver.Receive()
 	r.lent = append(r.lent[:0], ts...)
 	return r.lent, err

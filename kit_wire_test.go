@@ -41,8 +41,8 @@ func (w *world) record(p *pipe.Packet) pipe.Verdict {
 	return pipe.Pass
 }
 
-// script returns the messages that the devices have sent since its last call, in order, for example "a initiation, b response, a
-// data x3".
+// script returns the messages that the devices have sent since the last call of script or want, in order, for example "a
+// initiation, b response, a data x3".
 func (w *world) script() string {
 	w.settle()
 	w.mu.Lock()

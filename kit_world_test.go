@@ -48,7 +48,7 @@ type node struct {
 	end         *pipe.End
 	tun         *pipe.Tunnel
 	clock       *clock
-	addr, addr6 netip.Addr // inside the tunnel
+	addr, addr6 netip.Addr // the node's addresses inside the tunnel
 	port        uint16
 	events      <-chan wireguard.Event // the device's events of all kinds except EventAttemptFailed
 }
@@ -58,7 +58,7 @@ type node struct {
 type clock struct {
 	start time.Time
 
-	mu     sync.Mutex // guards all below
+	mu     sync.Mutex // guards all fields below
 	resume sync.Cond
 	asleep bool
 	leapt  time.Duration // how far leap moved the clock

@@ -102,7 +102,8 @@ func TestEveryCallInEveryState(t *testing.T) {
 	}
 }
 
-// Down keeps the configuration and the counters, and deletes the sessions and the staged packets (row 26).
+// Down keeps the configuration and the counters, and deletes the sessions and the staged packets (row 26 of the list decisions in
+// coverage_test.go).
 func TestDownAndUpAgain(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "one")

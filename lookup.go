@@ -6,7 +6,7 @@ import "github.com/seed-86b749af/wireguard/internal/admission"
 func (d *Device) lookUp(in *initiation) {
 	key, r := in.key, in.r // once Put has the initiation, other goroutines may change it
 	outcome := d.lookups.Put(key, in, func(waiting *initiation) bool {
-		newer := in.timestamp.After(waiting.timestamp) // otherwise the new one is a replay
+		newer := in.timestamp.After(waiting.timestamp) // otherwise the initiation that has just arrived is a replay
 		if newer {
 			waiting.wipe()
 		}
@@ -48,8 +48,8 @@ func (d *Device) askFor(key PublicKey, r *running) {
 	d.lookups.End(key).wipe()
 }
 
-// addLookedUp adds a peer that Lookup supplied, unless it was configured meanwhile. A worker then answers the peer's initiation,
-// which stays in d.lookups until then.
+// addLookedUp adds a peer that Lookup supplied, unless the program configured this peer meanwhile. A worker then answers the peer's
+// initiation, which stays in d.lookups until then.
 func (d *Device) addLookedUp(c *PeerConfig, r *running) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -13,9 +13,9 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// A register has the peers that the server's Config.Lookup finds.
+// A register is the set of peers that the server's Config.Lookup finds.
 type register struct {
-	mu    sync.Mutex // guards all below
+	mu    sync.Mutex // guards all fields below
 	peers map[wireguard.PublicKey]wireguard.PeerConfig
 	calls int
 	gate  chan struct{} // lookups wait until this channel is closed; they do not wait if it is nil
@@ -159,8 +159,9 @@ func TestLookupKeepsNewestInitiation(t *testing.T) {
 	})
 }
 
-// At most Config.MaxLookups lookups (by default 256) are pending at a time. Once an eighth of that number is pending, an unknown
-// sender must answer a cookie reply, to prove that it can receive at its address.
+// At most Config.MaxLookups lookups (by default 256) are pending at a time. Once an eighth of that number is pending, the device
+// answers an initiation from another unknown key with a cookie reply. It looks up this key only if the sender then sends an
+// initiation with a valid mac2, which proves that the sender can receive at its address.
 func TestLookupBound(t *testing.T) {
 	for _, most := range []int{0, 2, 24} {
 		testLookupBound(t, most, cmp.Or(most, 256))
@@ -275,7 +276,7 @@ func TestMaxLookedUp(t *testing.T) {
 		}
 		client.Close()
 		second.Close()
-		for range 110 { // third keeps trying, and the device forgets the others after 540 s
+		for range 110 { // the node third keeps trying, and the server forgets client and second after 540 s
 			third.send(server, "third")
 			w.advance(5 * time.Second)
 		}
@@ -339,8 +340,8 @@ func TestReplayedInitiationDoesNotBringPeerBack(t *testing.T) {
 	})
 }
 
-// If no session with a looked-up peer is confirmed, the device forgets the peer 180 s after it was added. That happens after a
-// replayed initiation if Lookup does not return the greatest timestamp.
+// If no session with a looked-up peer is confirmed, the device forgets the peer 180 s after it was added. A replayed initiation
+// adds such a peer if Lookup does not return the greatest timestamp.
 func TestUnconfirmedLookedUpPeerForgottenAfter180s(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.knows(client)
@@ -417,8 +418,8 @@ func TestLookedUpPeerConfigured(t *testing.T) {
 	})
 }
 
-// The device checks the peer that Lookup returns like any configuration. It ignores a peer whose key is not the one that it
-// looked up.
+// The device checks the peer that Lookup returns like any configuration. It ignores the peer if the peer's public key is not the
+// key that the device looked up.
 func TestLookupReturnsNonsense(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.answers(client, wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public()})

@@ -16,8 +16,8 @@ import (
 )
 
 // If the network loses messages, only the packets in these messages are lost, and sessions are renewed on time. Each data message
-// has its own counter, so it does not depend on the message before it (section 5.4.6). A device replaces a lost handshake message
-// after REKEY_TIMEOUT (section 6.4).
+// has its own counter, so it does not depend on the message before it (whitepaper, section 5.4.6). If a handshake message is
+// lost, the initiator sends a new initiation after REKEY_TIMEOUT (5 s; whitepaper, section 6.4).
 func TestLoss(t *testing.T) {
 	for _, loss := range []float64{0.01, 0.1, 0.5} {
 		t.Run(fmt.Sprint(loss), func(t *testing.T) {
@@ -43,7 +43,7 @@ func TestLoss(t *testing.T) {
 }
 
 // If the network reorders packets within the replay window, the device delivers each packet once, in the order in which the
-// packets arrive (section 5.4.6).
+// packets arrive (whitepaper, section 5.4.6).
 func TestReordering(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -67,7 +67,7 @@ func TestReordering(t *testing.T) {
 }
 
 // If the network duplicates a message, the device delivers its packet once, because it accepts each counter only once in a
-// session (section 5.4.6).
+// session (whitepaper, section 5.4.6).
 func TestDuplication(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Duplicate: 1, Delay: 5 * time.Millisecond})
@@ -111,7 +111,7 @@ func TestPathMTUShrinks(t *testing.T) {
 	}
 }
 
-// When the device sends a data packet, it starts the timers for an answer only if the socket has sent the packet.
+// After a call of Socket.Send, the device starts the timers that wait for an answer only if the socket has sent the data message.
 func TestFailedSendIsNotUnanswered(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

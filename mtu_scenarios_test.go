@@ -111,7 +111,7 @@ func TestMTUOfPeer(t *testing.T) {
 }
 
 // Padding must not make a packet larger than the peer's MTU or the tunnel's MTU. The test checks packets that waited for a
-// handshake, packets next to each other in a batch, and packets between packets to other peers.
+// handshake, consecutive packets to one peer in a batch, and packets that alternate with packets to another peer.
 func TestMTUClampsPadding(t *testing.T) {
 	for _, test := range []struct{ mtu, size, want int }{
 		{1301, 1300, 1301 + 32}, {1301, 1297, 1301 + 32}, {1301, 1296, 1296 + 32}, {1301, 100, 112 + 32}, {0, 1300, 1312 + 32}, {9000, 1419, 1420 + 32},

@@ -20,7 +20,7 @@ import (
 func TestOutboundOrder(t *testing.T) {
 	for name, pause := range map[string]time.Duration{"fast socket": 0, "slow socket": 300 * time.Microsecond} {
 		t.Run(name, func(t *testing.T) {
-			const staged, total = 20, 10_000 // packets per source and spoke before there are sessions; packets in total
+			const staged, total = 20, 10_000 // staged: packets of each source to each spoke; total: all packets
 			r := newRush(t, 3)
 			r.pause = pause
 			first := make(chan struct{})

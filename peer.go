@@ -14,9 +14,9 @@ type peerState struct {
 	persistent uint16 // seconds between persistent keepalives; 0 means off
 	lookedUp   bool   // whether Config.Lookup supplied the peer
 	removed    bool   // the peer is no longer in the device: a goroutine that still has the pointer drops the peer's packets
-	initiating bool   // an initiation was asked for and is not made yet
-	renewing   bool   // renew asked for that initiation
-	making     bool   // an initiation is being made: between beginInitiation and commitInitiation, or an error
+	initiating bool   // whether an initiation was asked for and is not made yet
+	renewing   bool   // whether the method renew asked for the initiation that is not made yet
+	making     bool   // an initiation is being made: true from beginInitiation until commitInitiation, or until an error
 	unopened   bool   // the last initiation got an answer that was not authentic
 
 	endpoint Endpoint
@@ -26,18 +26,18 @@ type peerState struct {
 	keypairs
 	handshake *handshake // the exchange under way; nil if there is none
 
-	static         secret    // the shared secret of the two static keys, once it was computed for staticOf
+	static         secret    // the X25519 of the static keys of this device and the peer; not computed yet if staticOf is nil
 	staticOf       *identity // the identity for which static was computed
 	cookie         cookieJar
-	lastTimestamp  Timestamp        // of the newest initiation that was accepted
-	ownTimestamp   Timestamp        // of the newest initiation that was sent
-	lastInitiation int64            // when the last initiation was accepted
+	lastTimestamp  Timestamp        // the timestamp of the newest initiation that was accepted from the peer
+	ownTimestamp   Timestamp        // the timestamp of the newest initiation that was sent to the peer
+	lastInitiation int64            // when the last initiation from the peer was accepted
 	lastSent       int64            // when the last initiation or response was sent
 	lastHandshake  int64            // when the last session was confirmed
 	lastReceived   int64            // when the last authentic message was received
-	recent         []sentInitiation // the initiations sent in the last 5 s, oldest first; older ones may not be deleted yet
-	sessions       uint32           // how many sessions were confirmed; wraps
-	heard          uint32           // how many authentic packets were received; wraps
+	recent         []sentInitiation // the initiations sent in the last 5 s, oldest first; it may still contain older ones
+	sessions       uint32           // the number of sessions that were confirmed; wraps to 0
+	heard          uint32           // how often authentic messages were received, where a run of messages counts once; wraps to 0
 
 	drops *Drops // nil until something is dropped
 }
@@ -48,7 +48,7 @@ type outbox struct {
 	flush     bool         // send the staged packets
 	keepalive bool         // send the staged packets, or an empty one if there are none
 	forget    bool         // remove the peer
-	revived   bool         // a message arrived on the current session, which no longer counted as live
+	revived   bool         // a message arrived on the current session, which until then did not count as live; see live
 	freed     []uint32     // session indices that are free again
 	dropped   staged.Queue // staged packets that are dropped
 	events    []outEvent
@@ -90,8 +90,8 @@ func (p *peerState) drop(r DropReason, n int) {
 // is old, if data went unanswered, or to repeat an attempt. If retry is true, the initiation continues a series of attempts. If
 // retry is false, the count of attempts restarts at zero, even during a series.
 //
-// No initiation is sent "within 5 s of the last one", or within 5 s after a response was sent. If initiate is called so early, it
-// postpones the initiation until the 5 s are over; see putOff. It does not drop the request, because the reason for the
+// After an initiation or a response was sent, no initiation is sent for 5 s (REKEY_TIMEOUT). If initiate is called within these 5
+// s, it postpones the initiation until the 5 s are over; see putOff. It does not drop the request, because the reason for the
 // initiation still exists.
 func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	if !retry {
@@ -250,7 +250,7 @@ func (p *peerState) receive(k *keypair, from *Endpoint, data bool, now int64, ou
 	}
 }
 
-// sending is called before n messages are numbered, and reports whether the current session can carry them. If the session
+// sending is called before n messages get their counters, and reports whether the current session can carry them. If the session
 // cannot, sending asks for an initiation.
 func (p *peerState) sending(n int, now int64, out *outbox) bool {
 	if !p.current.sendable(now, n) {
@@ -286,9 +286,9 @@ func (p *peerState) sentOn(data bool, heard uint32, now int64, out *outbox) {
 	}
 }
 
-// wake is called after the machine slept or its network changed. If the current session can still send, wake asks for a packet
-// that shows the peer this device's new address, and for a new session if the current one is old. If no session can send, wake
-// asks for a new one, but only if packets are staged or a persistent keepalive is set.
+// wake is called after the machine slept or its network changed. If the current session can still send, wake asks for a packet that
+// shows the peer this device's new address, and for a new session if the current one is due to be renewed. If no session can send,
+// wake asks for a new one, but only if packets are staged or a persistent keepalive is set.
 func (p *peerState) wake(now int64, out *outbox) {
 	p.endpoint.forgetSource()
 	switch c := p.current; {
@@ -302,7 +302,8 @@ func (p *peerState) wake(now int64, out *outbox) {
 	}
 }
 
-// wipe forgets all keys: "after 540 s without a new one, ephemeral keys are zeroed".
+// wipe forgets the keys of all sessions, and drops the exchange under way. It is called when the device or the peer stops, and when
+// timerWipe fires, usually after 540 s without a new session.
 func (p *peerState) wipe(out *outbox) {
 	p.endHandshake(out)
 	out.freeKeypairs(p.current, p.previous, p.next)
@@ -329,10 +330,10 @@ func (p *peerState) forgetSecrets() {
 	p.cookie = cookieJar{}
 }
 
-// retire is called after the device got another identity id, or lost its identity (id is nil). A session of the old identity
-// still receives until it expires, but it no longer sends. The next initiation may be sent at once. A session or an exchange that
-// was made since the device got id may already belong to id. retire does not change these. If there are any, the limit of one
-// initiation in 5 s still applies.
+// retire is called after the device got a new identity, id, or lost its identity, in which case id is nil. A session of the old
+// identity still receives until it expires, but it no longer sends. Sessions and exchanges that were made since the device got id
+// may already belong to id. retire does not change these. If there are any, the limit of one initiation in 5 s still applies.
+// Otherwise the next initiation may be sent at once.
 func (p *peerState) retire(id *identity, out *outbox) {
 	isNew := func(of *identity) bool { return of == id && id != nil }
 	made := false

@@ -114,7 +114,7 @@ func TestSendingLimits(t *testing.T) {
 
 func TestReceiveOnPreviousAndNext(t *testing.T) {
 	c := newCore(t)
-	previous := c.initiator() // 1
+	previous := c.initiator() // its index is 1
 	current := c.after(second).initiator()
 	for _, k := range []*keypair{previous, current} {
 		c.receives(k, true)
@@ -122,7 +122,7 @@ func TestReceiveOnPreviousAndNext(t *testing.T) {
 			t.Fatal("a message on it moved the sessions")
 		}
 	}
-	next := c.after(second).responded() // 3
+	next := c.after(second).responded() // its index is 3
 	c.wantFreed("previous gives way to next", 1)
 	c.receives(current, true)
 	if c.next != next {
@@ -275,8 +275,8 @@ func TestRetireSparesTheNew(t *testing.T) {
 	}
 }
 
-// TestSessionMadeAmidKeyChange tests the same with a whole device, as initiator and as responder: the device keeps a session that
-// it made with the new private key before it called retire for the peer.
+// TestSessionMadeAmidKeyChange tests the rule of TestRetireSparesTheNew with a whole device, as initiator and as responder: the
+// device keeps a session that it made with the new private key before it called retire for the peer.
 func TestSessionMadeAmidKeyChange(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		id := newIdentity(testKey(2))
@@ -311,8 +311,8 @@ func TestSessionMadeAmidKeyChange(t *testing.T) {
 func TestStop(t *testing.T) {
 	c := newCore(t)
 	c.persistent = 25
-	c.initiator() // 1
-	c.responded() // 2
+	c.initiator() // its index is 1
+	c.responded() // its index is 2
 	c.sends(true)
 	c.after(second)
 	c.handshake = &handshake{initiator: true, local: 55}

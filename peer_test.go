@@ -243,7 +243,7 @@ func TestAcceptInitiation(t *testing.T) {
 		name   string
 		last   Timestamp
 		ts     Timestamp
-		before int64 // how long before this initiation the last one arrived
+		before int64 // nanoseconds from the arrival of the previous initiation to this one
 		reason DropReason
 		ok     bool
 	}{
@@ -386,9 +386,9 @@ func TestCrossingInitiations(t *testing.T) {
 	second.wantNone(timerRetransmit, "its own series is over")
 }
 
-// TestGivenUpInitiationCrossesNothing is about crossing initiations, when one of the two devices lets the other retry first. It
-// checks that the core does so only while its own series of initiations is running. After the core has given up, an initiation
-// from the peer does not begin a new series.
+// TestGivenUpInitiationCrossesNothing is about this rule: if the initiations of two devices cross, one of the two devices lets
+// the other one retry first. The test checks that the core follows this rule only while its own series of initiations is running.
+// After the core has given up, an initiation from the peer does not begin a new series.
 func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	c := newCore(t)
 	c.initiate(c.now, false, c.step())
@@ -407,7 +407,7 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	c.responded()
 	c.wantNone(timerRetransmit, "nothing waits for a session, and the peer makes one")
 
-	for asked := range 2 { // 0: during the series; 1: during the series, and the next initiation is asked for but not yet made
+	for asked := range 2 { // 0: while the initiation is unanswered; 1: when the core has asked for the retry
 		c = newCore(t)
 		c.initiate(c.now, false, c.step())
 		c.initiates()

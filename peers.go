@@ -28,7 +28,7 @@ type peer struct {
 	handshakeWall  int64 // wall time of lastHandshake, in ns since 1970
 	sendErr        error // why the last message to the peer was not sent; nil if it was sent
 
-	queued int64 // when the peer is due in the device's deadlines; 0 means that the peer is not there
+	queued int64 // the time of the peer's entry in the device's deadlines; 0 means that the peer has no entry
 
 	queue   sendQueue // numbered runs that are not sent yet
 	handed  bool      // whether the slow path has to send the runs at the head of queue
@@ -40,7 +40,7 @@ type peer struct {
 
 	troubled atomic.Int64 // when the device last reported that the bind failed to send to the peer
 
-	account staged.Account // what the device's pool counts for staged; guarded by mu and by the pool's lock
+	account staged.Account // what the device's pool counts for the staged packets; guarded by mu and by the pool's lock
 
 	deadline int32 // position in the device's deadlines, counted from 1; 0 means none; guarded by the lock of the deadlines
 }

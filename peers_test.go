@@ -27,8 +27,8 @@ func hostPrefixes(n int) (ps []netip.Prefix) {
 	return ps
 }
 
-// strangers returns a change that adds n peers without prefixes, or that removes them if remove is set. The numbers of these
-// peers begin at from.
+// strangers returns a change that adds n peers without prefixes, or that removes them if remove is set. The first of these peers
+// has the number from.
 func strangers(from, n int, remove bool) (c Change) {
 	for i := range n {
 		c.Peers = append(c.Peers, PeerChange{PublicKey: crowdKey(from + i), Remove: remove})

@@ -11,8 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// This is the path of the trains that one call of Receive returns, from the socket to the tunnel. They stay on the goroutine of
-// their receiver, except for handshake messages:
+// This is the path of the trains that one call of Receive returns, from the socket to the tunnel. The goroutine of the receiver
+// does all this, but helpers on idle cores may open some of the data messages:
 //
 //	Receive ─▶ datagrams, by type ─▶ runs, by session ─▶ open, in place ─▶ inspect: length, source
 //	                │                                                          │
@@ -42,10 +42,10 @@ func (d *Device) newInbound() *inbound {
 
 // An inboundRun holds the data messages of one session that a receiver has collected, in the order of arrival, until acceptAll.
 type inboundRun struct {
-	session     // if the index has no session, or the session has expired, k is nil and the messages are dropped
+	session     // if the index has no session, or the session has expired, k is nil and the messages are dropped for reason
 	index       uint32
-	place       int16 // in inbound.places
-	first, last int16 // indices of messages in inbound.opened, which opened.next links
+	place       int16 // the position of the run's entry in inbound.places
+	first, last int16 // the run's first and last message in inbound.opened; opened.next links its messages
 	reason      DropReason
 }
 
@@ -55,8 +55,8 @@ type opened struct {
 	train         *Train     // the train in which the message arrived, in the memory of the socket
 	at, size      int32      // offset and length of the message in train.Data
 	n             int32      // length of the packet, without padding; 0 for a keepalive
-	run           int16      // index of its run
-	next          int16      // index of the run's next message; none in the last one
+	run           int16      // index in inbound.runs of the run to which the message belongs
+	next          int16      // index in inbound.opened of the run's next message; the last message has the constant none
 	reason        DropReason // why the packet is dropped, if it is authentic and ok is false
 	authentic, ok bool
 }
@@ -219,7 +219,7 @@ func (d *Device) receiveOther(in *inbound, m []byte, t *Train) {
 	}
 }
 
-// acceptAll opens the collected messages, accepts each run with the state of its peer, and delivers the packets.
+// acceptAll decrypts the collected messages, passes each run to inspect and accept, and delivers the packets that were accepted.
 func (d *Device) acceptAll(in *inbound) {
 	if len(in.runs) == 0 {
 		return
@@ -269,9 +269,9 @@ func (in *inbound) inspect(run *inboundRun) {
 	}
 }
 
-// accept drops those messages of a run that are forged or replayed, or that inspect has refused. It keeps the packets of the
-// other messages for delivery, and updates the peer's counters and timers. The endpoint of the last authentic message becomes the
-// peer's endpoint.
+// accept drops those messages of a run that are forged or replayed, or that inspect has refused. If the peer or the session is
+// gone, it drops all of them. It keeps the packets of the other messages for delivery, and updates the peer's counters and timers.
+// The endpoint of the last authentic message becomes the peer's endpoint.
 func (d *Device) accept(in *inbound, run *inboundRun) {
 	p, k := run.p, run.k
 	var from *Endpoint // the endpoint of the last authentic message; nil if there is none
@@ -306,7 +306,8 @@ func (d *Device) accept(in *inbound, run *inboundRun) {
 	d.release(p, &out)
 }
 
-// keep keeps a packet for delivery. It copies a congestion mark of the outer packet to this packet.
+// keep adds the packet of o to the packets to be delivered. It copies a congestion mark (ECN) of the outer packet to this packet.
+// If this packet cannot show the mark, keep counts an ECN mismatch.
 func (d *Device) keep(in *inbound, o *opened) {
 	in.packets = append(in.packets, o.packet())
 	if tos := o.train.TOS; tos&packet.ECNMask != 0 && packet.DecapsulateECN(tos, o.packet()) {

@@ -135,7 +135,7 @@ func TestSinkReturnsAnyNumber(t *testing.T) {
 }
 
 // TestIdleDeviceKeepsNoOldTable checks that a receiver that waits for messages does not keep an old table of allowed IPs in
-// memory. A batch that is used again must not keep a removed peer in memory.
+// memory. A Batch that the program uses again must not keep a removed peer in memory.
 func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 	r, other := newRemote(1, testKey(1).Public()), newRemote(2, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -255,7 +255,7 @@ func TestReceiveManySessions(t *testing.T) {
 	for i := range 3 * inboundMessages {
 		m := a.data(packet4(100, a.addr, here))
 		if i%3 != 0 {
-			binary.LittleEndian.PutUint32(m[4:], uint32(i)*inboundPlaces) // so that all indices have one slot in the hash table
+			binary.LittleEndian.PutUint32(m[4:], uint32(i)*inboundPlaces) // so that all indices share one slot of the hash table
 			unknown++
 		}
 		ts = append(ts, a.train(m))

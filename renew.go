@@ -50,8 +50,8 @@ func (p *peerState) mayRenew(now int64) bool {
 		!slices.ContainsFunc(p.recent, func(s sentInitiation) bool { return s.to.SamePlace(p.endpoint) })
 }
 
-// setEndpoint sets the endpoint e from the configuration. If e is another place, no session is live until something is received
-// on it.
+// setEndpoint sets the endpoint to e, which comes from the configuration. If e is another place than the old endpoint (see
+// SamePlace), none of the sessions is live until something is received on this session.
 func (p *peerState) setEndpoint(e Endpoint) {
 	if !e.SamePlace(p.endpoint) {
 		for _, k := range [...]*keypair{p.current, p.previous, p.next} {

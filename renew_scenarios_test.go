@@ -18,7 +18,7 @@ func (n *node) within(d time.Duration, wait func(context.Context, wireguard.Publ
 	return wait(ctx, o.pub())
 }
 
-// moves gives o another listen port. The configuration of the other nodes does not change.
+// moves gives o another listen port. The other nodes still have the old port in their configuration.
 func (o *node) moves() {
 	o.port += 100
 	o.configure(wireguard.Change{ListenPort: &o.port})

@@ -10,8 +10,8 @@ func place(n byte) Endpoint {
 	return EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, n}), 51820))
 }
 
-// Row 32: Renew sends an initiation at once if, during the last 5 s, the device sent none to the same endpoint, and fewer than 4
-// to all endpoints of the peer together.
+// Row 32 of the list decisions in coverage_test.go: Renew sends an initiation at once if, during the last 5 s, the device sent no
+// initiation to the same endpoint, and fewer than 4 initiations to all endpoints of the peer together.
 func TestRenewLimits(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
@@ -55,7 +55,8 @@ func TestRenewPutOff(t *testing.T) {
 	c.wantInitiation(true, "the renewal")
 }
 
-// When the device begins to make an initiation for Renew, it checks again that it sent none to the same endpoint in the last 5 s.
+// When the device begins to make an initiation for Renew, it checks again that it has not sent an initiation to the same endpoint
+// in the last 5 s.
 func TestRenewJudgedAgain(t *testing.T) {
 	c := newCore(t)
 	c.renew(c.now, c.step())

@@ -1,14 +1,14 @@
 package wireguard
 
 const (
-	windowBits = 8192 // bits of memory
+	windowBits = 8192 // the size of the bitmap: one bit for each counter
 	windowSize = windowBits - wordBits
 	wordBits   = 64
 )
 
-// A window remembers which counters a keypair has received: "the receiver keeps a sliding window of received counters"
-// (whitepaper, section 5.4.6; RFC 6479 is the algorithm). The zero value has received nothing. Only counters of
-// authentic messages may be given to it.
+// A window remembers which counters a keypair has received: "the receiver keeps a sliding window of received counters" (whitepaper,
+// section 5.4.6; RFC 6479 is the algorithm). The zero value has received nothing. Only counters of authentic messages may be passed
+// to accept.
 type window struct {
 	top  uint64 // one more than the greatest counter accepted; 0 means none yet
 	seen [windowBits / wordBits]uint64

@@ -10,7 +10,7 @@ import (
 )
 
 // If a device moves to another address and sends a packet, its peer uses the new address from then on: "the peer's endpoint is …
-// the outer source IP address of the most recent correctly-authenticated packet received" (2.1).
+// the outer source IP address of the most recent correctly-authenticated packet received" (whitepaper, section 2.1).
 func TestRoaming(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		t.Run(role, func(t *testing.T) {
@@ -187,9 +187,9 @@ func TestCookieReplyMovesNothing(t *testing.T) {
 	})
 }
 
-// If a NAT forgets its mapping, the NAT gives the peer behind it another port. The other device learns the port from the peer's
-// next packet, because the endpoint is the source of the last authentic packet (section 2.1). Persistent keepalives keep the NAT
-// from forgetting its mapping (wg(8)).
+// If a NAT forgets the mapping of a peer behind it, the peer's next packet gets a new mapping with another port. The other device
+// learns the port from the peer's next packet, because the endpoint is the source of the last authentic packet (whitepaper,
+// section 2.1). Persistent keepalives keep the NAT from forgetting its mapping (wg(8)).
 func TestNATExpiry(t *testing.T) {
 	inWorld(t, func(w *world) {
 		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}, Idle: 30 * time.Second})
@@ -226,7 +226,8 @@ func TestNATExpiry(t *testing.T) {
 	})
 }
 
-// If a NAT restarts during a transfer, packets to the peer behind it are lost until this peer sends a packet (section 2.1).
+// If a NAT restarts during a transfer, packets to the peer behind it are lost until this peer sends a packet (whitepaper, section
+// 2.1).
 func TestNATRebind(t *testing.T) {
 	inWorld(t, func(w *world) {
 		nat := w.net.NewNAT(pipe.NATConfig{Addrs: []netip.Addr{elsewhere}})
@@ -349,8 +350,8 @@ func behindNAT(t *testing.T, play func(w *world, a, b *node)) {
 	})
 }
 
-// lostUntilTold asserts that packets in both directions are lost for 30 s, and that they arrive after the test configures a's new
-// endpoint at b.
+// lostUntilTold asserts that all packets in both directions are lost for 30 s. Then it configures a's new endpoint at b, and
+// asserts that new packets arrive in both directions.
 func lostUntilTold(w *world, a, b *node) {
 	w.Helper()
 	for range 30 {

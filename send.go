@@ -17,17 +17,17 @@ import (
 //	                                     ▼                                     │
 //	                                   stage ─▶ flush, once there is a session ╯
 //
-// The method claim locks the peer's mutex and gives a run its counters. The runs to a peer are sent in the order in which they
-// got their counters. Sealing needs no lock: several goroutines that send to one peer can seal at the same time. One goroutine at
-// a time leads a peer: it sends its own run, and then the runs at the head of the peer's queue that were sealed meanwhile. A
-// goroutine that seals a run behind others does not send it: the leading goroutine does. If no goroutine leads when the run at
-// the head of the queue is sealed, the goroutine that sealed this run leads from then on.
+// The method claim locks the peer's mutex and gives a run its counters. The runs to a peer are sent in the order in which they got
+// their counters. Sealing needs no lock: several goroutines that send to one peer can seal at the same time. One goroutine at a
+// time leads a peer: it sends its own run, and then the runs at the head of the peer's queue that were sealed meanwhile. If a
+// goroutine has sealed a run behind other runs, it does not send this run itself: the goroutine that leads sends it. If no
+// goroutine leads when the run at the head of the queue is sealed, the goroutine that sealed this run leads from then on.
 
 // A sendQueue holds the runs to one peer that have their counters, and that wait until the runs before them are sent. The peer's
 // mutex guards the queue.
 type sendQueue struct {
 	head, tail *run
-	n          int32 // how many of the runs are from calls of Send; the others are from a source
+	n          int32 // the number of runs in the queue that do not come from a source
 	led        bool  // whether a goroutine leads the peer, or the slow path is about to lead it
 }
 
@@ -37,11 +37,12 @@ const (
 	// while too many of its loads wait; see feed.
 	maxQueued    = 32
 	maxCollected = 8 << 10 // a run from Send of at most this many bytes is copied into another run if it has to wait
-	maxRounds    = 16      // after this many rounds of sending, the slow path leads instead of the goroutine
+	maxRounds    = 16      // after this many rounds in lead, the slow path leads the peer instead of the calling goroutine
 )
 
-// number takes counters for a run of l from the peer's current session, which fixes the run's place in the order. If no other run
-// is ahead of this one, the calling goroutine leads the peer from then on. The caller holds p.mu.
+// number gives the packets of a run of l the next counters of the peer's current session. The runs to the peer are sent in the
+// order of their counters. If no other run is ahead of this one, the calling goroutine leads the peer from then on. The caller
+// holds p.mu.
 func (p *peer) number(l *load, run *run) {
 	q := &p.queue
 	behind := q.led || q.head != nil
@@ -105,7 +106,8 @@ func (q *sendQueue) pop() *run {
 	return r
 }
 
-// popSealed removes the sealed runs from the head of the queue, up to the first run that is not sealed, and appends them to lot.
+// popSealed removes the sealed runs from the head of the queue, up to the first run that is not sealed, and appends them to the
+// slice lot.
 func (q *sendQueue) popSealed(lot []*run) []*run {
 	for q.head != nil && q.head.sealed {
 		lot = append(lot, q.pop())
@@ -131,10 +133,10 @@ func (d *Device) NewBatch() *Batch {
 }
 
 // Send routes the packets of b to peers, encrypts the packets, and sends them. It always empties b. A packet to a peer without a
-// session waits for a session. Send drops and counts a packet that cannot be sent. If the packet is too big, if no peer has its
-// destination, or if the peer has no endpoint, the packet's sender inside the tunnel gets an ICMP error. Send never waits for a
-// handshake or for another sender, and keeps the order of the packets to each peer. If another goroutine is sending to the same
-// peer, that goroutine may send the packets after Send has returned.
+// session waits for a session. Send drops and counts a packet that cannot be sent. If the packet is too big, if its destination
+// belongs to no peer, or if the peer has no endpoint, the packet's sender inside the tunnel gets an ICMP error. Send never waits
+// for a handshake or for another sender, and keeps the order of the packets to each peer. If another goroutine is sending to the
+// same peer, that goroutine may send the packets after Send has returned.
 //
 // Any number of goroutines may send, each with its own batch. The only errors are ErrDown, and one that wraps
 // net.ErrClosed once the device is closed.
@@ -186,7 +188,7 @@ func (d *Device) carry(f *feed) {
 		switch {
 		case shared:
 			held = f.Take()
-		case err != nil: // f stays taken, so that no goroutine reads it again
+		case err != nil: // this goroutine keeps the right to read f, so that no other one reads f again
 			f.Await(0)
 			d.sourceEnded(err)
 			return
@@ -222,7 +224,7 @@ func (d *Device) claimAll(l *load) error {
 func (d *Device) route(l *load) {
 	table := d.allowed.routes()
 	var last netip.Addr
-	var p *peer // the peer to which the address last is routed
+	var p *peer // the peer to which packets with the destination last go; nil if there is none
 	var to *run // the run of the previous packet
 	for i := range l.Messages {
 		pkt := l.Packet(i)
@@ -253,9 +255,9 @@ func (d *Device) route(l *load) {
 	}
 }
 
-// dropLoops drops the packets of a run that are themselves messages from this device to the same peer. Such a packet shows that
-// the host routes the messages to the peer back into the tunnel. Without dropLoops, the packet would return larger each time, and
-// as two packets once it has to be fragmented. The caller holds the mutex of the run's peer.
+// dropLoops drops the packets of a run that carry data messages from this device to the same peer. Such a packet shows that the
+// host routes the messages to the peer back into the tunnel. Without dropLoops, the packet would return larger each time, and as
+// two packets once it has to be fragmented. The caller holds the mutex of the run's peer.
 func (d *Device) dropLoops(l *load, run *run) {
 	l.Remove(&run.Run, func(pkt []byte) bool {
 		index, ok := packet.CarriedSession(pkt)

@@ -16,7 +16,7 @@ import (
 )
 
 // A run is the list of a batch's packets to one peer. If packets of other runs are between the packets of a run, seal still puts
-// the sealed messages of the run back to back. It does not change runs that have no keypair, because their packets wait for a
+// the sealed messages of the run back to back. A run to a peer without a keypair is not changed, because its packets wait for a
 // session.
 func TestSealedBackToBack(t *testing.T) {
 	b, a, waits, c := &Batch{headroom: 8}, new(peer), new(peer), new(peer)

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// After a rekey, both devices keep the old session as their previous one, and still decrypt messages of it (6.1). The next rekey
-// removes it.
+// After a rekey, both devices keep the old session as their previous session, and still decrypt messages of the old session
+// (whitepaper, section 6.1). The next rekey removes it.
 func TestPreviousSessionDecryptsDuringRotation(t *testing.T) {
 	for _, late := range []string{"a", "b"} {
 		t.Run("late from "+late, func(t *testing.T) {
@@ -243,7 +243,7 @@ func TestPrivateKeyChangeReceivesUntil180s(t *testing.T) {
 }
 
 // A device without a private key does not begin or answer handshakes. When a device that is up gets its first private key, it
-// begins handshakes for its staged packets, and sends them.
+// begins a handshake with each peer for which packets are staged, and then sends these packets.
 func TestFirstPrivateKeyOnUpDevice(t *testing.T) {
 	inWorld(t, func(w *world) {
 		var key wireguard.PrivateKey

@@ -21,9 +21,9 @@ type sessionTable struct {
 }
 
 // An IndexPrefix is the most significant bits of every session index that a device makes. An index is the 32-bit number by which
-// messages to the device name their receiver. It is little-endian in the message: at byte 8 of a handshake response, and at byte
-// 4 of a cookie reply and of a data message (whitepaper, section 5.4). If several devices share one socket, the program gives
-// each device another prefix of the same length. It passes each message with such an index to the device whose Value is index >>
+// messages to the device name their receiver. It is little-endian in the message: at byte 8 of a handshake response, and at byte 4
+// of a cookie reply and of a data message (whitepaper, section 5.4). If several devices share one socket, the program gives each
+// device a different prefix of the same length, and passes each message with such an index to the device whose Value is index >>
 // (32 - Bits).
 type IndexPrefix struct {
 	Value uint16 // less than 1 << Bits

@@ -52,9 +52,9 @@ func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 	s.calm(r)
 }
 
-// drain waits for at most 40 s until no packet is in flight, and returns the number of packets that still are. A late packet from
-// an old address of its sender would do harm, because it is authentic. It would change an endpoint back after introduce has set
-// it, as in Linux, and would count as an answer to data.
+// drain waits for at most 40 s until no packet is in flight, and returns the number of packets that are still in flight. A late
+// packet from an old address of its sender would do harm, because it is authentic. As in Linux, it would change the sender's
+// endpoint back after introduce has set this endpoint, and it would count as an answer to data.
 func (s *sim) drain() (left int) {
 	for i := 0; i < 40 && s.net.Stats().UnderWay > 0; i++ {
 		s.advance(time.Second)

@@ -35,8 +35,8 @@ var (
 )
 
 // healTime is the maximum time that a tunnel needs to work again after the network works again. In the worst case, data goes
-// unanswered for 15 s; then the initiation must wait until 5 s after an earlier one; and then it crosses an initiation of the
-// other device.
+// unanswered for 15 s; then the initiation must wait until 5 s after an earlier one; and then this initiation crosses an
+// initiation of the other device.
 const healTime = 30 * time.Second
 
 // A schedule says what happens in one run. All of it is computed from the seed.
@@ -51,8 +51,8 @@ type schedule struct {
 	steps   []step
 }
 
-// A step is one action of a schedule. It happens when the time gap has passed since the last step. Its kind says what it does
-// with the nodes i and j and the random seed x.
+// A step is one action of a schedule. It happens when the time gap has passed since the step before it. The kind of the step says
+// what the step does with the nodes i and j and the random seed x.
 type step struct {
 	gap  time.Duration
 	kind *kind
@@ -119,12 +119,12 @@ type sim struct {
 	id       uint64   // the id of the last packet
 	did      map[string]bool
 	besieged bool      // greet also sends forgeries
-	seen     int       // number of messages sent
-	samples  []message // some of these messages, to be replayed
+	seen     int       // number of messages that all devices have sent
+	samples  []message // every fifth of these messages, at most 100, to be replayed
 	digest   hash.Hash
 }
 
-// A simNode is a node of the simulation, with its views of the other nodes.
+// A simNode is a node of the simulation, with its configuration (view) of each other node.
 type simNode struct {
 	*node
 	i      int
@@ -132,7 +132,7 @@ type simNode struct {
 	slept  bool // its machine slept, and Wake has not been called since
 	life   *life
 	random *rand.ChaCha8
-	views  []view // its view of each node, by number
+	views  []view // its view of each node, by the number of that node
 }
 
 // A view is a node's configuration of another node as a peer.
@@ -249,7 +249,7 @@ func (s *sim) met(p pipe.Packet) {
 	}
 }
 
-// parcel returns a new packet from n to o. Each packet has a different payload. Its source is one of n's addresses.
+// parcel returns a new packet from n to o. Each packet has a different payload. The source is one of n's addresses.
 func (s *sim) parcel(n, o *simNode, stream, size int, r *rand.Rand) []byte {
 	return s.parcelFrom(n, n, o, stream, size, r)
 }
@@ -287,11 +287,11 @@ func (n *simNode) subnets() []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(inner4(n.i, 1), 24).Masked(), netip.PrefixFrom(inner6(n.i, 1), 48).Masked()}
 }
 
-// Streams have numbers. The device reads the packets of the stream tunnel from its Tunnel. The simulation calls Device.Send with
-// the packets of the other streams.
+// These are the numbers of streams of packets. The device reads the packets of stream 0 (tunnel) from its Tunnel. The simulation
+// passes the packets of all other streams to Device.Send.
 const (
 	tunnel = 0
-	push   = 1 // each stream from push on has its own goroutine
+	push   = 1 // each stream with the number 1 (push) or greater has its own goroutine
 )
 
 // say gives packets of a stream to the device of n. It ignores errors.
@@ -462,7 +462,7 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
-// ask calls Handshake on a new goroutine, with a time limit (within).
+// ask makes n call Handshake for its peer o on a new goroutine. The parameter within is the timeout of the call.
 func (s *sim) ask(n, o *simNode, within time.Duration) {
 	d, key := n.Device, s.key(o.i, n.views[o.i].gen).Public()
 	ctx, cancel := context.WithTimeout(context.Background(), within)

@@ -27,9 +27,9 @@ const (
 	maxAnswers      = 8 // responses and cookie replies that may wait for each peer
 	maxUnreachables = 256
 
-	queueAtOnce = 64   // messages that a receiver collects and then queues together, to take the lock once for all
+	queueAtOnce = 64   // the messages that a receiver collects and then queues together, to take the slow path's lock once for all
 	takeAtOnce  = 16   // initiations that a worker takes together under load, when most cost only a MAC and a cookie reply
-	spareMax    = 1024 // messages whose memory is kept for reuse while there are workers
+	spareMax    = 1024 // the most messages whose memory is kept for reuse while there are workers
 
 	// While all processors run goroutines, the Go runtime checks only every 10 ms which sockets have become readable, even if the
 	// goroutines yield. A processor that finds no goroutine to run checks the sockets at once. So each worker sleeps for restFor
@@ -45,7 +45,7 @@ type slowPath struct {
 	answers      messages             // responses and cookie replies: at most maxAnswers of each peer
 	peers        backlog.Queue[*peer] // each needs an initiation, has runs to send, or was supplied by Lookup; see visit
 	unreachables backlog.Queue[[]byte]
-	spare        []*handshakeMessage // at most spareMax, kept for reuse so that a flood makes no garbage
+	spare        []*handshakeMessage // at most spareMax messages, kept for reuse so that a flood makes no garbage
 	rotation     int
 	workers      int
 	cores        int // the value of GOMAXPROCS when work was last queued
@@ -61,7 +61,7 @@ type messages = backlog.Watched[*handshakeMessage]
 type handshakeMessage struct {
 	from Endpoint
 	to   *peer // the peer to which the receiver index of a response or a cookie reply belongs; nil for an initiation
-	at   int64 // when it arrived
+	at   int64 // when the message arrived
 	size uint8
 	b    [initiationSize]byte // initiations are the longest messages
 }
@@ -76,8 +76,8 @@ type arrival struct {
 	m    *handshakeMessage // the copy of b; nil until queue makes it
 }
 
-// arrive adds the handshake message b to in.arrivals. It drops a response or a cookie reply with an unknown receiver index. It
-// also drops one if too many wait for the same peer already.
+// arrive adds the handshake message b to in.arrivals. It drops a response or a cookie reply with an unknown receiver index. It also
+// drops a response or a cookie reply if 8 of these (maxAnswers) already wait for the same peer.
 func (d *Device) arrive(in *inbound, b []byte, from Endpoint) {
 	var to *peer
 	if b[0] != typeInitiation {
@@ -97,9 +97,9 @@ func (d *Device) arrive(in *inbound, b []byte, from Endpoint) {
 }
 
 // queue queues copies of the handshake messages in in.arrivals, and empties in.arrivals. Responses and cookie replies have a
-// separate queue, and a limit for each peer. So a peer's answers find room in their queue, however many initiations or answers
-// for other peers wait. Copying is most of the work, because other cores used the memory last. So queue does not hold the lock
-// while it copies.
+// separate queue, and a limit for each peer. So a peer's answers find room in their queue, however many initiations or answers for
+// other peers wait. queue does not hold the lock while it copies, because copying is most of the work: the memory is not in this
+// core's cache, since other cores used it last.
 func (s *slowPath) queue(d *Device, in *inbound) {
 	as := in.arrivals
 	if len(as) == 0 {
@@ -200,10 +200,10 @@ func (s *slowPath) start(d *Device, n int) {
 	}
 }
 
-// A slowJob is a piece of work that a worker has taken, of one of the four kinds.
+// A slowJob is a piece of work that a worker has taken: a handshake message, a peer to visit, or an ICMP error.
 type slowJob struct {
 	message *handshakeMessage
-	loaded  bool // whether the device is under load because of messages of the same kind
+	loaded  bool // whether message's kind, initiation or answer, puts the device under load
 	peer    *peer
 	icmp    []byte
 
@@ -227,9 +227,9 @@ func (j *slowJob) discard() {
 	}
 }
 
-// take gives j the next piece of work. It never waits: if there is no work, it returns false, and the worker ends. It takes work
-// of the four kinds in turn. So a worker handles at most one initiation that costs an X25519 before it takes work of another
-// kind, even during a flood.
+// take gives j the next piece of work. It never waits: if there is no work, it returns false, and the worker ends. The workers
+// together take work of the four kinds in turn. So, during a flood of initiations, other work waits until each worker has handled
+// at most one initiation that costs an X25519.
 func (s *slowPath) take(d *Device, j *slowJob, now int64) bool {
 	j.discard()
 	j.loaded, j.peer, j.icmp = false, nil, nil
@@ -276,7 +276,7 @@ func (s *slowPath) takeInitiations(d *Device, j *slowJob, now int64) {
 }
 
 // flooded reports whether initiations put the device under load. The load also continues for as long as the device sends so many
-// cookie replies per second that an X25519 for each of them would keep half of the cores busy. The caller holds mu.
+// cookie replies per second that half of the cores would be busy if each of these replies cost an X25519. The caller holds mu.
 func (s *slowPath) flooded(d *Device, now int64) bool {
 	many := uint64(max(s.cores*answersPerCore/2, 1))
 	return s.initiations.UnderLoad(d.lookups.Crowded(), d.drops[DropCookieRequired].Load(), many, now)
@@ -325,7 +325,7 @@ func (d *Device) work() {
 			w.rested = now
 			time.Sleep(restFor)
 		}
-		runtime.Gosched() // lets receivers run that have become ready, so that packets do not wait until the queue is empty
+		runtime.Gosched() // lets ready receivers run, so that their packets do not wait until the slow path's queues are empty
 	}
 }
 

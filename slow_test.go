@@ -111,8 +111,8 @@ func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 	}
 }
 
-// TestStaleInitiation checks that the device drops an initiation that has been in the queue for 5 s, without an X25519, because
-// its sender has sent another one by then.
+// TestStaleInitiation checks that the device drops an initiation that has been in the queue for 5 s, because its sender has sent
+// another initiation by then. The device computes no X25519 for the dropped initiation.
 func TestStaleInitiation(t *testing.T) {
 	e := newEnd(t, testKey(1))
 	if err := e.Up(); err != nil {
@@ -162,8 +162,8 @@ func TestUnderLoad(t *testing.T) {
 }
 
 // TestTakeUnderLoad checks that under load a worker takes 16 initiations from the queue at a time, and handles them in order.
-// After an initiation that costs an X25519, the worker does work of other kinds before it handles the next one. The memory of
-// handled messages is reused, and is freed when the last worker ends.
+// After an initiation for which it computed an X25519, the worker does work of other kinds before it handles the next initiation.
+// The memory of handled messages is reused, and is freed when the last worker ends.
 func TestTakeUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s := &d.slow
@@ -293,8 +293,8 @@ func TestUnreachableRate(t *testing.T) {
 }
 
 // TestHandOverAmidVisit is about a worker of the slow path that is making an initiation to a peer. If a sender hands its queue
-// for the peer over to the slow path at that moment, a worker must visit the peer again. Otherwise the peer would count as queued
-// forever, and the device would never make another initiation to the peer.
+// for the peer over to the slow path at that moment, a worker must visit the peer again. Otherwise the peer would stay marked as
+// queued forever, and the device would never make another initiation to the peer.
 func TestHandOverAmidVisit(t *testing.T) {
 	d := newSlowDevice()
 	p := &peer{peerState: peerState{endpoint: coreEndpoint}}

@@ -11,16 +11,16 @@ import (
 // A running device changes from one socket to another in Wake, and when its port changes:
 //
 //	the new socket is open ─▶ replace: senders use it, its receivers begin ─▶ retire: the old receivers return what arrived
-//	                       ─▶ finishSocket: they ended, close
+//	                       ─▶ finishSocket: when the old receivers have ended, close the old socket
 //
-// A goroutine that has loaded the old socket before replace still sends on the old socket. If the old socket refuses, the
-// goroutine sends on the new one; see transmit. Down closes both. An old socket that is not a Renewer is closed instead of
-// retired. Wake closes such a socket before it opens the new one.
+// A goroutine that has loaded the old socket before replace still sends on the old socket. If the old socket refuses trains,
+// because it is closed, the goroutine sends these trains on the new socket; see transmit. Down closes both sockets. An old socket
+// that is not a Renewer is closed instead of retired. Wake closes such a socket before it opens the new one.
 
 // An openSocket is a socket and the goroutines that read it.
 type openSocket struct {
 	Socket
-	port      uint16 // what Port returned; it outlives the socket
+	port      uint16 // what Port returned; valid even after the socket is closed
 	receivers sync.WaitGroup
 	ctx       context.Context // canceled when the socket is retired or closed
 	end       context.CancelFunc

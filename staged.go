@@ -30,7 +30,8 @@ func (d *Device) stageRun(l *load, run *run) {
 	}
 }
 
-// stage appends a copy of a packet to the peer's staged packets. If the peer then has too many, stage drops the oldest ones.
+// stage appends a copy of a packet to the peer's staged packets. If these would then be too many, or take too much memory, stage
+// first drops the oldest ones.
 func (d *Device) stage(p *peer, packet []byte) {
 	d.drop(p, DropStagedOverflow, p.staged.Push(packet, d.maxStagedPerPeer))
 }

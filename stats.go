@@ -44,13 +44,13 @@ type Status struct {
 	PublicKey    PublicKey // the device's own key; zero means that no private key is set
 	ListenPort   uint16    // the port in use, or the configured port while the device is down; zero means that the Bind will choose
 	FirewallMark uint32    // the configured mark; zero means no mark
-	Up           bool      // whether Up was called, and neither Down nor Close since
+	Up           bool      // whether Up was called, and neither Down nor Close was called since
 	Peers        int       // the number of peers, including those that Lookup supplied
 
 	// Drops counts what was dropped for each reason since New. It includes the drops that PeerStatus counts.
 	Drops Drops
-	// ECNMismatches is the number of packets that were delivered although the outer packet met congestion and the inner
-	// packet has no ECN to show it.
+	// ECNMismatches is the number of packets that were delivered although a router marked the outer packet as congested and the
+	// inner packet cannot show the mark, because it does not use ECN.
 	ECNMismatches uint64
 	// CookieReplies is the number of cookie replies sent. UnderLoad is whether the device now requires cookies from the senders
 	// of handshake messages.
@@ -69,8 +69,8 @@ type PeerStatus struct {
 
 	// Timestamp is the timestamp of the newest initiation that was accepted from the peer. Zero means none.
 	Timestamp Timestamp
-	// SentTimestamp is the newest timestamp sent in an initiation to the peer, or the configured one if that is greater. A
-	// successor with the same private key continues from it; see PeerConfig.SentTimestamp. Zero means none.
+	// SentTimestamp is the newest timestamp sent in an initiation to the peer, or the configured one if that is greater. A later
+	// device with the same private key continues from it; see PeerConfig.SentTimestamp. Zero means none.
 	SentTimestamp Timestamp
 	// LastReceived is when the last authentic message from the peer arrived: the wall time of this call minus the time since
 	// then. Zero means never.
@@ -88,14 +88,14 @@ type PeerStatus struct {
 	// Session is whether packets can be sent now without a handshake, and SessionAge is how old that session is.
 	Session    bool
 	SessionAge time.Duration
-	// Initiating is whether a handshake of this device waits for its response. Attempts is the number of initiations sent since
-	// the peer was last heard. It restarts at zero after 20 initiations, when an EventHandshakeFailed is published.
+	// Initiating is whether a handshake of this device waits for its response. Attempts is the number of initiations sent since the
+	// last authentic message from the peer. It restarts at zero after 20 initiations, when an EventHandshakeFailed is published.
 	Initiating bool
 	Attempts   int
 
-	// Unopened is whether the newest initiation got an answer that was not authentic, because a public key or the preshared key
-	// is wrong. Unsent is whether the newest message to the peer could not be sent. CookieAsked is whether the peer was under
-	// load in the last 115 s and answered with a cookie.
+	// Unopened is whether the newest initiation got an answer that was not authentic, because a public key or the preshared key is
+	// wrong. Unsent is whether the newest message to the peer could not be sent. CookieAsked is whether the peer answered with a
+	// cookie reply in the last 115 s, because it was under load.
 	Unopened, Unsent, CookieAsked bool
 
 	// NextDeadline is how long until the peer's next timer fires. NextReason says what this timer will do; its words may change.

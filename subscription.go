@@ -12,9 +12,9 @@ import (
 // A Subscription keeps the events of a device until its reader reads them. [Device.Subscribe] makes a Subscription. A
 // Subscription must not be copied. Any goroutine may call its methods.
 //
-// A slow reader never delays the device. At most one event of each kind is unread for each peer. A newer event replaces the
-// unread one, counts it in Merged, and takes the greater timestamps of the two. So a peer that causes many events displaces only
-// its own events of the same kind. An unread event takes about 400 bytes.
+// A slow reader never delays the device. At most one event of each kind is unread for each peer. A newer event of the same kind
+// replaces the unread one, counts it in Merged, and gets the greater Timestamp and SentTimestamp of the two events. So a peer that
+// causes many events displaces only its own events of the same kind. An unread event takes about 400 bytes.
 //
 // Next returns all unread events of one peer, in the order in which they happened, before those of another peer. It begins with
 // the peer that has the oldest unread event. If more events of a peer happen while Next returns the events of this peer, Next
@@ -55,8 +55,9 @@ func (s *Subscription) Events(ctx context.Context) iter.Seq[Event] {
 // the unread events to be read.)
 func (s *Subscription) Close() { s.inbox.Close(errUnsubscribed) }
 
-// announce publishes an event to the subscribers. A caller that has to announce the events of a peer in order holds the peer's
-// mutex.
+// announce publishes an event to the subscribers. Readers get the events of one peer in the order in which they are announced. So
+// publish and forget, which announce changes of a peer's state, hold the peer's mutex. An EventBindTrouble is not about this state,
+// so sendTrouble holds no lock.
 func (d *Device) announce(e Event) { d.subscriptions.Publish(e.Kind, e.Peer, e, mergeEvents) }
 
 // mergeEvents returns the event that takes the place of old, which is unread, when e is published. It keeps the greatest

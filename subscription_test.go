@@ -48,8 +48,8 @@ func eventTexts(events []Event) (all []string) {
 	return all
 }
 
-// TestMergedEvents checks how a subscription merges unread events of one kind about one peer: it keeps the newest event, with the
-// greatest timestamps of all and the number of events that it replaced.
+// TestMergedEvents checks how a subscription merges unread events of one kind about one peer: it keeps only the newest event. The
+// kept event has the greatest timestamps of all merged events, and the number of events that it replaced.
 func TestMergedEvents(t *testing.T) {
 	place := func(port uint16) Endpoint {
 		return EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), port))
@@ -68,7 +68,7 @@ func TestMergedEvents(t *testing.T) {
 		{"moves", Event{Kind: EventEndpointMoved, Endpoint: place(1)}, Event{Kind: EventEndpointMoved, Endpoint: place(2)},
 			Event{Kind: EventEndpointMoved, Endpoint: place(1)}, Event{Kind: EventEndpointMoved, Endpoint: place(1), Merged: 2}},
 		{"attempts", Event{Kind: EventAttemptFailed, Attempt: 7}, Event{Kind: EventAttemptFailed, Attempt: 8},
-			Event{Kind: EventAttemptFailed, Attempt: 1}, // a handshake came in between, so the attempts begin with 1 again
+			Event{Kind: EventAttemptFailed, Attempt: 1}, // after a handshake, the attempts are numbered from 1 again
 			Event{Kind: EventAttemptFailed, Attempt: 1, Merged: 2}},
 		{"trouble", Event{Kind: EventBindTrouble, Err: net.ErrClosed}, Event{Kind: EventBindTrouble, Err: net.ErrClosed},
 			Event{Kind: EventBindTrouble, Err: net.ErrWriteToConnected},
@@ -165,9 +165,9 @@ func peerNumber(i int) (k PublicKey) {
 	return k
 }
 
-// TestFullKind checks that for each kind, a subscription keeps unread events of up to inbox.Max peers. It loses and counts events
-// of the same kind about further peers. It must not lose events of other kinds, or about peers that already have an unread event
-// of that kind. Other subscriptions must not lose events.
+// TestFullKind checks that for each kind, a subscription keeps unread events of up to inbox.Max peers. It drops events of the
+// same kind about any further peer, and counts these events as missed. It must not lose events of other kinds, or about peers
+// that already have an unread event of that kind. Other subscriptions must not lose events.
 func TestFullKind(t *testing.T) {
 	var d Device
 	s, other := d.Subscribe(EventEndpointMoved, EventPeerForgotten), d.Subscribe(EventPeerForgotten)

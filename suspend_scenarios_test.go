@@ -174,9 +174,9 @@ func TestSuspendKeptAlive(t *testing.T) {
 	}
 }
 
-// The wall clock is set back while the program is not running. The peer still knows the greatest timestamp, but the new device
-// does not. So the peer refuses the device's initiations as replays until the wall clock has passed that timestamp (whitepaper,
-// section 5.1). The peer can still initiate.
+// The wall clock is set back while the program is not running. The peer still knows the greatest timestamp that it has received,
+// but the restarted device does not know it. So the peer refuses the device's initiations as replays until the wall clock has
+// passed that timestamp (whitepaper, section 5.1). The peer can still initiate.
 func TestRestartWithClockSetBack(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)

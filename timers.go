@@ -31,7 +31,7 @@ const (
 	timerUnanswered              // data was sent and nothing was received since: make a new session
 	timerPersistent              // nothing was sent or received for the persistent keepalive's interval: send an empty packet
 	timerExpiry                  // the current session reaches the end of its life
-	timerWipe                    // no new session for long: forget all keys
+	timerWipe                    // no new session for 540 s, or at first 180 s for a peer that Lookup supplied: forget all keys
 	timerCount
 	timerSilence = timerCount // next returns this value for the deadline of the method silence, which is not in timers.at
 )
@@ -44,12 +44,12 @@ var timerNames = [timerCount + 1]string{
 // timers are the deadlines of a peer. The zero value has no deadlines.
 type timers struct {
 	at          [timerCount]int64
-	seed        uint32 // from which jitter is computed
-	attempts    uint8  // initiations sent in this series; a new packet begins a new series
-	unanswered  uint8  // initiations sent since the peer's last authentic message
+	seed        uint32 // the number from which the method jitter computes
+	attempts    uint8  // the number of initiations sent in this series of attempts; a new packet begins a new series
+	unanswered  uint8  // the number of initiations sent since the peer's last authentic message
 	tell        bool   // whether to publish that data went unanswered, before timerUnanswered fires
-	tries       uint32 // initiations sent since a session was last confirmed
-	awaiting    bool   // the last initiation may still be answered
+	tries       uint32 // the number of initiations sent since a session was last confirmed
+	awaiting    bool   // whether the last initiation may still be answered
 	needAnother bool   // data was received while timerKeepalive was pending, so one more keepalive follows
 	again       bool   // needAnother was set when timerKeepalive fired, so the timer is set again when the keepalive is sent
 	lastMinute  bool   // a packet that arrived when the session was nearly too old has already asked for a new session
@@ -207,8 +207,8 @@ func (p *peerState) expire(now int64, out *outbox) {
 	}
 }
 
-// retransmit is called when timerRetransmit fires: "the initiation is retried after Rekey-Timeout plus jitter" until 20
-// were sent.
+// retransmit is called when timerRetransmit fires, usually 5 s (REKEY_TIMEOUT) plus jitter after the last initiation. It asks for
+// another initiation. After 20 initiations in a series it gives up instead, and drops the staged packets.
 func (p *peerState) retransmit(now int64, out *outbox) {
 	p.endpoint.forgetSource()
 	if p.timers.awaiting { // otherwise the timer postponed an initiation that was not sent yet

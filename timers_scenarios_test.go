@@ -10,7 +10,7 @@ import (
 )
 
 // If the initiator of a session sends a data message when the session is at least 120 s old (Rekey-After-Time), it begins a new
-// handshake. The responder does not (6.2).
+// handshake. The responder does not (whitepaper, section 6.2).
 func TestRekeyOnSend(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -40,7 +40,7 @@ func TestRekeyOnKeepalive(t *testing.T) {
 }
 
 // If the initiator of a session receives a data message when the session is at least 165 s old (Reject-After-Time −
-// Keepalive-Timeout − Rekey-Timeout, 6.2), it begins a new handshake, at most once per session.
+// Keepalive-Timeout − Rekey-Timeout; whitepaper, section 6.2), it begins a new handshake, at most once per session.
 func TestRekeyOnReceive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -95,7 +95,8 @@ func TestNoRekeyOnReceiveByResponder(t *testing.T) {
 	})
 }
 
-// If a device has received data and sends nothing back for 10 s (Keepalive-Timeout), it sends a keepalive (6.5).
+// If a device has received data and sends nothing back for 10 s (Keepalive-Timeout), it sends a keepalive (whitepaper, section
+// 6.5).
 func TestPassiveKeepalive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -137,8 +138,8 @@ func TestNeedAnotherKeepalive(t *testing.T) {
 	})
 }
 
-// A keepalive does not need an answer: neither its sender nor its receiver starts a timer because of it (row 10; Linux calls
-// wg_timers_data_sent only for packets that are not empty).
+// A keepalive does not need an answer: neither its sender nor its receiver starts a timer because of it (row 10 of the list
+// decisions in coverage_test.go; Linux calls wg_timers_data_sent only for packets that are not empty).
 func TestKeepaliveAnsweredByNothing(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -149,8 +150,8 @@ func TestKeepaliveAnsweredByNothing(t *testing.T) {
 	})
 }
 
-// If a device has sent data and receives nothing for 15 s (Keepalive-Timeout + Rekey-Timeout, 6.5), it begins a new handshake.
-// The time counts from the first packet that was not answered.
+// If a device has sent data and receives nothing for 15 s (Keepalive-Timeout + Rekey-Timeout; whitepaper, section 6.5), it begins
+// a new handshake. The time counts from the first packet that was not answered.
 func TestUnansweredData(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -231,7 +232,8 @@ func TestReceiveAt180s(t *testing.T) {
 	}
 }
 
-// A device clears all keys of a session when 540 s (3 × Reject-After-Time, 6.3) have passed without a new session.
+// A device clears all keys of a session when 540 s (3 × Reject-After-Time; whitepaper, section 6.3) have passed without a new
+// session.
 func TestWipe(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -271,8 +273,8 @@ func TestWipeAfterLastSession(t *testing.T) {
 	})
 }
 
-// When a device gives up a series of initiations, it sets the 540 s timer that clears the keys, unless the timer is already set.
-// Linux does the same: "We set a timer for destroying any residue that might be left of a partial exchange"
+// When a device gives up a series of initiations, it sets the timer that clears the keys after 540 s, unless this timer is
+// already set. Linux does the same: "We set a timer for destroying any residue that might be left of a partial exchange"
 // (wg_expired_retransmit_handshake).
 func TestWipeAfterGiveUp(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {

@@ -379,9 +379,9 @@ func TestSessionRenewedDoesNotExpire(t *testing.T) {
 
 func TestWipe(t *testing.T) {
 	c := newCore(t)
-	c.initiator()                    // 1
-	c.after(10 * second).initiator() // 2
-	c.after(10 * second).responded() // 3
+	c.initiator()                    // its index is 1
+	c.after(10 * second).initiator() // its index is 2
+	c.after(10 * second).responded() // its index is 3
 	c.static, c.staticOf = secret{1}, new(identity)
 	c.wantIn(timerWipe, wipeAfterTime, 0, "540 s after the last new session")
 	for c.timers.at[timerWipe] > c.now {

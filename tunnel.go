@@ -4,7 +4,7 @@ package wireguard
 // calls may come from different goroutines, but each call sees what the previous one wrote to memory.
 type PacketSource interface {
 	// ReadPackets waits until packets are ready, puts as many of them into b as fit, and returns. It never waits once b holds a
-	// packet. At first b is empty. No one else uses b until ReadPackets returns.
+	// packet. The device passes an empty b. The source must not use b after ReadPackets has returned.
 	//
 	// Packets put into b before an error are still sent. io.EOF means that no more packets will follow: the device
 	// stops reading this source. Any other error means that the tunnel is gone: the device ends, and Device.Err returns
@@ -14,8 +14,8 @@ type PacketSource interface {
 
 // A PacketSink takes IP packets that arrived through the tunnel.
 type PacketSink interface {
-	// WritePackets delivers pkts in order and returns how many were taken; the device counts the others as
-	// dropped. Each element is one IPv4 or IPv6 packet, exactly as long as its header says.
+	// WritePackets delivers pkts in order and returns how many of them the sink took; the device counts the others as dropped. Each
+	// element is one IPv4 or IPv6 packet, exactly as long as its header says.
 	//
 	// The sink may use and overwrite the packets, within their length, until it returns. It must not wait: it drops
 	// what it cannot take at once.

@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// Handshake waits until there is a live session with a peer. A session is live if something was received on it since the
-// configuration last changed the peer's endpoint, and if no data that was sent on it has been unanswered for 10 s. If there is no
-// live session, Handshake makes one, as Renew does.
+// Handshake waits until there is a live session with a peer. A session is live if packets can be sent on it, if something was
+// received on it since the configuration last changed the peer's endpoint, and if no data that was sent on it has been unanswered
+// for 10 s. If there is no live session, Handshake makes one, as Renew does.
 //
 // Handshake fails when ctx ends. It fails with ErrNoAnswer once 20 initiations in a row went unanswered, which takes about 100 s.
 // Initiations from before the call count, if nothing was received from the peer since then. It fails with ErrNoPeer,
@@ -36,8 +36,8 @@ func (d *Device) Renew(ctx context.Context, key PublicKey) error {
 type wish struct {
 	renew    bool
 	asked    bool       // whether the call has asked for an initiation
-	sessions uint32     // the peer's count of sessions when the call asked
-	news     chan error // receives nil if there may be a session now, or the error why there will be none
+	sessions uint32     // the peer's count of confirmed sessions when the call asked for an initiation
+	news     chan error // receives nil if there may be a session now, or an error that says why there will be none
 }
 
 func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err error) {
@@ -96,8 +96,8 @@ func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 	return waits, err
 }
 
-// endWaits sends err to the calls of Handshake and Renew that wait for a session with p. After nil, they look again. The caller
-// holds p.mu.
+// endWaits sends err to the calls of Handshake and Renew that wait for a session with p. If err is nil, each of these calls calls
+// look again. The caller holds p.mu.
 func (p *peer) endWaits(err error) {
 	for _, c := range p.waits {
 		c <- err

@@ -62,13 +62,13 @@ import (
 // The device calls methods and functions of the program. Inside such a call, do not call the methods of the device that this list
 // names, because they would wait until the call returns:
 //
-//   - In Bind.Listen, and in a Socket's Port, Receivers, SetMark and Close: Up, Down, Wake, Close, Configure, SetPeer and
-//     RemovePeer. All seven need the configuration lock, which the device holds when it calls the Bind or the Socket here.
+//   - In Bind.Listen, in a Socket's Port, Receivers, SetMark, Renew, Retire and Close, and in Queues: Up, Down, Wake, Close,
+//     Configure, SetPeer and RemovePeer. All seven need the configuration lock, which the device holds during these calls.
 //   - In Receive, Socket.Send, WritePackets and MTU: Down, Wake, Close, and Configure with another port, because these wait
 //     for the goroutines of the receivers, which make such calls. Also Handshake and Renew, because they may wait for a
 //     response that the calling goroutine itself has to receive.
 //   - In ReadPackets, Tunnel.Close and Config.Lookup: Close, which waits until these calls have returned.
-//   - In Config.KeyLog: Close, Handshake and Renew. They wait for handshakes, and a handshake waits for the call.
+//   - In Config.KeyLog: Close, Handshake and Renew. They wait for handshakes, and a handshake waits until KeyLog has returned.
 //   - In Config.Logger: all methods that this list has named so far.
 //   - In Config.Clock: any method of the device.
 type Device struct {
@@ -83,7 +83,7 @@ type Device struct {
 	headroom int // the Bind's headroom in bytes; see Framer
 	helpers  int // Config.Helpers
 
-	sentTimestamp Timestamp // Config.SentTimestamp: every timestamp that is sent is greater
+	sentTimestamp Timestamp // Config.SentTimestamp; every timestamp in an initiation that the device sends is greater
 
 	maxStagedBytes, maxStagedPerPeer int64
 
@@ -102,7 +102,7 @@ type Device struct {
 	sessions sessionTable
 
 	cookieSecret atomic.Pointer[cookieSecret] // nil until the first secret is made
-	cookieMu     sync.Mutex                   // held to renew cookieSecret; guards sourceLimit; taken before the lock of deadlines
+	cookieMu     sync.Mutex                   // held to renew cookieSecret; guards sourceLimit; only deadlines' lock comes after
 	sourceLimit  ratelimit.Limiter[ratelimit.Source]
 
 	slow          slowPath
@@ -127,7 +127,7 @@ type Device struct {
 type running struct {
 	socket    atomic.Pointer[openSocket]
 	retired   []*openSocket  // sockets that were replaced and are still read; guarded by the configuration lock
-	receivers sync.WaitGroup // counts the receivers of socket, and of the sockets that it replaced
+	receivers sync.WaitGroup // counts the goroutines that read socket, or a socket that it replaced
 	alarm     boottime.Alarm
 	ctx       context.Context // the context of the calls of Config.Lookup
 	cancel    context.CancelFunc
@@ -184,8 +184,8 @@ func (d *Device) Up() error {
 	return err
 }
 
-// up does the part of Up that needs the configuration lock. The caller holds this lock. After the caller has released the lock,
-// it sends what is due to the peers that up returns.
+// up does the part of Up that needs the configuration lock. The caller holds this lock. After the caller has released the lock, it
+// passes due to flushAll, which sends the peers in due their staged packets or keepalives.
 func (d *Device) up() (due []dueFlush, err error) {
 	if d.closing.Load() {
 		return nil, errClosed
@@ -268,8 +268,8 @@ func (d *Device) stop() *running {
 // the device's new address. While the device is down, Wake does nothing. If no socket can be opened, the device stays up without
 // a socket, until Wake or a Configure with a ListenPort opens one.
 //
-// If the old socket is a [Renewer], Wake closes it only after the new socket is open, and no packet is lost. Otherwise Wake
-// closes the old socket first. Packets that are sent or arrive before the new socket is open are then lost.
+// If the old socket is a [Renewer] and its Renew succeeds, Wake closes it only after the new socket is open, and no packet is lost.
+// Otherwise Wake closes the old socket first. Packets that are sent or arrive before the new socket is open are then lost.
 func (d *Device) Wake() error {
 	d.mu.Lock()
 	r := d.running.Load()
@@ -305,8 +305,7 @@ func (d *Device) Close() error {
 	return d.closeErr
 }
 
-// Done returns a channel that is closed when the device has ended, after Close or because its tunnel failed. Err then returns the
-// reason.
+// Done returns a channel that is closed when the device has ended, after Close or because its tunnel failed. Err then tells which.
 func (d *Device) Done() <-chan struct{} { return d.done }
 
 // Err returns why the device ended. It returns nil while the device has not ended, and after Close.
@@ -319,13 +318,13 @@ func (d *Device) Err() error {
 	}
 }
 
-// end ends the device. From then on, Err returns why.
+// end ends the device. From then on, Err returns the error why.
 func (d *Device) end(why error) {
 	d.closeOnce.Do(func() {
 		d.closing.Store(true)
 		d.mu.Lock()
 		d.stop()
-		d.mu.Unlock() // from here on, only goroutines that wg counts already start others
+		d.mu.Unlock() // from here on, wg.Go is called only by goroutines that wg counts and, until slow.close, to start workers
 		if err := d.tunnel.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
 			d.closeErr = errorf("close the tunnel: %w", err)
 		}
@@ -410,7 +409,7 @@ func (d *Device) releaseBut(p *peer, out *outbox) (keepalive bool) {
 	return keepalive
 }
 
-// drop counts packets or messages of p that are dropped. The caller holds p.mu.
+// drop counts n packets or messages of p as dropped for the reason r. The caller holds p.mu.
 func (d *Device) drop(p *peer, r DropReason, n int) {
 	if n == 0 {
 		return

@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// claimTries is the largest number of times that the bench measures a name to get at least half of its claim or goal. There is
-// more than one try because the machine may be busy.
+// claimTries is how often the bench tries a measure at most until the figure is at least half as good as the claim or the goal. It
+// tries more than once because the machine may be busy.
 const claimTries = 3
 
 // These expressions match the parts of a table of claims in Markdown. The table's columns are the name, the figure of this
@@ -75,8 +75,8 @@ func readClaim(line string, found map[string]float64) error {
 	return nil
 }
 
-// checkClaims takes each measure for which file claims a ratio, up to three times. One try is one round. checkClaims fails if no
-// try of a measure is at least half as good as the claim.
+// checkClaims tries each measure for which file claims a ratio up to three times. One try is one round of samples. checkClaims
+// fails if no try of a measure is at least half as good as the claim.
 func (r *runner) checkClaims(ctx context.Context, file string, ms []measure, out io.Writer) error {
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -23,14 +23,14 @@ type flow struct {
 	ahead  sync.Mutex    // guards window, limit and sent
 	window int64         // largest number of packets in flight; 0 means as many as the tunnel accepts
 	limit  int64         // the source stops after this many packets
-	sent   int64         // packets that the source has sent or is about to send
+	sent   int64         // number of packets that the source has sent or is about to send
 	wake   chan struct{} // holds at most one token, which tells the source to check its limits again
 
 	behind   sync.Mutex // guards next
 	next     int64      // the number that the next packet should have
 	received atomic.Int64
-	late     atomic.Int64  // packets that arrived twice, or after one with a higher number
-	mangled  atomic.Int64  // packets whose length has changed
+	late     atomic.Int64  // number of packets that arrived twice, or after a packet with a higher number
+	mangled  atomic.Int64  // number of packets whose length has changed
 	arrival  chan struct{} // holds at most one token, which says that packets have arrived
 
 	unordered bool                   // the sink does not check the packets' numbers
@@ -84,7 +84,8 @@ func (f *flow) take(n int, down <-chan struct{}) (first int64, count int) {
 	}
 }
 
-// giveBack uncounts the last n packets of the latest take, which the source did not send.
+// giveBack tells the flow that the source did not send the last n packets of its latest call of take, so that they do not count as
+// sent.
 func (f *flow) giveBack(n int) {
 	f.ahead.Lock()
 	f.sent -= int64(n)
@@ -97,7 +98,8 @@ func (f *flow) fill(room []byte, seq int64) {
 	binary.LittleEndian.PutUint64(room[seqAt:], uint64(seq))
 }
 
-// A tally counts the packets of one batch for the sink of a flow. It locks flow.behind from begin to end.
+// A tally counts the packets of one batch for the sink of a flow. The mutex flow.behind is locked from the call of flow.begin to
+// the call of tally.end.
 type tally struct {
 	f                       *flow
 	next                    int64
@@ -196,8 +198,8 @@ func (f *flow) drain(patience time.Duration) error {
 	return nil
 }
 
-// A plain is the plaintext side of one node. The node's device reads the packets of the flow out, and delivers received packets
-// to the flow in.
+// A plain is the plaintext side of one node. The node's device sends the packets of the flow in the field out, and delivers the
+// packets that it receives to the flow in the field in.
 type plain struct {
 	mtu     int
 	out, in *flow

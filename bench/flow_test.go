@@ -107,8 +107,8 @@ func TestTemplateIsIPv4(t *testing.T) {
 	}
 }
 
-// crossWire sends numbered datagrams of random sizes over a wire, in batches of random lengths. It checks that they arrive
-// unchanged and in order. receive returns a function that receives one batch.
+// crossWire sends numbered datagrams of random sizes over a wire with the given number of landings per end, in batches of random
+// lengths. It checks that they arrive unchanged and in order. receive returns a function that receives one batch.
 func crossWire(t *testing.T, landings int, receive func(*wireSocket) func() ([][]byte, error)) {
 	st := &stage{}
 	defer st.close()
@@ -125,7 +125,7 @@ func crossWire(t *testing.T, landings int, receive func(*wireSocket) func() ([][
 				if err := c.put(d); err != nil {
 					panic(err)
 				}
-				clear(d) // put has copied d, so this must change nothing
+				clear(d) // put has copied d, so the datagram must arrive unchanged
 				n++
 			}
 			c.end()

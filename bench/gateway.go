@@ -18,7 +18,7 @@ func gatewayMeasures() []measure {
 	return []measure{{name: "gateway/tcp", unit: "Gbit/s", run: runGateway}}
 }
 
-// far is an address and a port. The address belongs to neither stack.
+// far is the destination that a client of this library's gateway dials. Its address belongs to neither stack.
 var far = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, 1}), 80)
 
 // gateway brings up a device without peers that forwards each TCP connection to target. A peer may dial any address; gateway

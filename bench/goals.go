@@ -7,8 +7,9 @@ import (
 	"io"
 )
 
-// checkGoals takes each measure of ms for this library, up to three times. One try is one round. A try succeeds if its figure is
-// at least half as good as the goal, and every figure that must be 0 is 0. checkGoals fails if all three tries of a measure fail.
+// checkGoals tries each measure of ms up to three times, for this library only. One try is one round of samples. A try succeeds if
+// its figure is at least half as good as the goal, and every figure that must be 0 is 0. checkGoals fails if all three tries of a
+// measure fail.
 func (r *runner) checkGoals(ctx context.Context, ms []measure, out io.Writer) error {
 	r.rounds = 1
 	var errs []error

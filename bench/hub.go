@@ -26,11 +26,12 @@ func hubMeasure(n, receivers, rounds int) measure {
 	return measure{name: name, unit: "packets/s", run: run, rounds: rounds}
 }
 
-// The generator reports these events about the packets that the hub forwards to it. Each report is one byte.
+// The generator reports these events about the packets that the hub forwards to it. Each report is one byte. reportStall means that
+// the generator counts all packets in flight as lost.
 const (
 	reportStep = iota // returnStep more packets have arrived
 	reportStall
-	reportLate // a packet's counter was not higher than the previous one of its session
+	reportLate // a packet's counter was not higher than that of the session's previous packet
 )
 
 const returnStep = 4 * manyStep
@@ -123,7 +124,7 @@ func runHub(st *stage, n, receivers int) (sample, error) {
 		return sample{}, err
 	}
 	runtime.ReadMemStats(&after)
-	// Subtract 500 allocations for those that the process makes during the measurement whatever the number of packets.
+	// Subtract 500 allocations, an allowance for those that do not depend on the number of packets.
 	allocations := aside{Name: "allocations", Unit: "per packet", Value: max(0, float64(after.Mallocs-before.Mallocs)-500) / s.n}
 	if _, ok := st.lib.(ours); ok {
 		allocations.Wrong = allocations.Value > 0.005

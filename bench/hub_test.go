@@ -8,13 +8,13 @@ import (
 )
 
 // TestReturns checks that the generator writes a report for every returnStep packets that the hub forwards to it, and for each
-// packet whose counter is not higher than the previous one of its session.
+// packet whose counter is not higher than that of the session's previous packet.
 func TestReturns(t *testing.T) {
 	const nests, size, perTrain = 2, 64, 64
 	var got reportReader
 	steps := make(chan int, 100)
 	r := returns{nests: nests, steps: steps, out: &got}
-	n := &nest{peers: []*initiator{{}, {}}} // peers 1 and 3 of the crowd, because the crowd has two nests
+	n := &nest{peers: []*initiator{{}, {}}} // peers 1 and 3 of the crowd; the other nest has peers 2 and 4
 	counters := map[uint32]uint64{}
 	train := func(index uint32) wireguard.Train {
 		data := make([]byte, perTrain*size)

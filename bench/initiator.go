@@ -25,7 +25,7 @@ type initiator struct {
 	counter     uint64
 	sealer      cipher.AEAD
 	packet      []byte // the padded packet that seal encrypts; nil means a keepalive
-	heard       uint64 // the counter that was received last, plus one
+	heard       uint64 // the counter of the last data message from the device, plus one
 	nonce       []byte
 
 	prefix          []byte   // the bytes of the initiation before the sealed timestamp

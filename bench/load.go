@@ -52,13 +52,13 @@ func (t *loadTunnel) WritePackets(pkts [][]byte) (int, error) {
 	return len(pkts), nil
 }
 
-// A windowSocket is a socket in memory. The function next makes the messages that it delivers to the device, until next returns
-// nil. Each message has a different source address. The socket keeps a fixed number of messages in flight: for each message that
-// the device sends, it delivers one more.
+// A windowSocket is a wireguard.Bind and its socket, both in memory. It calls the function in its field next for each message that
+// it delivers to the device, until the function returns nil. Each message has a different source address. The socket keeps a fixed
+// number of messages in flight: for each message that the device sends, it delivers one more.
 type windowSocket struct {
 	next   func() []byte
 	credit atomic.Int64  // number of messages that the socket may deliver now
-	more   chan struct{} // holds a token when credit is no longer zero, for a Receive that waits
+	more   chan struct{} // holds a token once credit is no longer zero, which wakes a waiting Receive
 	count  int           // number of messages that the socket has delivered
 	sent   atomic.Int64  // number of messages that the device has sent
 	closed chan struct{}
@@ -106,7 +106,7 @@ func (s *windowSocket) Receive() ([]wireguard.Train, error) {
 		m := s.next()
 		if m == nil {
 			if len(s.trains) == 0 {
-				return nil, nil // next has no more messages, so drop the credit
+				return nil, nil // there are no more messages, so forget the credit
 			}
 			break
 		}
@@ -119,10 +119,10 @@ func (s *windowSocket) Receive() ([]wireguard.Train, error) {
 	return s.trains, nil
 }
 
-// runHandshakes measures how many initiations one core answers per second. Each of st.Peers callers initiates twice, and only the
-// second round is measured, because in the first round the device computes the shared secrets of the static keys. If lookup is
-// true, the device does not know its peers beforehand: its Config.Lookup finds them without delay. Then there is only one round,
-// and it is measured. 24 initiations are in flight, so that the device is not under load.
+// runHandshakes measures how many initiations one core answers per second. Each of st.Peers callers (clients; see the type caller)
+// sends two initiations, and only the second round is measured, because in the first round the device computes the shared secrets
+// of the static keys. If lookup is true, the device does not know its peers beforehand: its Config.Lookup finds them without delay.
+// Then there is only one round, and it is measured. 24 initiations are in flight, so that the device is not under load.
 func runHandshakes(st *stage, lookup bool) (sample, error) {
 	key := wireguard.NewPrivateKey()
 	all := newCallers(st.Peers, key.Public())
@@ -329,7 +329,7 @@ const wakes = 10
 // its buffer is full.
 func runWake(st *stage) (sample, error) {
 	ab, ba := newFlow(mtu, addrA, addrB), newFlow(mtu, addrB, addrA)
-	ab.unordered, ba.unordered = true, true // while a device replaces its socket, both sockets deliver packets
+	ab.unordered, ba.unordered = true, true // while a device replaces its socket, the old and the new socket both deliver packets
 	a, b := newPlains(ab, ba)
 	var nodes [2]*ourNode
 	keys := [2]wireguard.PrivateKey{wireguard.NewPrivateKey(), wireguard.NewPrivateKey()}

@@ -28,12 +28,12 @@ func runKeepaliveWakes(st *stage) (sample, error) {
 	return sample{k.calls / k.took.Seconds(), k.asides()}, err
 }
 
-// A keptSpan is what keepAlive measured over two intervals of keptAlive.
+// A keptSpan is what keepAlive measured during twice the interval keptAlive.
 type keptSpan struct {
 	span            // n counts keepalives
-	calls   float64 // system calls that sent them
-	waits   float64 // context switches of the process's threads; the Go runtime's monitor thread makes most of them
-	missing int64   // keepalives that were due and were not sent
+	calls   float64 // number of system calls that sent the keepalives
+	waits   float64 // number of voluntary context switches of the process; the Go runtime's monitor thread makes most of them
+	missing int64   // number of keepalives that were due and were not sent
 }
 
 func (k *keptSpan) asides() []aside {
@@ -75,15 +75,15 @@ func keepAlive(st *stage) (k keptSpan, err error) {
 	after := st.sockets[0].Stats()
 	k.took, k.cpu, k.waits = time.Since(t0), cpuTime()-c0, float64(contextSwitches()-w0)
 	k.n, k.calls = float64(after.SentDatagrams-before.SentDatagrams), float64(after.SendCalls-before.SendCalls)
-	k.missing = max(0, due*95/100-int64(k.n)) // 5 % may be missing: keepalives that are due at the very end, or a little late
+	k.missing = max(0, due*95/100-int64(k.n)) // 5 % may be missing: some are due at the very end, and some are sent a little late
 	if passed := time.Since(begun); passed > 3*time.Minute {
 		return k, fmt.Errorf("it took %v, and a session lasts 180 s: the machine is too slow", passed)
 	}
 	return k, nil
 }
 
-// meet makes a session for each caller. Only 256 handshakes are in flight at a time, so that the device does not answer with
-// cookies. meet returns when all callers have confirmed their sessions with a keepalive.
+// meet makes a session between each caller and the device of n. Only 256 handshakes are in flight at a time, so that the device
+// does not answer with cookies. meet returns when all callers have confirmed their sessions with a keepalive.
 func meet(st *stage, n *ourNode, all []*caller) error {
 	const inFlight = 256
 	s, err := new(udp.Bind).Listen(0)
@@ -98,7 +98,7 @@ func meet(st *stage, n *ourNode, all []*caller) error {
 		s.Send([]wireguard.Train{{Data: m, Size: len(m), Endpoint: e}})
 	}
 	var met atomic.Int64
-	tokens := make(chan struct{}, len(all)+inFlight) // one token per caller that may begin
+	tokens := make(chan struct{}, len(all)+inFlight) // one token for each caller that may begin its handshake
 	for _, r := range s.Receivers() {
 		go func() {
 			for met.Load() < int64(len(all)) {

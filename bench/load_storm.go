@@ -95,9 +95,9 @@ type storm struct {
 
 	mu      sync.Mutex // guards the fields below
 	all     []*caller
-	left    int // callers without a session
+	left    int // number of callers without a session
 	cookies int
-	forged  int // responses that are not authentic; only one caller in 100 checks its response
+	forged  int // number of responses that are not authentic; only one caller in 100 checks its response
 }
 
 // begin opens the socket through which all callers reach the gateway n, and starts to receive. n must be up.
@@ -165,7 +165,8 @@ func (s *storm) take(m []byte) {
 	}
 }
 
-// send sends an initiation of each caller that is due. It returns how many callers have no session.
+// send sends an initiation for each caller that has no session and whose next attempt is due. It returns how many callers have no
+// session.
 func (s *storm) send(now time.Time) (left int) {
 	var ts []wireguard.Train
 	flush := func() {
@@ -253,7 +254,8 @@ func runStorm(st *stage, lookup bool) (sample, error) {
 
 var errStranger = errors.New("a stranger")
 
-// slowLookup returns a Config.Lookup that knows the given peers, and refuses all others. Each call takes as long as takes says.
+// slowLookup returns a Config.Lookup that knows the given peers, and refuses all others. Each call of this function lasts for the
+// duration in the parameter takes.
 func slowLookup(known map[wireguard.PublicKey]wireguard.PeerConfig, takes time.Duration) func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error) {
 	return func(_ context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
 		time.Sleep(takes)
@@ -264,8 +266,8 @@ func slowLookup(known map[wireguard.PublicKey]wireguard.PeerConfig, takes time.D
 	}
 }
 
-// runStrangers measures how many of 40 clients have a session by their second attempt. The device finds its peers with a
-// Config.Lookup that takes 200 ms. At the same time, strangers send 5,000 initiations per second, each from a different address.
+// runStrangers measures how many of 40 clients get a session with their first or second initiation. The device finds its peers with
+// a Config.Lookup that takes 200 ms. At the same time, strangers send 5,000 initiations per second, each from a different address.
 // The strangers do not read the answers.
 func runStrangers(st *stage) (sample, error) {
 	const clients = 40

@@ -55,7 +55,7 @@ func prefixes(n int) []netip.Prefix {
 	return all
 }
 
-// mean1000 returns the mean time of 1,000 calls, in seconds.
+// mean1000 calls the function do 1,000 times, and returns the mean time of a call in seconds.
 func mean1000(do func(i int) error) (float64, error) {
 	t := time.Now()
 	for i := range 1000 {
@@ -74,7 +74,7 @@ func runTableMove(st *stage) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	if _, err := weigh(); err != nil { // otherwise the collector frees New's garbage on one core during the measurement
+	if _, err := weigh(); err != nil { // otherwise the garbage of wireguard.New would be collected during the measurement
 		return sample{}, err
 	}
 	nth := func(i int) []netip.Prefix { i *= 997; return all[i%len(all):][:1] }
@@ -150,13 +150,14 @@ func runTableFirst(st *stage) (sample, error) {
 // showPeers is the number of peers of load/show: 65,000 with the full effort.
 func showPeers(st *stage) int { return 65 * st.Peers / 10 }
 
-// runShow measures the processor time that a process with a device and package uapi uses while it serves one call of wg show.
+// runShow measures the processor time that a process with a device and package uapi uses while it serves one run of "wg show".
 func runShow(st *stage) (sample, error) {
 	cpu, memory, err := show(st)
 	return sample{cpu, []aside{{Name: "memory above rest", Unit: "MiB", Value: memory}}}, err
 }
 
-// runShowMemory measures how much the resident memory of that process grows, at its peak, while it serves wg show.
+// runShowMemory measures how much the resident memory of the same process as in runShow grows, at its peak, while the process
+// serves one run of "wg show".
 func runShowMemory(st *stage) (sample, error) {
 	cpu, memory, err := show(st)
 	return sample{memory, []aside{{Name: "cpu", Unit: "s", Value: cpu}}}, err
@@ -202,7 +203,7 @@ func show(st *stage) (cpu, memory float64, err error) {
 	defer out.Close()
 	c0 := cpuTime()
 	cmd := exec.Command("wg", "show", name)
-	cmd.Stdout = out // wg writes to the file itself, so this process does not copy the output
+	cmd.Stdout = out // wg writes to the file directly, so this process does not copy the output
 	if err := cmd.Run(); err != nil {
 		return 0, 0, fmt.Errorf("wg show: %w", err)
 	}

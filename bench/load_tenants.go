@@ -66,8 +66,8 @@ func runTenants(st *stage) (sample, error) {
 }
 
 // searchCost returns the processor time in µs that one datagram costs on a port that n devices share, from the sending socket to
-// the search for its device. No device runs, so the port finds out to which device a datagram belongs, and then discards it. The
-// datagrams of one train belong to different devices.
+// the search for its device. No device is up, so the port finds out to which device a datagram belongs, and then discards the
+// datagram. The datagrams of one train belong to different devices.
 func searchCost(st *stage, n int) (float64, error) {
 	const length, perTrain, inFlight = 64, 64, 1024
 	shared, err := (&udp.Bind{Address: loopback, Receivers: 1}).Share(0)

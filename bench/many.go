@@ -27,9 +27,9 @@ const (
 	manySockets = 16
 	manySize    = 208 // 200 bytes rounded up to a multiple of 16; packets are padded to this size before they are sealed
 	manyStep    = 128 // packets per report of the hub, and per call of nest.send
-	manyTrain   = 64  // packets in one train
+	manyTrain   = 64  // packets in one wireguard.Train
 	manyWindow  = window / manyStep
-	theEnd      = -1 // sent in place of a number of steps when standard input is closed
+	theEnd      = -1 // the value that generate sends on its channel steps when standard input is closed
 )
 
 func manyMeasures() []measure {
@@ -162,8 +162,9 @@ func (r *report) received(n int64) {
 	}
 }
 
-// generate is the main function of the generator. It sends as the peers until in, its standard input, is closed. It writes a byte
-// to out whenever it counts the packets in flight as lost. If the hub relays, the type returns writes reports to out too.
+// generate is the main function of the generator. It sends as the peers until in, its standard input, is closed. Whenever it counts
+// the packets in flight as lost, it writes a byte to out. If the hub relays, it also writes to out the reports of the type returns;
+// see hub.go.
 func generate(in io.Reader, out io.Writer) error {
 	var c crowd
 	d := json.NewDecoder(in)
@@ -224,8 +225,8 @@ func generate(in io.Reader, out io.Writer) error {
 	return flood(sockets, steps, out, patience)
 }
 
-// A nest is a group of peers that share one socket and so one address, as peers behind a NAT do. A nest sends trains of
-// datagrams, so that the generator makes few system calls, and the hub limits the rate.
+// A nest is a group of peers that share one socket and so one address, as peers behind a NAT do. A nest sends trains of datagrams,
+// so that the generator makes few system calls. As a result, the hub and not the generator limits the rate.
 type nest struct {
 	wireguard.Socket
 	hub       wireguard.Endpoint
@@ -270,8 +271,9 @@ func (n *nest) receive(back *returns) {
 }
 
 // shakeAll makes a handshake for each peer of the nest. A keepalive then confirms the session, so that the hub may send with it
-// too. shakeAll also prepares the packet that the peer will send. If the hub does not relay, the packet's destination is addrB.
-// If it does, the destination is the peer whose number is larger by half of crowd, the number of peers in all nests.
+// too. shakeAll also prepares the packet that the peer will send. If the hub does not relay, the packet's destination is addrB. If
+// the hub relays, the destination is the peer whose number is larger by half of crowd (modulo crowd), where crowd is the number of
+// peers in all nests.
 func (n *nest) shakeAll(crowd int, relay bool) error {
 	packet := newFlow(200, addrA, addrB)
 	for _, p := range n.peers {

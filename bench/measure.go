@@ -20,7 +20,7 @@ type measure struct {
 	name, unit string
 	lower      bool // a lower figure is better
 
-	// run takes one sample. A process takes only one sample, so it calls run at most once.
+	// run takes one sample. It is called at most once per process, because each sample has its own process.
 	run func(*stage) (sample, error)
 
 	// alike means that run uses neither library, so one sample per round counts for both sides.
@@ -95,7 +95,7 @@ type effort struct {
 	Transfer time.Duration // the measured span of the family wan
 }
 
-// fullEffort lets each name finish within a minute with the default rounds.
+// fullEffort lets each measure finish within a minute with the default number of rounds.
 var fullEffort = effort{
 	Warm:   400 * time.Millisecond,
 	Span:   1200 * time.Millisecond,
@@ -106,7 +106,7 @@ var fullEffort = effort{
 	Transfer: 20 * time.Second,
 }
 
-// A stage holds the resources of a sample.
+// A stage holds the parameters and the resources of one sample.
 type stage struct {
 	effort
 	lib     library
@@ -165,8 +165,8 @@ func count(n *atomic.Int64, warm, during time.Duration) (span, error) {
 	}
 }
 
-// throughput returns a sample in Gbit/s from a span that counted bytes. Its asides are the processor time per GB, and then the
-// other asides.
+// throughput returns a sample in Gbit/s from a span that counted bytes. Its asides are the processor time per GB, and then those in
+// others.
 func (s span) throughput(others []aside) sample {
 	gigabytes := s.n / 1e9
 	cpu := aside{Name: "cpu", Unit: "s/GB", Value: s.cpu.Seconds() / gigabytes}
@@ -176,7 +176,7 @@ func (s span) throughput(others []aside) sample {
 // A library makes devices of one WireGuard implementation for the measures. The code for traffic, wire and timing is the same for
 // both libraries.
 type library interface {
-	// landings is the number of landings that each end of a wire provides. See wire.
+	// landings is the number of receive buffers, called landings, that each end of a wire provides. See the type wire.
 	landings() int
 
 	// used is the number of peers to which memory/peer sends packets.
@@ -203,7 +203,7 @@ type nodeConfig struct {
 
 	receivers int // sockets per address family, if the library can choose; 0 means the library's default
 
-	byHand bool // only node.wipe advances the device's clock, if the library allows that
+	byHand bool // only node.wipe advances the device's clock, if the library lets the bench replace the clock
 }
 
 // A node is a device that is up.

@@ -178,7 +178,7 @@ type hub struct {
 	in, out       *flow // in leads from the visitor to the hub, and out leads back
 }
 
-// newHub brings up both devices. The hub has no peers yet, and the visitor's only peer is the hub.
+// newHub brings up the hub and the visitor. The hub has no peers yet, and the visitor's only peer is the hub.
 func newHub(st *stage, peers int) (*hub, error) {
 	w := newWire(st, st.lib.landings())
 	h := &hub{key: wireguard.NewPrivateKey(), in: newFlow(64, addrA, addrB), out: newFlow(64, addrB, addrA)}
@@ -217,8 +217,8 @@ func (h *hub) use(n int) error {
 	return nil
 }
 
-// runPeerMemory measures the bytes of heap and stacks per peer. The figure is the larger of two: that of peers that were never
-// used, and that of peers that had a session and were then wiped.
+// runPeerMemory measures the bytes of heap and stacks per peer. The figure is the larger of two: the bytes per peer that was never
+// used, and the bytes per peer that had a session whose state was then erased by node.wipe.
 func runPeerMemory(st *stage) (sample, error) {
 	h, err := newHub(st, st.Peers)
 	if err != nil {

@@ -95,7 +95,7 @@ func (s *stacks) serve(f func(net.Conn)) {
 	}()
 }
 
-// open dials. Its time limit is long enough for a WireGuard handshake and one retry.
+// open opens a connection from one stack to the other. Its time limit is long enough for a WireGuard handshake and one retry.
 func (s *stacks) open() (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 12*time.Second)
 	defer cancel()

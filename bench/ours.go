@@ -17,8 +17,8 @@ import (
 // ours implements library with this library.
 type ours struct{}
 
-// landings is more than one, because the device decrypts messages in the landing itself: the device uses one landing while the
-// wire fills the next.
+// landings returns more than one, because the device decrypts messages in place, in the landing that contains them: while the
+// device uses one landing, the wire fills the next.
 func (ours) landings() int { return 4 }
 
 func (ours) used(st *stage) int { return st.Peers }

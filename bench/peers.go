@@ -10,9 +10,9 @@ func peersMeasures() []measure {
 	return []measure{{name: "peers/add", unit: "µs/peer", lower: true, run: runAdd}}
 }
 
-// runAdd measures the time that one call takes to add many peers to a device that is up, divided by the number of peers. After
-// the call, runAdd checks that the device routes each peer's prefix to that peer. An aside shows the time when each call adds
-// only one peer. The input of the calls is prepared beforehand; for wireguard-go it is text.
+// runAdd measures the time that one call takes to add many peers to a device that is up, divided by the number of peers. After the
+// call, runAdd checks that the device routes each peer's prefix to that peer. An aside shows the time when each call adds only one
+// peer. The input of the calls is prepared beforehand; for wireguard-go, this input is configuration text.
 func runAdd(st *stage) (sample, error) {
 	peers, _ := identities(st.Peers)
 	fresh := func() (node, error) {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// The dimensions of the picture of the family wan, in pixels. Each cell has a bar per side.
+// The dimensions of the picture of the family wan, in pixels. Each row shows one path, with a bar per side.
 const (
 	wanLeft  = 320 // start of the axis
 	wanRight = 140 // space for the values
@@ -36,7 +36,7 @@ func (r *row) wanSides() []wanSide {
 	return []wanSide{{"this library", "good", &r.ours}, {"wireguard-go", "rival", &r.theirs}, {"the kernel's TCP", "kernel", r.bound}}
 }
 
-// wanPath describes the path that the row measures in words.
+// wanPath describes in words the path that the row measures.
 func (r *row) wanPath() string {
 	for _, c := range append(wanCells, wanUpload) {
 		if wanFamily+"/"+c.name == r.name {

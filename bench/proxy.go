@@ -164,7 +164,7 @@ func runProxyConnect(st *stage) (sample, error) {
 	return runConnect(st, s)
 }
 
-// runProxyIdle measures the bytes of heap and stacks per idle connection through the proxy, after garbage collection. They
+// runProxyIdle measures the bytes of heap and stacks per idle connection through the proxy, after garbage collection. These bytes
 // include the connections of the client and of the target, which no goroutine reads.
 func runProxyIdle(st *stage) (sample, error) {
 	s, err := joinByProxy(st)

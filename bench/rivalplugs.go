@@ -9,7 +9,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// A rivalTun lets a device of wireguard-go use a plain as its tun.Device.
+// A rivalTun adapts a plain to the tun.Device of a wireguard-go device.
 type rivalTun struct {
 	plain  *plain
 	events chan tun.Event

@@ -176,8 +176,8 @@ type runner struct {
 	workshop
 }
 
-// begin starts one sample. It returns when another sample may begin, which may be before the first one ends. label stands for the
-// side in the name of the profile's file.
+// begin starts one sample. It returns when another sample may begin, which may be before the process of this sample ends. label
+// stands for the side in the name of the profile's file.
 func (r *runner) begin(ctx context.Context, m *measure, side, label string, round int) (*taking, error) {
 	o := order{Name: m.name, Side: side, Effort: r.effort, Round: round, Isolated: side == sideBound && m.boundRoot}
 	if m.daemons {
@@ -250,7 +250,7 @@ func (r *runner) timeLimit(m *measure) time.Duration {
 	return time.Duration(r.rounds) * (perSample + 3*time.Duration(m.spans)*r.effort.Transfer)
 }
 
-// withoutBound returns why this host cannot measure the bound, or an empty string.
+// withoutBound returns why this host cannot measure the bound, or an empty string if it can or if there is no bound.
 func (m *measure) withoutBound() string {
 	if m.bound == nil || m.boundMissing == nil {
 		return ""

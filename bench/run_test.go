@@ -23,7 +23,7 @@ var small = effort{
 	Peers:  40,
 }
 
-// ended returns a taking whose process has ended with the given sample and error.
+// ended returns a taking, which stands for a process, as it is after the process has ended with the given sample and error.
 func ended(s sample, err error) *taking {
 	t := &taking{free: make(chan struct{}), done: make(chan struct{}), sample: s, err: err}
 	close(t.free)
@@ -73,7 +73,8 @@ func TestBoundAndAlike(t *testing.T) {
 	}
 }
 
-// TestRestingSamplesOverlap checks that the next sample begins as soon as the previous one rests, even if that has not ended.
+// TestRestingSamplesOverlap checks that the next sample begins as soon as the process of the previous one reports that it needs no
+// more processor time, even if that process has not ended.
 func TestRestingSamplesOverlap(t *testing.T) {
 	var waiting []*taking
 	r := runner{rounds: 2, start: func(context.Context, order) (*taking, error) {
@@ -160,10 +161,10 @@ func TestMeasures(t *testing.T) {
 	}
 }
 
-// takeSmall takes a sample with the effort small. It uses a new process if the measure starts daemons. It also does so if the
-// figure is a difference of heap sizes, because the heap of this process shrinks when goroutines of earlier samples end. And it
-// does so for a proxy on wireguard-go's stack, which panics if it is closed while connections still send. Otherwise it uses this
-// process.
+// takeSmall takes a sample with the effort small. It uses a new process in three cases: if the measure starts daemons; if the
+// figure is a difference of heap sizes, because the heap of this process shrinks when goroutines of earlier samples end; and if the
+// sample has a proxy on wireguard-go's stack, because that stack panics if it is closed while connections still send. Otherwise it
+// uses this process.
 func takeSmall(t *testing.T, m *measure, side string, shop *workshop) (sample, error) {
 	if m.unit == "bytes" || side == sideTheirs && strings.HasPrefix(m.name, "proxy/") {
 		return took(t, order{Name: m.name, Side: side, Effort: small})
@@ -203,7 +204,7 @@ func TestLeftOut(t *testing.T) {
 	}
 }
 
-// TestHighest checks that highest returns a rate slightly below the limit, and that this is the rate that the sender really
+// TestHighest checks that highest returns a rate at or slightly below the limit, and that this is the rate that the sender really
 // reached.
 func TestHighest(t *testing.T) {
 	for _, limit := range []float64{0.3, 0.9, 1, 1.7, 5, 100} {

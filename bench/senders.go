@@ -22,13 +22,13 @@ func sendersMeasures() (ms []measure) {
 	return ms
 }
 
-// A senderTunnel is the plaintext side of a device. Two devices use one each: the first sends with Device.Send, and the second
-// counts the packets that arrive.
+// A senderTunnel is the plaintext side of a device. Each of the two devices has one: that of the first device sends with
+// Device.Send, and that of the second counts the packets that arrive.
 type senderTunnel struct {
 	dev *wireguard.Device
 
 	mu       sync.Mutex // guards next
-	next     []uint64   // for each sender, the number that its next packet should have
+	next     []uint64   // indexed by sender: the number that the sender's next packet should have
 	received atomic.Int64
 	late     atomic.Int64
 }

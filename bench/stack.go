@@ -144,8 +144,8 @@ func runIdleMemory(st *stage) (sample, error) {
 	}}, err
 }
 
-// weighIdle opens conns connections. The result before is the footprint when the first connection is open, which has also made
-// the tunnel's session. The result after is the footprint when all connections are open. The result n is the number of
+// weighIdle opens conns connections. The result before is the footprint when only the first connection is open, whose dial has also
+// established the tunnel's session. The result after is the footprint when all connections are open. The result n is the number of
 // connections that weighIdle opened in between. Each of these has carried one byte in each direction, and no goroutine reads it.
 func (s *stacks) weighIdle(st *stage, conns int) (before, after footprint, n float64, err error) {
 	kept := s.keep(conns)
@@ -176,8 +176,8 @@ func (s *stacks) weighIdle(st *stage, conns int) (before, after footprint, n flo
 	return before, after, float64(len(opened)), err
 }
 
-// keep accepts connections. On each one, it sends the first byte back, and then puts the connection into the channel, which has
-// space for n of them. After that, no goroutine of keep uses the connection.
+// keep accepts connections. On each one, it sends the first byte back, and then puts the connection into the channel that keep
+// returns, which has space for n connections. After that, no goroutine of keep uses the connection.
 func (s *stacks) keep(n int) <-chan net.Conn {
 	kept := make(chan net.Conn, n)
 	go func() {

@@ -97,7 +97,7 @@ func (c wanCell) wire(st *stage) *pipe.Network {
 	return n
 }
 
-// A wanPath is two TCP/IP stacks that the path of a cell connects.
+// A wanPath is two TCP/IP stacks that the path of a wanCell connects.
 type wanPath struct {
 	*stacks
 	ping func(context.Context) (time.Duration, error) // sends a ping from the stack that dials to the other one

@@ -26,8 +26,8 @@ func missingForKernel() string { return netlab.Missing("ip") }
 // of the kernel's TCP are extended by as many bytes, so that the path has the same capacity for all sides.
 const overhead = 16 + 16
 
-// kernelBuffer is the size in bytes to which the kernel may grow the buffers of a TCP connection. The default of 6 MiB is too
-// small for half of the cells.
+// kernelBuffer is the size in bytes to which the kernel may grow the buffers of a TCP connection. The default of 6 MiB is too small
+// for half of the paths in wanCells.
 const kernelBuffer = 64 << 20
 
 // joinKernels connects the TCP of two network namespaces over the same path as joinByWan, but without a tunnel:
@@ -139,7 +139,7 @@ func openTUN(h *netlab.Host) (f *os.File, err error) {
 	return f, err
 }
 
-// A kernelNetwork is the stack of a network namespace.
+// A kernelNetwork is the kernel's TCP/IP stack in a network namespace.
 type kernelNetwork struct {
 	host *netlab.Host
 	addr netip.Addr

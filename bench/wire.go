@@ -32,10 +32,12 @@ type end struct {
 	voided  atomic.Int64 // number of datagrams discarded so far
 }
 
-// A lane carries datagrams in one direction.
+// A lane carries datagrams in one direction. Empty landings go from the receiver to the sender through the channel offered, and
+// filled landings come back through the channel arrived.
 type lane struct{ offered, arrived chan *landing }
 
-// A landing is memory for up to wireBatch datagrams. It has one buffer per datagram, or one block that holds them back to back.
+// A landing is memory for up to wireBatch datagrams. It has either one buffer per datagram (bufs), or one block that holds the
+// datagrams back to back (mem).
 type landing struct {
 	bufs [][]byte
 	mem  []byte
@@ -89,7 +91,7 @@ type crossing struct {
 	l *landing
 }
 
-// put copies a datagram into a landing. If none is available, it waits for one.
+// put copies a datagram into a landing. If no landing is available, it waits for one.
 func (c *crossing) put(datagram []byte) error {
 	if c.l != nil && !c.l.fits(datagram) {
 		c.end()
@@ -112,7 +114,7 @@ func (c *crossing) put(datagram []byte) error {
 
 var errOversized = errors.New("a datagram is too large for the wire")
 
-// end passes the last landing to the receiver.
+// end passes the landing that was filled last to the receiver.
 func (c *crossing) end() {
 	if c.l != nil {
 		c.s.out.arrived <- c.l
@@ -137,7 +139,8 @@ func (l *landing) put(datagram []byte) {
 	l.n++
 }
 
-// land offers the landing l to the sender, unless l is nil. Then it waits for the next filled landing and returns it.
+// land first offers the landing l to the sender, unless l is nil. In both cases it then waits for the next filled landing, and
+// returns that.
 func (s *wireSocket) land(l *landing) (*landing, error) {
 	if l != nil {
 		l.n, l.used = 0, 0

@@ -19,15 +19,15 @@
 //
 // # The format
 //
-// Keys and names of sections may be in upper or lower case, and white space in them or around them is ignored. Only the
-// character "#" begins a comment; a semicolon is part of the value. Repeated lines of Address, DNS, AllowedIPs and the four
-// hooks add up. If any other key except Endpoint is repeated, its last line counts. Several [Interface] sections count as one.
-// Several [Peer] sections with the same PublicKey describe one peer, and apply in order. A later section replaces the
-// AllowedIPs of an earlier one, unless one of its prefixes has a plus or minus sign. Other values that the later section does
-// not set keep their earlier values. The value of a hook is the text between the = and a comment, exactly as written except for
-// white space at its ends. An empty value is valid only for AllowedIPs and for the keys that only wg-quick(8) knows, except
-// SaveConfig. An empty value of MTU or Table restores the default, even after a line with a value, as in wg-quick(8). Other
-// empty values set nothing.
+// Keys and names of sections may be in upper or lower case, and white space in them or around them is ignored. Only the character
+// "#" begins a comment; a semicolon is part of the value. Repeated lines of Address, DNS, AllowedIPs and the four hooks (PreUp,
+// PostUp, PreDown, PostDown) add up. If any other key except Endpoint is repeated, its last line counts. Several [Interface]
+// sections count as one. Several [Peer] sections with the same PublicKey describe one peer, and apply in order. A later section
+// replaces the AllowedIPs of an earlier section, unless a prefix in the later section has a plus or minus sign. Other values that
+// the later section does not set keep their earlier values. The value of a hook is the text between the = and a comment, exactly as
+// written except for white space at its ends. An empty value is valid only for AllowedIPs and for the keys that only wg-quick(8)
+// knows, except SaveConfig. An empty value of MTU or Table restores the default, even after a line with a value, as in wg-quick(8).
+// Other empty values set nothing.
 //
 // One extension goes beyond wg(8): a peer may have several Endpoint lines. The first line gives the peer's initial endpoint. The
 // others give endpoints to try when the peer does not answer. wg(8) uses only the last line.
@@ -191,8 +191,8 @@ type line struct {
 	key  string // the key in lower case; empty for a comment or a blank line
 }
 
-// Parse parses the text of a file. If the text has faults, the File is nil, and the error joins one [Error], with its line, for
-// each fault. Unknown keys and sections are not faults here; see [File.Unknown]. [File.Validate] checks the file as a whole.
+// Parse parses the text of a file. If the text has faults, the File is nil, and the error joins one [Error], with its line number,
+// for each fault. Unknown keys and sections are not faults here; see [File.Unknown]. [File.Validate] checks the file as a whole.
 // Parse knows the keys of wg(8) and wg-quick(8); [Syntax.Parse] also knows the keys that a Syntax declares.
 func Parse(text []byte) (*File, error) { return Syntax{}.Parse(text) }
 
@@ -210,8 +210,8 @@ func (x Syntax) Parse(text []byte) (*File, error) {
 	return p.file, nil
 }
 
-// ReadFile reads and parses the file with that name. If the text has faults, the error begins with the file's name and wraps
-// that of [Parse].
+// ReadFile reads and parses the file with that name. If the text has faults, the error begins with the file's name and wraps the
+// error of [Parse].
 func ReadFile(name string) (*File, error) { return Syntax{}.ReadFile(name) }
 
 // ReadFile does what the function [ReadFile] does, and also knows the sections and keys that x declares.
@@ -262,7 +262,7 @@ func (p *parser) wrong(n int, key string, format string, args ...any) {
 func (p *parser) line(n int, text string) {
 	content, _, _ := strings.Cut(text, "#")
 	if n == 1 {
-		content = strings.TrimPrefix(content, "\ufeff") // some editors write this byte order mark; wg(8) refuses it
+		content = strings.TrimPrefix(content, "\ufeff") // some editors write this byte order mark; wg(8) refuses a file with it
 	}
 	content = strings.Trim(content, space)
 	switch {

@@ -31,7 +31,7 @@ func (f *File) Validate() error {
 func (f *File) addressesTwice() (errs []error) {
 	as := f.Interface.Addresses
 	lines := f.addressLines()
-	first := make(map[netip.Prefix]int, len(as)) // from an address to the first index of as that has it
+	first := make(map[netip.Prefix]int, len(as)) // for each address, the index of its first occurrence in as
 	for n, p := range as {
 		a := p.Addr()
 		if a.Is6() {

@@ -67,7 +67,7 @@ func (e Endpoint) AddrPort() (a netip.AddrPort, ok bool) {
 	return netip.AddrPortFrom(addr.Unmap(), e.Port), addr.IsValid() && e.Port != 0
 }
 
-// String returns host:port as a file has it, with brackets around an IPv6 address. It is empty for the zero Endpoint.
+// String returns host:port as a file has it, with brackets around an IPv6 address. The result is empty for the zero Endpoint.
 func (e Endpoint) String() string {
 	if e.IsZero() {
 		return ""
@@ -184,10 +184,10 @@ func mayPass(err error) bool {
 	return false
 }
 
-// Resolve sets the Addr of each endpoint whose Host is a name. If no endpoint of a peer can be resolved, Resolve continues with
-// the other peers. The error joins one [Error], with its line, for each such peer. For a peer with MoreEndpoints, one endpoint
-// with an address suffices: Resolve first looks up each name of the peer once. If no endpoint of the peer has an address even
-// then, Resolve retries only the name in Endpoint, as often as r says. Peers that have the same name get the same address.
+// Resolve sets the Addr of each endpoint whose Host is a name. If no endpoint of a peer can be resolved, Resolve continues with the
+// other peers. The error joins one [Error], with its line number, for each such peer. For a peer with MoreEndpoints, one endpoint
+// with an address suffices: Resolve first looks up each name of the peer once. If no endpoint of the peer has an address even then,
+// Resolve retries only the name in Endpoint, as often as r says. Peers that have the same name get the same address.
 func (f *File) Resolve(ctx context.Context, r Resolution) error {
 	type answer struct {
 		addr netip.Addr

@@ -26,9 +26,9 @@ const (
 type field[T any] struct {
 	name   string
 	kind   kind
-	quick  bool                   // wg-quick(8) knows the key, and wg(8) does not
+	quick  bool                   // whether only wg-quick(8) knows the key, and not wg(8)
 	parse  func(*T, string) error // adds a line's value to the earlier values
-	values func(*T) []string      // the values to write
+	values func(*T) []string      // returns the values to write
 }
 
 var interfaceFields = []field[Interface]{
@@ -83,7 +83,8 @@ func names[T any](fields []field[T]) (names []string) {
 	return names
 }
 
-// distance returns how many letters to insert, delete or replace to turn a into b.
+// distance returns how many letters must be inserted, deleted or replaced to turn a into b. If b is more than twice as long as a,
+// it returns len(b) instead.
 func distance(a, b string) int {
 	if len(b) > 2*len(a) {
 		return len(b)
@@ -246,7 +247,7 @@ func hook(of func(*Interface) *[]string) func(*Interface, string) error {
 	}
 }
 
-// split splits a list of wg-quick(8) at commas and white space.
+// split splits the value of a key of wg-quick(8) at commas and white space.
 func split(v string) []string {
 	return strings.FieldsFunc(v, func(r rune) bool { return r == ',' || strings.ContainsRune(space, r) })
 }

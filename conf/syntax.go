@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// A Syntax declares sections and keys that a file may have in addition to those of wg(8) and wg-quick(8). With it, a program can
-// keep its own settings in the same file. The zero value adds nothing. A Syntax may be copied. Concurrent use is safe as long as
-// no goroutine changes it.
+// A Syntax declares sections and keys that a file may have in addition to those of wg(8) and wg-quick(8). With a Syntax, a program
+// can keep its own settings in the same file. The zero value adds nothing. A Syntax may be copied. Concurrent use is safe as long
+// as no goroutine changes it.
 type Syntax struct {
 	// Sections maps the name of each further section, such as "Socks5", to the names of its keys. The names "Interface" and
 	// "Peer" add keys to these sections. The name "" declares keys above all sections. Upper and lower case do not matter. Nil
 	// adds nothing.
 	Sections map[string][]string
 
-	// Semicolons makes each line that begins with a semicolon a comment, as in INI files. False means that such a line is an
-	// error or, if it has a =, an unknown key. wg(8) refuses both.
+	// Semicolons makes each line that begins with a semicolon a comment, as in INI files. False means that such a line is an error
+	// or, if it has a =, an unknown key. wg(8) refuses such a line in both cases.
 	Semicolons bool
 
 	// AllowUnknown lets File.Config, File.Change and File.Addition accept a file with unknown keys and sections. False makes

@@ -23,7 +23,7 @@ func (f *File) Warnings() []*Error {
 
 // repeatedKeys warns of each line that replaces the value of an earlier line with the same key.
 func (f *File) repeatedKeys() (es []*Error) {
-	before := make(map[string]int) // the number of the last line so far with each key
+	before := make(map[string]int) // for each key, the number of the last line so far that has it
 	for _, s := range f.interfaces() {
 		es = append(es, repeatedKeys(s, interfaceFields, before)...)
 	}

@@ -39,7 +39,7 @@ func netlinkSocket(flags int, groups uint32) (fd int, err error) {
 
 func (n *network) Close() error { return n.events.Close() }
 
-// watch asks for the present state after openNetwork has subscribed to changes, so a change that happens meanwhile is not lost.
+// watch asks for the present state after openNetwork has subscribed to changes, so a change between the two is reported.
 func (n *network) watch(signal func()) error {
 	if err := n.learn(); err != nil {
 		return err
@@ -113,7 +113,7 @@ func (n *network) list(question uint16) error {
 	}
 }
 
-// isEnd reports whether a message in b ends a list.
+// isEnd reports whether b contains the message that ends the kernel's answer to the request of list.
 func isEnd(b []byte) (end bool) {
 	messages(b, func(kind, _ uint16, _ []byte) {
 		end = end || kind == unix.NLMSG_DONE || kind == unix.NLMSG_ERROR
@@ -121,8 +121,8 @@ func isEnd(b []byte) (end bool) {
 	return end
 }
 
-// A sleep is a timer that is due once, in 2038. The kernel cancels the timer when the wall clock jumps relative to
-// CLOCK_MONOTONIC. The wall clock jumps when the machine resumes and when someone sets it.
+// A sleep detects that the machine has slept. Its timer is due once, in 2038. The kernel cancels the timer when the wall clock
+// jumps relative to CLOCK_MONOTONIC. The wall clock jumps when the machine resumes and when someone sets it.
 type sleep struct {
 	timer *os.File
 	slept time.Duration // how long the machine has slept since it started

@@ -18,7 +18,7 @@ type network struct {
 
 // watching holds all networks. A callback for Windows cannot be freed, so all networks use the same callback.
 var watching struct {
-	mu       sync.Mutex // guards all; the callback locks mu, so no goroutine may hold mu while it calls the system
+	mu       sync.Mutex // guards the map all; the callback locks mu, so no goroutine may hold mu while it calls the system
 	all      map[*network]bool
 	callback func() uintptr
 }

@@ -130,7 +130,7 @@ func (f *Follower) Run(ctx context.Context) {
 type run struct {
 	*Follower
 	ctx      context.Context
-	searches map[wireguard.PublicKey]*search // the peers that do not answer
+	searches map[wireguard.PublicKey]*search // one for each peer that does not answer
 	names    map[string]*name
 	answers  chan answer
 	lookups  chan struct{} // one element for each lookup in progress

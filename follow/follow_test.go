@@ -31,12 +31,12 @@ var (
 
 // A world is a client that follows its server, in virtual time.
 //
-//	client 192.0.2.9 ── wire ── server at first, which moves
+//	client 192.0.2.9 ── wire ── server, at the address first until it moves
 type world struct {
 	*testing.T
 	net            *pipe.Network
 	client         *wireguard.Device
-	tunnel         *pipe.Tunnel // the client's
+	tunnel         *pipe.Tunnel // the client's tunnel
 	server         *wireguard.Device
 	serverTunnel   *pipe.Tunnel
 	key, serverKey wireguard.PrivateKey
@@ -248,7 +248,8 @@ func TestWorkingTunnelStays(t *testing.T) {
 	})
 }
 
-// TestOneWay checks that a keepalive counts as an answer. A server that has no data to send sends one after 10 s.
+// TestOneWay checks that a keepalive counts as an answer. A server that has no data to send sends a keepalive 10 s after it has
+// received data.
 func TestOneWay(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
 		for range 100 {

@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	maxLookups    = 16 // lookups at the same time
+	maxLookups    = 16 // the most lookups at the same time
 	maxNames      = 4 * maxSearches
-	maxAddrs      = 16               // addresses that are used per name
-	lookupTimeout = 15 * time.Second // for one lookup
-	firstGap      = 5 * time.Second  // between two lookups of a name
+	maxAddrs      = 16               // the most addresses that are used per name
+	lookupTimeout = 15 * time.Second // how long one lookup may take
+	firstGap      = 5 * time.Second  // between the first two lookups of a name; later gaps double, up to longestGap
 	longestGap    = time.Minute
 )
 
@@ -24,7 +24,7 @@ type name struct {
 	addrs  []netip.Addr // from the last lookup that succeeded
 	asking bool         // whether a lookup is in progress
 	asked  time.Time
-	gap    time.Duration // the shortest time from asked to the next lookup
+	gap    time.Duration // the shortest time from the start of the last lookup to the start of the next
 }
 
 // An answer is the result of a lookup.
@@ -34,7 +34,8 @@ type answer struct {
 	err   error
 }
 
-// ask begins to resolve each name in a peer's endpoints, unless that name was resolved lately.
+// ask begins to resolve each name in a peer's endpoints, unless a lookup of that name is in progress, or began less than its gap
+// ago.
 func (r *run) ask(key wireguard.PublicKey, now time.Time) {
 	for _, e := range r.endpointsOf(key) {
 		if isAddr(e) {
@@ -132,7 +133,7 @@ func (r *run) left(es []conf.Endpoint, s *search) bool {
 // interleave returns at most maxAddrs addresses, in their order, except that IPv4 and IPv6 addresses alternate (RFC 8305, section
 // 4).
 func interleave(addrs []netip.Addr) (out []netip.Addr) {
-	var families [2][]netip.Addr // the family of the first address, and the other one
+	var families [2][]netip.Addr // the addresses of the first address's family, and those of the other family
 	for _, a := range addrs {
 		other := 0
 		if a.Is4() != addrs[0].Is4() {

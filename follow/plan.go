@@ -24,7 +24,7 @@ type Plan struct {
 	// sessions.
 	Interface []string
 
-	// Reopen has the keys of [Interface] that change, but that Apply ignores, because a device has no such settings: Address,
+	// Reopen has the keys of [Interface] that change, but that Apply ignores, because a device has no settings for them: Address,
 	// DNS, MTU and so on. The new values take effect when the program opens the tunnel again.
 	Reopen []string
 
@@ -33,7 +33,7 @@ type Plan struct {
 	Change wireguard.Change
 
 	to      *conf.File
-	resolve map[wireguard.PublicKey]bool // the peers that get another endpoint
+	resolve map[wireguard.PublicKey]bool // whether the new file adds or changes a peer's endpoints, so that Apply resolves them
 }
 
 // A Difference is a peer that changes.
@@ -43,7 +43,7 @@ type Difference struct {
 }
 
 // NewPlan compares two files. It resolves no names, so two names for the same address are different endpoints. NewPlan fails if
-// [conf.File.Change] would fail for one of the files with all its names resolved.
+// [conf.File.Change] would fail for one of the files even if all names in that file were resolved.
 func NewPlan(old, new *conf.File) (*Plan, error) {
 	from, err := withoutEndpoints(old).Change()
 	if err != nil {
@@ -188,10 +188,10 @@ func (p *Plan) String() string {
 	return b.String()
 }
 
-// Apply carries out a plan, as a whole or not at all. Afterwards the Follower follows the endpoints of the new file. Apply
-// resolves the names of peers that are new or have other endpoints. Such a peer gets the first of its endpoints in the new file
-// that has an address, unless its present endpoint is one of them. All other peers keep their present endpoints. Peers that the
-// new file does not name are removed.
+// Apply carries out a plan, as a whole or not at all. Afterwards the Follower follows the endpoints of the new file. Apply resolves
+// the names of peers that are new, or that have other endpoints than in the old file. Such a peer gets the first of its endpoints
+// in the new file that has an address, unless its present endpoint is one of them. All other peers keep their present endpoints.
+// Peers that the new file does not name are removed.
 func (f *Follower) Apply(ctx context.Context, p *Plan) error {
 	if p.to == nil {
 		return errors.New("follow: this Plan is empty; make it with NewPlan")

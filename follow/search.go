@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// maxSearches is the largest number of searches at once. If so many searches run, a search for another peer begins only if
-	// the oldest search has run for at least share. The oldest search then ends.
+	// maxSearches is the largest number of searches at once. If so many searches run, a search for another peer begins only if the
+	// oldest search has run for at least a minute (share). The oldest search then ends.
 	maxSearches = 1024
 
 	// share is how long a search may run before the method room may end it in order to begin another search.
@@ -34,9 +34,9 @@ const (
 )
 
 // A search looks for a peer that does not answer. It tries each place once: it sets the place as the peer's endpoint, starts a
-// handshake, and waits for patience. After that, the device continues with its own handshake attempts, one every 5 s, and the
-// search sets another place before each attempt. If no new packets are sent to the peer, the attempts end a minute later than
-// they would without a Follower.
+// handshake, and waits 1.25 s (patience) for an answer. After that, the device continues with its own handshake attempts, one every
+// 5 s, and the search sets another place before each attempt. If no new packets are sent to the peer, the attempts end a minute
+// later than they would without a Follower.
 type search struct {
 	began    time.Time
 	first    wireguard.Endpoint // the peer's endpoint when the search began
@@ -44,7 +44,7 @@ type search struct {
 	tried    []try              // the places that were tried, the latest last; at most maxPlaces
 	due      time.Time          // when the next step is due; zero means that the search waits for an event or for a DNS answer
 	waiting  uint64             // the number of packets for the peer that were staged or dropped, at the last call of turn
-	turns    int                // the number of calls of turn since waiting changed
+	turns    int                // the number of calls of turn since the field waiting last changed
 }
 
 // A try is a place that was tried, and when it was tried last.
@@ -85,7 +85,7 @@ func (r *run) begin(e wireguard.Event, now time.Time) {
 	p, ok := r.device.Peer(e.Peer)
 	heard := e.Time.Sub(p.LastReceived) // both times are of the device's wall clock
 	if !ok || heard < attempt || !r.room(now) {
-		return // if the peer was heard lately, one datagram was lost and the path works
+		return // if the peer was heard in the last 5 s, only a datagram was lost and the path works
 	}
 	s := &search{began: now, first: p.Endpoint, received: p.Received.Bytes, tried: []try{{p.Endpoint, now}}, due: now}
 	r.searches[e.Peer] = s
@@ -98,8 +98,8 @@ func (r *run) begin(e wireguard.Event, now time.Time) {
 	}
 }
 
-// room reports whether another search may begin. If maxSearches searches are running, room ends the oldest one, if that has run
-// for at least share. So peers that never answer do not prevent the search for other peers.
+// room reports whether another search may begin. If maxSearches searches are running, room ends the oldest search, if that search
+// has run for at least a minute (share). So peers that never answer do not prevent the search for other peers.
 func (r *run) room(now time.Time) bool {
 	if len(r.searches) < maxSearches {
 		return true

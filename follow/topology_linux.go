@@ -33,7 +33,7 @@ type address struct {
 // A route is a default route.
 type route struct {
 	slot
-	index uint32 // of its interface; 0 if the route has several interfaces or a nexthop object
+	index uint32 // the index of its interface; 0 if the route has several interfaces or a nexthop object
 	via   string // its netlink attributes for gateways, sources and nexthops
 }
 
@@ -49,8 +49,8 @@ type slot struct {
 // address.
 const maxKnown = 4096
 
-// update applies the netlink messages in b, and reports whether they contain a change that counts. If learn is true, the messages
-// answer a request for the present state, and nothing in them counts as a change.
+// update applies the netlink messages in b, and reports whether they contain a change that counts; see Changes. If learn is true,
+// the messages answer a request for the present state, and nothing in them counts as a change.
 func (t *topology) update(b []byte, learn bool) (changed bool) {
 	messages(b, func(kind, flags uint16, data []byte) {
 		switch kind {

@@ -53,9 +53,9 @@ type Config struct {
 	// Limits apply to each peer for which the program has not called SetLimits.
 	Limits Limits
 
-	// Flows is how many TCP and UDP flows all peers together may have at once. Each flow uses one socket of the host. Zero means
-	// 8192. So that other peers can still open flows, one peer gets at most half of the flows that the others do not use. It may
-	// have 64 flows in any case, even if all peers together then have more than Flows.
+	// Flows is how many TCP and UDP flows all peers together may have at once. Each flow uses one socket of the host. Zero
+	// means 8192. So that other peers can still open flows, one peer gets at most half of the flows that the others do not
+	// use. Each peer may have 64 flows in any case, even if all peers together then have more than Flows.
 	Flows int
 
 	// TCPIdle is how long a connection may carry nothing before the gateway resets it. Zero means 2 hours and 4 minutes, the
@@ -114,10 +114,10 @@ type Gateway struct {
 	ctx    context.Context // canceled by Close
 	cancel context.CancelFunc
 
-	mu      sync.Mutex     // guards the rest, and the fields of an account whose comment says so
+	mu      sync.Mutex     // guards the fields below, and the fields flows, pings and arrived of each account
 	closed  bool           // Forward refuses further flows
 	running sync.WaitGroup // calls of Forward that have not returned
-	conns   sync.WaitGroup // counts the running calls that serve TCP connections and pings; Shutdown waits for these
+	conns   sync.WaitGroup // those calls of Forward that serve a TCP connection or a ping; Shutdown waits for them
 	peers   map[wireguard.PublicKey]*account
 	flows   int // TCP and UDP flows of all peers
 	pings   int // pings of all peers that wait for their answers
@@ -189,7 +189,7 @@ func (g *Gateway) Forward(f *netstack.Flow) {
 	}
 }
 
-// enter returns the account of f's peer and counts f as running, or returns nil after Close or Shutdown.
+// enter returns the account of f's peer and counts f as running. Once Close or Shutdown has been called, enter returns nil.
 func (g *Gateway) enter(f *netstack.Flow) *account {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -210,8 +210,9 @@ func (g *Gateway) leave(f *netstack.Flow) {
 	g.running.Done()
 }
 
-// Shutdown refuses further flows, waits until all TCP connections and pings have ended, and then calls Close. Existing UDP flows
-// continue meanwhile. If ctx ends first, Shutdown calls Close at once and returns an error that wraps the cause of ctx.
+// Shutdown refuses further flows, waits until all TCP connections and pings have ended, and then calls Close. Existing UDP
+// flows continue meanwhile. If ctx ends first, Shutdown calls Close at once and returns an error that wraps
+// context.Cause(ctx).
 func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.refuseAll()
 	ended := make(chan struct{})
@@ -243,8 +244,8 @@ func (g *Gateway) Close() error {
 	return nil
 }
 
-// outbound returns a context for a dial of f. The context carries the peer's public key for PeerFrom. It is canceled when the
-// flow ends or g is closed.
+// outbound returns a context for a dial of f. The context carries the peer's public key for PeerFrom, and is canceled when
+// the flow ends or g is closed.
 func (g *Gateway) outbound(f *netstack.Flow) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.WithValue(f.Context(), peerKey{}, f.Peer()))
 	stop := context.AfterFunc(g.ctx, cancel)

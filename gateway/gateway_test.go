@@ -109,8 +109,8 @@ func TestPublic(t *testing.T) {
 	}
 }
 
-// TestReset checks that a reset of either connection resets the other. It also checks that the outbound connection is reset when
-// the peer's address moves to another peer.
+// TestReset checks that when the peer's or the outbound connection is reset, the gateway resets the other one. It also checks
+// that the outbound connection is reset when the peer's address moves to another peer.
 func TestReset(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	port := serve(t, func(c net.Conn) {
@@ -194,8 +194,8 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestShutdown checks that Shutdown refuses further flows, that it waits for the TCP connection, and that the UDP flow continues
-// meanwhile. It also checks that Shutdown resets the connection when ctx ends.
+// TestShutdown checks that Shutdown refuses further flows, that it waits for the TCP connection, and that the UDP flow
+// continues meanwhile. It also checks that Shutdown resets the TCP connection when ctx ends.
 func TestShutdown(t *testing.T) {
 	for _, patient := range []bool{true, false} {
 		w := newWorld(t, gateway.Config{Policy: toLoopback})

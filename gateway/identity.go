@@ -50,8 +50,8 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// A flowConn is a forwarded connection that Verdict.Handle serves. The Net resets the connection when its source address moves to
-// another peer.
+// A flowConn is a forwarded connection that Verdict.Handle serves. The netstack.Net resets the connection when the source
+// address moves to another peer.
 type flowConn struct {
 	*netstack.TCPConn
 	key wireguard.PublicKey
@@ -59,7 +59,7 @@ type flowConn struct {
 
 func (c *flowConn) peer() (wireguard.PublicKey, bool) { return c.key, true }
 
-// An ownConn is a connection that a [Listener] accepted. Its local address is one of the Net's own addresses.
+// An ownConn is a connection that a [Listener] accepted. Its local address is one of the netstack.Net's own addresses.
 type ownConn struct {
 	net.Conn
 	router Router
@@ -67,7 +67,7 @@ type ownConn struct {
 	key    wireguard.PublicKey
 }
 
-// peer reports false once the address belongs to another peer.
+// peer returns the key of the peer, and false once the remote address no longer belongs to this peer.
 func (c *ownConn) peer() (wireguard.PublicKey, bool) {
 	now, ok := c.router.Route(c.addr)
 	return c.key, ok && now == c.key
@@ -97,7 +97,7 @@ func (c *ownConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// CloseWrite ends the outbound direction.
+// CloseWrite closes the connection for writing.
 func (c *ownConn) CloseWrite() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()

@@ -50,8 +50,8 @@ type PeerStats struct {
 	// Failed counts the flows for which Dial or ListenPacket failed, and the pings that failed for a reason other than a timeout.
 	Failed uint64
 
-	// Dropped counts the UDP datagrams that were dropped because of a limit, the filter of inbound datagrams, or an error of a
-	// socket.
+	// Dropped counts the UDP datagrams that were dropped: because of a limit, because they came from an address to which the
+	// peer had not sent, or because a socket returned an error.
 	Dropped uint64
 
 	// Pings counts the pings that were answered.
@@ -77,16 +77,17 @@ type account struct {
 	opened, refused, failed, dropped, answered atomic.Uint64
 }
 
-// A direction counts the bytes in one direction and limits their rate with two token buckets. Each byte takes a token from the
-// bucket rate. TCP takes tokens before they exist and then waits until they do, so while TCP has much to send, a datagram never
-// finds a token in rate. A datagram may then pass with tokens from the bucket share. It takes its tokens from rate as well, and
-// puts rate further into debt, so that TCP's next bytes wait longer. Thus TCP and UDP together do not exceed the limit, and at
-// least datagramShare of it is available to UDP.
+// A direction counts the bytes in one direction and limits their rate with two token buckets. Each byte takes a token from
+// the first bucket, the field rate. TCP takes tokens before they exist and then waits until they do. So while TCP has much to
+// send, a datagram never finds a token in the first bucket. The datagram may then pass if the second bucket, the field share,
+// has tokens. A datagram takes its tokens from both buckets. This puts the first one further into debt, so that TCP's next
+// bytes wait longer. Thus TCP and UDP together do not exceed the limit, and at least the part datagramShare of the limit is
+// available to UDP.
 type direction struct {
 	bytes atomic.Uint64
 	mu    sync.Mutex // guards the rest
 	rate  bucket     // tokens for all bytes
-	share bucket     // tokens for datagrams; it fills with datagramShare of the rate
+	share bucket     // tokens for datagrams; filled at datagramShare times the limit
 }
 
 // datagramShare is the part of a rate that TCP cannot take from UDP.
@@ -98,7 +99,8 @@ type bucket struct {
 	last   time.Time
 }
 
-// fill adds the tokens for the time since the last call.
+// fill adds the tokens for the time since the last call of fill. The first call adds burst tokens, and burst is the most that
+// b holds.
 func (b *bucket) fill(now time.Time, perSecond, burst float64) {
 	if b.last.IsZero() {
 		b.tokens = burst
@@ -245,8 +247,8 @@ func (a *account) admit(d *direction, n int) bool {
 		late := d.rate.tokens <= 0 && d.share.tokens <= 0
 		if !late {
 			d.rate.tokens -= float64(n)
-			// While TCP sends nothing, UDP may use the whole rate, and the bucket share gets into debt. That debt is bounded, so
-			// that soon after TCP begins to send again, datagrams find tokens in share.
+			// While TCP sends nothing, UDP may use the whole rate, and the bucket d.share gets into debt. That debt is
+			// bounded, so that datagrams find tokens in d.share again soon after TCP has begun to send.
 			d.share.tokens = max(d.share.tokens-float64(n), -max(float64(n), rate/10))
 		}
 		d.mu.Unlock()
@@ -258,7 +260,8 @@ func (a *account) admit(d *direction, n int) bool {
 	return true
 }
 
-// fill adds tokens to both buckets for the time since the last call. rate is in bytes per second. The caller holds mu.
+// fill adds tokens to both buckets for the time since the last call of fill. rate is in bytes per second. The caller holds
+// mu.
 func (d *direction) fill(rate float64) {
 	now := time.Now()
 	d.rate.fill(now, rate, rate/10)

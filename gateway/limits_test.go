@@ -15,7 +15,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// TestGreedyTCP checks that a second peer can open 50 connections after the first peer has opened as many as it can.
+// TestGreedyTCP checks that after one peer has opened as many connections as it can, another peer can still open 50.
 func TestGreedyTCP(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Flows: 200})
 	port := echo(t)
@@ -68,7 +68,8 @@ func TestRates(t *testing.T) {
 		if _, err := io.ReadFull(c, make([]byte, rate/2)); err != nil {
 			t.Fatal(err)
 		}
-		// The burst passes at once; it has the bytes of 0.1 s. The gateway reads the last chunk before the tokens for it exist.
+		// The burst, which is as many bytes as the rate permits in 0.1 s, passes at once. The gateway reads the last chunk
+		// before the tokens for it exist.
 		if took := time.Since(begun); took < 250*time.Millisecond {
 			t.Errorf("%+v: half a second's bytes took %v", l, took)
 		}
@@ -99,9 +100,9 @@ func TestQuota(t *testing.T) {
 	must(w.dial(t, 0, to))(t)
 }
 
-// TestFlood begins 10,000 UDP flows of one peer, each from another port and to another address. It checks that this peer gets at
-// most half of the flows, and that another peer can still open connections. With GATEWAY_FLOWS=100000 in the environment, it
-// begins 100,000 flows, which takes 4 s.
+// TestFlood begins 10,000 UDP flows of one peer, each from another port and to another address. It checks that the flooding
+// peer gets at most half of the flows, and that another peer can still open connections. With GATEWAY_FLOWS=100000 in the
+// environment, it begins 100,000 flows, which takes 4 s.
 func TestFlood(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback, Flows: 200, Limits: gateway.Limits{NewFlows: -1}})
 	sink, port := host(t, "127.0.0.1:0"), echo(t)

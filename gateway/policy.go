@@ -59,8 +59,8 @@ func isPrivate(a netip.Addr, tunnel []netip.Prefix) bool {
 	return slices.ContainsFunc(tunnel, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// hostAddrs knows the addresses of the host's interfaces and their broadcast addresses. It reads them again after 10 s
-// (lookEvery), because interfaces change.
+// hostAddrs knows the addresses of the host's interfaces and their broadcast addresses. The method has reads them again if
+// the last reading is at least 10 s (lookEvery) old, because interfaces change.
 type hostAddrs struct {
 	mu     sync.Mutex // guards the rest
 	addrs  map[netip.Addr]bool

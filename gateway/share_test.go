@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// TestShare lets TCP and UDP of one peer share a rate. It checks that bulk TCP causes no loss of datagrams as long as UDP stays
-// below its share. A flood of datagrams must get at most that share, or the whole rate while TCP has nothing to send. TCP and UDP
-// together must not exceed the rate.
+// TestShare lets TCP and UDP of one peer share a rate. It checks that bulk TCP causes no loss of datagrams as long as UDP
+// stays below its share of the rate. A flood of datagrams must get at most this share, or the whole rate while TCP has nothing
+// to send. TCP and UDP together must not exceed the rate.
 func TestShare(t *testing.T) {
 	const (
 		rate   = 1_000_000 // bytes per second

@@ -71,7 +71,7 @@ type joint struct {
 	ctx           context.Context
 	cancel        context.CancelCauseFunc // resets both connections
 	moved         atomic.Uint64           // a counter that grows with each byte in either direction, and with each half-close
-	half          atomic.Bool             // one direction has ended
+	half          atomic.Bool             // whether at least one direction has ended
 
 	mu    sync.Mutex  // guards the rest
 	timer *time.Timer // calls look; nil once both directions have ended
@@ -79,16 +79,16 @@ type joint struct {
 	since time.Time   // when look found that change
 }
 
-// run copies in both directions until both have ended. It resets both connections if they carry nothing for the duration idle.
-// Once one direction has ended, the duration is the lesser of idle and transitoryIdle.
+// run copies in both directions until both have ended. It resets both connections if they carry nothing for the duration
+// idle. Once one direction has ended, the duration is the lesser of idle and transitoryIdle.
 func (j *joint) run(idle time.Duration) {
 	j.watch(idle)
 	defer j.unwatch()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		// io.Copy calls WriteTo and ReadFrom of netstack's connection, which save a copy. So a meter always wraps the remote
-		// connection.
+		// io.Copy uses the methods WriteTo and ReadFrom of netstack's connection, which save one copy of the bytes. A wrapper
+		// would hide these methods, so only the remote connection is wrapped in a meterWriter or a meterReader.
 		_, err := io.Copy(meterWriter{j, j.remote}, j.local)
 		j.end(j.remote, err)
 	}()

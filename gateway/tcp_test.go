@@ -32,8 +32,8 @@ func (c halfConn) Close() error {
 	return c.PipeReader.CloseWithError(io.ErrClosedPipe)
 }
 
-// TestTCPIdleTimes checks REQ-5 of RFC 5382: an established connection may be silent for 2 hours and 4 minutes, and a half-closed
-// connection for 4 minutes after the half-close. Traffic restarts the time.
+// TestTCPIdleTimes checks REQ-5 of RFC 5382: an established connection may be silent for 2 hours and 4 minutes, and a
+// half-closed connection for 4 minutes after the half-close. After traffic, the time is counted from the beginning.
 func TestTCPIdleTimes(t *testing.T) {
 	for _, c := range []struct {
 		why  string

@@ -31,11 +31,12 @@ type mapping struct {
 	verdicts map[netip.AddrPort]Verdict // by destination; only outbound's goroutine uses it
 
 	mu    sync.Mutex                        // guards the rest
-	heard map[netip.Addr]bool               // remote addresses that may send to the peer
-	names map[netip.AddrPort]netip.AddrPort // maps a Verdict.To to the destination that the peer knows
+	heard map[netip.Addr]bool               // remote addresses to which the peer has sent, so they may answer
+	names map[netip.AddrPort]netip.AddrPort // the destination to which the peer sent, by the Verdict.To that replaced it
 }
 
-// udp serves a UDP socket behind a peer. The Net closes the source after a silence of netstack.Forwarding.UDPIdle.
+// udp serves a UDP socket behind a peer. The netstack.Net closes the source once it has carried nothing for the time
+// netstack.Forwarding.UDPIdle.
 func (g *Gateway) udp(f *netstack.Flow, a *account) {
 	network := "udp4"
 	if f.Source().Addr().Is6() {
@@ -43,7 +44,7 @@ func (g *Gateway) udp(f *netstack.Flow, a *account) {
 	}
 	source, began, err := f.AcceptSource()
 	if err != nil || !began {
-		a.opened.Add(^uint64(0)) // another flow of the same socket serves its datagrams
+		a.opened.Add(^uint64(0)) // another call of udp already serves the datagrams of this socket
 		return
 	}
 	defer source.Close()
@@ -85,7 +86,7 @@ func (m *mapping) outboundOne() bool {
 	defer buffers.Put(b)
 	n, to, err := m.source.ReadTo(b[:])
 	if err != nil {
-		return !isEnded(err) // another error means that the peer's socket refused a datagram
+		return !isEnded(err) // another error: the peer reported by ICMP that its socket is closed
 	}
 	if m.account.spent() {
 		_ = m.source.Refuse(to, netstack.Prohibited)
@@ -188,7 +189,8 @@ func (m *mapping) inboundOne() error {
 	return nil
 }
 
-// nameOf returns the address by which the peer knows the remote address a, and whether a may send to the peer.
+// nameOf returns the address that the peer sees as the source of datagrams from the remote address a, and whether a may send
+// to the peer.
 func (m *mapping) nameOf(a netip.AddrPort) (netip.AddrPort, bool) {
 	a = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 	m.mu.Lock()

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/gateway"
 )
 
-// TestUDPMapping checks REQ-1 of RFC 4787: one UDP socket behind a peer has one socket of the host, whatever its destinations.
-// Only addresses to which the peer has sent may answer, but from any port.
+// TestUDPMapping checks REQ-1 of RFC 4787: all datagrams of one UDP socket behind a peer leave through one socket of the host,
+// whatever their destinations. Only addresses to which the peer has sent may answer, but from any port.
 func TestUDPMapping(t *testing.T) {
 	w := newWorld(t, gateway.Config{Policy: toLoopback})
 	a, b := host(t, "127.0.0.1:0"), host(t, "127.0.0.1:0")
@@ -62,8 +62,8 @@ func TestUDPLarge(t *testing.T) {
 	}
 }
 
-// TestUDPSlowPolicy checks that a policy that takes long to decide about one destination does not delay the answers of another
-// destination.
+// TestUDPSlowPolicy checks that a policy that takes long to decide about one destination does not delay the answers from
+// another destination.
 func TestUDPSlowPolicy(t *testing.T) {
 	asked, release := make(chan bool, 1), make(chan bool)
 	w := newWorld(t, gateway.Config{Policy: func(r gateway.Request) gateway.Verdict {

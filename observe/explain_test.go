@@ -27,8 +27,8 @@ func look(t *testing.T, x *observe.Explainer, d *wireguard.Device) (e observe.Ex
 	return e
 }
 
-// watch calls look once per second for the duration long, and returns the last explanation. It calls the function each before
-// each look.
+// watch calls look once per second for the duration long, and returns the last explanation. Before each look, it calls the
+// function each.
 func watch(t *testing.T, x *observe.Explainer, d *wireguard.Device, long time.Duration, each func()) (e observe.Explanation) {
 	t.Helper()
 	for range long / time.Second {
@@ -247,7 +247,7 @@ func TestExplainerForgets(t *testing.T) {
 }
 
 // TestExplainerIsBounded adds and removes peers, as Config.Lookup does, and ends each look early. It checks that an Explainer
-// remembers no more peers than the device has, and no more bytes per peer than its comment says.
+// remembers no more peers than the device has, and no more bytes per peer than the comment of Explainer says.
 func TestExplainerIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)

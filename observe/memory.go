@@ -23,9 +23,9 @@ type memory struct {
 
 	heard    uint64    // Received.Bytes at the last look
 	attempts int       // Attempts at the last look
-	asking   time.Time // since when initiations are unanswered; zero means that none is unanswered
-	gaveUp   int       // initiations that went unanswered before the device stopped asking; 0 means that it did not
-	unopened bool      // since the peer was last heard, an answer arrived that could not be decrypted
+	asking   time.Time // when the first look found the initiations that are unanswered now; zero means that there are none
+	gaveUp   int       // how many initiations went unanswered before the device stopped sending them; 0 if it did not stop
+	unopened bool      // whether an answer that could not be decrypted arrived since the peer was last heard
 
 	timestamp   wireguard.Timestamp // the timestamp of the peer's newest initiation, at the last look
 	handshake   time.Time           // LastHandshake at the last look
@@ -39,7 +39,7 @@ type memory struct {
 	since       time.Time         // when the period began
 	sent        wireguard.Traffic // Sent when the period began
 	heardThen   uint64            // Received.Bytes when the period began
-	earlyEnds   int               // sessions that were replaced early in the period
+	earlyEnds   int               // how many sessions in the period were replaced less than 60 s (early) after they began
 	everReplied bool              // whether packets of the peer arrived before the period
 }
 

@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// A failure is the reason why a dial failed, as far as the codes of the protocols distinguish reasons.
+// A failure is the reason why a dial failed, as far as the error codes of SOCKS5, HTTP and TLS distinguish reasons.
 type failure uint8
 
 const (

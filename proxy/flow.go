@@ -27,14 +27,14 @@ type flows struct {
 	order    *list.List           // of *flow, by the time of the client's last datagram; the oldest is first
 }
 
-// A flow carries the datagrams of one client's address.
+// A flow carries the datagrams between one client address (IP address and port) and the target.
 type flow struct {
 	*session
 	from   netip.AddrPort
 	place  *list.Element
 	cancel context.CancelFunc // ends the dial
 
-	sending sync.Mutex // held during a send; guards the rest
+	sending sync.Mutex // locked during a send; guards the fields below
 	conn    net.Conn   // nil until the dial has succeeded
 	waiting [][]byte   // copies of the datagrams that wait for the dial
 	held    int        // bytes of the datagrams in the field waiting
@@ -70,7 +70,7 @@ func (t *flows) take(b []byte, from netip.AddrPort) {
 }
 
 // send sends a client's datagram to the target. The flow continues after an error, because a connected socket reports an ICMP
-// error about an earlier datagram as the error of this send. The caller holds sending.
+// error about an earlier datagram as the error of this send. The caller holds f.sending.
 func (f *flow) send(b []byte) {
 	f.moved.Add(1) // b may be empty
 	if n, err := f.conn.Write(b); err == nil {
@@ -150,7 +150,7 @@ func (t *flows) run(ctx context.Context, f *flow) {
 	f.end(err)
 }
 
-// open dials the target, and sends the datagrams that wait.
+// open dials the target, and then sends the datagrams that waited for the dial.
 func (t *flows) open(ctx context.Context, f *flow) error {
 	c, err := t.server.dial(ctx, "udp", t.target)
 	if err != nil {
@@ -178,7 +178,7 @@ func (t *flows) close() {
 	}
 }
 
-// connected makes a datagramReader of a dialed UDP connection.
+// connected turns a dialed UDP connection into a datagramReader.
 type connected struct{ net.Conn }
 
 func (c connected) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {

@@ -210,7 +210,7 @@ func udpClient(t testing.TB, addr string) net.Conn {
 	return c
 }
 
-// exchangeDatagram sends b, and checks that the next datagram is answer.
+// exchangeDatagram sends b, and checks that the next datagram that arrives is answer.
 func exchangeDatagram(t testing.TB, c net.Conn, b, answer string) {
 	t.Helper()
 	write(t, c, b)
@@ -304,7 +304,7 @@ func TestForwardUDPAlone(t *testing.T) {
 	want(t, "the echo of a connection beside two flows", c, "hello")
 }
 
-// TestForwardUDPHeld checks that the datagrams that wait for a dial have at most maxHeld bytes together.
+// TestForwardUDPHeld checks that the datagrams of one flow that wait for its dial have at most maxHeld bytes together.
 func TestForwardUDPHeld(t *testing.T) {
 	at := udpTarget(t, unchanged)
 	release := make(chan struct{})

@@ -142,7 +142,7 @@ func (w *web) dial(ctx context.Context, network, address string) (net.Conn, erro
 // returns io.EOF, because package net/http would write those bytes to the program's log.
 type targetConn struct {
 	net.Conn
-	asked atomic.Int64 // how many requests have no complete response yet
+	asked atomic.Int64 // how many requests on this connection have no complete response yet
 }
 
 func (c *targetConn) Read(b []byte) (int, error) {
@@ -153,8 +153,8 @@ func (c *targetConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// RoundTrip sends a request of the ReverseProxy to its target. It adds a trace to the request after the ReverseProxy has added
-// one, so the functions of RoundTrip's trace run first.
+// RoundTrip sends a request of the ReverseProxy to its target. It adds a trace to the request after the ReverseProxy has
+// added one, so the functions of RoundTrip's trace run before those of the ReverseProxy's.
 func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), w.trace(exchangeOf(r)))))
 }
@@ -235,7 +235,7 @@ type webConn struct {
 
 	// Only the goroutine that runs the handler and calls changed uses these two fields.
 	requests int  // how many requests the handler got
-	hijacked bool // the handler has taken the connection from package net/http
+	hijacked bool // whether a handler has taken the connection over from package net/http
 }
 
 func (c *webConn) Read(b []byte) (int, error) {
@@ -371,7 +371,8 @@ func statusOf(err error) int {
 	return http.StatusBadGateway
 }
 
-// connect serves CONNECT. It returns true if the session relays the connection from now on; the session then also reports it.
+// connect serves CONNECT. It returns true if the session relays the connection from now on; the report of the session then
+// replaces that of the exchange.
 func (w *web) connect(rw http.ResponseWriter, r *http.Request, wc *webConn, x *exchange) bool {
 	target := r.Host
 	x.report.Target = target
@@ -402,8 +403,8 @@ func (w *web) connect(rw http.ResponseWriter, r *http.Request, wc *webConn, x *e
 	return true
 }
 
-// tunnel tells the client that its CONNECT has succeeded, and relays between the client (c) and the target (to). The bytes early
-// are what the client has already sent for the target.
+// tunnel tells the client that its CONNECT has succeeded, and relays between the client (c) and the target (to). early holds
+// the bytes that the client has already sent for the target.
 func (n *session) tunnel(c, to net.Conn, early []byte) error {
 	_ = c.SetDeadline(time.Time{})
 	if _, err := io.WriteString(c, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
@@ -435,8 +436,8 @@ func (w *web) exchange(rw http.ResponseWriter, r *http.Request, x *exchange) {
 	}
 }
 
-// rewrite adds Via to a request, and undoes those changes of the ReverseProxy that suit only a server in front of its own targets,
-// and not a forward proxy.
+// rewrite adds Via to a request, and undoes those changes of the ReverseProxy that suit a reverse proxy in front of its own
+// servers, but not a forward proxy.
 func (w *web) rewrite(p *httputil.ProxyRequest) {
 	w.via(p.Out.Header, p.In.ProtoMajor, p.In.ProtoMinor)
 	p.Out.Host = p.In.Host

@@ -131,7 +131,8 @@ func (s *safeBuffer) String() string {
 	return s.b.String()
 }
 
-// TestHTTPStatus checks that each failure has its status, and that no failure writes to the program's log.
+// TestHTTPStatus checks that the proxy answers each failure with the right status, and that no failure writes to the program's
+// log.
 func TestHTTPStatus(t *testing.T) {
 	var logged safeBuffer
 	log.SetOutput(&logged)

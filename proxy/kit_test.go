@@ -150,7 +150,8 @@ func failing(err error) func(context.Context, string, string) (net.Conn, error) 
 	return func(context.Context, string, string) (net.Conn, error) { return nil, err }
 }
 
-// to returns a dialer that connects to addr, whatever address it gets, and stores that address in *asked.
+// to returns a dialer that connects to addr, whatever address it is asked for, and stores the address that it was asked for in
+// *asked.
 func to(addr string, asked *sync.Map) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if asked != nil {

@@ -9,9 +9,9 @@
 //	defer s.Close()
 //	return s.Serve(listener)
 //
-// The Protocol of a Server says what its clients speak. A Server limits the number of connections in total and per client, the
-// duration of a handshake, and how long a connection may be silent. It tells a client of a failure with an error code of the
-// protocol, supports half-closed connections, and calls Done when a connection has ended.
+// The Protocol of a Server says what its clients speak. A Server limits the number of connections in total and per client,
+// the duration of a handshake, and how long a connection may be silent. It tells a client of a failure with an error code of
+// the client's protocol, supports half-closed connections, and calls Done when a connection has ended.
 //
 // The dialer and the listener decide the direction: a listener of the host with a dialer of the tunnel brings local programs into
 // the tunnel, and a listener of the tunnel with a dialer of the host publishes a service of the host in the tunnel.
@@ -39,12 +39,13 @@ type Protocol interface {
 type service struct {
 	// conn serves a connection until it ends. It runs on a new goroutine and calls session.end.
 	conn func(*session)
-	// refuses is true if the protocol can tell a client that a limit of the server is reached. The server then also calls conn
-	// for refused sessions, and conn answers with an error code. Otherwise the server closes their connections at once.
+	// refuses is true if the protocol can tell a client that a limit of the server is reached. The server then also passes
+	// connections beyond the limit to conn, with session.refused set, and conn answers them with an error code. Otherwise the
+	// server closes these connections at once.
 	refuses bool
-	// packets serves the datagrams of a socket until it is closed. Nil means that the protocol has no datagrams.
+	// packets serves the datagrams of a UDP socket until the socket is closed. Nil means that the protocol has no datagrams.
 	packets func(net.PacketConn) error
-	// drain closes the connections that wait for a next request. It may be nil.
+	// drain closes the connections that are kept open for a client's next request. It may be nil.
 	drain func()
 }
 
@@ -59,8 +60,8 @@ var ErrIdle = errors.New("proxy: no data for the time of Server.IdleTimeout")
 type Report struct {
 	// Client is the client's address.
 	Client net.Addr
-	// Target is the address that the client asked for, "host:port". It is empty if the client ended before it asked for one, and
-	// for a SOCKS UDP association, which has many targets.
+	// Target is the address that the client asked for, "host:port". It is empty if the connection ended before the client
+	// asked for an address, and for a SOCKS UDP association, which has many targets.
 	Target string
 	// Username is the client's name, once the client has sent the right password. It is empty if the server asks for no password.
 	Username string
@@ -71,7 +72,8 @@ type Report struct {
 	Start time.Time
 	// Duration is the time from Start until the connection ended.
 	Duration time.Duration
-	// Err is why the connection ended. Nil means that both sides closed it, or that an HTTP request was answered by its target.
+	// Err is why the connection ended. Nil means that both sides closed the connection, or that an HTTP request was answered
+	// by its target.
 	Err error
 }
 

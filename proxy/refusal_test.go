@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// TestRefusalCodes checks that a client beyond the limits gets the code of its protocol, with the right password and with none,
-// and that the report says why. The report of a client that speaks another protocol must say the same.
+// TestRefusalCodes checks that a client beyond the limits gets the error code of its protocol, with the right password and
+// with none, and that the report has the error ErrLimit. The report of a client that speaks another protocol must have
+// ErrLimit too.
 func TestRefusalCodes(t *testing.T) {
 	secure, _ := certificate(t)
 	unavailable := func(t *testing.T, c net.Conn, ask string) {
@@ -60,7 +61,7 @@ func TestRefusalCodes(t *testing.T) {
 			s := &Server{Protocol: c.protocol, MaxConns: 1, DialContext: failing(errors.New("a refused client must not be connected"))}
 			addr, done := serve(t, s)
 			first := dial(t, addr)
-			// The server accepts connections in order, so it has accepted the first one when the second one arrives.
+			// The server accepts connections in order, so it has accepted the first connection when the second one arrives.
 			second := dial(t, addr)
 			c.client(t, second)
 			wantEnd(t, "after the code", second)

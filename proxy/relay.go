@@ -23,9 +23,10 @@ func (n *session) relay(client, target net.Conn) error {
 	return n.err
 }
 
-// pass copies one direction. An error ends both directions. ends counts the directions that have ended. After the second
-// direction, both connections are closed at once, so a TCP connection of the kernel needs no half-close then. A tls.Conn still
-// needs the half-close, because its last message tells the client that nothing is missing.
+// pass copies one direction. An error ends both directions. ends counts the directions that have ended. When the second
+// direction has ended, the session closes both connections at once, so a TCP connection of the kernel needs no half-close
+// then. A tls.Conn still needs the half-close, because it sends the TLS alert close_notify, which tells the client that
+// nothing is missing.
 func (n *session) pass(dst, src net.Conn, moved *atomic.Int64, ends *atomic.Int32) {
 	if err := n.copy(dst, src, moved); err != nil {
 		n.fail(err)

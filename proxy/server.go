@@ -30,15 +30,16 @@ type Server struct {
 	// goroutine of Serve if it closes the connection right after accepting it. Nil means that nobody gets the reports.
 	Done func(Report)
 
-	// MaxConns is the maximum number of connections at the same time, and also of flows on each UDP socket. The server refuses a
-	// connection beyond the limit with a code of its protocol: SOCKS code 1, HTTP status 503, or a TLS alert from SNI. To send
-	// the code, the server serves the connection for up to 5 seconds. The server closes the connection without a code if it is
-	// already refusing 64 other connections, or if Protocol is a Forward. A new UDP flow beyond the limit replaces the flow whose
-	// client has been silent for longest. Zero means 4,096.
+	// MaxConns is the maximum number of connections at the same time, and also of flows on each UDP socket. The server
+	// refuses a connection beyond the limit with an error code of the protocol: SOCKS code 1, HTTP status 503, or a TLS alert
+	// from SNI. To send the code, the server serves the connection for up to 5 seconds. The server closes the connection
+	// without a code if it is already refusing 64 other connections, or if Protocol is a Forward. A new UDP flow beyond the
+	// limit replaces the flow whose client has been silent for longest. Zero means 4,096.
 	MaxConns int
 
-	// MaxConnsPerClient is the same limit for each client. One client is an IPv4 address or an IPv6 prefix of 64 bits. A new UDP
-	// flow beyond this limit replaces a flow of the same client. Zero means half of MaxConns.
+	// MaxConnsPerClient is the same limit for each client. All connections from one IPv4 address, or from one IPv6 prefix of
+	// 64 bits, count as those of one client. A new UDP flow beyond this limit replaces a flow of the same client. Zero means
+	// half of MaxConns.
 	MaxConnsPerClient int
 
 	// HandshakeTimeout is how long a client may take until its request is complete, from the moment it connects. Zero means 30
@@ -60,11 +61,11 @@ type Server struct {
 	mu        sync.Mutex // guards the rest
 	context   context.Context
 	cancel    context.CancelFunc
-	draining  bool // no further connections are accepted
+	draining  bool // Close or Shutdown was called, so no further connections are accepted
 	listeners map[interface{ Close() error }]bool
 	sessions  map[*session]bool
 	conns     int                  // how many connections are admitted; UDP flows and refused connections do not count
-	refused   int                  // how many connections are being refused
+	refused   int                  // how many connections beyond a limit still get their error code
 	clients   map[netip.Prefix]int // admitted connections by client
 	empty     chan struct{}        // closed once drain was called and the last session has ended; nil before drain
 }
@@ -136,7 +137,7 @@ func (s *Server) sleep(d time.Duration) bool {
 	}
 }
 
-// begin starts the protocol, and registers a listener or a UDP socket, so that Close closes it.
+// begin starts the protocol. It also registers l, a listener or a UDP socket, so that Close closes it.
 func (s *Server) begin(l interface{ Close() error }) error {
 	if err := s.ready(); err != nil {
 		return err
@@ -150,7 +151,7 @@ func (s *Server) begin(l interface{ Close() error }) error {
 	return nil
 }
 
-// ready starts the protocol on the first call. Each call returns the error of that start.
+// ready starts the protocol on the first call. Each call returns the error of the first call.
 func (s *Server) ready() error {
 	if s.Protocol == nil {
 		return errors.New("proxy: Server.Protocol is nil; set SOCKS5, HTTP, SNI or Forward")
@@ -206,8 +207,8 @@ func (s *Server) Close() error {
 
 var errClosed = fmt.Errorf("proxy: the server was closed: %w", net.ErrClosed)
 
-// Shutdown closes all listeners and waits until all connections have ended. It closes HTTP connections that wait for a request.
-// If ctx ends first, Shutdown calls Close and returns an error that wraps the cause of ctx.
+// Shutdown closes all listeners and waits until all connections have ended. It closes HTTP connections that wait for a
+// request. If ctx ends first, Shutdown calls Close and returns an error that wraps context.Cause(ctx).
 func (s *Server) Shutdown(ctx context.Context) error {
 	empty := s.drain()
 	defer s.Close()

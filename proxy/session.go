@@ -11,14 +11,14 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/stackroom"
 )
 
-// A session is a client's connection, from accept until it is reported, or a UDP flow of a client.
+// A session is a client's connection, from Accept until Server.Done has got its report, or a UDP flow of a client.
 type session struct {
 	server   *Server
 	client   netip.Prefix // for the limit per client; invalid if the client has no IP address
-	admitted bool         // counted in Server.conns and Server.clients
-	refused  bool         // beyond a limit, so the protocol answers with a code; counted in Server.refused
-	report   Report       // all but the counts, Duration and Err, which tell adds; written by the session's goroutine
-	silent   bool         // end makes no report, because the HTTP exchanges were reported; written before end
+	admitted bool         // whether it is counted in Server.conns and Server.clients
+	refused  bool         // whether it is beyond a limit, so that it only gets an error code; counted in Server.refused
+	report   Report       // tell adds Sent, Received, Duration and Err; the session's goroutine writes the rest
+	silent   bool         // whether end makes no report, because each HTTP exchange has its own; written before end
 
 	sent, received atomic.Int64
 	moved          atomic.Uint64 // changes when the session carries what sent and received do not count, such as an empty datagram
@@ -26,7 +26,7 @@ type session struct {
 	mu    sync.Mutex // guards the rest
 	conns []interface{ Close() error }
 	err   error       // why the session fails
-	ended bool        // conns are closed, and a connection that is added is closed too
+	ended bool        // whether conns were closed; own then closes a further one at once
 	timer *time.Timer // calls look, or ends a refused session; nil if there is no idle limit
 	seen  int64       // what traffic returned at the last call of look
 	quiet int         // how many calls of look in a row found no traffic
@@ -35,7 +35,7 @@ type session struct {
 // The server refuses a client beyond a limit with an error code of the protocol as long as these bounds permit it. Otherwise it
 // closes the connection at once.
 const (
-	maxRefused  = 64              // how many connections may be waiting for their refusal at the same time
+	maxRefused  = 64              // how many refused connections may wait for their error code at the same time
 	refusalTime = 5 * time.Second // how long the refusal of a connection may take
 )
 
@@ -58,8 +58,8 @@ func (s *Server) accept(c net.Conn) {
 	}()
 }
 
-// admit counts a connection as admitted. If that would exceed a limit, admit marks the session as refused instead. It returns an
-// error if the connection must be closed without a code.
+// admit counts a connection as admitted. If that would exceed a limit, admit marks the session as refused instead. It returns
+// an error if the connection must be closed without an error code.
 func (s *Server) admit(n *session) error {
 	n.client = clientOf(n.report.Client)
 	s.mu.Lock()
@@ -116,7 +116,7 @@ func clientOf(a net.Addr) netip.Prefix {
 // conn returns the client's connection.
 func (n *session) conn() net.Conn { return n.conns[0].(net.Conn) }
 
-// own makes the session close c when it ends or fails.
+// own makes the session close c when the session ends or fails.
 func (n *session) own(c interface{ Close() error }) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -25,8 +25,8 @@ type SNI struct {
 	Target func(name string) (address string, err error)
 }
 
-// maxHello is the most bytes that are read for a ClientHello. A record has at most 16 KiB of plaintext, and a ClientHello may
-// span several.
+// maxHello is how many bytes are read at most to find a complete ClientHello. A record has at most 16 KiB of plaintext, and a
+// ClientHello may span several records.
 const maxHello = 64 << 10
 
 // Alerts of RFC 8446, section 6.
@@ -141,7 +141,7 @@ type helloConn struct {
 	net.Conn // nil, because crypto/tls calls only the methods that helloConn defines
 	r        io.Reader
 	read     bytes.Buffer
-	err      error // of the last Read
+	err      error // the error of the last Read
 }
 
 func (h *helloConn) Read(b []byte) (int, error) {

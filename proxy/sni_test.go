@@ -61,7 +61,7 @@ func (c byteWise) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
-// TestSNIAlerts checks that the server answers each failure with its alert.
+// TestSNIAlerts checks that the server answers each failure with the TLS alert that the comment of SNI names.
 func TestSNIAlerts(t *testing.T) {
 	hello := string(hellos(t, "example.com"))
 	for name, c := range map[string]struct {

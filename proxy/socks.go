@@ -60,7 +60,7 @@ const (
 	addressIP6  = 4
 )
 
-// A socksReply is a code of RFC 1928, section 6.
+// A socksReply is a reply code, the field REP of RFC 1928, section 6.
 type socksReply uint8
 
 const (
@@ -291,7 +291,8 @@ func appendAddress(b []byte, a netip.AddrPort) []byte {
 	return binary.BigEndian.AppendUint16(b, a.Port())
 }
 
-// addrPort returns the address and port of a, as IPv4 if it is mapped into IPv6. The result is invalid if a has no IP address.
+// addrPort returns the address and port of a, and turns an IPv4-mapped IPv6 address into IPv4. The result is invalid if a has
+// no IP address.
 func addrPort(a net.Addr) netip.AddrPort {
 	var ap netip.AddrPort
 	switch a := a.(type) {

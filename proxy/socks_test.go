@@ -26,8 +26,8 @@ func connectName(name string) string {
 	return "\x05\x01\x00\x03" + string([]byte{byte(len(name))}) + name + "\x00\x50"
 }
 
-// TestSOCKSConnect checks that each type of address reaches the dialer, that names reach it unresolved, and that half-close works
-// in both directions.
+// TestSOCKSConnect checks that each type of address reaches the dialer, that names reach the dialer unresolved, and that
+// half-close works in both directions.
 func TestSOCKSConnect(t *testing.T) {
 	upper := target(t, func(c *net.TCPConn) {
 		b, _ := io.ReadAll(c) // the target answers only after the client has closed its side
@@ -205,7 +205,7 @@ func TestDialTimeout(t *testing.T) {
 	}
 }
 
-// A scarce listener fails as often as failures says, as if the process had no descriptors left.
+// The Accept of a scarce listener fails as often as the field failures says, as if the process had no descriptors left.
 type scarce struct {
 	net.Listener
 	failures int

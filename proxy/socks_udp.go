@@ -21,7 +21,7 @@ import (
 type association struct {
 	*session
 	inside, outside sockets.Datagrams
-	allowed         netip.Addr                     // the client's IP address, or invalid if it has none: any address may send then
+	allowed         netip.Addr                     // the client's IP address; invalid if it has none, so that any address may send
 	from            atomic.Pointer[netip.AddrPort] // the client's address and port; nil until associate or up sets it
 	names           names
 }
@@ -45,7 +45,8 @@ func (p SOCKS5) associate(s *Server, n *session, named string) error {
 	}
 	go a.up()
 	go a.down()
-	// "A UDP association terminates when the TCP connection that the UDP ASSOCIATE request arrived on terminates."
+	// RFC 1928, section 6: "A UDP association terminates when the TCP connection that the UDP ASSOCIATE request arrived on
+	// terminates."
 	for b := make([]byte, 64); err == nil; {
 		_, err = c.Read(b)
 	}
@@ -78,8 +79,8 @@ func (a *association) open(s *Server, listen func(network, address string) (net.
 	return nil
 }
 
-// up sends the client's datagrams to their targets. It drops a datagram that is malformed, or whose target is a name without an
-// address.
+// up sends the client's datagrams to their targets. It drops a datagram that is malformed, or whose target is a name that
+// does not resolve.
 func (a *association) up() {
 	err := each(a.inside, sockets.Waiter(a.inside), func(b []byte, from netip.AddrPort) {
 		if !a.mine(from) {
@@ -133,9 +134,9 @@ func (a *association) down() {
 
 var errDatagram = errors.New("proxy: SOCKS datagram that is short, fragmented or has an unknown address type")
 
-// parseDatagram parses "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA". The target is the address to or, if name is not nil, the host
-// with this name and the port of to. name and data are parts of b. "An implementation that does not support fragmentation MUST
-// drop any datagram whose FRAG field is other than X'00'."
+// parseDatagram parses "RSV RSV FRAG ATYP DST.ADDR DST.PORT DATA". If name is nil, the target is the address to. Otherwise
+// the target is the host with this name, and only the port of to counts. name and data are parts of b. RFC 1928, section 7:
+// "An implementation that does not support fragmentation MUST drop any datagram whose FRAG field is other than X'00'."
 func parseDatagram(b []byte) (to netip.AddrPort, name, data []byte, err error) {
 	if len(b) < 5 || b[2] != 0 {
 		return to, nil, nil, errDatagram
@@ -178,7 +179,7 @@ const (
 	maxNames  = 64
 	nameLife  = time.Minute
 	nameRetry = 5 * time.Second // how long a failure is remembered
-	nameWait  = 5 * time.Second // the most that the association's next datagrams wait for one name
+	nameWait  = 5 * time.Second // the longest time that one name holds up the association's next datagrams
 )
 
 // resolve returns the address of a name. Only association.up calls it, so names needs no lock.

@@ -4,7 +4,7 @@ package uapi
 
 import "syscall"
 
-// These are the system's numbers, which wg(8) on the same system reads.
+// These are the error numbers of this operating system, because wg(8) on the same system reads the answer.
 const (
 	errnoIO           = int(syscall.EIO)
 	errnoTooBig       = int(syscall.E2BIG)

@@ -13,8 +13,8 @@ import (
 
 // Get writes the answer to a get request, including secret keys, but without the errno line and the empty line at the end. The
 // peers are in the order of their public keys. Get writes peer by peer, so it needs the same memory for any number of peers. If
-// another goroutine changes d meanwhile, the answer may show some peers as they were before the change, and others as they are
-// after it.
+// another goroutine changes d during Get, the answer may show some peers as they were before the change, and other peers as they
+// are after it.
 func Get(w io.Writer, d *wireguard.Device) error {
 	b := bufio.NewWriter(w)
 	writeDevice(b, d)

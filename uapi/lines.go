@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	maxLine    = 512      // bytes; the longest valid line has about 100
-	maxRequest = 64 << 20 // bytes of all requests that are being read; 65,000 allowed IPs take about 2 << 20
+	maxLine    = 512      // the longest line in bytes; the longest valid line has about 100
+	maxRequest = 64 << 20 // the default limit, in bytes, of all requests that are being read; 65,000 allowed IPs take about 2 << 20
 	readBuffer = 4096     // bytes; a bufio.Reader of at least this size gets no second buffer
 )
 
@@ -23,9 +23,9 @@ var errEnd = errors.New("the input ends before the empty line that ends a reques
 type lineReader struct {
 	r     *bufio.Reader
 	inUse *atomic.Int64
-	limit int64 // the largest valid value of inUse
+	limit int64 // the largest valid value of *inUse
 	bytes int64
-	n     int  // the line's number, from 1
+	n     int  // the number of the line that next read last, from 1
 	cut   bool // whether r is in the middle of a line
 	ended bool // whether the empty line was read
 }

@@ -29,8 +29,8 @@ func socketPath(name string) string { return filepath.Join(socketDirectory, name
 // the file was removed or replaced, Accept fails with an error that wraps os.ErrNotExist.
 //
 // On Windows, Listen calls package golang.zx2c4.com/wireguard/ipc. On other systems it does not, because there that package has
-// three faults. It changes the umask of the whole process for a moment. It leaks a goroutine if its listener is closed while no
-// goroutine calls Accept. And it removes the file even if another process has replaced it.
+// three faults. It changes the umask of the whole process while it makes the socket. It leaks a goroutine if its listener is closed
+// while no goroutine calls Accept. And on Close it removes the socket's file even if another process has replaced it.
 func Listen(name string) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err

@@ -61,7 +61,7 @@ var interfaces atomic.Int32
 // uniqueName returns the name of an interface that no other test uses.
 func uniqueName() string { return fmt.Sprintf("ut%dn%d", os.Getpid(), interfaces.Add(1)) }
 
-// freePort returns a port that was free a moment ago.
+// freePort returns a port that was free when freePort looked. Another process may take it afterwards.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
 	d := newDevice(t)

@@ -43,11 +43,11 @@ type Server struct {
 	Timeout time.Duration
 
 	inUse atomic.Int64 // the bytes of set requests that are being read
-	// config prevents a set request from changing the device while a get request composes a part of its answer. No goroutine
-	// holds it while it reads from a connection or writes to one.
+	// config prevents a set request from changing the device while a get request composes a part of its answer. No goroutine holds
+	// config during a read from a connection or a write to one.
 	config sync.RWMutex
 
-	mu        sync.Mutex // guards the fields below; innermost lock
+	mu        sync.Mutex // guards the fields below; no other lock is taken while it is held
 	closed    bool
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
@@ -57,7 +57,7 @@ type Server struct {
 // A conn is a connection to the control socket.
 type conn struct {
 	net.Conn
-	idle time.Time // when it began to wait for a request; zero during a request; guarded by the server's mu
+	idle time.Time // when the connection began to wait for a request; zero during a request; guarded by the server's mu
 }
 
 const (
@@ -164,8 +164,8 @@ func (s *Server) admit(nc net.Conn) {
 	go s.serve(c)
 }
 
-// makeRoom reports whether one more connection is allowed. If MaxConns are open, it closes the one that has been idle longest.
-// The caller holds mu.
+// makeRoom reports whether one more connection is allowed. If MaxConns connections are open, makeRoom closes the one that has been
+// idle longest. The caller holds mu.
 func (s *Server) makeRoom() bool {
 	if len(s.conns) < orDefault(s.MaxConns, maxConns) {
 		return true
@@ -195,7 +195,7 @@ func (s *Server) setIdle(c *conn, idle bool) {
 	}
 }
 
-// serve answers the requests of one connection, which may be pipelined.
+// serve answers the requests of one connection in order. A client may send further requests before it has the answer to the first.
 func (s *Server) serve(c *conn) {
 	defer s.wg.Done()
 	defer func() {
@@ -255,7 +255,7 @@ func (s *Server) answer(c net.Conn, r *bufio.Reader) bool {
 
 var errGet = errors.New("want an empty line after get=1")
 
-// get writes the answer through body to out.
+// get writes the answer to body, which is a buffer in front of out.
 func (s *Server) get(out *answerWriter, body *bufio.Writer, lines *lineReader) error {
 	line, err := lines.next()
 	if err != nil {
@@ -322,7 +322,7 @@ func (s *Server) tryPort(port *uint16) error {
 	switch {
 	case err == nil:
 		return socket.Close()
-	case s.Device.Status().Up: // the device came up meanwhile and may use this port itself, so Configure decides
+	case s.Device.Status().Up: // the device came up after the first check and may use this port itself, so Configure decides
 		return nil
 	}
 	return err
@@ -330,7 +330,7 @@ func (s *Server) tryPort(port *uint16) error {
 
 func (s *Server) logRequest(lines int, err error) {
 	if errors.Is(err, net.ErrClosed) {
-		return // Close was called meanwhile
+		return // Close was called during the request
 	}
 	if err != nil {
 		s.log(slog.LevelWarn, "control request refused", "err", err)

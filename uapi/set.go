@@ -44,7 +44,7 @@ type request struct {
 // prefixes to remove that no later line adds.
 type block struct {
 	removed  map[netip.Prefix]struct{} // prefixes whose last line removes them
-	replaced int                       // the number of allowed IPs in the change that a replace_allowed_ips line removed again
+	replaced int                       // len of the change's AllowedIPs at the last replace_allowed_ips line, which removed these
 }
 
 // readRequest reads up to the empty line. If the input ends before that, the error wraps errEnd and q holds the lines that were

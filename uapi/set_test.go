@@ -97,7 +97,7 @@ var badPeerLines = []string{
 }
 
 // before is a request that gives a device two peers. TestSetRefuses puts bad lines into the request of halfDevice and halfPeers.
-// Without a bad line, that request would change all values of the first one.
+// Without a bad line, that second request would change every value that the request before has set.
 var before = fmt.Sprintf(`private_key=%s
 fwmark=7
 public_key=%s

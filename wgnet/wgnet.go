@@ -39,8 +39,8 @@ type Config struct {
 	// Tunnel is the network stack.
 	Device wireguard.Config
 
-	// Net has settings of the network stack, such as Memory and Forward. If Addresses, DNS, Search or MTU is zero, it comes from
-	// the file.
+	// Net has settings of the network stack, such as Memory and Forward. If Addresses, DNS, Search or MTU is zero, its value comes
+	// from the file.
 	Net netstack.Config
 
 	// Resolution says how to resolve the names of endpoints. The zero value asks the host's resolver, and retries as wg(8) does
@@ -248,9 +248,10 @@ func (t *Tunnel) LookupHost(ctx context.Context, host string) ([]string, error) 
 // Resolver returns a resolver that asks the file's name servers, through the tunnel.
 func (t *Tunnel) Resolver() *net.Resolver { return t.net.Resolver() }
 
-// Reload gives the tunnel the keys, ports and peers of another file, as a whole or not at all. Peers that stay keep their
-// sessions. Addresses, DNS, MTU and so on stay as they are. Reload returns the plan of the changes, even if the plan cannot be
-// applied. To see the plan beforehand, call [follow.NewPlan] with the file of OpenFile or of the last Reload, and the new file.
+// Reload gives the tunnel the keys, ports and peers of another file, as a whole or not at all. Peers that both files have keep
+// their sessions, unless the private key changes. Addresses, DNS, MTU and so on stay as they are. Reload returns the plan of the
+// changes, even if the plan cannot be applied. To see the plan beforehand, call [follow.NewPlan] with the file of OpenFile or of
+// the last Reload, and the new file.
 func (t *Tunnel) Reload(ctx context.Context, f *conf.File) (*follow.Plan, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -266,7 +267,7 @@ func (t *Tunnel) Reload(ctx context.Context, f *conf.File) (*follow.Plan, error)
 }
 
 // Close closes the tunnel and all its connections, listeners and sockets. It may be called again. When Close returns, all
-// goroutines of the Tunnel have ended. Afterwards, calls on its connections fail with errors that wrap net.ErrClosed.
+// goroutines of the Tunnel have ended. Afterwards, calls on the Tunnel's connections fail with errors that wrap net.ErrClosed.
 func (t *Tunnel) Close() error {
 	t.unfollow()
 	err := t.device.Close()

@@ -24,7 +24,7 @@ import (
 
 const loopback = "127.0.0.1"
 
-// A names is a resolver of the names that it has. It fails for other names.
+// A names is a resolver that knows only the names in the map. It fails for all other names.
 type names map[string][]netip.Addr
 
 func (n names) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
@@ -298,7 +298,7 @@ func TestWaitSendError(t *testing.T) {
 	}
 }
 
-// TestReload checks that Reload adds a peer to an open tunnel, and keeps the session of the other peer.
+// TestReload checks that Reload adds a peer to an open tunnel, and keeps the session of the peer that the tunnel already had.
 func TestReload(t *testing.T) {
 	testkit.NoLeaks(t)
 	a, b := ends(t)

@@ -59,7 +59,7 @@ func background(c command, in inherited) error {
 		return fmt.Errorf("go to the background: %w; use -f", err)
 	}
 	go func() {
-		for range signals { // a user who interrupts the wait wants the child to undo its work
+		for range signals { // a user who interrupts the parent wants the child to undo what it has done
 			p.Signal(unix.SIGTERM)
 		}
 	}()

@@ -24,8 +24,8 @@ import (
 	"github.com/seed-86b749af/wireguard/uapi"
 )
 
-// TestBackground checks that the parent exits and closes its files when wg can query the daemon, and that SIGTERM and SIGINT stop
-// the daemon and leave nothing behind.
+// TestBackground checks that wg can query the daemon as soon as the parent has exited and stdout and stderr are closed, and
+// that SIGTERM and SIGINT stop the daemon and leave nothing behind.
 func TestBackground(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		s := newSpace(t)
@@ -299,8 +299,8 @@ func (s *space) openInside(iface string) (tun, socket *os.File) {
 	return tun, socket
 }
 
-// TestInheritedDescriptors checks that the daemon uses a TUN and a socket that another program opened, in the foreground and in
-// the background. They are passed with WG_TUN_FD and WG_UAPI_FD, and as a service manager passes them.
+// TestInheritedDescriptors checks that the daemon uses a TUN and a socket that another program opened, in the foreground and
+// in the background. The test passes the descriptors with WG_TUN_FD and WG_UAPI_FD, and then as a service manager passes them.
 func TestInheritedDescriptors(t *testing.T) {
 	needs(t, "wg")
 	for _, how := range []string{"environment", "service manager", "background"} {

@@ -89,7 +89,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	if file != nil {
 		go file.follow(ctx)
 	} else {
-		go d.newFollower(conf.Resolution{}).Run(ctx) // it follows no peer, and wakes the device after changes of the network
+		go d.newFollower(conf.Resolution{}).Run(ctx) // without peers, it only wakes the device after changes of the network
 	}
 	if err := parent.release(); err != nil {
 		log.Warn("the daemon is ready but could not detach from the process that started it", "err", err)
@@ -106,7 +106,7 @@ func serve(c command, file *tunnelFile, parent *parent, in inherited, o options,
 	}
 	systemd.Notify("STOPPING=1")
 	stop(errStopping)
-	reloads.Wait() // cleanUp must also remove the rules that a reload adds
+	reloads.Wait() // wait, because cleanUp must also remove the rules that a reload adds
 	if file != nil {
 		if ctx.Err() != nil {
 			file.preDown(d)

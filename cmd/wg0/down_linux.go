@@ -165,7 +165,7 @@ func unhex(key []byte, s string) error {
 	return err
 }
 
-// save writes the state of the interface to its file. It keeps comments, and names that still match the state.
+// save writes the state of the interface to its file. It keeps comments, and each Endpoint that is a host name.
 func (t *tunnelFile) save(iface string) error {
 	now, err := readRunning(iface)
 	if err != nil {
@@ -196,7 +196,7 @@ func (t *tunnelFile) save(iface string) error {
 	return replaceFile(target, text)
 }
 
-// merge copies the keys, the port and the peers that now has into f.
+// merge copies the keys, the port and the peers of now, the running configuration, into f, the file.
 func merge(f, now *conf.File) {
 	to, from := &f.Interface, &now.Interface
 	to.PrivateKey, to.ListenPort = from.PrivateKey, from.ListenPort
@@ -208,7 +208,7 @@ func merge(f, now *conf.File) {
 		peers[now.Peers[i].PublicKey] = &now.Peers[i]
 	}
 	seen := make(map[wireguard.PublicKey]bool, len(f.Peers))
-	f.Peers = slices.DeleteFunc(f.Peers, func(p conf.Peer) bool { // of several sections with one key, the first stays
+	f.Peers = slices.DeleteFunc(f.Peers, func(p conf.Peer) bool { // of several [Peer] sections with one key, the first stays
 		twice := seen[p.PublicKey]
 		seen[p.PublicKey] = true
 		return twice || peers[p.PublicKey] == nil
@@ -231,7 +231,8 @@ func merge(f, now *conf.File) {
 	}
 }
 
-// sameOrder returns the prefixes in now. Those that are also in old come first, in the order and the spelling that they have there.
+// sameOrder returns the prefixes of the list now. Prefixes that the list old contains too come first, in the order and the
+// spelling of old.
 func sameOrder(old, now []netip.Prefix) (out []netip.Prefix) {
 	left := slices.Clone(now)
 	for _, p := range old {

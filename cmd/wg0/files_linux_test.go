@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestIPv6Off checks that wg0 up warns and goes on with IPv4 if IPv6 is off, and that a file with only IPv6 still fails.
+// TestIPv6Off checks that wg0 up warns and goes on with IPv4 if IPv6 is off, and that wg0 up still fails with a file that has
+// only IPv6 addresses.
 func TestIPv6Off(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop

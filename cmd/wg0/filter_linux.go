@@ -8,9 +8,10 @@ import (
 	"strings"
 )
 
-// The filter is the nft table wg-quick-IFACE, or a set of iptables rules with a comment. Its names are those of wg-quick(8), so
-// wg0 and wg-quick can remove each other's filters. The filter drops packets to the tunnel's addresses that arrive outside the
-// tunnel, unless this host sent them. It also stores the mark of datagrams in their connection.
+// The filter is the nft table wg-quick-IFACE, or a set of iptables rules with a comment. Its names are those of wg-quick(8),
+// so wg0 and wg-quick can remove each other's filters. The filter drops packets to the tunnel's addresses that arrive outside
+// the tunnel, unless this host sent them. It also copies the mark of outgoing datagrams to their conntrack entry, and from
+// there to the answers.
 
 func (h *host) nftTable() string { return "wg-quick-" + h.iface }
 func (h *host) marker() string {
@@ -40,7 +41,7 @@ func (h *host) nftRules(v4 bool, mark uint32) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "add table %s %s\n", pf, name)
-	fmt.Fprintf(&b, "flush table %s %s\n", pf, name) // an old table may exist
+	fmt.Fprintf(&b, "flush table %s %s\n", pf, name) // a table from an earlier run may exist
 	fmt.Fprintf(&b, "add chain %s %s preraw { type filter hook prerouting priority -300; }\n", pf, name)
 	fmt.Fprintf(&b, "add chain %s %s premangle { type filter hook prerouting priority -150; }\n", pf, name)
 	fmt.Fprintf(&b, "add chain %s %s postmangle { type filter hook postrouting priority -150; }\n", pf, name)

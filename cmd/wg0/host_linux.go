@@ -64,7 +64,7 @@ func family(a netip.Addr) string {
 // longestHookEnd is how long a hook may run after SIGTERM.
 const longestHookEnd = 5 * time.Second
 
-// hooks runs hooks in the shell. It sets ran, which may be nil, before it starts the first hook.
+// hooks runs hooks in the shell. It sets *ran to true before it starts the first hook; ran may be nil.
 func (h *host) hooks(ctx context.Context, hooks []string, ran *bool) error {
 	shell := "sh"
 	if _, err := exec.LookPath("bash"); err == nil { // wg-quick(8) uses bash

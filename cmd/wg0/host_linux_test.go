@@ -45,7 +45,7 @@ var binary = sync.OnceValues(func() (string, error) {
 var buildDir string
 
 func TestMain(m *testing.M) {
-	races, err := os.MkdirTemp("", "wg0-races-*") // race reports of the daemons, if built with -race
+	races, err := os.MkdirTemp("", "wg0-races-*") // for the race reports of the daemons, if they are built with -race
 	if err != nil {
 		panic(err)
 	}

@@ -24,8 +24,8 @@ type inherited struct {
 	tun, uapi *os.File
 }
 
-// inherit takes over the descriptors that the environment names. It removes the variables from the environment, so that the
-// commands that this process starts inherit neither.
+// inherit takes over the descriptors that the environment names. It removes the variables from the environment, and marks the
+// descriptors close-on-exec, so that the commands that this process starts inherit neither.
 func inherit() (in inherited, err error) {
 	if in.tun, err = inheritNamed(envTUN); err != nil {
 		return in, err

@@ -9,20 +9,20 @@
 // they stay in the foreground. The daemon stops when the interface is deleted, when the socket is removed, and on SIGTERM
 // and SIGINT.
 //
-// To use it with wg-quick(8), run:
+// To use wg0 with wg-quick(8), run:
 //
 //	WG_QUICK_USERSPACE_IMPLEMENTATION=wg0 wg-quick up office
 //
 // Without wg-quick, on a Linux host that has at least ip(8), `wg0 up office` reads /etc/wireguard/office.conf and does the
 // same work. It sets addresses, MTU, DNS (with resolvconf or resolvectl) and routes, runs the four hooks, and honors
 // SaveConfig. For a default route it also sets a mark, policy rules and a filter (with nft or iptables, if installed). When a
-// step fails, wg0 undoes all steps; it runs PostDown if it had started a PreUp or PostUp hook.
+// step fails, wg0 undoes the steps before it, and runs PostDown if a PreUp or PostUp hook had started.
 //
 // When a peer does not answer, the daemon resolves the names of that peer's endpoints again, and tries all their addresses
-// and all Endpoint lines of the peer in turn. On SIGHUP it reads the file again, logs what changes, and applies its peers
-// and keys. Peers that remain keep their sessions. The daemon adds routes for the allowed IPs of new peers. Routes of
-// removed peers stay until the interface is deleted; packets sent there are dropped. Addresses, MTU and DNS do not change.
-// On SIGTERM the daemon does what `wg0 down` does.
+// and all Endpoint lines of the peer in turn. On SIGHUP the daemon reads the file again, logs what changes, and applies the
+// peers and keys of the file. Peers that remain keep their sessions. The daemon adds routes for the allowed IPs of new peers.
+// Routes of removed peers stay until the interface is deleted; packets that take such a route are dropped. Addresses, MTU and
+// DNS do not change. On SIGTERM the daemon does what `wg0 down` does.
 //
 // # Environment
 //
@@ -185,5 +185,5 @@ func printError(w io.Writer, err error) {
 
 var library = regexp.MustCompile(`(?m)(^|: )wireguard: `)
 
-// words returns the text of err without the library's name. printError puts the daemon's name in front instead.
+// words returns the text of err without the library's name. printError puts the name wg0 in front instead.
 func words(err error) string { return library.ReplaceAllString(err.Error(), "$1") }

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// findMTU returns the largest path MTU to an endpoint, minus the tunnel's overhead. If no path has an MTU, findMTU uses the MTU
-// of the default route, or else 1,500 bytes.
+// findMTU returns the largest path MTU to an endpoint, minus the tunnel's overhead. If no path MTU is known, findMTU uses the
+// MTU of the default route, or else 1,500 bytes.
 func (t *tunnelFile) findMTU(ctx context.Context, d *wireguard.Device) int {
 	const overhead, usual = 80, 1500
 	mtu := 0

@@ -22,8 +22,8 @@ import (
 //	other packets without the mark ──▶ rule "not fwmark M table M" ──▶ table M: the default route, into the interface
 //	datagrams of the tunnel, with the mark ──▶ main, as before
 //
-// Answers to marked datagrams must pass the kernel's check of source addresses. So the filter sets the mark on them again, and
-// src_valid_mark makes the check respect the mark.
+// Answers to marked datagrams must pass the kernel's check of source addresses (rp_filter). So the filter sets the mark on
+// these answers too, and src_valid_mark makes the check respect the mark.
 
 const firstTable = 51820
 
@@ -56,8 +56,8 @@ func (t *tunnelFile) addRoutes(ctx context.Context, d *wireguard.Device, i *conf
 	return nil
 }
 
-// findIPv6 finds out whether the system has IPv6 turned off. If it has and the file has IPv4 addresses too, wg0 warns and
-// leaves IPv6 out. If the file has only IPv6 addresses, wg0 leaves out nothing, and adding the first address fails with
+// findIPv6 finds out whether the system has IPv6 turned off. If IPv6 is off and the file has IPv4 addresses too, wg0 warns
+// and leaves IPv6 out. If the file has only IPv6 addresses, wg0 leaves out nothing, and adding the first address fails with
 // an error.
 func (t *tunnelFile) findIPv6(f *conf.File) {
 	off := func(p netip.Prefix) bool { return p.Addr().Is6() }
@@ -137,7 +137,7 @@ func (t *tunnelFile) freeTable(ctx context.Context) uint32 {
 
 const srcValidMark = "/proc/sys/net/ipv4/conf/all/src_valid_mark"
 
-// countMarks makes the kernel's check of source addresses respect marks.
+// countMarks makes the kernel's check of source addresses (rp_filter) respect marks.
 func (t *tunnelFile) countMarks() error {
 	if v, err := os.ReadFile(srcValidMark); err == nil && strings.TrimSpace(string(v)) == "1" {
 		return nil
@@ -185,7 +185,7 @@ func parseRules(out string) (r rules) {
 }
 
 // removeRules removes the rules for mark, unless another interface now uses their table. All interfaces with a default route
-// share the rule about main, so only the last one removes it.
+// share the rule for the table main, so only the last one removes it.
 func (h *host) removeRules(ctx context.Context, mark uint32) {
 	table := strconv.FormatUint(uint64(mark), 10)
 	for _, family := range []string{"-4", "-6"} {

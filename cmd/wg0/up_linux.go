@@ -19,7 +19,8 @@ import (
 	"github.com/seed-86b749af/wireguard/follow"
 )
 
-// A tunnelFile is a wg-quick(8) file and the interface that it configures. It works in this order:
+// A tunnelFile is a wg-quick(8) file and the interface that the file configures. `wg0 up` and `wg0 down` take these steps in
+// this order:
 //
 //	up:   PreUp, interface and socket, names, keys and peers, addresses, MTU and up, DNS, routes, PostUp
 //	down: PreDown, SaveConfig, rules, filter, DNS, interface and socket, PostDown
@@ -329,8 +330,8 @@ func (t *tunnelFile) postDown() {
 }
 
 // reload reads the file again and configures the device. It keeps addresses, MTU and DNS. It adds new routes and keeps old
-// ones, because packets to a removed peer are dropped with or without a route. If the device has changed, an error is a
-// *routesError.
+// ones, because packets to a removed peer are dropped with or without a route. An error that occurs after the device has
+// changed is a *routesError.
 func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	f, err := readFile(t.path)
 	if err != nil {

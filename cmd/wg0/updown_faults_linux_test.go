@@ -61,7 +61,7 @@ func TestRollback(t *testing.T) {
 		t.Errorf("no resolver: exit status %d\n%s", code, out)
 	}
 	alone.wantGone(o.iface)
-	// If the user interrupts wg0 up, it undoes its steps.
+	// If the user interrupts wg0 up, wg0 undoes the steps that it has done.
 	file = o.file("Address = 10.9.0.1/24\nPostUp = sleep 60; true")
 	f := s.front(built(t), "up", file)
 	f.wantLog(t, "[#] sleep 60; true")

@@ -81,8 +81,8 @@ func TestQuickAndOwn(t *testing.T) {
 	}
 }
 
-// TestQuickPort checks that wg-quick removes the interface again when its port is in use. wg-quick configures an interface before
-// it brings it up.
+// TestQuickPort checks that wg-quick removes the interface again when the interface's port is in use. wg-quick sets the port
+// before it brings the interface up.
 func TestQuickPort(t *testing.T) {
 	if _, err := os.Stat("/sys/module/wireguard"); err == nil {
 		t.Skip("wg-quick uses the kernel's module where it is loaded")
@@ -365,7 +365,8 @@ func TestDeletedFromOutside(t *testing.T) {
 	o.wantClean()
 }
 
-// TestSaveConfig checks that wg0 down and SIGTERM write the interface's state to the file and keep comments and names.
+// TestSaveConfig checks that wg0 down and SIGTERM write the interface's state to the file and keep the comments and the host
+// names of endpoints.
 func TestSaveConfig(t *testing.T) {
 	for _, how := range []string{"down", "SIGTERM"} {
 		o := newOffice(t)
@@ -437,8 +438,8 @@ func TestSecondSignal(t *testing.T) {
 	os.Remove(socketPath(o.iface))
 }
 
-// TestMovedInterface moves an interface into an empty namespace. It checks that the tunnel still works through the daemon's sockets
-// in the first namespace, and that the daemon stops when the interface is deleted there.
+// TestMovedInterface moves an interface into an empty namespace. It checks that the tunnel still works through the daemon's
+// sockets in the first namespace, and that the daemon stops when the interface is deleted in its new namespace.
 func TestMovedInterface(t *testing.T) {
 	o := newOffice(t)
 	s, cell := o.laptop, newSpace(t)

@@ -88,8 +88,8 @@ func confinedTries(folder string) string {
 	return strings.Join(can, ", ")
 }
 
-// TestConfine checks that a process that has confined itself can read files in its folder and those of resolvers, and listen, and
-// that it cannot open files elsewhere, list folders, change files or start programs, on any thread.
+// TestConfine checks that a process that has confined itself can read files in its folder and in those of resolvers, and can
+// listen, and that it cannot open files elsewhere, list folders, change files or start programs, on any thread.
 func TestConfine(t *testing.T) {
 	needLandlock(t)
 	outside := t.TempDir()

@@ -19,7 +19,7 @@ type exitSettings struct {
 	limits gateway.Limits // MaxFlows and BytesPerSecond, of each peer
 }
 
-// mostFlows is half of the flows that a gateway has in all, and so the most that one peer gets.
+// mostFlows is half of the flows that a gateway may have in all, which is the most that one peer can get.
 const mostFlows = 4096
 
 // exitEntry reads a key of [Gateway].

@@ -27,7 +27,7 @@ const (
 	kindStdio  = "STDIOTunnel"     // standard input and output into the tunnel
 )
 
-// sectionGateway makes the tunnel an exit for its peers. wireproxy does not have it.
+// sectionGateway makes the tunnel an exit for its peers. wireproxy has no such section.
 const sectionGateway = "Gateway"
 
 var syntax = conf.Syntax{
@@ -74,9 +74,9 @@ func (s service) String() string {
 type settings struct {
 	path     string
 	included string     // path of the file that the key WGConfig names, or empty
-	file     *conf.File // describes the tunnel; it is the file of WGConfig, if there is one
+	file     *conf.File // describes the tunnel; it is the file that WGConfig names, if there is one
 	services []service
-	exit     *exitSettings // [Gateway], or nil
+	exit     *exitSettings // the section [Gateway], or nil
 	alive    []netip.Addr  // CheckAlive
 	every    time.Duration // CheckAliveInterval
 	family   string        // "4" or "6" if names are resolved to one family alone, or empty
@@ -273,7 +273,7 @@ func (p *parser) section(s conf.Section) {
 	p.services = append(p.services, svc)
 }
 
-// unquote removes quotes around a value, as INI files may have them.
+// unquote removes the quotes that an INI file may have around a value.
 func unquote(v string) string {
 	for _, q := range []string{`"`, "`", "'"} {
 		if len(v) >= 2 && strings.HasPrefix(v, q) && strings.HasSuffix(v, q) {

@@ -24,11 +24,11 @@
 //	MaxFlows = 500
 //	BytesPerSecond = 2500000
 //
-// -status serves three things: a page that shows the tunnel and its peers live, /metrics for Prometheus, and /readyz. /readyz is
-// a JSON object with each address of CheckAlive in [Interface] and the Unix time of its last answer to a ping. Its status is 503
-// if the last answer of an address is older than CheckAliveInterval plus 2 s. All three answer requests for IP addresses and
-// localhost. They refuse requests for other host names with status 421, so that no page of another site can read them by DNS
-// rebinding. If Prometheus or a health checker uses a host name, write -status-host NAME.
+// -status serves three things: a page that shows the tunnel and its peers live, /metrics for Prometheus, and /readyz. /readyz
+// is a JSON object with each address of CheckAlive in [Interface] and the Unix time of its last answer to a ping. Its status
+// is 503 if the last answer of an address is older than CheckAliveInterval plus 2 s. All three answer requests whose host
+// name is localhost or an IP address. They refuse requests with other host names with status 421, so that no page of another
+// site can read them by DNS rebinding. If Prometheus or a health checker uses a host name, write -status-host NAME.
 //
 // On SIGHUP, wgproxy reads the file again and prints what changes. It keeps the sessions of peers, and the connections of
 // services, that are still in the file. On SIGTERM and SIGINT, it accepts no new connections, and gives existing connections up
@@ -38,8 +38,8 @@
 // folders of its file, of WGConfig and of certificates, and in the folders that resolvers need, such as /etc. So keep its file in
 // a folder without other files. A reload that needs a file elsewhere fails and says so. -no-landlock keeps the right.
 //
-// wgproxy tells systemd when it is ready, and uses the sockets that systemd passes for the services with their addresses. The
-// unit wgproxy@.service removes every right that wgproxy does not need.
+// wgproxy tells systemd when it is ready, and takes a socket that systemd passes for the service that listens on the address
+// of this socket. The unit wgproxy@.service removes every right that wgproxy does not need.
 package main
 
 import (

@@ -34,13 +34,13 @@ type program struct {
 	inherited sockets
 	metrics   *metrics
 	running   map[service]*server
-	ended     chan error // from services that end by themselves
+	ended     chan error // the errors of services that end by themselves
 }
 
 // A server is a service that runs.
 type server struct {
 	*proxy.Server
-	closers []io.Closer // open sockets that were not yet passed to Serve
+	closers []io.Closer // open sockets that were not passed to Serve yet
 	serve   func() error
 }
 
@@ -223,7 +223,7 @@ func (p *program) startServices(services []service) error {
 			err := srv.serve()
 			switch {
 			case errors.Is(err, net.ErrClosed), err == nil && s.kind != kindStdio:
-				return // a reload or the end of wgproxy has stopped it
+				return // a reload or the end of wgproxy has stopped the service
 			case err != nil:
 				err = fmt.Errorf("%v: %w", s, err)
 			}
@@ -291,7 +291,7 @@ func (p *program) listener(s service) (net.Listener, error) {
 	return p.inherited.listener(s.bind)
 }
 
-// dial opens a connection through the tunnel, to the family of addresses that ResolveStrategy names.
+// dial opens a connection through the tunnel, to an address of the family that ResolveStrategy names.
 func (p *program) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return p.tunnel.DialContext(ctx, network+p.family, address)
 }

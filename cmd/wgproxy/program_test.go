@@ -113,7 +113,7 @@ func launch(t *testing.T, text string, in sockets, flags ...string) *run {
 	return r
 }
 
-// prepare does what launch does, except that the test starts the program.
+// prepare does what launch does, except that it leaves the start of the program to the test.
 func prepare(t *testing.T, text string, in sockets, flags ...string) *run {
 	t.Helper()
 	r := &run{T: t, path: write(t, "office.conf", text), signals: make(chan os.Signal, 2), ended: make(chan error, 1)}
@@ -321,8 +321,9 @@ func TestReload(t *testing.T) {
 	r.end()
 }
 
-// TestStdio connects standard input and output with a target in the tunnel, which sees the end of the input. wgproxy ends when
-// the target does, and counts the connection. A reload without the section ends the connection, and wgproxy continues to run.
+// TestStdio connects standard input and output with a target in the tunnel, which sees the end of the input. When the target
+// closes the connection, wgproxy counts the connection and ends. A reload without the section ends the connection, and wgproxy
+// continues to run.
 func TestStdio(t *testing.T) {
 	o := newOffice(t)
 	l, err := o.Listen("tcp", ":7")
@@ -366,8 +367,8 @@ func TestStdio(t *testing.T) {
 	r.end()
 }
 
-// TestDrain checks that no client can connect after SIGTERM, that an existing connection continues, and that a second signal ends
-// it.
+// TestDrain checks that no client can connect after SIGTERM, that an existing connection continues, and that a second signal
+// ends this connection.
 func TestDrain(t *testing.T) {
 	o := newOffice(t)
 	in := make(sockets)

@@ -13,7 +13,8 @@ import (
 
 func isReload(sig os.Signal) bool { return slices.Contains(reloadSignals, sig) }
 
-// reloadTime is how long a reload may try to resolve the names of endpoints. Signals wait meanwhile.
+// reloadTime is how long a reload may try to resolve the names of endpoints. Signals that arrive meanwhile are handled after
+// the reload.
 const reloadTime = 10 * time.Second
 
 // reload reads the file again, prints what changes, and applies the changes. If it fails before the device has changed,

@@ -23,7 +23,7 @@ import (
 type metrics struct {
 	registry                    *prometheus.Registry
 	connections, sent, received *prometheus.CounterVec
-	first                       sync.Once // lets the message about the first bytes be printed only once
+	first                       sync.Once // limits the message about the first bytes to one
 }
 
 func newMetrics(d *wireguard.Device) *metrics {
@@ -60,7 +60,7 @@ type health struct {
 	last  map[netip.Addr]int64 // in Unix seconds; 0 means never
 }
 
-// lateness is how much older than the interval the last answer to a ping may be.
+// lateness is how far the age of the last answer to a ping may exceed CheckAliveInterval.
 const lateness = 2 * time.Second
 
 // ping pings an address once per interval until ctx ends.

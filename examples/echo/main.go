@@ -29,7 +29,7 @@ func main() {
 	ends := [2]*pipe.End{wire.NewEnd(), wire.NewEnd()}
 	tunnels := [2]*pipe.Tunnel{pipe.NewTunnel(0), pipe.NewTunnel(0)}
 	inner := [2]netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:7"), netip.MustParseAddrPort("10.0.0.2:7")}
-	for i, j := range [2]int{1, 0} { // device i with the other one, j, as its peer
+	for i, j := range [2]int{1, 0} { // device i has the other device, j, as its peer
 		peer := wireguard.PeerConfig{
 			PublicKey: keys[j].Public(), Endpoint: ends[j].Endpoint(51820), AllowedIPs: []netip.Prefix{netip.PrefixFrom(inner[j].Addr(), 32)},
 		}

@@ -39,7 +39,7 @@ func main() {
 	sent, received := crc32.NewIEEE(), crc32.NewIEEE()
 	n := must(io.CopyBuffer(received, response.Body, make([]byte, 256<<10)))
 	took := time.Since(begin)
-	io.CopyN(sent, rand.NewChaCha8([32]byte{}), *size) // the file again
+	io.CopyN(sent, rand.NewChaCha8([32]byte{}), *size) // generates the same bytes again
 	fmt.Printf("%d bytes in %v, %.2f Gbit/s; CRC-32 %x, sent %x\n", n, took, float64(8*n)/float64(took), received.Sum32(), sent.Sum32())
 	peer, _ := server.Peer(key.Public())
 	fmt.Printf("handshake at %v; on the wire %d bytes out, %d in\n", peer.LastHandshake.Format(time.TimeOnly), peer.Sent.Bytes, peer.Received.Bytes)

@@ -4,8 +4,8 @@ package admission
 
 import "sync"
 
-// A Desk keeps the open questions, by key: those that the program has not answered. For each question it keeps the newest request
-// that waits for the answer. Any goroutine may call its methods.
+// A Desk keeps the open questions, which are those that the program has not answered, by the key of the stranger. For each question
+// it keeps the newest request that waits for the answer. Any goroutine may call the Desk's methods.
 type Desk[K comparable, R any] struct {
 	Max, MaxAdmitted int // the largest number of open questions, and that of open questions and admitted strangers together
 
@@ -20,7 +20,7 @@ type Outcome int
 // The outcomes of Put.
 const (
 	Asks  Outcome = iota // the request waits, and the caller must ask the question
-	Joins                // the request replaces an older request with its key, about which the question is already open
+	Joins                // the request replaces an older one with the same key; the question is already open
 	Stale                // an older request with the same key stays, and the new one is dropped
 	Full                 // there is no room for another question
 )
@@ -45,8 +45,8 @@ func (d *Desk[K, R]) Crowded() bool {
 	return len(d.waiting) > 0 && len(d.waiting) >= d.Max/8
 }
 
-// Put makes the request r wait for an answer. If another request with the same key waits already, r takes its place only if
-// replaces returns true.
+// Put makes the request r wait for an answer. If another request with the same key waits already, r replaces that request only if
+// the function replaces returns true for it.
 func (d *Desk[K, R]) Put(key K, r R, replaces func(waiting R) bool) Outcome {
 	d.mu.Lock()
 	defer d.mu.Unlock()

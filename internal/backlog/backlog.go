@@ -1,4 +1,5 @@
-// Package backlog has queues of waiting work, and tells when too much work waits. It takes no lock and starts no goroutine.
+// Package backlog has queues of waiting work, and tells when too much work waits. The package takes no lock and starts no
+// goroutine.
 package backlog
 
 // A Queue holds work in the order in which it arrived. An empty queue has no memory.
@@ -19,11 +20,11 @@ func (q *Queue[T]) Pop() (x T) {
 	return x
 }
 
-// A Watched is a Queue that knows whether it was long lately. The zero value is empty.
+// A Watched is a Queue that knows whether it is under load; see UnderLoad. The zero value is empty.
 type Watched[T any] struct {
 	Queue[T]
-	longAt int64  // when the queue was last long; 0 means not lately
-	putOff uint64 // how many elements had been put off at that time
+	longAt int64  // when the queue was last long; 0 means that it is not under load
+	putOff uint64 // the value of UnderLoad's parameter putOff at the time longAt
 }
 
 const (
@@ -34,9 +35,10 @@ const (
 )
 
 // UnderLoad reports whether q is under load at the time now. q is under load while it has Long elements or more, and for Hold
-// afterwards. It then stays under load as long as at least "many" elements per Hold are put off. putOff is the number of
-// elements that were put off so far. Putting elements off costs so little that q is short meanwhile, but the work for these
-// elements would make q long again. If more is true, q counts as long, because that much work waits elsewhere.
+// afterwards. It then stays under load as long as at least "many" elements per Hold are put off. The caller puts an element off if
+// it drops the element because q is under load, as a device does with an initiation that it answers with a cookie. putOff is the
+// number of elements that were put off so far. While elements are put off, q is short, because putting off costs little. But the
+// work for these elements would make q long again. The caller sets more if enough work waits outside q. q then counts as long.
 func (q *Watched[T]) UnderLoad(more bool, putOff, many uint64, now int64) bool {
 	held := q.longAt != 0 && now-q.longAt >= Hold
 	switch {

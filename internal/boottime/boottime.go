@@ -13,18 +13,19 @@ type Clock struct{}
 // Wall returns the system's wall-clock time.
 func (Clock) Wall() time.Time { return time.Now() }
 
-// An Alarm rings once after a set time. NewAlarm says whether this time includes the time that the machine sleeps.
+// An Alarm rings once after a set time. Whether the time that the machine sleeps counts depends on the system; see NewAlarm.
 type Alarm interface {
-	// Set makes the alarm ring once after in, or now if in is not positive. It replaces the previous setting.
+	// Set makes the alarm ring once after the duration in, or at once if in is not positive. It replaces the previous setting.
 	Set(in time.Duration)
-	// Wait waits until the alarm rings, and returns false once it is closed. One goroutine waits.
+	// Wait waits until the alarm rings and returns true, or returns false once the alarm is closed. Only one goroutine may call
+	// Wait.
 	Wait() bool
 	// Close may be called several times, from any goroutine.
 	Close()
 }
 
-// A timer is an Alarm that uses the runtime's timers. They stop while the machine sleeps, so the Alarm rings late after
-// a sleep.
+// A timer is an Alarm that uses the runtime's timers. These timers stop while the machine sleeps, so the Alarm rings late after a
+// sleep.
 type timer struct {
 	t    *time.Timer
 	done chan struct{}

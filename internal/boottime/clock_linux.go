@@ -19,7 +19,7 @@ var asleep struct {
 }
 
 const (
-	asleepGrain = int64(time.Millisecond) // without a resume, the wall clock moves relative to the monotonic clock by less
+	asleepGrain = int64(time.Millisecond) // per second without a resume, the wall clock and the monotonic clock drift apart by less
 	asleepAgain = int64(time.Second)
 )
 
@@ -44,8 +44,8 @@ func askBootTime() time.Duration {
 	}
 	now := time.Now()
 	mono := int64(now.Sub(clockStart))
-	// The time between the two readings makes the difference ts minus mono too small, never too large. So the greatest difference
-	// is the most accurate. Now uses it, so the clock never goes back.
+	// The monotonic clock is read after ts, so the difference ts minus mono may be too small, and is never too large. So the
+	// greatest difference is the most accurate. Now uses it, so the clock never goes back.
 	for {
 		old := asleep.offset.Load()
 		offset := max(old, ts.Nano()-mono)

@@ -10,16 +10,16 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
-// Interval is the least time between two rings of the alarm. A deadline that comes less than Interval after a ring is handled
-// late, by at most Interval, together with all deadlines that have come by then. The protocol needs no better precision, because
-// the limits of a session are checked when the session is used. At 250 Hz, Linux rounds a timer of 25 s up to a multiple of 2 s
-// (kernel/time/timer.c).
+// Interval is the least time between two rings of the alarm. A deadline that comes less than Interval after a ring is handled late,
+// by at most Interval, together with all deadlines that have come by then. The protocol needs no better precision, because the
+// limits of a session are checked when the session is used. With 250 timer ticks per second, Linux rounds a timer of 25 s up to a
+// multiple of 2 s (kernel/time/timer.c).
 const Interval = int64(time.Second / 100)
 
 // A Queue holds the parties that have a deadline. A party without a deadline is not in the queue, and costs nothing. The zero
 // value is empty, and has no alarm.
 type Queue[P any] struct {
-	mu      sync.Mutex // guards all below, and the places; taken after the lock of a party
+	mu      sync.Mutex // guards the fields below, and *place of each party; taken after the lock of a party
 	entries ordered.Heap[entry[P]]
 	rang    int64          // when the alarm last rang
 	alarm   boottime.Alarm // nil while no goroutine waits for an alarm
@@ -35,8 +35,8 @@ func (e entry[P]) Before(o entry[P]) bool { return e.at < o.at }
 func (e entry[P]) Place() *int32          { return e.place }
 
 // Put sets the party's deadline, which is the time at. From that time on, Due returns the party. If the party has an earlier
-// deadline already, Put keeps that deadline. The queue keeps the party's place in *place, which is 0 while the party is not in
-// the queue. now returns the time.
+// deadline already, Put keeps that deadline. The queue keeps the party's position, counted from 1, in *place, which is 0 while the
+// party is not in the queue. now returns the time.
 func (q *Queue[P]) Put(party P, place *int32, at int64, now func() int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -48,7 +48,7 @@ func (q *Queue[P]) Put(party P, place *int32, at int64, now func() int64) {
 	}
 }
 
-// Remove removes the party with this place, if it is in the queue.
+// Remove removes the party whose position in the queue is *place, unless *place is 0.
 func (q *Queue[P]) Remove(place *int32) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -12,26 +12,26 @@ const (
 	errorsPerSecond = 100
 	errorsAtOnce    = 20
 	parties         = 1024
-	probes          = 8 // the number of places in the table where a party's entry may be
+	probes          = 8 // the number of elements of the table in which a party's entry may be
 
 	errorCost = 1_000_000_000 / errorsPerSecond // how long, in nanoseconds, a limit takes to allow one more error again
 )
 
 // A Limit limits ICMP errors as a router does: 100 per second, and 20 at once. Each party has a separate limit, so that no party
-// can use up the limit of another. A Limit knows 1,024 parties that caused errors within the last 0.2 s. If there are more, some
-// parties share a limit, and a secret hash chooses which ones. To use up all limits, 1,024 parties have to cause 100,000 errors
-// per second together. The zero value is ready, and has no memory yet. A Limit is safe for concurrent use. No other lock is taken
-// while its lock is held.
+// can use up the limit of another. A Limit has entries for 1,024 parties that caused errors within the last 0.2 s. If there are
+// more such parties, some parties share a limit, and a secret hash chooses which ones. To use up all limits, 1,024 parties have to
+// cause 100,000 errors per second together. The zero value is ready, and has no memory yet. A Limit is safe for concurrent use. No
+// other lock is taken while its lock is held.
 type Limit struct {
 	mu    sync.Mutex // guards all below
 	seed  maphash.Seed
 	table *[parties]entry
 }
 
-// An entry is the limit of a party. Another party may get the entry when no part of the limit is in use.
+// An entry is the limit of a party. Another party may get the entry from the time due on.
 type entry struct {
 	party uint64 // the hash of its name
-	due   int64  // when no part of the limit will be in use, in nanoseconds on the caller's clock
+	due   int64  // when the party may again cause errorsAtOnce errors at once, in nanoseconds on the caller's clock
 }
 
 // Allow reports whether the limit of a party allows one more error at the time now, in nanoseconds. If so, Allow counts the
@@ -72,7 +72,7 @@ func (l *Limit) Answer(p []byte, mtu int, now int64) []byte {
 	return reply
 }
 
-// of returns a pointer to the time when no part of a party's limit will be in use. The caller holds mu.
+// of returns a pointer to the field due of the entry that a party has or shares. The caller holds mu.
 func (l *Limit) of(party []byte, now int64) *int64 {
 	if l.table == nil {
 		l.seed, l.table = maphash.MakeSeed(), new([parties]entry)
@@ -95,5 +95,5 @@ func (l *Limit) of(party []byte, now int64) *int64 {
 	return &free.due
 }
 
-// mayAdd reports whether a limit allows one more error now, if no part of the limit will be in use at the time due.
+// mayAdd reports whether an entry with this value of due allows one more error at the time now.
 func mayAdd(due, now int64) bool { return max(due, now)+errorCost-now <= errorsAtOnce*errorCost }

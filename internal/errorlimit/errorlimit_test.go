@@ -78,8 +78,9 @@ func TestLimitPerParty(t *testing.T) {
 	}
 }
 
-// TestLimitOfManyParties checks that parties share limits if there are more than a Limit knows. So an attacker with all addresses
-// cannot provoke more errors than the table allows. When no limit is in use any more, a new party gets a free entry.
+// TestLimitOfManyParties checks that parties share limits if there are more parties than a Limit has entries. So an attacker with
+// all addresses cannot provoke more errors than the table allows. Once all entries are free again, a new party gets an entry of its
+// own.
 func TestLimitOfManyParties(t *testing.T) {
 	var l Limit
 	for _, now := range []int64{1, 1 + errorsAtOnce*errorCost} {

@@ -8,25 +8,25 @@ import (
 )
 
 // A crowd detects whether other programs need the cores on which this program runs. If they do, a core that this program does not
-// use is not idle. A helper on such a core takes time from the other programs. They also interrupt the helper while the owner of
-// the batch waits for it.
+// use is not idle. A helper on such a core takes time from the other programs. The other programs also interrupt the helper, while
+// the owner of the batch waits for it.
 //
 // A crowd measures how often the system preempts a thread of this program. A program that runs alone on two cores is preempted
-// some hundred times per second, however busy it is. Beside another busy program, it is preempted thousands of times per second.
+// several hundred times per second, however busy it is. Beside another busy program, it is preempted thousands of times per second.
 type crowd struct {
 	preempted func() int64 // returns how often the system has preempted a thread so far
 	full      atomic.Bool
 
-	mu    sync.Mutex // guards the rest
+	mu    sync.Mutex // guards the fields below
 	since time.Time  // when the present measurement began; while full is set, when the next one begins
-	count int64      // the result of preempted at that time
+	count int64      // the result of preempted at the time when the present measurement began
 	signs int        // measurements in a row that found many preemptions
 }
 
 const (
 	crowdLook  = 50 * time.Millisecond // how long a measurement takes
-	crowdSigns = 2                     // measurements in a row that must find many; garbage collection may explain one
-	crowdRate  = 600                   // preemptions per second and core that are many
+	crowdSigns = 2                     // measurements in a row that must find many preemptions; garbage collection can cause one
+	crowdRate  = 600                   // this many preemptions per second and core, or more, count as many
 	crowdHold  = time.Second           // how long full stays set
 )
 
@@ -41,7 +41,7 @@ func (c *crowd) wants() bool {
 	now := time.Now()
 	took := now.Sub(c.since)
 	switch {
-	case took < 0 && took >= -crowdHold: // full stays set; if it is not set, the clock went back a little
+	case took < 0 && took >= -crowdHold: // the field full stays set; if it is not set, the clock went back by less than crowdHold
 	case c.full.Load() || took < 0 || took > 4*crowdLook: // an average over a long time says little about the present
 		c.full.Store(false)
 		c.since, c.count, c.signs = now, c.preempted(), 0

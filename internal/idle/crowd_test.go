@@ -78,7 +78,7 @@ func TestCrowdedHelpers(t *testing.T) {
 	}
 }
 
-// TestPreemptions checks that the count is at least the sum that Linux shows in /proc for the threads that have not ended.
+// TestPreemptions checks that preemptions returns at least the sum that Linux shows in /proc for the threads that have not ended.
 func TestPreemptions(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("Linux has /proc")

@@ -9,17 +9,17 @@ import "sync/atomic"
 //	owner    ─▶ Run ─▶ part 0 ─▶ part 2 ─▶ part 3 ─▶ wait for part 1 ─▶ goes on
 //	helper          ╰─▶ part 1 ───────────────────────╯
 //
-// The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of this
-// fork, at most one for each other core. A helper that starts too late finds no part, and either ends or helps with the owner's
-// next batch. While a helper finds no part, it accesses only the Fork. If it finds no part within some tenths of a millisecond,
-// it ends. So no goroutine has to wait for helpers that have no part.
+// The owner never waits for a helper to start: without an idle core it does all parts itself. Helpers are goroutines of this fork,
+// at most one for each other core. A helper that starts too late finds no part, and either ends or helps with the owner's next
+// batch. While a helper finds no part, it accesses only the Fork. If it finds no part within a few tenths of a millisecond, the
+// helper ends. So no goroutine has to wait for helpers that have no part.
 //
 // The zero value is ready once Do is set. A Fork must not be copied after its first use.
 type Fork struct {
 	Do      func(from, end int) // works on the messages [from, end); called concurrently
 	n, size int                 // the number of messages, and of messages in each part; the last part may have fewer
 	join    func()              // the method value f.help, made once, at the first start, because making it allocates
-	over    atomic.Bool         // the helpers are done; a channel could not leave its synctest bubble with a pooled Fork
+	over    atomic.Bool         // a helper ended the last part; a channel could not leave its synctest bubble with a pooled Fork
 	Helpers
 
 	// Fields that all goroutines write have separate cache lines.
@@ -66,7 +66,7 @@ func (f *Fork) Run(n, bytes int) {
 		go f.join()
 	}
 	own := f.take()
-	f.Brought(4*(parts-own) >= parts) // helpers that do less than a quarter of the parts are hardly worth their cost
+	f.Brought(4*(parts-own) >= parts) // helpers that do less than a quarter of the parts are not worth their cost
 	if f.pending.Add(int32(-own-1)) != 0 {
 		f.wait()
 	}

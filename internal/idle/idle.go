@@ -1,10 +1,10 @@
 // Package idle lets idle cores help a goroutine that has much to encrypt. With a [Fork], they process parts of the goroutine's
 // batch. With [Helpers] alone, they can process its next batch.
 //
-// Asking for help means starting a helper, which is a goroutine. That costs time, and is useless while no core is idle. Waking a
-// sleeping core takes about as long as sealing a batch. So a goroutine whose request was useless stops asking for a while, and a
-// helper waits a little for more work before it ends. Unless Helpers.Limit is set, no goroutine asks while other programs need
-// the cores.
+// Asking for help means starting a helper, which is a goroutine. A start costs time, and is useless while no core is idle. Waking a
+// sleeping core takes about as long as sealing a batch. So after four useless requests in a row, a goroutine stops asking for a
+// while. And a helper without work checks for more work up to 20,000 times before it ends. Unless Helpers.Limit is set, no
+// goroutine asks while other programs need the cores.
 package idle
 
 import (
@@ -36,14 +36,15 @@ func IsMuch(n, bytes int) bool { return cost(n, bytes) >= shareCost }
 // ready. Do not copy Helpers after their first use.
 type Helpers struct {
 	// Limit is the largest number of helpers at one time. Zero means one helper for each core except the asker's, or no helper
-	// while other programs need the cores. A negative Limit means no helpers. Only the asker uses Limit, most and times.
+	// while other programs need the cores. A negative Limit means no helpers. Only the asker accesses the fields Limit, most and
+	// times.
 	Limit int
 	most  int // the largest number of helpers at one time, from Limit and the cores
 	times int // calls of Wanted so far
 
 	vain  atomic.Int32 // useless requests in a row
 	out   atomic.Int32 // helpers that have started and not ended
-	waste atomic.Int32 // helpers that will not linger, because an earlier one lingered and found no work
+	waste atomic.Int32 // how many of the next calls of Linger do not wait, because a helper lingered and found no work
 }
 
 // Wanted reports whether to ask for help. Only the asker calls it.
@@ -61,13 +62,14 @@ func (h *Helpers) Wanted() bool {
 	return h.most > 0 && h.vain.Load() < inVain
 }
 
-// Most returns how many helpers there may be at one time, as Wanted found it last. Only the asker calls it.
+// Most returns the largest number of helpers at one time. Calls of Wanted determine this number. Only the asker calls it.
 func (h *Helpers) Most() int { return h.most }
 
 // Out returns how many helpers have started and not ended.
 func (h *Helpers) Out() int { return int(h.out.Load()) }
 
-// Start reports whether to start one more helper, which calls End when it ends. Only the asker calls Start.
+// Start reports whether the caller must start one more helper, and already counts that helper as started. The helper calls End when
+// it ends. Only the asker calls Start.
 func (h *Helpers) Start() bool {
 	start := h.Out() < h.most
 	if start {
@@ -79,7 +81,7 @@ func (h *Helpers) Start() bool {
 // End records that a helper ends.
 func (h *Helpers) End() { h.out.Add(-1) }
 
-// Brought records whether a request for help was useful.
+// Brought records whether a request for help was useful, which means that it brought much help.
 func (h *Helpers) Brought(much bool) {
 	if much {
 		h.vain.Store(0)
@@ -88,7 +90,8 @@ func (h *Helpers) Brought(much bool) {
 	}
 }
 
-// Linger waits a little until ready returns true, and reports whether it did. A helper that has no work calls it.
+// Linger calls ready up to 20,000 times, until ready returns true, and reports whether ready returned true. A helper that has no
+// work calls Linger.
 func (h *Helpers) Linger(ready func() bool) bool {
 	if h.waste.Load() > 0 && h.waste.Add(-1) >= 0 {
 		return ready()
@@ -100,8 +103,8 @@ func (h *Helpers) Linger(ready func() bool) bool {
 	return false
 }
 
-// Spin calls ready up to the given number of times, until ready returns true, and reports whether it did. Spin yields the
-// processor now and then.
+// Spin calls ready up to the given number of times, until ready returns true, and reports whether ready returned true. Spin yields
+// the processor after every 64th call.
 func Spin(looks int, ready func() bool) bool {
 	for i := range looks {
 		if ready() {

@@ -48,8 +48,8 @@ func TestIdleWanted(t *testing.T) {
 	})
 }
 
-// TestIdleLinger checks that a helper looks for more work many times before it ends. If it finds none, the next helpers look only
-// once.
+// TestIdleLinger checks that a helper looks for more work many times before it ends. If it finds none, the next two helpers
+// (lingerPause) look only once.
 func TestIdleLinger(t *testing.T) {
 	var a Helpers
 	looks := 0

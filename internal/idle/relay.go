@@ -2,18 +2,18 @@ package idle
 
 import "sync/atomic"
 
-// awaitLooks is how many times Await checks its condition before it blocks. These checks take less time than passes between two
-// loads.
+// awaitLooks is how many times Await checks its condition before it blocks. These checks take less time than passes from one load
+// to the next.
 const awaitLooks = 8000
 
-// A Relay lets several goroutines process the loads of one source, such as batches of packets. The goroutine that has the source
-// reads a load. It may then offer the source to other goroutines before it processes the load. Make a Relay with NewRelay, and do
-// not copy it.
+// A Relay lets several goroutines process the loads of one source. A load is, for example, a batch of packets. The goroutine that
+// has the source reads a load. The goroutine may then offer the source to other goroutines before it processes the load. Make a
+// Relay with NewRelay, and do not copy it.
 type Relay struct {
 	Helpers
 	taken    atomic.Bool   // a goroutine has the source
 	underWay atomic.Int32  // loads that were read and are not sent yet
-	fewer    chan struct{} // has an element if underWay has decreased since Await last received one
+	fewer    chan struct{} // has an element if underWay has decreased since Await last received an element
 }
 
 // NewRelay returns a relay. limit bounds its helpers, as Helpers.Limit says.
@@ -21,8 +21,9 @@ func NewRelay(limit int) *Relay {
 	return &Relay{Helpers: Helpers{Limit: limit}, fewer: make(chan struct{}, 1)}
 }
 
-// Take waits a little until the source is free, takes it, and returns true. If the source does not become free, it has few loads,
-// and the goroutine that has the source is enough. Take then returns false, and the caller must end.
+// Take waits until the source is free, but at most as long as Linger. It then takes the source, and returns true. If the source
+// does not become free in that time, the goroutine that has it can process its few loads alone. Take then returns false, and the
+// caller must end.
 func (r *Relay) Take() bool {
 	taken := r.Linger(func() bool { return !r.taken.Load() && r.taken.CompareAndSwap(false, true) })
 	if !taken {

@@ -19,7 +19,7 @@ import (
 const (
 	interval    = 5 * time.Second
 	busyBytes   = 1 << 20  // the program is busy if it moves at least so many bytes per interval
-	quietBytes  = 64 << 10 // an interval with fewer bytes is quiet; keepalives and answers to pings are fewer
+	quietBytes  = 64 << 10 // an interval with fewer bytes is quiet; keepalives and answers to pings take fewer
 	quietLooks  = 2        // this many quiet intervals in a row after a busy one mean that the program is idle
 	collections = 2        // a sync.Pool releases its objects in the second collection
 )

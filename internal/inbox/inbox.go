@@ -14,7 +14,7 @@ const Max = 1 << 16
 // Inboxes are the open inboxes of one publisher. K is the kind of a value, P the party that the value is about, and V the value.
 // The zero value is ready. Any goroutine may call the methods of Inboxes and of an Inbox.
 type Inboxes[K, P comparable, V any] struct {
-	mu   sync.Mutex // guards all below, and the inboxes; no other lock is taken while it is held
+	mu   sync.Mutex // guards the fields below, and the fields of all inboxes; no other lock is taken while it is held
 	open []*Inbox[K, P, V]
 	err  error // why no further inboxes are opened
 }
@@ -32,7 +32,7 @@ type Inbox[K, P comparable, V any] struct {
 	turns   []P                 // the parties in unread; the one with the oldest value comes first
 	unread  map[P][]value[K, V] // at most one value for each kind, the newest last
 
-	count, missed map[K]int // of each kind: how many values are unread, and how many were lost since one was read
+	count, missed map[K]int // for each kind, the number of unread values, and of values lost since Take last returned one
 }
 
 type value[K, V any] struct {
@@ -95,8 +95,8 @@ func (b *Inbox[K, P, V]) add(kind K, party P, v V, merge func(newer, older V) V)
 	b.wake()
 }
 
-// Next waits for a value and returns it, and how many of its kind were lost before it. If ctx has ended, it returns the error of
-// ctx, even if values are unread. Any other error says why no value will follow.
+// Next waits for a value and returns it, and how many values of the same kind were lost before it. If ctx has ended, it returns the
+// error of ctx, even if values are unread. Any other error says why no value will follow.
 func (b *Inbox[K, P, V]) Next(ctx context.Context) (v V, missed int, err error) {
 	for ctx.Err() == nil {
 		v, missed, ok, err := b.Take()

@@ -14,7 +14,8 @@ type Log struct {
 	failed bool
 }
 
-// Write writes the secrets of one exchange. It returns at most one error: afterwards, it writes nothing.
+// Write writes the secrets of one exchange. After a failed write, which returns the error, all further calls write nothing and
+// return nil.
 func (l *Log) Write(localStatic, remoteStatic, localEphemeral, preshared [32]byte) (err error) {
 	if l.W == nil {
 		return nil

@@ -17,8 +17,8 @@ func (w *writer) Write(b []byte) (int, error) {
 	return len(b), w.err
 }
 
-// TestWrite checks that each exchange is one Write of four lines. It also checks that an error is returned once, and that nothing
-// is written afterwards.
+// TestWrite checks that each exchange is one Write of four lines. It also checks that only the first failed write returns an error,
+// and that nothing is written after it.
 func TestWrite(t *testing.T) {
 	if err := new(Log).Write([32]byte{}, [32]byte{}, [32]byte{}, [32]byte{}); err != nil {
 		t.Errorf("without a writer: %v", err)

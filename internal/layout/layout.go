@@ -8,18 +8,18 @@ import "sync"
 const (
 	MaxPackets = 128 // the most packets in a Load
 
-	// Size is the memory of a Load in bytes. It holds two trains of the largest size, or any single packet, and still fits
-	// into a core's second-level cache.
+	// Size is the memory of a Load in bytes. A Load has room for two trains of the largest size, or any single packet, and still
+	// fits into a core's second-level cache.
 	Size = 128<<10 + 1<<10
 
-	// Header is the length of a message's header, which is in front of the packet, in bytes. Overhead is the length of the header
-	// and of the tag, which is behind the packet.
+	// Header is the length in bytes of a message's header, which is in front of the packet. Overhead is the length in bytes of the
+	// header and of the tag together; the tag is behind the packet.
 	Header, Overhead = 16, 32
 
 	// MaxPadding is the largest number of zeros behind a packet if the tunnel has no MTU.
 	MaxPadding = 15
 
-	// None is the index of no message.
+	// None stands in place of an index or a number where there is no message or no run.
 	None = -1
 )
 
@@ -47,13 +47,13 @@ type Message struct {
 	Padded int32 // the length of the packet and the zeros
 	to     int32 // the offset of the sealed message in the slab of its run
 	Run    int16 // number of its run; None if the packet is not sent
-	Nth    int16 // its place in the run, from 0
+	Nth    int16 // its position in the run, from 0
 	Next   int16 // index of the run's next message; None in the last one
 	TOS    uint8 // the type of service of the outer packet
 }
 
-// size has a pointer receiver, because a copy of m would be read at another width than it was written. That stalls the processor
-// for each packet.
+// size has a pointer receiver. With a value receiver, the processor would read the copy of m with loads that are wider or narrower
+// than the stores that wrote it, and that stalls it for each packet.
 func (m *Message) size() int { return int(m.Padded) + Overhead }
 
 // A Run is a part of the packets of one Load, in their order. If these packets follow each other without gaps, they are sealed in
@@ -62,7 +62,7 @@ func (m *Message) size() int { return int(m.Padded) + Overhead }
 type Run struct {
 	Number      int16 // the number of this run among the runs of the load
 	First, last int16 // indexes of messages of the load, linked by Message.Next
-	end         int32 // where the next message would have to be to follow the last one without a gap
+	end         int32 // the offset at which the next message would follow the last one without a gap
 	N           int   // the number of messages
 	Size        int   // the bytes of the messages
 	Apart       bool  // there may be gaps between the packets in the first slab
@@ -71,8 +71,8 @@ type Run struct {
 // A slab is the memory of one load.
 type slab [Size]byte
 
-// slabs holds the slabs that no load uses. There are at most as many as were in use at one time. The garbage collector
-// returns their memory to the system.
+// slabs holds the slabs that no load uses. It holds at most as many slabs as were ever in use at the same time. The garbage
+// collector returns their memory to the system.
 var slabs = sync.Pool{New: func() any { return new(slab) }}
 
 // Use gives memory to an empty load. Each message has headroom bytes in front of it.
@@ -106,7 +106,8 @@ func (l *Load) Room(n int) []byte {
 	return l.slab[at : at+n : at+n]
 }
 
-// Place appends the packet of n bytes that is in the memory of Room. n may be 0.
+// Place appends the packet of n bytes that the caller has written into the memory that Room returned. With its zeros, the packet is
+// padded bytes long. n may be 0.
 func (l *Load) Place(n, padded int) *Message {
 	i := len(l.Messages)
 	l.Messages = l.Messages[:i+1] // this element is zero; append would build a Message elsewhere, and copy it at another width
@@ -168,13 +169,13 @@ func (l *Load) Remove(r *Run, gone func(pkt []byte) bool) {
 	r.last = before
 }
 
-// Takes reports whether copies of the packets of another load's run fit behind the packets of the load.
+// Takes reports whether l has room for copies of all packets of r, which is a run of another load.
 func (l *Load) Takes(r *Run) bool {
 	return len(l.Messages)+r.N <= MaxPackets && l.end+r.Size+r.N*l.Headroom <= Size
 }
 
 // LayOut places the messages of a run whose Apart is true in the second slab, from the offset end on. It returns the offset behind
-// them.
+// these messages.
 func (l *Load) LayOut(r *Run, end int) int {
 	if l.second == nil {
 		l.second = slabs.Get().(*slab)
@@ -227,8 +228,8 @@ func (l *Load) Train(r *Run, from int16) (data []byte, size int, tos uint8, next
 }
 
 // Pad returns the padded length of a packet of n bytes: the next multiple of 16, but at most the MTU, so that the outer packet is
-// never larger than that of a full packet. A packet that is larger than the MTU is padded by its remainder modulo the MTU (Linux,
-// calculate_skb_padding). An mtu of 0 means no limit.
+// never larger than the outer packet for an inner packet of MTU size. A packet that is larger than the MTU is padded by its
+// remainder modulo the MTU (Linux, calculate_skb_padding). An mtu of 0 means no limit.
 func Pad(n, mtu int) int {
 	if mtu <= 0 {
 		return (n + 15) &^ 15

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long a program may run in the foreground, and how long an interface or a server may take to be ready.
+// patience is how long a program that Run or RunWith starts may take, and how long an interface or a server may take to be ready.
 const patience = 60 * time.Second
 
 // A Host is a network namespace, with its loopback interface up. NewHost makes it. It is safe for concurrent use.
@@ -89,7 +89,8 @@ func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, args[0], args[1:]...)
 }
 
-// Run runs a command line without quotes and returns its output. If the command fails, the error contains the output too.
+// Run splits a command line at white space, without regard to quotes, runs it, and returns its output. If the command fails, the
+// error contains the output too.
 func (h *Host) Run(line string) (string, error) { return h.RunWith("", line) }
 
 // RunWith is Run with a standard input.
@@ -138,8 +139,8 @@ func (h *Host) raise(iface string) error {
 	return err
 }
 
-// ready waits until the kernel reports that an interface has a carrier. The kernel drops packets that are sent before
-// that.
+// ready waits until the kernel reports that an interface has a carrier. The kernel drops packets that are sent before the interface
+// has a carrier.
 func (h *Host) ready(iface string) error {
 	for start := time.Now(); ; time.Sleep(2 * time.Millisecond) {
 		out, err := h.Run("ip link show dev " + iface)

@@ -26,7 +26,8 @@ type Transfer struct {
 	Retransmits float64
 }
 
-// Iperf runs iperf3 from h, with options separated by spaces, to a server that it starts on g, and waits for both.
+// Iperf runs iperf3 from h, with options separated by spaces, to a server that it starts on g, and returns when the client and the
+// server have ended.
 func (h *Host) Iperf(g *Host, to netip.Addr, options string) (Report, error) {
 	log := &tail{}
 	server, err := g.Start(log, nil, "iperf3", "-s", "-1", "-B", to.String(), "--forceflush")

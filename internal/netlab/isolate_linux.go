@@ -38,8 +38,8 @@ func Missing(tools ...string) string {
 	return ""
 }
 
-// Isolate makes cmd run in its own mount, process and network namespaces, and makes the kernel kill it when this process ends. Call
-// Isolate before cmd starts. The program must call Enter.
+// Isolate makes cmd run in its own mount, process and network namespaces, and makes the kernel kill that command when this process
+// ends. Call Isolate before cmd starts. The program must call Enter.
 func Isolate(cmd *exec.Cmd) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &unix.SysProcAttr{}

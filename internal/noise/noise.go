@@ -1,6 +1,6 @@
-// Package noise is the symmetric part of Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, the handshake of WireGuard: the chaining key and
-// the hash of an exchange, and what the tokens mix into them (whitepaper, section 5.4). It also has the AEADs, and the MAC at the
-// end of handshake messages. It takes no lock, reads no clock and uses no randomness.
+// Package noise is the symmetric part of Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, the handshake of WireGuard: it keeps the chaining
+// key and the hash of an exchange, and mixes the tokens of the handshake into both (whitepaper, section 5.4). The package also has
+// the AEADs, and the MAC at the end of handshake messages. It takes no lock, reads no clock and uses no randomness.
 package noise
 
 import (
@@ -17,7 +17,8 @@ const (
 	identifier   = "WireGuard v1 zx2c4 Jason@zx2c4.com"
 )
 
-// A Transcript is the chaining key and the hash of an exchange so far (Noise, SymmetricState). Both are secrets.
+// A Transcript is the chaining key and the hash of an exchange so far (Noise, SymmetricState). Both are secrets. As in the
+// whitepaper, comments call the chaining key C and the hash H.
 type Transcript struct{ chainKey, hash [32]byte }
 
 var initial = func() (t Transcript) {
@@ -82,7 +83,8 @@ func (t *Transcript) Encrypt(dst []byte, key *[32]byte, plaintext []byte) {
 	t.mixHash(dst)
 }
 
-// Decrypt appends the opened ciphertext to dst and mixes ciphertext into the hash. It fails if the ciphertext is forged.
+// Decrypt decrypts ciphertext, appends the plaintext to dst, and mixes ciphertext into the hash. Decrypt fails if ciphertext is
+// forged.
 func (t *Transcript) Decrypt(dst []byte, key *[32]byte, ciphertext []byte) error {
 	_, err := AEAD(key).Open(dst, zeroNonce[:], ciphertext, t.hash[:])
 	if err == nil {
@@ -160,7 +162,7 @@ type MAC struct {
 func NewMAC(key []byte) MAC {
 	h, err := blake2s.New128(key)
 	if err != nil {
-		panic(err) // any such key is accepted
+		panic(err) // every key of 1 to 32 bytes is accepted
 	}
 	return MAC{h, new([MACSize]byte)}
 }

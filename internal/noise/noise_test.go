@@ -90,8 +90,9 @@ func TestInitialTranscript(t *testing.T) {
 	wantHex(t, "HASH(that, identifier)", initial.hash[:], "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3")
 }
 
-// TestNoiseVector is Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s of the cacophony vectors. It calls, in the order of the tokens, the
-// functions that make WireGuard's messages. Its prologue and payloads differ from WireGuard's.
+// TestNoiseVector checks the test vector for Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s that the Noise library cacophony publishes. It
+// calls, in the order of the tokens, the functions that make WireGuard's messages. Its prologue and payloads differ from
+// WireGuard's.
 func TestNoiseVector(t *testing.T) {
 	si := private(t, "e61ef9919cde45dd5f82166404bd08e38bceb5dfdfded0a34c8df7ed542214d1")
 	sr := private(t, "4a3acbfdb163dec651dfa3194dece676d437029c62a408b4c5ea9114246e4893")

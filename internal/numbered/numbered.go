@@ -6,11 +6,11 @@ import (
 	"sync/atomic"
 )
 
-// A Table finds values by number. The low bits of the numbers should be random. The zero value is empty. Any goroutine may call its
-// methods. Get takes no lock. A Table must not be copied.
+// A Table finds values by number. The low bits of the numbers should be random. The zero value is empty. Any goroutine may call the
+// Table's methods. Get takes no lock. A Table must not be copied.
 type Table[V any] struct {
-	buckets atomic.Pointer[[]bucket[V]] // a power of 2 of them, or nil; replaced when the table grows or shrinks
-	mu      sync.Mutex                  // serialises changes, and guards n; taken last
+	buckets atomic.Pointer[[]bucket[V]] // as many as a power of 2; nil if the table is empty; replaced when it grows or shrinks
+	mu      sync.Mutex                  // serialises changes, and guards n; no other lock is taken while it is held
 	n       int                         // the number of entries
 }
 
@@ -19,8 +19,8 @@ type bucket[V any] struct {
 	first atomic.Pointer[entry[V]]
 }
 
-// The number of an entry never changes. If an entry is removed while a reader is at it, the reader still finds the rest of the
-// list.
+// The number of an entry never changes. A removed entry keeps its link, so a reader that is at this entry still finds the rest of
+// the list.
 type entry[V any] struct {
 	number uint32
 	v      atomic.Pointer[V]
@@ -71,8 +71,8 @@ func (t *Table[V]) Put(number uint32, v *V) {
 	}
 }
 
-// Add sets the value of a number, unless the number has one, and reports whether it did. If the table has limit values, it is
-// full, and Add does nothing.
+// Add sets the value of a number, unless the number has one, and reports whether it set the value. If the table has limit values or
+// more, full is true, and Add does nothing.
 func (t *Table[V]) Add(number uint32, v *V, limit uint64) (added, full bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -1,9 +1,10 @@
 package ordered
 
-// An Element is a small value that a Heap holds. It represents something that can be in one such heap at a time.
+// An Element is a small value that a Heap holds. An Element stands for something that can be in only one heap of its kind at a
+// time.
 type Element[T any] interface {
-	Before(o T) bool // whether it belongs nearer to the front than o
-	Place() *int32   // points to the element's place in the heap, from 1, or 0 if it is not in the heap; only the Heap writes it
+	Before(o T) bool // whether the element belongs nearer to the front than o
+	Place() *int32   // points to the element's index in the heap plus 1, or to 0 if it is not in the heap; only the Heap writes it
 }
 
 // A Heap has the foremost of its elements in front, at index 0. The zero value is empty. An empty heap has no memory.
@@ -21,7 +22,7 @@ const (
 	minHeap = 64
 )
 
-// Put adds x. If an element in the heap has the place of x, x replaces it.
+// Put adds x. If *x.Place() is not 0, x replaces the element at that place.
 func (h *Heap[T]) Put(x T) {
 	i := int(*x.Place()) - 1
 	if i < 0 {
@@ -31,7 +32,7 @@ func (h *Heap[T]) Put(x T) {
 	h.settle(i, x)
 }
 
-// Remove removes the element that has the place of x, if x has one.
+// Remove removes the element at the place *x.Place(), unless that is 0.
 func (h *Heap[T]) Remove(x T) {
 	if place := x.Place(); *place != 0 {
 		i, last := int(*place)-1, len(*h)-1
@@ -51,7 +52,7 @@ func (h *Heap[T]) Remove(x T) {
 	}
 }
 
-// settle puts x into the heap, of which only index i is free, and moves elements to keep the heap in order.
+// settle puts x into the heap, in which the index i is free, and moves elements to keep the heap in order.
 func (h Heap[T]) settle(i int, x T) {
 	for i > 0 {
 		ahead := (i - 1) / branches

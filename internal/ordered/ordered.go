@@ -9,8 +9,8 @@ import (
 	"sync/atomic"
 )
 
-// An Item is what a Set holds. Compare returns a negative number if the item is less than o, 0 if the two are equal, and a
-// positive number otherwise.
+// An Item is what a Set holds. Compare returns a negative number if the item is less than o, 0 if the item equals o, and a positive
+// number otherwise.
 type Item[T any] interface {
 	Compare(o T) int
 }
@@ -139,7 +139,7 @@ func (s Set[T]) Edit() Edit[T] {
 	return Edit[T]{s}
 }
 
-// Set returns the edited set. Later changes by the edit do not affect it.
+// Set returns the edited set. Later changes by the edit do not affect the returned set.
 func (e *Edit[T]) Set() Set[T] {
 	s := e.s
 	e.s.edit++

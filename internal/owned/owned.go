@@ -1,5 +1,5 @@
-// Package owned keeps the prefixes of many owners. It lists the prefixes of one owner in the order of netip.Prefix.Compare. The
-// package takes no lock and starts no goroutine.
+// Package owned keeps the prefixes of many owners. The package lists the prefixes of one owner in the order of
+// netip.Prefix.Compare. The package takes no lock and starts no goroutine.
 package owned
 
 import (
@@ -85,7 +85,7 @@ func (s *Prefixes) Edit() Edit { return Edit{s.set.Load().Edit()} }
 // Publish lets readers see a change.
 func (s *Prefixes) Publish(e *Edit) { s.set.Store(e.set.Set()) }
 
-// Put gives a prefix to an owner. Other owners keep the prefix if they have it.
+// Put gives a prefix to an owner. Other owners that have the same prefix keep it.
 func (e *Edit) Put(owner uint64, prefix netip.Prefix) { e.set.Put(itemOf(owner, prefix)) }
 
 // Delete removes a prefix from an owner.

@@ -7,27 +7,27 @@ import (
 
 const (
 	MaxRuns      = 8     // flows that one Coalescer can merge at the same time
-	maxMerged    = 65535 // bytes of a merged packet, headers included
-	maxSegments  = 512   // TCP segments in a merged packet; a system call accepts 1,024 buffers
-	maxDatagrams = 64    // UDP datagrams in a merged packet (UDP_GRO_CNT_MAX of Linux)
+	maxMerged    = 65535 // the largest merged packet in bytes, headers included
+	maxSegments  = 512   // the most TCP segments in a merged packet; a system call accepts 1,024 buffers
+	maxDatagrams = 64    // the most UDP datagrams in a merged packet (UDP_GRO_CNT_MAX of Linux)
 )
 
 // A Sink gets the packets that leave a Coalescer.
 type Sink interface {
-	// Single gets a packet that was not merged, with headers of l4 bytes.
+	// Single gets a packet that was not merged, whose headers together are l4 bytes long.
 	Single(p []byte, l4 int)
 	// Merged gets a run of two or more packets. The run is valid until Merged returns.
 	Merged(r *Run)
 }
 
 // A Coalescer joins consecutive segments of one flow, within one call of WritePackets, by the rules of Linux (tcp_gro_receive,
-// udp_gro_receive_segment, inet_gro_receive). It uses the packets until Flush returns. It keeps the order within each flow, even
-// between segments that it merges and segments that it does not merge.
+// udp_gro_receive_segment, inet_gro_receive). It refers to the added packets, without a copy, until Flush returns. It keeps the
+// order within each flow, even between segments that it merges and segments that it does not merge.
 //
 // The zero value is ready. Only one goroutine at a time may use a Coalescer.
 type Coalescer struct {
 	runs [MaxRuns]Run
-	n    int // runs in use, oldest first
+	n    int // the number of runs in use; the oldest is runs[0]
 }
 
 // A Run is the segments of one flow that are to become one packet.
@@ -68,8 +68,8 @@ func (c *Coalescer) Add(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	c.begin(s, p, l3, l4, udp, checked)
 }
 
-// plain reports whether p may be merged at all: it has data and no IP options. TCP must have no SYN, FIN, RST, URG, ECE or
-// CWR; UDP must have a checksum, and nothing behind the datagram.
+// plain reports whether p may be merged at all. p must have data and no IP options. A TCP segment must have ACK, and no SYN, FIN,
+// RST, URG, ECE or CWR. A UDP datagram must have a checksum, and nothing may follow it in the IP packet.
 func plain(p []byte, l3, l4 int, udp bool) bool {
 	if len(p) == l4 || (p[0]>>4 == 4 && l3 != IP4Header) {
 		return false
@@ -81,7 +81,7 @@ func plain(p []byte, l3, l4 int, udp bool) bool {
 	return l[TCPFlags]&^PSH == ACK
 }
 
-// find returns the index of the run of p's flow, or -1 if there is none. p may have IP options; a run has none.
+// find returns the index of the run of p's flow, or -1 if there is none. p may have IP options; the packets of a run have none.
 func (c *Coalescer) find(p []byte, l3 int, udp bool) int {
 	from, to := IP4Addresses, IP4Addresses+8
 	if p[0]>>4 == 6 {
@@ -116,7 +116,8 @@ func (c *Coalescer) begin(s Sink, p []byte, l3, l4 int, udp, checked bool) {
 	}
 }
 
-// fits reports whether p may be merged at the end of r. p is plain, and of the same flow as r.
+// fits reports whether p may be merged at the end of r. The caller has checked that plain(p) is true and that p belongs to the flow
+// of r.
 func (r *Run) fits(p []byte, l4 int) bool {
 	if l4 != r.L4 || len(p)-l4 > r.Size || r.Total+len(p)-l4 > maxMerged {
 		return false
@@ -138,9 +139,9 @@ func (r *Run) fits(p []byte, l4 int) bool {
 	return r.head[1] == p[1] && r.head[IP4Fragment] == p[IP4Fragment] && r.head[IP4TTL] == p[IP4TTL] && r.follows(p)
 }
 
-// follows reports whether the IPv4 packet p has the identification that a network card would give the next segment: one
-// more. Any identification follows if fragmentation is forbidden: "the IPv4 ID field MUST NOT be used for purposes other
-// than fragmentation and reassembly" (RFC 6864, section 4.1).
+// follows reports whether the identification of the IPv4 packet p is one more than that of the run's last packet, as when a network
+// card cuts a large segment. If p forbids fragmentation, follows accepts any identification: "the IPv4 ID field MUST NOT be used
+// for purposes other than fragmentation and reassembly" (RFC 6864, section 4.1).
 func (r *Run) follows(p []byte) bool {
 	const dontFragment = 0x40
 	return p[IP4Fragment]&dontFragment != 0 ||
@@ -158,8 +159,8 @@ func sumsRight(p []byte, l3 int) bool {
 	return (p[0]>>4 == 6 || Sum(p[:l3], 0) == 0xffff) && TransportSum(p, l3) == 0xffff
 }
 
-// add merges p, and reports whether the run is complete: whether p has PSH, is a shorter segment, or reaches the largest number
-// of segments.
+// add merges p, and reports whether the run is complete. It is complete if p has PSH, if p has less payload than the segments
+// before it, or if the run now has the largest number of segments.
 func (r *Run) add(p []byte, l4 int) (complete bool) {
 	n := len(p) - l4
 	r.Packets = append(r.Packets, p)
@@ -187,7 +188,7 @@ func (c *Coalescer) end(s Sink, i int) {
 	} else {
 		s.Merged(r)
 	}
-	clear(r.Packets) // the packets belong to the caller of Add
+	clear(r.Packets) // the packets belong to the caller of Add, so no reference may remain
 	spare := r.Packets[:0]
 	c.n--
 	copy(c.runs[i:], c.runs[i+1:c.n+1])

@@ -21,7 +21,7 @@ var (
 	tooBig = ICMPError{3, 4, 2, 0} // fragmentation needed; packet too big
 )
 
-// About makes the ICMP error e about the packet p, to be sent to the sender of p. It returns nil if no error may be sent; see
+// About makes the ICMP error e about the packet p, to be sent to the sender of p. About returns nil if no error may be sent; see
 // answer.
 func (e ICMPError) About(p []byte) []byte { return e.answer(p, 0) }
 

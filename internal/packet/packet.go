@@ -25,7 +25,7 @@ const (
 	MaxHeaders = 60 + 60
 )
 
-// These are protocol numbers, TCP flags, and the bits of IPv4's fragment offset.
+// These are protocol numbers, TCP flags, and IPv4's don't-fragment bit and the mask of its fragment offset.
 const (
 	ICMP, TCP, UDP, ip6Fragment, ICMP6 = 1, 6, 17, 44, 58
 
@@ -58,7 +58,7 @@ func Destination(p []byte) (dst netip.Addr, ecn uint8, ok bool) {
 	return dst, 0, false
 }
 
-// MayFragment reports whether a router may cut the IP packet p into fragments. It is false for IPv6.
+// MayFragment reports whether a router may cut the IP packet p into fragments. MayFragment returns false for IPv6.
 func MayFragment(p []byte) bool {
 	return p[0]>>4 == 4 && binary.BigEndian.Uint16(p[IP4Fragment:])&dontFragment == 0
 }
@@ -121,8 +121,9 @@ func TCPEnd(b []byte, l3 int) (l4 int, ok bool) {
 	return l4, l4 >= l3+TCPHeader && l4 <= len(b)
 }
 
-// PutIP writes the IP header of a packet of n bytes, header included, to the front of b, and returns the header's length. These
-// bytes of b must be zero beforehand. src and dst must be of one family. The hop limit is 64.
+// PutIP writes the IP header of a packet of n bytes, header included, to the front of b, and returns the header's length. The
+// header's bytes of b must be zero beforehand. src and dst must both be IPv4 addresses or both be IPv6 addresses. The hop limit is
+// 64.
 func PutIP(b []byte, n int, src, dst netip.Addr, proto, tos uint8) (l3 int) {
 	const hops = 64
 	if dst.Is4() {

@@ -2,9 +2,9 @@ package packet
 
 import "encoding/binary"
 
-// A Template writes the headers of the segments into which one large packet is cut, each in front of its payload. The caller
-// copies the payload of a segment, and sums it right after that, while it is in the first-level cache. A single loop that
-// copies and sums was measured to take as long as the two loops: 54 ns for 1,368 bytes.
+// A Template writes the headers of the segments into which one large packet is cut, each in front of its payload. The caller copies
+// the payload of a segment, and sums it right after that, while it is in the first-level cache. A single loop that copies and sums
+// was measured to take as long as one loop that copies and one that sums: 54 ns for 1,368 bytes.
 //
 // The zero value is empty. A Template allocates nothing and does not keep the memory that it is given.
 type Template struct {
@@ -58,7 +58,7 @@ func (t *Template) Set(headers []byte, l3 int, udp bool, pseudo uint16) bool {
 }
 
 // Put writes the headers of segment i to the front of p, whose payload is already behind them. The segment's payload begins at
-// offset "at" in the payload of the whole packet, and payload is its sum.
+// offset "at" in the payload of the whole packet, and the parameter payload is the sum of that payload.
 func (t *Template) Put(p []byte, i, at int, last bool, payload uint16) {
 	copy(p, t.headers[:t.l4])
 	setLength(p, len(p))

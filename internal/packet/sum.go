@@ -8,13 +8,14 @@ import (
 // Sum returns the Internet checksum of b (RFC 1071), not complemented, and added to initial. Like gVisor's function, it adds 8
 // bytes at a time with carry. But it has two chains of additions, which the processor computes in parallel.
 //
-// It adds in little-endian order and swaps the bytes of the result. RFC 1071, section 2(B): "the sum of 16-bit
-// integers can be computed in either byte order".
+// Sum adds in little-endian order and swaps the bytes of the result. RFC 1071, section 2(B): "the sum of 16-bit integers can be
+// computed in either byte order".
 func Sum(b []byte, initial uint16) uint16 {
 	x, y := uint64(bits.ReverseBytes16(initial)), uint64(0)
 	for len(b) >= 64 {
 		p := b[:64]
-		// A chain that begins without a carry cannot end with all ones and a carry, so adding the last carry causes no other one.
+		// A chain that begins without a carry cannot end with all ones and a carry, so adding the last carry causes no further
+		// carry.
 		var c, d uint64
 		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[0:]), 0)
 		x, c = bits.Add64(x, binary.LittleEndian.Uint64(p[8:]), c)
@@ -77,6 +78,6 @@ func PseudoSum(ip []byte, n int) uint16 {
 	return Sum(ip[IP6Addresses:IP6Header], Add(uint16(ip[IP6Next]), uint16(n)))
 }
 
-// TransportSum is the sum of the pseudo-header of the IP packet p and of everything behind its IP header, which has l3 bytes.
-// It is 0xffff if the transport checksum is right.
+// TransportSum is the sum of the pseudo-header of the IP packet p and of everything behind its IP header, which has l3 bytes. The
+// sum is 0xffff if the transport checksum is right.
 func TransportSum(p []byte, l3 int) uint16 { return Sum(p[l3:], PseudoSum(p, len(p)-l3)) }

@@ -74,8 +74,8 @@ func SourceOfKey(key [16]byte) Source { return Source{'k', key} }
 // Len returns the number of sources that have an entry.
 func (l *Limiter[S]) Len() int { return len(l.sources) }
 
-// Sweep forgets the sources that were idle for a second, and frees the memory when no source is left. It walks the table at
-// most once per second, however often it is called.
+// Sweep forgets the sources that were idle for a second, and frees the memory when no source is left. Sweep walks the table at most
+// once per second, however often it is called.
 func (l *Limiter[S]) Sweep(now int64) {
 	if now-l.swept < Idle {
 		return

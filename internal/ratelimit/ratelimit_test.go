@@ -7,7 +7,7 @@ import (
 
 const begin = 1000 * second
 
-// TestLimiter checks this rule: "20 packets a second, burst 5".
+// TestLimiter checks that a source may cause 20 messages per second, and 5 at once.
 func TestLimiter(t *testing.T) {
 	type step struct {
 		at   int64
@@ -47,7 +47,8 @@ func TestLimiterRate(t *testing.T) {
 	}
 }
 
-// TestLimiterBound checks this rule: "table bounded, a full table denies; entries collected after 1 s idle".
+// TestLimiterBound checks that the table has at most Size sources, that a Limiter with a full table refuses new sources, and that a
+// source that was idle for 1 s is forgotten.
 func TestLimiterBound(t *testing.T) {
 	var l Limiter[int]
 	for n := range Size {

@@ -1,5 +1,5 @@
-// Package sockets has functions for servers that relay connections and datagrams. They do what the interfaces of package net
-// cannot: read and write datagrams without allocations, wait without a buffer, and close with a reset.
+// Package sockets has functions for servers that relay connections and datagrams. These functions do what the interfaces of package
+// net cannot: read and write datagrams without allocations, wait without a buffer, and close with a reset.
 package sockets
 
 import (
@@ -38,9 +38,9 @@ func (c anyPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, err
 	return c.WriteTo(b, net.UDPAddrFromAddrPort(to))
 }
 
-// Waiter returns a function that waits until the socket c has a datagram to read, so that the reader of c needs no buffer
-// meanwhile. This works for a *net.UDPConn on Unix, and for a socket with the method WaitReadable, such as *netstack.UDPConn. For
-// other sockets the function returns at once.
+// Waiter returns a function that waits until the socket c has a datagram to read, so that the reader of c needs no buffer while it
+// waits. This works for a *net.UDPConn on Unix, and for a socket with the method WaitReadable, such as *netstack.UDPConn. For other
+// sockets the function returns at once.
 func Waiter(c any) func() error {
 	if a, ok := c.(anyPacketConn); ok {
 		c = a.PacketConn

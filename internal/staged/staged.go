@@ -9,7 +9,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/ordered"
 )
 
-// Max is the number of packets in a Queue.
+// Max is the largest number of packets in a Queue.
 const Max = 128
 
 // A packet is a copy of an IP packet. An empty packet is a keepalive.
@@ -33,7 +33,7 @@ var (
 	largePackets = sync.Pool{New: func() any { return &packet{b: make([]byte, 0, Large)} }}
 )
 
-// poolOf returns the pool of packets with room for n bytes, or nil if such packets are allocated.
+// poolOf returns the pool of packets with room for n bytes, or nil if packets of this size are not pooled.
 func poolOf(n int) *sync.Pool {
 	switch {
 	case n == 0 || n > Large:
@@ -54,16 +54,16 @@ func newPacket(b []byte) (p *packet) {
 	return p
 }
 
-// A Queue holds copies of packets, oldest first. The zero value is empty. A Queue may be moved, but after a copy only one of the
-// two may be used.
+// A Queue holds copies of packets, oldest first. The zero value is empty. A Queue may be copied, but then only one of the original
+// and the copy may be used.
 type Queue struct {
 	head, tail *packet
 	N          int32 // the number of packets
-	Bytes      int32 // the memory of the packets; at most that of Max packets of 64 KiB
+	Bytes      int32 // the memory that the packets take, in bytes; at most that of Max packets of 64 KiB
 }
 
-// Push appends a copy of b. First, it drops the oldest packets until the queue has fewer than Max, and until all packets with
-// the copy take at most limit bytes or the queue is empty. It returns how many it dropped.
+// Push appends a copy of b. First, it drops the oldest packets until the queue has fewer than Max, and until the remaining packets
+// and the copy together take at most limit bytes or the queue is empty. It returns how many it dropped.
 func (q *Queue) Push(b []byte, limit int64) (dropped int) {
 	p := newPacket(b)
 	for q.N >= Max || q.N > 0 && int64(q.Bytes+p.cost()) > limit {
@@ -114,11 +114,11 @@ type Pool[P any] struct {
 	holders ordered.Heap[holder[P]]
 }
 
-// An Account holds the bytes that a Pool counts for one party. The zero value holds none. A goroutine that changes an Account
-// holds the lock of the party, too.
+// An Account holds the bytes that a Pool counts for one party. The zero value holds none. A goroutine that changes an Account holds
+// the lock of the party as well as that of the Pool.
 type Account struct {
 	bytes int32
-	place int32 // in the pool's heap, from 1; 0 means that the party is not in it
+	place int32 // the party's position in the pool's heap, from 1; 0 means that the party is not in the heap
 }
 
 // A holder is a party with packets. The holder with the most bytes comes first.

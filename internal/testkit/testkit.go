@@ -1,4 +1,4 @@
-// Package testkit is code that tests of several packages share. It knows nothing of devices, so that the root package's own
+// Package testkit is code that tests of several packages share. It does not import the root package, so that the root package's own
 // tests can use it; package testkit/devices makes pairs of devices.
 package testkit
 
@@ -18,8 +18,8 @@ import (
 // Patience is how long a test waits for something that takes milliseconds on an idle machine.
 const Patience = 30 * time.Second
 
-// Eventually waits until ok returns true, and fails the test with why after Patience. It calls ok often at first, and every 10 ms
-// later.
+// Eventually waits until ok returns true, and fails the test with the message why after Patience. It calls ok often at first, and
+// every 10 ms later.
 func Eventually(t testing.TB, why string, ok func() bool) {
 	t.Helper()
 	Within(t, Patience, why, ok)
@@ -37,7 +37,7 @@ func Within(t testing.TB, limit time.Duration, why string, ok func() bool) {
 	}
 }
 
-// Next waits for the next value of c, or until c is closed, and fails the test with why after Patience.
+// Next waits for the next value of c, or until c is closed, and fails the test with the message why after Patience.
 func Next[T any](t testing.TB, c <-chan T, why string) (v T) {
 	t.Helper()
 	select {
@@ -76,7 +76,7 @@ func WantPanic(t testing.TB, why string, f func()) {
 }
 
 // Main runs the tests of a package, and fails if goroutines are left. In a browser or node, one goroutine of the runtime waits for
-// events for ever.
+// events for ever, so it is ignored.
 func Main(m goleak.TestingM) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("runtime.handleEvent"))
 }
@@ -119,8 +119,8 @@ func CountsAllocations(t testing.TB) {
 	}
 }
 
-// NoLeaks fails the test if the test leaves goroutines that do not exist now. It checks this when the test has ended and the
-// cleanups that were registered after NoLeaks have run.
+// NoLeaks fails the test if the test leaves goroutines that did not exist when NoLeaks was called. NoLeaks checks this when the
+// test has ended and the cleanups that were registered after NoLeaks have run.
 func NoLeaks(t testing.TB) {
 	ignore := goleak.IgnoreCurrent()
 	t.Cleanup(func() {
@@ -131,9 +131,9 @@ func NoLeaks(t testing.TB) {
 }
 
 // NoAllocations fails the test if n calls of f allocate memory, on any goroutine, more often than once in a hundred calls. It
-// returns how often it called f. One processor runs all goroutines, without garbage collection, so that no pool loses its
-// objects. The runtime itself allocates now and then, so the least of five attempts counts. The race detector allocates, too.
-// With the race detector, NoAllocations calls f but checks nothing.
+// returns how often it called f. One processor runs all goroutines, without garbage collection, so that no pool loses its objects.
+// The runtime itself allocates sometimes, so the least of five attempts counts. The race detector allocates, too. With the race
+// detector, NoAllocations calls f but checks nothing.
 func NoAllocations(t testing.TB, n int, f func()) (calls int) {
 	t.Helper()
 	CountsAllocations(t)
@@ -159,8 +159,8 @@ func NoAllocations(t testing.TB, n int, f func()) (calls int) {
 	return calls
 }
 
-// HostAddr returns an IPv4 address of the host that a router may forward packets to. It skips a test
-// on a host that has none.
+// HostAddr returns an IPv4 address of the host that a router may forward packets to. HostAddr skips the test on a host that has no
+// such address.
 func HostAddr(t testing.TB) netip.Addr {
 	t.Helper()
 	addrs, err := net.InterfaceAddrs()

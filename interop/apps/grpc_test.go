@@ -60,8 +60,8 @@ func serveGRPC(t *testing.T, n *netstack.Net, at string) *grpc.Server {
 	return s
 }
 
-// TestGRPC makes several calls at once that stream in both directions. It makes a call whose deadline passes. It stops the server
-// gracefully during a call. Then it calls a new server on the same port.
+// TestGRPC makes several calls at once, each of which streams in both directions, and a call whose deadline passes. It stops the
+// server gracefully during a call, and then calls a new server on the same port.
 func TestGRPC(t *testing.T) {
 	client, server := nets(t, pipe.Conditions{Delay: time.Millisecond})
 	at := serverIP + ":50051"

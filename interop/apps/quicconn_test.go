@@ -14,7 +14,7 @@ import (
 // *netstack.UDPConn alone, quic-go uses neither: that type has no SyscallConn, so quic-go uses it only as a net.PacketConn.
 type quicConn struct {
 	*netstack.UDPConn
-	segmented atomic.Int64 // number of writes that became several datagrams
+	segmented atomic.Int64 // number of writes that the Net split into several datagrams
 }
 
 var _ quic.OOBCapablePacketConn = (*quicConn)(nil)

@@ -47,9 +47,9 @@ func flood(t *testing.T, pause time.Duration, burst func()) (stop func()) {
 	return stop
 }
 
-// TestCookieOurs checks that our device answers an initiation with a cookie reply while it is under load. It is under load while
-// more than an eighth of its handshake queue of 4096 is full, and for a second after that. After 5 s the kernel sends an
-// initiation with mac2, and our device answers it although it is still under load.
+// TestCookieOurs checks that our device answers an initiation with a cookie reply while it is under load. The device is under load
+// while its handshake queue, which has room for 4096 messages, is more than an eighth full, and for a second after that. When the
+// kernel tries again after 5 s, its initiation has a mac2, and our device answers this initiation although it is still under load.
 func TestCookieOurs(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.dev.Status().ListenPort)
@@ -64,8 +64,8 @@ func TestCookieOurs(t *testing.T) {
 			c.Write(m)
 		}
 	})
-	// If the flood has paused for a second, our device answers the kernel without a cookie reply. Then restart wg0, so that the
-	// kernel begins again.
+	// If the flood has paused for a second, our device answers the kernel's initiation with a response and sends no cookie reply.
+	// Then restart wg0, so that the kernel begins again.
 	for range 10 {
 		p.want("load", func() bool { return p.dev.Status().UnderLoad })
 		p.pinged(0)
@@ -89,14 +89,14 @@ func TestCookieOurs(t *testing.T) {
 }
 
 // TestCookieKernel floods the kernel from another address. The kernel sends our device a cookie, and then answers an initiation
-// with the mac2 that proves this cookie.
+// whose mac2 proves that the device has this cookie.
 func TestCookieKernel(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	m := datagram{
 		from: netip.MustParseAddrPort("10.9.0.3:1"), to: netip.MustParseAddrPort("10.9.0.2:51820"), data: initiationLike(p.kernelKey.Public()),
 	}
-	// The kernel requires cookies from all senders for a second after the flood. Messages that are still queued prolong the
-	// flood.
+	// The kernel requires cookies from all senders for a second after the flood. Messages of the flood that are still queued then
+	// have the same effect as a longer flood.
 	t.Cleanup(func() { p.m.script("sleep 2") })
 	stop := flood(t, 100*time.Millisecond, func() {
 		for range 1500 {

@@ -24,9 +24,10 @@ const (
 	hostTAP    = "tap0"                    // the host's interface that is connected to the machine's eth1
 )
 
-// TestDaemon connects cmd/wg0, on a TUN with all offloads, with the kernel's WireGuard. It does so over IPv4, where the daemon
-// sends the first ping, and over IPv6, where the kernel does. ping and iperf3 run in both directions in both inner families. The
-// test checks that large packets cross the TUN in one piece, and that "wg show" reports the same number of bytes at both peers.
+// TestDaemon connects cmd/wg0, on a TUN with all offloads, with the kernel's WireGuard. It does so with IPv4 as the outer family,
+// where the daemon sends the first ping, and with IPv6, where the kernel does. ping and iperf3 run in both directions in both inner
+// families. The test checks that large packets cross the TUN in one piece, and that "wg show" reports the same number of bytes at
+// both peers.
 //
 //	wg1 ─ cmd/wg0 ─ udp ─ tap0 10.9.0.1, fd09::1 ─ eth1 10.9.0.2, fd09::2 ─ wg0
 func TestDaemon(t *testing.T) {
@@ -70,7 +71,7 @@ func TestDaemon(t *testing.T) {
 					p.ping(family)
 				}
 			}
-			var there, back counted // TCP packets in each direction
+			var there, back counted // TCP traffic to and from the kernel
 			for family, name := range families {
 				before := p.traffic()
 				p.iperf(family, name, "-n 2M -w 256K")
@@ -186,7 +187,8 @@ func (p *daemonPair) iperf(family int, name, options string) {
 	}
 }
 
-// counted counts one direction of the daemon's interface. A large packet that crosses in one piece counts as one packet.
+// A counted holds the counters of one direction of the daemon's interface. A large packet that crosses the TUN in one piece counts
+// as one packet.
 type counted struct{ Bytes, Packets uint64 }
 
 // add adds the growth from one count, before, to a later one, after.

@@ -22,11 +22,11 @@ import (
 // echoes is how many connections TestEcho opens in each case, one after the other.
 var echoes = flag.Int("echoes", 2, "connections of 2 MiB each way per case of TestEcho")
 
-// TestEcho sends bulk data in both directions of a TCP connection. The echo server runs in the kernel's machine in one half of
-// the cases, and on our stack in the other half. The server reads no more than it can write, so TCP's windows close and open
-// again. Neither TCP may drop a segment without which the other one cannot continue. Without the guards of
-// transport/netstack/window.go, none of 40 connections stopped here. So the test does not show that the guards are needed. It
-// shows that Linux accepts the segments that the guards send.
+// TestEcho sends bulk data in both directions of a TCP connection. The echo server runs in the kernel's machine in one half of the
+// cases, and on our stack in the other half. The server reads no more than it can write, so TCP's windows close and open again.
+// Neither the kernel's TCP nor gVisor's may drop a segment without which the other one cannot continue. Without the guards of
+// transport/netstack/window.go, none of 40 connections of this test stalled. So the test does not show that the guards are needed.
+// It shows that Linux accepts the segments that the guards send.
 func TestEcho(t *testing.T) {
 	b, digest := payload(bulk)
 	shrink := func(t *testing.T, c net.Conn) {
@@ -103,8 +103,8 @@ rm /tmp/bulk /tmp/got`, bulk>>16, ourAddrs[family])
 	}
 }
 
-// smallBuffers gives the kernel's TCP buffers a fixed size until the test ends, and keeps the usual window scale. closed returns
-// how many windows the kernel has closed since then.
+// smallBuffers gives the kernel's TCP buffers a fixed size until the test ends, and keeps the usual window scale. The returned
+// function closed returns how often the kernel has closed a window since smallBuffers was called.
 func (p *pair) smallBuffers() (closed func() int) {
 	const read, write, moderate = "/proc/sys/net/ipv4/tcp_rmem", "/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_moderate_rcvbuf"
 	was := strings.Split(strings.TrimSpace(p.sh("cat %s %s", read, write)), "\n")
@@ -114,7 +114,7 @@ func (p *pair) smallBuffers() (closed func() int) {
 	return func() int { return p.closedWindows() - before }
 }
 
-// closedWindows returns how many windows the kernel has closed since it booted.
+// closedWindows returns how often the kernel has closed a window, which means that it announced a window of zero, since it booted.
 func (p *pair) closedWindows() int {
 	p.t.Helper()
 	lines := strings.Split(p.sh("grep ^TcpExt: /proc/net/netstat"), "\n")

@@ -38,8 +38,8 @@ func TestHandshakeDSCP(t *testing.T) {
 }
 
 // TestECN checks RFC 6040's normal mode, which the kernel implements too. The outer header copies the inner ECN mark, except that
-// CE becomes ECT(0), and carries no DSCP. The inner header arrives unchanged. The test expects the same outer marks of our
-// packets and of the kernel's.
+// CE becomes ECT(0), and carries no DSCP. The inner header arrives unchanged. The test expects the same outer marks on our messages
+// as on the kernel's.
 func TestECN(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -64,8 +64,9 @@ func TestECN(t *testing.T) {
 	}
 }
 
-// TestECNMarked changes the ECN mark of the outer header, as a router on the path may do. The receiver copies CE to the inner
-// header if that has ECT, and ECT(1) if the inner header has ECT(0). It does not mark an inner packet that is not ECN-capable.
+// TestECNMarked changes the ECN mark of the outer header, as a router on the path may do. The receiver copies CE to an inner header
+// that has ECT(0) or ECT(1), and copies ECT(1) to an inner header that has ECT(0). It does not mark an inner packet that is not
+// ECN-capable.
 func TestECNMarked(t *testing.T) {
 	for _, w := range []way{line4, line6} {
 		t.Run(string(w), func(t *testing.T) {
@@ -81,7 +82,7 @@ func TestECNMarked(t *testing.T) {
 							}
 							return true
 						})
-						// The kernel's answer carries the mark that the request received on its path.
+						// The kernel's answer carries the inner mark with which the request arrived.
 						if got := tosOf(p.echo(family, 104, c.inner)); got != c.want {
 							t.Errorf("%s, %s, %#x inside and %#x outside: %#x inside after it, want %#x", direction, name, c.inner, c.mark, got, c.want)
 						}
@@ -92,8 +93,9 @@ func TestECNMarked(t *testing.T) {
 	}
 }
 
-// TestECNMismatch sets CE in the outer header of a packet whose inner header is not ECN-capable. RFC 6040 lets a receiver drop
-// the packet. The kernel logs such a packet and delivers it unchanged. Our device also delivers it unchanged, and counts it.
+// TestECNMismatch sets CE in the outer header of a packet whose inner header is not ECN-capable. RFC 6040 (section 4.2) tells a
+// receiver to drop the packet. The kernel logs such a packet and delivers it unchanged. Our device also delivers it unchanged, and
+// counts it.
 func TestECNMismatch(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
 	p.echo(0, 84, 0)

@@ -32,11 +32,11 @@ const (
 
 // A datagram is a UDP datagram that the line carries.
 type datagram struct {
-	from, to  netip.AddrPort // the addresses that the machine uses
+	from, to  netip.AddrPort // the addresses on the machine's side of the line, which is a NAT
 	data      []byte
 	tos       uint8
 	df        bool // IPv4's "don't fragment" flag
-	fragments int  // how many fragments carried it; 1 means whole
+	fragments int  // number of IP fragments in which the datagram arrived; 1 means that it was not fragmented
 }
 
 // kind returns the type of the WireGuard message in d.
@@ -82,7 +82,7 @@ func tosOf(p []byte) uint8 {
 	return p[1]
 }
 
-// A fragment is a UDP packet, or a part of one.
+// A fragment is an IP packet that contains a UDP datagram or a part of one.
 type fragment struct {
 	src, dst netip.Addr
 	tos      uint8
@@ -93,7 +93,7 @@ type fragment struct {
 	part     []byte
 }
 
-// parseFrame parses a frame from the machine. It understands only UDP.
+// parseFrame parses a frame from the machine. If the frame does not carry UDP, ok is false.
 func parseFrame(b []byte) (f fragment, ok bool) {
 	if len(b) < etherSize+20 {
 		return f, false

@@ -15,9 +15,9 @@ import (
 	"strings"
 )
 
-// initScript is the machine's first process. It loads the kernel modules, and then runs the scripts that arrive on the virtio
-// port. Each line there is one script: its number, its time limit in seconds, and its text in base64. The process writes the
-// script's output to the port, and after it the line "=== NUMBER STATUS".
+// initScript is the program of the machine's first process. It loads the kernel modules, and then runs the scripts that arrive on
+// the virtio port. Each line that arrives on the port is one script: its number, its time limit in seconds, and its text in base64.
+// The process writes the script's output to the port, and after it the line "=== NUMBER STATUS".
 const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -161,7 +161,7 @@ func addModules(a *archive, dir string, names ...string) error {
 	add = func(name string) error {
 		name = strings.ReplaceAll(name, "-", "_")
 		p := paths[name]
-		if done[name] || p == "" { // a name without a file is built into the kernel
+		if done[name] || p == "" { // a module without a file is built into the kernel
 			return nil
 		}
 		done[name] = true

@@ -18,10 +18,10 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// A wire is the Ethernet link to the machine's eth1. It exists as long as the machine. It drops a datagram from the kernel if no
-// line has the destination address.
+// A wire is the Ethernet link to the machine's eth1. It exists as long as the machine, and each test connects its own line to it.
+// The wire drops datagrams from the kernel while no line is connected.
 type wire struct {
-	conn net.Conn // carries frames, each after its length in 4 bytes
+	conn net.Conn // carries Ethernet frames, each preceded by its length in 4 bytes
 	done chan struct{}
 
 	mu   sync.Mutex // guards line
@@ -78,14 +78,14 @@ func (w *wire) send(d *datagram) error {
 	return err
 }
 
-// The ends of a line: the one of our device, and the one of the kernel.
+// The ends of a line: ours is the end of our device, and kernels is the end of the kernel.
 const (
 	ours    = 0
 	kernels = 1
 )
 
-// A line connects a device's socket on loopback with the kernel's socket on eth1. It is a NAT: the kernel sends to the address
-// outside, and the device sends to the address inside.
+// A line connects a device's socket on loopback with the kernel's socket on eth1. It is a NAT: the kernel sends to the address in
+// the field outside, and the device sends to the address in the field inside.
 //
 //	Device 127.0.0.1:x ─ inside 127.0.0.1:y │ outside 10.9.0.1:40000 ─ kernel 10.9.0.2:51820
 type line struct {
@@ -133,7 +133,7 @@ func newLine(t *testing.T, w *wire, v6 bool) *line {
 	return l
 }
 
-// receive reads the device's datagrams, records them, and sends those that the filter passes to the kernel.
+// receive reads the device's datagrams and records them. It sends to the kernel those that the filter lets pass.
 func (l *line) receive() {
 	b, oob := make([]byte, 65535), make([]byte, 128)
 	for {
@@ -153,8 +153,8 @@ func (l *line) receive() {
 	}
 }
 
-// fromKernel records a datagram from the kernel, and sends it to the device if the filter passes it. It ignores datagrams that
-// are not for the device, such as the answers to a flood.
+// fromKernel records a datagram from the kernel, and sends it to the device if the filter lets it pass. It ignores datagrams that
+// are not for the device, such as the kernel's answers to the flood of TestCookieKernel.
 func (l *line) fromKernel(d *datagram) {
 	l.mu.Lock()
 	pass := d.to == l.outside
@@ -180,7 +180,7 @@ func (l *line) toDevice(device netip.AddrPort, d *datagram) {
 	l.socket.WriteMsgUDPAddrPort(d.data, tosMessage(d.tos, device.Addr().Is6()), device)
 }
 
-// locate tells the line the device's address, so that the kernel can send before the device has sent a datagram.
+// locate tells the line the device's address, so that the line can deliver the kernel's datagrams before the device has sent one.
 func (l *line) locate(device netip.AddrPort) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -263,7 +263,7 @@ func parseTOS(oob []byte) uint8 {
 	return 0
 }
 
-// tosMessage returns the control message with which a datagram is sent with the type of service or traffic class tos.
+// tosMessage returns the control message that makes the system send a datagram with the type of service or traffic class tos.
 func tosMessage(tos uint8, v6 bool) []byte {
 	b := make([]byte, unix.CmsgSpace(4))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))

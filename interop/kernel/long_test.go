@@ -20,9 +20,9 @@ func needsLong(t *testing.T) {
 	}
 }
 
-// TestLongRekey sends one ping per second in each direction for 135 s, while both peers use the real clock. "The initiator makes
-// a new session after 120 s": the test checks that it makes exactly one, that no packet is lost, and that the responder sends no
-// initiation.
+// TestLongRekey sends one ping per second in each direction for 135 s, while both peers use the real clock. The initiator makes a
+// new session when it sends after REKEY_AFTER_TIME (120 s). The test checks that it makes exactly one, that no packet is lost, and
+// that the responder sends no initiation.
 func TestLongRekey(t *testing.T) {
 	for first, role := range []string{"ours", "the kernel's"} {
 		t.Run(role, func(t *testing.T) {
@@ -57,7 +57,8 @@ func TestLongRekey(t *testing.T) {
 }
 
 // TestLongRejectAfterTime drops all handshake messages after the first handshake, while both peers continue to send packets. The
-// session lasts exactly 180 s. After that, neither peer sends on it, because the other one would drop the messages.
+// session lasts exactly 180 s (REJECT_AFTER_TIME). After that, neither peer sends on it, because the other one would drop the
+// messages.
 func TestLongRejectAfterTime(t *testing.T) {
 	needsLong(t)
 	p := newPair(t, setup{way: line4, packets: true})
@@ -66,7 +67,7 @@ func TestLongRejectAfterTime(t *testing.T) {
 	p.line.filter(func(_ int, d *datagram) bool {
 		return d.kind() == pipe.TypeData || d.kind() == pipe.TypeKeepalive
 	})
-	var last [2]atomic.Int64 // when the device and the kernel last sent data
+	var last [2]atomic.Int64 // the time of each end's last data message, in nanoseconds after began
 	sent := [2]int{}
 	for time.Since(began) < 190*time.Second {
 		p.send(echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))
@@ -94,8 +95,8 @@ func TestLongRejectAfterTime(t *testing.T) {
 	p.echo(1, 104, 0)
 }
 
-// TestLongPassiveKeepalive checks that a peer that received data and sends nothing for 10 s then sends one empty packet. It
-// also checks that neither peer answers an empty packet. Both peers use the real clock.
+// TestLongPassiveKeepalive checks that a peer that received data and sends nothing for 10 s then sends one keepalive. It also
+// checks that neither peer answers a keepalive. Both peers use the real clock.
 func TestLongPassiveKeepalive(t *testing.T) {
 	needsLong(t)
 	p := newPair(t, setup{way: line4, packets: true})

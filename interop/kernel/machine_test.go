@@ -33,7 +33,7 @@ const (
 	guestPort     = 51820 // the kernel's UDP port; QEMU's user network forwards datagrams to it
 )
 
-// All tests of a run share one machine. The first test that needs the machine boots it.
+// All tests of a run except TestDaemon share one machine. The first test that needs the machine boots it.
 var (
 	boot      sync.Once
 	booted    *machine
@@ -66,8 +66,8 @@ type machine struct {
 	dir string // contains QEMU's files; close removes it
 	// UDP port of 127.0.0.1 that QEMU forwards to guestPort
 	port uint16
-	// The namespace in which QEMU runs, where hostTAP is connected to eth1. Nil means the namespace of the test; then wire is
-	// connected to eth1.
+	// The network namespace in which QEMU runs, and in which the TAP hostTAP is connected to eth1. If host is nil, QEMU runs in the
+	// namespace of the test, and the socket in the field wire is connected to eth1.
 	host    *netlab.Host
 	wire    *wire
 	bootIn  time.Duration
@@ -82,7 +82,7 @@ type machine struct {
 	broken error // why the machine no longer works
 }
 
-// guest returns the machine. It skips the test if the host cannot run one.
+// guest returns the machine. It skips the test if the host cannot run a machine.
 func guest(t *testing.T) *machine {
 	t.Helper()
 	boot.Do(func() {
@@ -139,8 +139,8 @@ ip neigh add 10.9.0.3 lladdr ` + hostMAC.String() + ` dev eth1 nud permanent`)
 	return m, nil
 }
 
-// run starts QEMU. The console is written to a file. Scripts and their output use a virtio port which, unlike a serial line,
-// loses no bytes. eth1 is connected to the wire or to the host's TAP.
+// run starts QEMU. The kernel's console output goes to a file. Scripts and their output use a virtio port which, unlike a serial
+// line, loses no bytes. If m.host is nil, eth1 is connected to m.wire, and otherwise to the TAP of that host.
 func (m *machine) run(img *image) error {
 	initramfs := filepath.Join(m.dir, "initramfs")
 	if err := os.WriteFile(initramfs, img.initramfs, 0o600); err != nil {

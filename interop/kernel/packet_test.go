@@ -38,7 +38,7 @@ func echoRequest(src, dst netip.Addr, size int, tos uint8, sequence uint16) []by
 }
 
 // unasked returns an echo reply without a request. The kernel drops it silently. An echo request with a wrong checksum would not
-// serve: the kernel would answer it, because it does not verify the checksums inside an authentic packet.
+// do: the kernel would answer it, because it does not verify the checksums inside an authentic packet.
 func (p *pair) unasked() []byte {
 	b := echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence())
 	m := b[20:]

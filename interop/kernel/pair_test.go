@@ -37,7 +37,8 @@ func prefixes(addrs [2]netip.Addr) (ps []netip.Prefix) {
 	return ps
 }
 
-// A way is a path between the device and the kernel.
+// A way is a path between the device and the kernel: QEMU's user network, or the line of line_test.go with IPv4 or IPv6 as the
+// outer family.
 type way string
 
 const (
@@ -65,9 +66,9 @@ func (c *shiftedClock) forward(d time.Duration) { c.shift.Add(int64(d)) }
 type setup struct {
 	way     way
 	psk     wireguard.PresharedKey
-	packets bool // the device's plaintext side is a pipe.Tunnel that the test controls, not a stack
+	packets bool // the device's Tunnel is a pipe.Tunnel that the test controls, not a netstack.Net
 
-	kernelPeer  string // further arguments of the command wg set that adds the device to the kernel's peers
+	kernelPeer  string // further arguments of the "wg set" that adds the device to the kernel's peers
 	kernelMTU   int    // MTU of wg0; 0 means 1420
 	noKernelsAt bool   // the device does not know the kernel's endpoint
 	givesWay    bool   // the device has the greater public key, so it lets the kernel retry first if initiations cross
@@ -212,7 +213,7 @@ func (p *pair) sh(format string, args ...any) string {
 	return out
 }
 
-// A kernelStatus is what the kernel's wg show dump reports about the device.
+// A kernelStatus is what "wg show wg0 dump" in the machine reports about the device.
 type kernelStatus struct {
 	endpoint  string
 	handshake time.Time // zero means never
@@ -261,7 +262,7 @@ func (p *pair) want(what string, ok func() bool) {
 	}
 }
 
-// ping makes the device ping the kernel with the given address family.
+// ping makes the device ping the kernel's address inside the tunnel: the IPv4 address if family is 0, the IPv6 address if it is 1.
 func (p *pair) ping(family int) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -271,7 +272,8 @@ func (p *pair) ping(family int) {
 	}
 }
 
-// pinged makes the kernel ping the device with the given address family.
+// pinged makes the kernel ping the device's address inside the tunnel: the IPv4 address if family is 0, the IPv6 address if it is
+// 1.
 func (p *pair) pinged(family int) {
 	p.t.Helper()
 	p.sh("ping -c 1 -W 30 %v", ourAddrs[family])
@@ -293,7 +295,8 @@ func (p *pair) wantCounters() {
 	})
 }
 
-// sameCounters waits until the kernel's byte counters match those that the function our returns.
+// sameCounters calls our until the kernel has received as many bytes as our reports as sent, and has sent as many as our reports as
+// received.
 func (p *pair) sameCounters(our func() (sent, received uint64)) {
 	p.t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {

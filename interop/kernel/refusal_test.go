@@ -57,8 +57,8 @@ func TestWrongPresharedKey(t *testing.T) {
 }
 
 // TestReplay sends recorded messages to both peers again. Neither peer may answer a replay, and the kernel must not change the
-// device's endpoint. A responder accepts only initiations with a greater timestamp than all before, a peer accepts a
-// data message only once, and a response answers only one initiation.
+// device's endpoint. A responder accepts an initiation only if its timestamp is greater than those of all earlier initiations. An
+// initiator accepts only one response to an initiation. Both accept each data message only once.
 func TestReplay(t *testing.T) {
 	for first, role := range []string{"ours", "the kernel's"} {
 		t.Run(role, func(t *testing.T) {
@@ -77,7 +77,8 @@ func TestReplay(t *testing.T) {
 				}
 			}
 			time.Sleep(apart)
-			// All replays to the kernel have another source port. If the kernel accepted one of them, it would send to that port.
+			// All replays to the kernel come from a source port that the device does not use. If the kernel accepted one of them,
+			// it would send to that port.
 			for _, d := range recorded[ours] {
 				d.from = netip.AddrPortFrom(d.from.Addr(), 40001)
 				p.line.inject(ours, d)
@@ -100,8 +101,8 @@ func TestReplay(t *testing.T) {
 			}
 			after, l := p.status(), p.kernel()
 			for _, more := range []uint64{after.Received.Bytes - before.Received.Bytes, l.rx - k.rx} {
-				// On a slow machine, keepalives may be counted too. Two keepalives are smaller than any handshake or data message
-				// that was replayed.
+				// On a slow machine, up to two keepalives may be counted too. Together they are smaller than any handshake or data
+				// message that was replayed.
 				if last := uint64(keepaliveBytes + 96); more < last || more > last+2*keepaliveBytes {
 					t.Errorf("%d more bytes counted, want %d, the last ping's", more, last)
 				}
@@ -113,7 +114,8 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestOrder checks that each peer accepts data messages out of order, and each message only once ("the window").
+// TestOrder checks that each peer accepts data messages out of order, and accepts each message only once, as the replay window
+// requires.
 func TestOrder(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
 	p.echo(0, 84, 0)
@@ -158,8 +160,9 @@ func TestOrder(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestSourceFilter sends an authentic packet whose inner source address belongs to another peer, according to the longest prefix of
-// all peers. The receiver drops the packet and does not count its bytes ("those refused by the source check are not counted").
+// TestSourceFilter sends an authentic packet from an inner source address that the sender may not use: either no peer has the
+// address in its allowed IPs, or the longest prefix that contains the address belongs to another peer. The receiver drops the
+// packet and does not count its bytes.
 func TestSourceFilter(t *testing.T) {
 	foreign := [2]netip.Addr{netip.MustParseAddr("10.8.0.9"), netip.MustParseAddr("fd08::9")}
 	t.Run("the kernel's", func(t *testing.T) {
@@ -187,7 +190,7 @@ func TestSourceFilter(t *testing.T) {
 		p.sh("ip addr add %v/32 dev wg0; ip -6 addr add %v/128 dev wg0 nodad preferred_lft 0", foreign[0], foreign[1])
 		for family := range families {
 			p.pinged(family)
-			const refused = 32 + 96 // the IPv4 ping from the foreign address
+			const refused = 32 + 96 // bytes of the data message with the IPv4 ping from the foreign address
 			p.want("all counted but what was refused", func() bool {
 				return p.kernel().tx == p.status().Received.Bytes+uint64(family)*refused
 			})
@@ -204,8 +207,8 @@ func TestSourceFilter(t *testing.T) {
 	t.Run("nested prefixes", func(t *testing.T) {
 		p := newPair(t, setup{})
 		p.pinged(0)
-		// Another peer gets a longer prefix inside the kernel's prefix. The kernel may then no longer send from the addresses in
-		// the longer prefix.
+		// Another peer gets a longer prefix inside the kernel's prefix. From then on, the device drops the kernel's packets whose
+		// source address is in the longer prefix.
 		other := wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public(), AllowedIPs: []netip.Prefix{netip.PrefixFrom(kernelAddrs[0], 32)}}
 		wide := wireguard.PeerChange{PublicKey: p.kernelKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/24")}}
 		p.configure(wireguard.Change{Peers: []wireguard.PeerChange{wide, other.Change()}})
@@ -219,8 +222,8 @@ func TestSourceFilter(t *testing.T) {
 	})
 }
 
-// TestStrangers checks that the device does not answer an initiation with an unknown key, and that the kernel does not answer one
-// with a wrong mac1.
+// TestStrangers checks that the device does not answer an initiation from an unknown public key, and that the kernel does not
+// answer an initiation with a wrong mac1.
 func TestStrangers(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -239,7 +242,7 @@ func TestStrangers(t *testing.T) {
 	t.Run("the kernel", func(t *testing.T) {
 		// The kernel has a new key now, so the mac1 of our messages is made for a key that the kernel no longer has.
 		responses := p.line.count(kernels, pipe.TypeResponse)
-		p.clock.forward(181 * time.Second) // the session has expired
+		p.clock.forward(181 * time.Second) // the session expires after 180 s
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if p.dev.Handshake(ctx, p.kernelKey.Public()) == nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestRoaming changes the UDP port of our device and then that of the kernel, over QEMU's user network. The session continues:
-// "each end answers where the last authentic packet came from".
+// TestRoaming changes the UDP port of our device and then that of the kernel, over QEMU's user network. The session continues,
+// because each peer sends to the address from which the last authentic message came.
 func TestRoaming(t *testing.T) {
 	p := newPair(t, setup{})
 	p.ping(0)
@@ -23,7 +23,7 @@ func TestRoaming(t *testing.T) {
 	}
 	p.pinged(1)
 
-	// When the kernel changes its port, the user network sends its messages from another outer port.
+	// When the kernel changes its port, the user network sends the kernel's messages from another port of the host.
 	p.sh("wg set wg0 listen-port %d", guestPort+1)
 	p.pinged(0)
 	moved := p.status().Endpoint.Addr

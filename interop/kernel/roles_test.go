@@ -11,16 +11,15 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// The sizes of messages in bytes. A data message is keepaliveBytes longer than its packet, which is padded to a multiple of 16
-// bytes.
+// The sizes of messages in bytes. A data message is as long as a keepalive and the packet, padded to a multiple of 16 bytes.
 const (
 	initiationBytes = 148
 	responseBytes   = 92
 	keepaliveBytes  = 32
 )
 
-// TestRoles lets our device or the kernel begin, over each outer and each inner family, with and without a preshared key. The
-// first packet establishes the session, and both peers count the same bytes ("rx_bytes, tx_bytes" of wg(8)).
+// TestRoles lets our device or the kernel begin the handshake, over each outer and each inner family, with and without a preshared
+// key. The first packet establishes the session, and the byte counters of both peers agree.
 func TestRoles(t *testing.T) {
 	for _, w := range []way{userNet, line4, line6} {
 		for _, role := range []string{"initiator", "responder"} {
@@ -61,15 +60,15 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// TestConfirmation checks that the initiator confirms the session at once, with staged packets or a keepalive: "the responder
-// cannot send until it has received a first message from the initiator".
+// TestConfirmation checks that the initiator confirms the session at once, with staged packets or a keepalive. The responder must
+// not send on the session before it has received a first data message or keepalive from the initiator.
 func TestConfirmation(t *testing.T) {
 	messages := []pipe.MessageType{pipe.TypeInitiation, pipe.TypeResponse, pipe.TypeKeepalive, pipe.TypeData}
 	for _, c := range []struct {
 		name  string
 		first int
 		begin func(p *pair)
-		want  [2][4]int // indexed by the sending end
+		want  [2][4]int // how many messages of each type, indexed by the sending end
 	}{
 		{"ours, nothing staged", ours, func(p *pair) {
 			if err := p.handshake(); err != nil {

@@ -11,13 +11,13 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// apart is how long a test waits between two initiations of the device. From one peer, the kernel accepts one initiation per 20
-// ms of its own clock, and drops the others.
+// apart is how long a test waits between two initiations of the device. The kernel accepts at most one initiation from a peer per
+// 20 ms, measured by the kernel's clock, and drops the others.
 const apart = 50 * time.Millisecond
 
-// TestRekey checks that the initiator of a session makes a new one when it sends after REKEY_AFTER_TIME (120 s). The test sets
-// our device's clock forward. The old session works until the new one is established, so no packet is lost. The third handshake
-// removes the first session from both peers.
+// TestRekey checks that the initiator makes a new session when it sends a packet and its session is older than REKEY_AFTER_TIME
+// (120 s). The test sets our device's clock forward. The old session works until the new one is established, so no packet is lost.
+// The third handshake removes the first session from both peers.
 func TestRekey(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -55,9 +55,9 @@ func TestOurRestart(t *testing.T) {
 	}
 }
 
-// TestKernelAfterOurRestart lets the kernel send on a session with a device that has been replaced by a new one. The kernel
-// begins a new handshake 15 s after it has sent a packet (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT), if it has received none since. The
-// new device answers, because it has not yet seen a timestamp from the kernel.
+// TestKernelAfterOurRestart replaces the device by a new one with the same keys, and lets the kernel send on its session with the
+// old device. The kernel begins a new handshake 15 s after it has sent a packet (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT), if it has
+// received none since. The new device answers, because it has not yet seen a timestamp from the kernel.
 func TestKernelAfterOurRestart(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	p.pinged(0)
@@ -87,8 +87,8 @@ func TestKernelRecreated(t *testing.T) {
 	p.revive()
 }
 
-// TestPeerReadded removes only the device from the kernel's peers, and adds it again. In between, the kernel does not answer the
-// device.
+// TestPeerReadded removes the device from the kernel's peers and adds it again, while the kernel's interface stays up. In between,
+// the kernel does not answer the device.
 func TestPeerReadded(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)
@@ -113,7 +113,8 @@ func TestPeerReadded(t *testing.T) {
 	p.revive()
 }
 
-// revive checks that our device detects that the kernel no longer has their session, and that it establishes another one.
+// revive checks that our device detects that the kernel has lost the session between them, and that our device establishes another
+// one.
 func (p *pair) revive() {
 	p.t.Helper()
 	before := p.line.count(kernels, pipe.TypeResponse)
@@ -134,10 +135,10 @@ func (p *pair) revive() {
 	p.pinged(1)
 }
 
-// TestCrossing lets both peers send their initiations at the same time. These cross, and none of the two handshakes makes a current
-// session. One peer tries again after 5 to 5.33 s, and then packets pass in both directions. In this test that peer is
-// the kernel. The device has the greater public key, so it lets the kernel try first. If both tried again at the same moment,
-// their initiations would cross again.
+// TestCrossing lets both peers send their initiations at the same time. The initiations cross, and neither of the two handshakes
+// gives the peers a session on which they can send. One peer tries again after 5 to 5.33 s, and then packets pass in both
+// directions. In this test the kernel is that peer: the device has the greater public key, so it lets the kernel try first. If both
+// tried again at the same time, their initiations would cross again.
 func TestCrossing(t *testing.T) {
 	p := newPair(t, setup{way: line4, givesWay: true})
 	held := make([]*datagram, 2)
@@ -166,8 +167,8 @@ func TestCrossing(t *testing.T) {
 	}
 }
 
-// TestPersistentKeepalive lets the kernel send a persistent keepalive every second, and then our device. The receiver counts the
-// bytes of a keepalive, but does not count it as a packet, and does not answer it.
+// TestPersistentKeepalive lets first the kernel and then our device send a persistent keepalive every second. The receiver counts
+// the bytes of a keepalive, but does not count the keepalive as a packet, and does not answer it.
 func TestPersistentKeepalive(t *testing.T) {
 	p := newPair(t, setup{way: line4, kernelPeer: "persistent-keepalive 1", noKernelsAt: true})
 	p.want("three keepalives, and their bytes", func() bool {
@@ -189,7 +190,7 @@ func TestPersistentKeepalive(t *testing.T) {
 }
 
 // TestIdentity gives first the device and then the kernel a new private key while they are up. The peer with the new key
-// establishes a new session with its next packet. It no longer sends on the session of the old key.
+// establishes a new session when it sends its next packet, and no longer sends on the session that it made with the old key.
 func TestIdentity(t *testing.T) {
 	p := newPair(t, setup{way: line4})
 	p.ping(0)

@@ -32,8 +32,8 @@ func payload(n int) (b []byte, digest string) {
 	return b, hex.EncodeToString(d[:])
 }
 
-// TestTCP checks that a TCP connection carries its bytes unchanged, in each direction and each inner family, and that both peers
-// count each message.
+// TestTCP checks that a TCP connection carries its bytes unchanged, in each direction and each inner family, and that the byte
+// counters of both peers agree.
 func TestTCP(t *testing.T) {
 	b, digest := payload(bulk)
 	for family, name := range families {
@@ -85,8 +85,8 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// TestIperf3 runs iperf3 on the host as a client of iperf3 in the machine. The client reaches the tunnel through a forwarded port
-// and our stack. The test runs in both directions and both inner families.
+// TestIperf3 runs iperf3 on the host as a client of iperf3 in the machine. The client connects to a port of loopback, which the
+// test forwards through our stack and the tunnel. The test runs in both directions and both inner families.
 func TestIperf3(t *testing.T) {
 	iperf3, err := program("iperf3")
 	if err != nil {
@@ -131,8 +131,8 @@ func TestIperf3(t *testing.T) {
 	}
 }
 
-// forward listens on a port of loopback. It joins each connection that it accepts with a new connection through the tunnel, whose
-// destination is to. It stops when the test ends.
+// forward listens on a port of loopback. For each connection that it accepts, it opens a connection through the tunnel to the
+// address in the parameter to, and copies bytes between the two connections. It stops when the test ends.
 func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -161,18 +161,18 @@ func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 	})
 	t.Cleanup(func() {
 		l.Close()
-		p.dev.Close() // closes the connections through it
+		p.dev.Close() // closes the connections through the tunnel too
 		wg.Wait()
 	})
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// TestPadding sends packets of about 1420 bytes, the MTU, in both directions. Each of our messages is as long as the kernel's
-// message for a packet of that size: "padded to 16 bytes, but not beyond the MTU".
+// TestPadding sends packets of various sizes, up to the MTU of 1420 bytes, in both directions. Our message for a packet is as long
+// as the kernel's message for a packet of the same size: both pad the packet to a multiple of 16 bytes, but not beyond the MTU.
 func TestPadding(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
-	// Disable IPv6, because the kernel reports its multicast groups in packets that the test would count. Reports that already
-	// wait are sent with the answer to the first echo request.
+	// Disable IPv6, because the kernel reports its multicast groups in packets that the test would count. The kernel sends reports
+	// that are already queued together with its answer to the first echo request, before the test counts.
 	p.sh("echo 1 >/proc/sys/net/ipv6/conf/wg0/disable_ipv6")
 	p.echo(0, 28, 0)
 	for _, size := range []int{28, 32, 33, 47, 48, 49, 1391, 1392, 1393, 1408, 1409, 1416, 1417, 1419, 1420} {
@@ -190,9 +190,9 @@ func TestPadding(t *testing.T) {
 	p.wantCounters()
 }
 
-// TestFragments makes the MTU of the machine's network interface smaller than the kernel's messages, so that these arrive in
-// fragments ("DF clear"). It does so for both outer families. Packets as large as the tunnel's MTU arrive, and both peers count
-// messages and not fragments. Our device's messages do not depend on that MTU.
+// TestFragments makes the MTU of the machine's network interface smaller than the kernel's messages. The kernel sends the messages
+// without the flag "don't fragment" (DF), so they arrive in fragments. The test uses both outer families. Packets as large as the
+// tunnel's MTU arrive, and both peers count messages and not fragments. Our device's messages do not depend on that MTU.
 func TestFragments(t *testing.T) {
 	for _, w := range []way{userNet, line4, line6} {
 		t.Run(string(w), func(t *testing.T) {

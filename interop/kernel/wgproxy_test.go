@@ -22,7 +22,7 @@ import (
 
 // TestWgproxy connects a wgproxy process with the kernel. In both inner families, curl fetches 512 KiB from the machine's web
 // server through wgproxy's SOCKS5 server. The machine fetches two pages through the tunnel: one from a service on the host's
-// loopback, to which the option -R forwards a port, and one from another address of the host, through the [Gateway].
+// loopback, to which the option -R forwards a port, and one from another address of the host, which the [Gateway] section allows.
 //
 //	curl ─ wgproxy ─ udp ─ QEMU's user network ─ eth0 ─ wg0 ─ httpd
 func TestWgproxy(t *testing.T) {
@@ -35,7 +35,7 @@ func TestWgproxy(t *testing.T) {
 	if err := netlab.Build("../..", "github.com/seed-86b749af/wireguard/cmd/wgproxy", program); err != nil {
 		t.Fatal(err)
 	}
-	p.daemonAt = netip.MustParseAddrPort("10.0.2.2:9") // replaced when wgproxy's first message arrives
+	p.daemonAt = netip.MustParseAddrPort("10.0.2.2:9") // the kernel replaces it when wgproxy's first message arrives
 	p.addKernel()
 	t.Cleanup(func() { p.m.script("killall httpd; ip link del wg0") })
 	p.sh("mkdir -p /tmp/www\ndd if=/dev/urandom of=/tmp/www/file bs=64k count=8 2>/dev/null\nhttpd -p 80 -h /tmp/www")

@@ -37,7 +37,7 @@ func TestManyAllowedIPs(t *testing.T) {
 	}
 	w.fill(config.String())
 	slices.Sort(want)
-	for range 2 { // the second time, after the output of showconf was set as the configuration
+	for range 2 { // in the second round, the configuration is the output of "wg showconf"
 		if got := sortedFields(w.run("wg show %s allowed-ips", w.name)); !slices.Equal(got, want) {
 			t.Fatalf("%d words in wg show allowed-ips, want the key and its %d prefixes", len(got), len(want)-1)
 		}

@@ -16,10 +16,10 @@ func onBothFamilies(t *testing.T, test func(t *testing.T, outer netip.Addr, ip s
 	}
 }
 
-// TestHandshakeClass checks that the outer headers of the handshake's messages carry the class 0x88, which means AF41 and not
-// ECN-capable, and that data messages do not.
+// TestHandshakeClass checks that the outer headers of the handshake's messages carry the traffic class 0x88, which means DSCP AF41
+// and not ECN-capable. Those of data messages must carry no DSCP.
 //
-//	a ══ v0 ── v0 ══ b     newPair; both look at what arrives
+//	a ══ v0 ── v0 ══ b     newPair; both hosts count the datagrams that arrive
 func TestHandshakeClass(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it sets no DSCP")
@@ -55,7 +55,7 @@ func TestOuterMayBeFragmented(t *testing.T) {
 // ECT(0). It does not carry the inner DSCP. If a router sets CE in the outer header, the receiver copies CE to the inner header
 // only if the inner packet is ECN-capable.
 //
-//	a ══ v0 ── v0 ══ b     newPair; b marks what arrives, as a router would
+//	a ══ v0 ── v0 ══ b     newPair; b sets CE in the datagrams that arrive, as a router would
 func TestECN(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it carries no ECN, in neither direction")

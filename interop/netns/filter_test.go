@@ -9,11 +9,11 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// TestSourceFilter checks that the daemon accepts a packet only from the peer to which it would send a packet for that source
-// address. The longest prefix that contains the address decides. The daemon learns a peer's new endpoint from a refused packet
-// too, because the message is authentic.
+// TestSourceFilter checks that the daemon accepts a packet from a peer only if it would send packets for the packet's source
+// address to the same peer. The peer with the longest prefix that contains the address is the one to which the daemon sends. The
+// daemon learns a peer's new endpoint from a refused packet too, because the message that carries the packet is authentic.
 //
-//	a ══ v0 ── v0 ══ b     newPair; a also has a peer c, which nobody is
+//	a ══ v0 ── v0 ══ b     newPair; a also has a peer c, which does not exist
 func TestSourceFilter(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -54,8 +54,8 @@ func TestPrefixMoves(t *testing.T) {
 	p.a.ping(innerB4, 1)
 }
 
-// TestNoPeerForDestination routes packets for two foreign addresses to the interface. They must not arrive while no peer has
-// their prefix, and must arrive when a peer has the prefixes that cover all addresses.
+// TestNoPeerForDestination routes packets for two foreign addresses to the interface. They must not arrive while no peer has their
+// prefix, and must arrive when b's allowed IPs are 0.0.0.0/0 and ::/0.
 func TestNoPeerForDestination(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

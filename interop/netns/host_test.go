@@ -108,7 +108,7 @@ func (h *host) addresses(name, addresses string) {
 }
 
 // nft adds rules to the table t, one per line. That table has the chains in, forward and out for packets to, through and from the
-// host. The chain early runs before connection tracking, the chain nat masquerades, and the chain late runs after it.
+// host. The chain early runs before connection tracking, the chain nat is for masquerading, and the chain late runs after nat.
 func (h *host) nft(rules ...string) {
 	h.t.Helper()
 	h.feed(`
@@ -164,8 +164,8 @@ func (h *host) reaches(to netip.Addr) bool {
 	return err == nil
 }
 
-// tryPing runs ping(8), and fails if no reply arrives in the time wait. It sends only one packet, because with several packets
-// ping would not wait that long for the last reply: it would wait twice as long as the slowest reply has taken.
+// tryPing runs ping(8), and fails if no reply arrives within the duration wait. It sends only one packet: with several packets,
+// ping would wait for the last reply only twice as long as the slowest reply has taken.
 func (h *host) tryPing(to netip.Addr, wait time.Duration, options ...string) (string, error) {
 	return h.Run(fmt.Sprintf("ping -n -c 1 -W %.1f %s %v", wait.Seconds(), strings.Join(options, " "), to))
 }
@@ -187,8 +187,8 @@ func exists(path string) bool {
 }
 
 // sendUDP sends all datagrams from one socket. With one socket per datagram, opening the next socket would sometimes fail with
-// "address already in use". The reason is that a process that another test starts at that moment has a copy of the previous
-// socket for a short time.
+// "address already in use". The reason is that another test may be starting a process, which has a copy of the previous socket
+// until it calls exec.
 func (h *host) sendUDP(from, to string, datagrams ...[]byte) {
 	h.t.Helper()
 	err := h.Do(func() error {

@@ -20,8 +20,8 @@ import (
 //   - The error's source is the packet's destination. The module uses an address of the host, because its error does not arrive
 //     through an interface. Through a TUN, a packet from one of the host's own addresses is martian, and the kernel drops it.
 //
-//   - On the host, the module fails the send itself (ENOKEY, EDESTADDRREQ). With a TUN, the sender learns of the failure only
-//     from the ICMP error.
+//   - If the sender is on the daemon's host, the module makes the sender's system call fail (ENOKEY, EDESTADDRREQ). With a TUN,
+//     the sender learns of the failure only from the ICMP error.
 //
 //     c v0 172.16.0.2, fd02::2 ── lan 172.16.0.1, fd02::1 :a ══ v0 ── v0 ══ b
 func TestUnreachable(t *testing.T) {

@@ -43,9 +43,9 @@ func newWGAt(h *host, port int, addresses string) *wg {
 	return w
 }
 
-// up runs "ip link set up", and waits until the daemon has reacted. Netlink tells the daemon of the change a moment later; the
-// kernel's own module reacts before the command returns. The daemon first opens its port and then starts to send and receive
-// packets. A change of the configuration waits until both are done, so up makes such a change.
+// up runs "ip link set up", and waits until the daemon has reacted. The kernel's own module reacts before the command returns, but
+// the daemon learns of the change from netlink, which may be later. The daemon first opens its port and then starts to send and
+// receive packets. A change of the configuration waits until both are done, so up makes such a change.
 func (w *wg) up() {
 	w.t.Helper()
 	w.run("ip link set up dev %s", w.name)
@@ -89,7 +89,7 @@ func lastLines(log string) string {
 	return strings.Join(lines[max(0, len(lines)-8):], "")
 }
 
-// set runs "wg set" for this interface. The file /dev/stdin contains its private key.
+// set runs "wg set" for this interface. The arguments may name the file /dev/stdin, which contains the interface's private key.
 func (w *wg) set(format string, args ...any) {
 	w.t.Helper()
 	w.feed(w.key.Text(), "wg set "+w.name+" "+format, args...)
@@ -127,7 +127,7 @@ func (w *wg) status(p *wg) status {
 	return status{}
 }
 
-// wantEndpoint checks that the interface has the endpoint want for the peer p.
+// wantEndpoint checks that the interface has the endpoint want for the peer p. The error message contains why.
 func (w *wg) wantEndpoint(p *wg, want, why string) {
 	w.t.Helper()
 	if got := w.status(p).endpoint; got != want {
@@ -161,7 +161,8 @@ func (w *wg) traffic() traffic {
 //	v0 192.0.2.1/24, 2001:db8::1/64 ───────────── v0 192.0.2.2/24, 2001:db8::2/64
 //	wg 10.0.0.1/24, fd00::1/64 ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ wg 10.0.0.2/24, fd00::2/64
 //
-// Each interface has the other one as its peer, with the two inner addresses as allowed IPs. Neither has an endpoint yet.
+// Each interface has the other one as its peer, with the two inner addresses as allowed IPs. Neither interface has the other one's
+// endpoint yet.
 type pair struct{ a, b *wg }
 
 const (

@@ -21,8 +21,8 @@ func (h *host) iperf(g *host, to netip.Addr, options string) netlab.Report {
 }
 
 // TestBulk sends bulk traffic over both outer and both inner families: TCP with one connection in each direction, TCP with four
-// connections, and UDP. iperf3 stops counting when its sender has finished, so its figure omits packets that are still in flight.
-// At 10 Mbit/s, which any machine reaches, most UDP packets must arrive.
+// connections, and UDP. iperf3 stops counting when its sender has finished, so its byte count omits packets that are still in
+// flight. At 10 Mbit/s, which any machine reaches, most UDP packets must arrive.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestBulk(t *testing.T) {
@@ -36,7 +36,8 @@ func TestBulk(t *testing.T) {
 }
 
 // TestBulkInFragments sends bulk traffic through a tunnel with an MTU of 9000 over a cable with an MTU of 1500. The message of a
-// large packet is larger than the path's MTU, so it is sent in fragments and not as part of a train of datagrams.
+// large packet is larger than the path's MTU, so the daemon sends it alone, in fragments, and not together with other messages in
+// one call (UDP_SEGMENT).
 func TestBulkInFragments(t *testing.T) {
 	notKernelLike(t, "its trains are larger than the path's MTU allows and fail with EMSGSIZE for ever: TCP stands still")
 	for _, outer := range []netip.Addr{outerB4, outerB6} {

@@ -37,7 +37,7 @@ func (w *wg) ended(why string) {
 }
 
 // TestKilledReceiver kills a daemon under traffic and starts it again. The interface disappears with the daemon. The other daemon
-// uses the old session until it has received no answer for fifteen seconds, and then makes a new session.
+// sends on the old session until it has received no answer for fifteen seconds, and then makes a new session.
 //
 //	a ══ v0 ── v0 ══ b     newPair; b is killed
 func TestKilledReceiver(t *testing.T) {
@@ -123,8 +123,8 @@ func TestEnd(t *testing.T) {
 }
 
 // TestDownAndUp checks that `ip link set down` closes the port and wipes the sessions, and that `ip link set up` opens the port
-// again. The configuration and the counters must not change. After that, the first packet makes a new session at once: the limit of
-// one initiation per five seconds does not apply.
+// again. The configuration and the counters must not change. After that, the first packet causes a new handshake at once: the limit
+// of one initiation per five seconds does not apply.
 func TestDownAndUp(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "it does not notice that its interface goes down: with IFF_VNET_HDR the test write of its listener always fails "+
@@ -139,7 +139,7 @@ func TestDownAndUp(t *testing.T) {
 			t.Errorf("the peer is %+v after down, want %+v", got, before)
 		}
 		p.b.noPing("a is down", innerA4)
-		p.a.addresses(p.a.name, "fd00::1/64") // the kernel removed it when the link went down
+		p.a.addresses(p.a.name, "fd00::1/64") // the kernel removed the IPv6 address when the link went down
 		p.a.up()
 		p.a.ping(innerB4, 2)
 		p.b.ping(innerA6, 2)

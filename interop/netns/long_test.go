@@ -20,8 +20,8 @@ import (
 )
 
 // TestLossyPathToTheKernel lets a [netstack.Net] and the kernel's TCP send each other bulk data over a path with a delay and
-// losses. All data must arrive unchanged. The link of the Net must detect lost segments and send them again before gVisor begins
-// its own recovery, which would lower gVisor's congestion window.
+// losses. All data must arrive unchanged. The Net's link layer, which is below gVisor's TCP, must detect lost segments and send
+// them again before gVisor begins its own recovery, which would lower gVisor's congestion window.
 //
 //	Net ─ device ═══ wire: 20 ms, 1 % lost, 1 % out of order ═══ device ─ TUN ─ kernel's TCP  b
 func TestLossyPathToTheKernel(t *testing.T) {

@@ -28,7 +28,8 @@ var (
 // programEnv is the name of an environment variable with the path of the daemon to test. It is set only in the isolated process.
 const programEnv = "WIREGUARD_NETNS_PROGRAM"
 
-// missing is the reason why this machine cannot run the tests, or empty. TestMain sets it before the tests run.
+// missing is the reason why this machine cannot run the tests. It is empty if the machine can. TestMain sets it before the tests
+// run.
 var missing string
 
 // TestMain builds the daemon and runs the tests in a child process with its own namespaces.
@@ -75,7 +76,8 @@ func runIsolated() (code int, err error) {
 	return 0, err
 }
 
-// build builds the daemon that the flag -daemon selects in the folder dir. It returns the program's path.
+// build builds, in the folder dir, the daemon that the flag -daemon selects, and returns the program's path. If the flag is a path,
+// build returns this path.
 func build(dir string) (program string, err error) {
 	var source string
 	switch *daemonFlag {
@@ -103,7 +105,8 @@ func program(t *testing.T) string {
 	return os.Getenv(programEnv)
 }
 
-// notKernelLike skips the test if the daemon is wireguard-go, which differs from the kernel here.
+// notKernelLike skips the test if the daemon is wireguard-go, unless the flag -all is set. reason says how wireguard-go differs
+// from the kernel in this test.
 func notKernelLike(t *testing.T, reason string) {
 	t.Helper()
 	if *daemonFlag == wireguardGo && !*allFlag {

@@ -12,7 +12,7 @@ import (
 // TestTunnelInTunnel makes a second tunnel whose endpoints are addresses inside the first tunnel of the same hosts. The MTU of
 // the second tunnel is 80 bytes smaller, so that its messages fit into the packets of the first tunnel.
 //
-//	a: wg ══ wg ══ v0 ── v0 ══ wg ══ wg :b     newPair, and 10.1.0.0/24 and fd01::/64 in a pair of its own within
+//	a: wg ══ wg ══ v0 ── v0 ══ wg ══ wg :b     newPair, and inside it a second pair with 10.1.0.0/24 and fd01::/64
 func TestTunnelInTunnel(t *testing.T) {
 	t.Parallel()
 	for _, endpoint := range []netip.Addr{innerB4, innerB6} {
@@ -47,10 +47,10 @@ func TestLoopWithoutSession(t *testing.T) {
 	}
 }
 
-// TestLoopWithSession sets a peer's endpoint to an address that is routed into the interface itself, while the peer has a
-// session. Then each message comes back to the interface as a packet that is larger than the packet inside it. If that exceeds
-// the MTU, it comes back as two fragments. The daemon must not encrypt and send such a packet again. The kernel's module never
-// sends over a route that leads into its own interface.
+// TestLoopWithSession sets a peer's endpoint to an address that is routed into the interface itself, while the peer has a session.
+// Then each message comes back to the interface as a packet that is larger than the packet inside it. If a message exceeds the MTU,
+// it comes back as two fragments. The daemon must not encrypt and send such a packet again. The kernel's module never sends over a
+// route that leads into its own interface.
 func TestLoopWithSession(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "each message goes round, grows, and is cut in two without end")

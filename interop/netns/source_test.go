@@ -13,9 +13,9 @@ import (
 // at returns the endpoint of a daemon that listens on defaultPort of the address a.
 func at(a netip.Addr) string { return netip.AddrPortFrom(a, defaultPort).String() }
 
-// TestReplyFromWhereItWasReached checks that the daemon sends from the address to which the peer sent. This holds even if the
-// route would choose another source address, or if the address belongs to another interface. So the peer keeps its endpoint of
-// the daemon.
+// TestReplyFromWhereItWasReached checks that the daemon sends from the address to which the peer sent. This holds even if the route
+// would choose another source address, or if the address belongs to another interface. So the endpoint that the peer has for the
+// daemon does not change.
 //
 //	a ══ v0 ── v0 ══ b     newPair; a has two more addresses on v0, and one of each family on lo
 func TestReplyFromWhereItWasReached(t *testing.T) {

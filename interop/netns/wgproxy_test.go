@@ -43,9 +43,9 @@ func (h *host) serveSize(at string) {
 	h.t.Cleanup(func() { s.Close() })
 }
 
-// TestWgproxy connects a wgproxy process on a with wireguard-go's daemon on b. On a, curl reaches b's web server through
-// wgproxy's SOCKS5 server, its HTTP proxy and a forwarded port, with large bodies in both directions. Through the tunnel, b
-// reaches a service on a's loopback by a forwarded port, and another address by the [Gateway]. The test builds programs, so it
+// TestWgproxy connects a wgproxy process on a with wireguard-go's daemon on b. On a, curl reaches b's web server through wgproxy's
+// SOCKS5 server, its HTTP proxy and a forwarded port, with large bodies in both directions. Through the tunnel, b reaches a service
+// on a's loopback by a forwarded port, and another address, which the section [Gateway] allows. The test builds programs, so it
 // does not run in parallel with others.
 //
 //	a  curl ─ wgproxy ─ udp ─ v0 192.0.2.1 ─── v0 192.0.2.2 ─ udp ─ wireguard-go ─ TUN ─ web server  b

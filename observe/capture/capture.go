@@ -46,7 +46,7 @@ const (
 	inbound      = 1
 	outbound     = 2
 	nanoseconds  = 9       // 10^-9 s
-	snap         = 1 << 18 // the most bytes of a packet; no IP packet is longer, even with its outer headers
+	snap         = 1 << 18 // the longest packet in bytes; no IP packet is longer, even with its outer headers
 	outer, inner = 0, 1    // the numbers of the interfaces
 
 	maxUDP = 65535 - 40 - 8 // the longest payload of a UDP datagram whose length fits into the header fields

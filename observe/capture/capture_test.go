@@ -96,8 +96,8 @@ func read(t *testing.T, tshark string, file []byte, filter string, fields ...str
 
 const question, answer, early = "7175657374696f6e", "616e73776572", "6561726c79" // as hexadecimal digits
 
-// TestWiresharkDecrypts checks that tshark opens the file, tells outer from inner packets, shows their directions, and decrypts
-// them with the keys in the file.
+// TestWiresharkDecrypts checks that tshark opens the file, tells outer from inner packets, shows their directions, and
+// decrypts the outer ones with the keys in the file.
 func TestWiresharkDecrypts(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {

@@ -12,8 +12,8 @@ func Looker(h *Handler) func(fresh bool) int {
 	}
 }
 
-// Sender returns a function that does the same work, and also sends the message to the open pages of the handler. At each call,
-// every peer counts as changed.
+// Sender returns a function that does the work that Looker describes, and also sends the message to the open pages of the
+// handler. At each call, every peer counts as changed.
 func Sender(h *Handler) func() int {
 	return func() int {
 		h.hub.mu.Lock()

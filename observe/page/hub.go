@@ -22,8 +22,8 @@ const (
 	unreadMessages = 128
 	maxUnread      = 4 << 20
 
-	keptEvents    = 100 // a page that is opened while another one is open first gets this many past events
-	eventsPerLook = 50  // how many events may be shown one by one between two looks; further events are only counted
+	keptEvents    = 100 // a page that is opened while another one is open first gets up to this many past events
+	eventsPerLook = 50  // how many events may be shown one by one between two readings of the status; others are only counted
 )
 
 // A hub reads the status of all devices at regular intervals, once for all viewers. Such a reading is a look. The hub's
@@ -46,7 +46,7 @@ type hub struct {
 // A viewer is the open stream of a page.
 type viewer struct {
 	news   chan []byte  // closed when the stream has to end
-	unread atomic.Int64 // bytes in news
+	unread atomic.Int64 // the total length of the messages in the channel news
 }
 
 var (
@@ -108,7 +108,7 @@ func (h *hub) drop(v *viewer) {
 	}
 	delete(h.viewers, v)
 	close(v.news)
-	for range v.news { // frees the messages now, since a browser that does not read may hold up the handler for some time
+	for range v.news { // frees the messages now: the handler may still wait for a browser that does not read
 	}
 	if len(h.viewers) == 0 {
 		h.stop()
@@ -145,7 +145,7 @@ func (h *hub) tick(ctx context.Context, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if ctx.Err() != nil {
-		return // the last viewer left; newer viewers have newer goroutines
+		return // the last viewer left; for a later viewer, start has started another goroutine
 	}
 	b := message("changes", h.look(now))
 	if h.skipped > 0 {

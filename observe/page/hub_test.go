@@ -94,8 +94,8 @@ func TestStuckViewer(t *testing.T) {
 	})
 }
 
-// TestUnreadBytes checks that the bytes that wait for a client that does not read are bounded, even if no deadline ends the write
-// to it. These bytes must be freed when the client is dropped.
+// TestUnreadBytes checks that the bytes that wait for a client that does not read are bounded, even if no deadline ends the
+// write to that client. These bytes must be freed when the client is dropped.
 func TestUnreadBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(t)

@@ -59,8 +59,8 @@ func (h *hub) up(c wireguard.Config) *wireguard.Device {
 	return d
 }
 
-// add adds a peer to the hub, and makes a device that has the hub as its peer. If change is not nil, it changes both
-// configurations before that.
+// add adds a peer to the hub, and makes a device that has the hub as its peer. If change is not nil, change can alter both
+// configurations before add uses them.
 func (h *hub) add(name string, change func(ours *wireguard.PeerConfig, theirs *wireguard.Config)) *spoke {
 	h.t.Helper()
 	n := len(h.spokes) + 2

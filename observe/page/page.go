@@ -45,8 +45,8 @@ type Device struct {
 	Gateway func() map[wireguard.PublicKey]GatewayPeer
 }
 
-// A GatewayPeer has the counters of one peer at a gateway. It has the fields of gateway.PeerStats, so that one converts to the
-// other. The zero value is a peer that has sent nothing to the gateway.
+// A GatewayPeer has the counters of one peer at a gateway. It has the fields of gateway.PeerStats, so that a
+// gateway.PeerStats can be converted to a GatewayPeer. The zero value is a peer that has sent nothing to the gateway.
 type GatewayPeer struct {
 	Flows    int    `json:"flows"`     // TCP connections and UDP sockets that the peer has now
 	Opened   uint64 `json:"opened"`    // flows that were let through

@@ -3,12 +3,12 @@
 // The stream sends everything once ("all") and then what changes ("changes"), once per interval. Rates come from the
 // difference of two reports. All text reaches the page as textContent.
 
-const points = 180; // of a plot
-const step = 50;    // rows that are added at a time
+const points = 180; // how many points a plot has
+const step = 50;    // how many rows are added at a time
 const severity = {unreachable: 0, impaired: 1, connecting: 2, stopped: 3, connected: 4, idle: 5};
 const devices = [];
-let offset = 0;     // of the server's clock from this one, in ms
-let last = 0;       // the server's time of the last report
+let offset = 0;     // how far the server's clock is ahead of this browser's, in ms
+let last = 0;       // the Unix time of the last report in ms, by the server's clock
 let colors = {};
 
 const $ = (selector, from = document) => from.querySelector(selector);
@@ -30,7 +30,7 @@ function ago(ms) {
 }
 function number(n) { return n.toLocaleString("en"); }
 function count(n, one, many) { return number(n) + "\u00a0" + (n === 1 ? one : many); }
-const nothing = {flows: 0, opened: 0, refused: 0, failed: 0, dropped: 0, pings: 0, from_peer: 0, to_peer: 0}; // at the gateway
+const nothing = {flows: 0, opened: 0, refused: 0, failed: 0, dropped: 0, pings: 0, from_peer: 0, to_peer: 0}; // the counters of a peer that has not used the gateway
 function short(key) { return key.slice(0, 12) + "\u2026"; }
 function readColors() {
 	const style = getComputedStyle(document.documentElement);
@@ -142,7 +142,7 @@ class Device {
 		this.failed = new Ring(points);
 		this.limit = step;
 		this.sort = "state";
-		this.down = true; // descending
+		this.down = true; // whether the order is descending
 		this.words = "";
 		this.node = $("#device").content.cloneNode(true).firstElementChild;
 		this.body = $("tbody", this.node);
@@ -210,11 +210,12 @@ class Device {
 	matches(r) {
 		return !this.words || [r.name, r.key, r.endpoint, r.allowed, r.state].some((t) => t && t.toLowerCase().includes(this.words));
 	}
-	// choose picks the rows to show. Rates change all the time, so unless the viewer asked, it sorts anew every 5 s only.
+	// choose picks the rows to show. Rates change all the time, so choose sorts again only every 5 s, unless the viewer has
+	// asked for another order.
 	choose(now) {
 		const stale = Date.now() - (this.chosenAt || 0) >= 5000;
 		if (!now && !stale && this.chosen && this.count === this.peers.size) return;
-		if (!now && this.body.contains(document.activeElement) && this.count === this.peers.size) return; // do not move what is in use
+		if (!now && this.body.contains(document.activeElement) && this.count === this.peers.size) return; // keep the rows in place while one has the keyboard focus
 		this.chosenAt = Date.now();
 		this.count = this.peers.size;
 		this.found = [...this.peers.values()].filter((p) => this.matches(p.row)).sort((a, b) => this.order(a, b));
@@ -296,7 +297,7 @@ class Device {
 		this.drawTimes(peer);
 		drawSpark(n.spark, peer);
 	}
-	// drawExit shows in the row of a peer what it does at the gateway, if it ever did anything there.
+	// drawExit shows in the row of a peer what the peer does at the gateway, if it ever did anything there.
 	drawExit(peer) {
 		const g = peer.row.gateway, node = peer.parts.exit;
 		node.hidden = !g;
@@ -426,7 +427,7 @@ function connect() {
 	stream.addEventListener("skipped", (e) => line(Date.now() + offset, "more events", false, number(JSON.parse(e.data)) + " happened in this second and are not shown"));
 	stream.addEventListener("error", () => {
 		live("lost", "Connection lost, trying again");
-		if (stream.readyState === EventSource.CLOSED) setTimeout(connect, 5000); // a refusal is final for an EventSource
+		if (stream.readyState === EventSource.CLOSED) setTimeout(connect, 5000); // after a refusal, an EventSource does not connect again itself
 	});
 }
 

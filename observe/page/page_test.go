@@ -64,7 +64,7 @@ func FuzzHost(f *testing.F) {
 	}
 	h := page.New(page.Config{Hosts: []string{"good.example"}})
 	f.Fuzz(func(t *testing.T, host string) {
-		// A name that DNS can resolve has a letter in its last label. Of such names, only those that were set may pass.
+		// A name that DNS can resolve has a letter in its last label. Of such names, only those in Config.Hosts may pass.
 		name := strings.ToLower(host)
 		if i := strings.IndexAny(name, ":[]"); i >= 0 {
 			return
@@ -325,9 +325,9 @@ func TestViewers(t *testing.T) {
 	}
 }
 
-// BenchmarkLook measures the cost of one look with 1,000 peers and without events. It includes making the message for all
-// viewers, and the last case also sends that message. In "all changed", each peer had traffic since the previous look. Divide the
-// time by the interval, 1 s, to get the share of a core that an open page takes.
+// BenchmarkLook measures the cost of one look with 1,000 peers and without events. The cost includes making the message for
+// all viewers, and in the last case also sending it. In "all changed", each peer had traffic since the previous look. Divide
+// the time by the interval, 1 s, to get the share of a core that an open page takes.
 func BenchmarkLook(b *testing.B) {
 	h := newHub(b)
 	for i := range 1000 {

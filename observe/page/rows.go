@@ -34,12 +34,12 @@ type head struct {
 	Up        bool              `json:"up"`
 	Port      uint16            `json:"port,omitempty"`
 	Count     int               `json:"count"`             // the number of peers
-	Gateway   bool              `json:"gateway,omitempty"` // there is a gateway, so peers without counters have zeros
+	Gateway   bool              `json:"gateway,omitempty"` // whether there is a gateway; peers without counters then show zeros
 	UnderLoad bool              `json:"under_load,omitempty"`
 	Drops     map[string]uint64 `json:"drops,omitempty"`
 }
 
-// A view is the whole status of a device, or what has changed of it.
+// A view is the whole status of a device, or the part of it that has changed since the last look.
 type view struct {
 	head
 	Peers []row    `json:"peers,omitempty"`
@@ -130,7 +130,7 @@ func (d *watched) rowOf(c *Config, p *wireguard.PeerStatus, e observe.Explanatio
 		r.Endpoint = p.Endpoint.String()
 	}
 	r.Allowed, r.More = d.allowed(p)
-	// The device computes LastReceived from the present time, so it changes a little even without a message.
+	// The device computes LastReceived from the present time, so LastReceived changes a little even without a message.
 	if r.Heard = old.Heard; !p.LastReceived.IsZero() && (r.Heard == 0 || p.Received.Bytes != old.Received) {
 		r.Heard = p.LastReceived.UnixMilli()
 	}

@@ -3,7 +3,7 @@
 //	registry.MustRegister(prom.New(device, prom.Config{Interface: "wg0"}))
 //	http.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 //
-// Names and labels are those of the exporters for the kernel's module, so that their dashboards work:
+// Names and labels are those of the exporters for the kernel's WireGuard module, so that their dashboards work:
 // wireguard_sent_bytes_total, wireguard_received_bytes_total and wireguard_latest_handshake_seconds, labelled by interface
 // and public_key.
 package prom
@@ -91,8 +91,8 @@ func (c *Collector) Describe(out chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect reads the device's status and sends all series. Drops of a peer appear once their count is not 0; drops of the
-// device always do.
+// Collect reads the device's status and sends all series. It leaves out a peer's drop counter while the counter is 0, and
+// always sends those of the device.
 func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)

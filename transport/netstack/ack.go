@@ -13,19 +13,19 @@ import (
 const ackDelay = time.Millisecond
 
 // acks delays acknowledgements. gVisor does not delay them: it acknowledges each segment that arrives alone, just before the
-// program reads the segment. If the acknowledgement is held for a moment, the program's answer can carry it. A request and its
-// answer then take two packets instead of four, which halves the time of a round trip.
+// program reads the segment. If the acknowledgement is held for up to ackDelay, the program's answer can carry it. A request and
+// its answer then take two packets instead of four, which halves the time of a round trip.
 //
-// acks holds a packet only if the packet does nothing but acknowledge at most one new segment. The next packet of the
-// connection replaces the held packet. acks never holds two packets of a connection in a row ("in a stream of full-sized
-// segments, there SHOULD be an ACK for at least every second segment"). Nor does it hold a packet that repeats an
-// acknowledgement number or has a selective acknowledgement. If nothing replaces a held packet, a timer sends the packet after
-// at most ackDelay. All connections share one timer, which acks starts when it holds a packet, unless the timer is running.
+// acks holds a packet only if the packet does nothing but acknowledge at most one new segment. The next packet of the connection
+// replaces the held packet. acks never holds two packets of a connection in a row, because a receiver should acknowledge at least
+// every second full segment (RFC 9293, section 3.8.6.3). Nor does acks hold a packet that repeats an acknowledgement number or has
+// a selective acknowledgement. If nothing replaces a held packet, a timer sends the packet after at most ackDelay. All connections
+// share one timer, which acks starts when it holds a packet, unless the timer is running.
 //
-// acks also holds the acknowledgement that completes a connection's handshake, because a client's first request usually follows
-// at once. If the server sends first instead, it accepts a connection up to ackDelay later. After a connection has sent its
-// FIN, no packet replaces an acknowledgement. So the link sends such an acknowledgement in one batch with the next packet of
-// any connection.
+// acks also holds the acknowledgement that completes a connection's handshake, because a client's first request usually follows at
+// once. If the client waits for data from the server instead, the server accepts the connection up to ackDelay later. After a
+// connection has sent its FIN, no packet replaces an acknowledgement. So the link sends such an acknowledgement in one batch with
+// the next packet of any connection.
 //
 // All methods are called with the link's mutex held. The zero value is ready.
 type acks struct {
@@ -100,7 +100,7 @@ func (a *acks) release(s *ackSlot) *stack.PacketBuffer {
 	return p
 }
 
-// isBareAck reports whether p, with the header tcp, acknowledges and does nothing else.
+// isBareAck reports whether p, with the header tcp, is an acknowledgement and nothing else.
 func isBareAck(p *stack.PacketBuffer, tcp []byte) bool {
 	const timestamps = 12 // bytes of the timestamps option, with two bytes of padding in front
 	return p.Data().Size() == 0 && tcp[tcpFlags] == tcpACK && (len(tcp) == header.TCPMinimumSize ||

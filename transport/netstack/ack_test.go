@@ -20,7 +20,7 @@ type speaker struct {
 // say returns the connection's next packet, which acknowledges acked more bytes and carries n bytes.
 func (s *speaker) say(acked, n int) *stack.PacketBuffer { return s.with(acked, n, tcpACK, 8) }
 
-// with is like say, with the given flags and with the given kind of the packet's only TCP option.
+// with is like say, but it also takes the TCP flags of the packet, and the kind of the packet's only TCP option.
 func (s *speaker) with(acked, n int, flags, option byte) *stack.PacketBuffer {
 	p, l3, l4 := tcpPacket(rand.New(rand.NewSource(1)), false, 3, n)
 	s.ack += uint32(acked)
@@ -133,7 +133,7 @@ func testAck(t *testing.T) {
 	for _, flags := range []byte{tcpSYN, tcpSYN | tcpACK} {
 		c, l, s = new(collector), newLink(1420, nil), &speaker{hash: 7}
 		l.attach(c)
-		s.ack = 1 << 31 // far from any number in a free slot
+		s.ack = 1 << 31 // far from the acknowledgement number 0 of a free slot
 		first := uint32(10)
 		if flags == tcpSYN {
 			s.ack, first = 0, 1<<31+10

@@ -19,7 +19,7 @@ type sentSegment struct {
 	p        *stack.PacketBuffer // holds a reference
 }
 
-// sentSegments are the segments of a connection that may have to be sent again, in order.
+// sentSegments are the segments of a connection that may have to be sent again, in the order of their sequence numbers.
 type sentSegments struct {
 	list []sentSegment
 	next int // index in list of the first segment that is still needed
@@ -61,8 +61,8 @@ func (s *sentSegments) clear() {
 	*s = sentSegments{}
 }
 
-// again makes packets with the headers h that carry the bytes with the sequence numbers [from, to), and appends the packets to
-// ps. It reports false if s does not hold all of these bytes, or if nothing can be sent again yet.
+// again makes packets with the headers h that carry the bytes with the sequence numbers [from, to), and appends the packets to ps.
+// The second result is false if s does not hold all of these bytes, or if no headers have been stored in h yet.
 func (s *sentSegments) again(ps []*stack.PacketBuffer, from, to uint32, h *sentHeader) ([]*stack.PacketBuffer, bool) {
 	list := s.list[s.next:]
 	i := sort.Search(len(list), func(i int) bool { return int32(list[i].end-from) > 0 })
@@ -122,7 +122,7 @@ func (l *link) sendAgain(ps []*stack.PacketBuffer) (open bool) {
 			l.push(p)
 			l.owner.stack.Stats().TCP.Retransmits.Increment()
 		} else {
-			p.DecRef() // the link will find these bytes lost once more
+			p.DecRef() // the link will later find that the bytes of p are lost
 		}
 	}
 	mine := l.takeTurn()

@@ -192,7 +192,7 @@ func (a *answer) followAliases() (ttl uint32, err error) {
 
 type recordsFound struct {
 	any bool
-	ttl uint32 // the smallest TTL of these records
+	ttl uint32 // the smallest TTL of the records found, in seconds
 }
 
 // check reads all records that a lookup may read later, and reports what it found. A record that cannot be read makes the
@@ -268,8 +268,8 @@ type authoritySection struct {
 	ttl     uint32 // how long a negative answer may be kept, in seconds; 0 means unknown
 }
 
-// authority returns what the authority section says about records that do not exist. If a part of the section cannot be read,
-// authority ignores that part and the rest.
+// authority returns what the authority section of the message says about records that do not exist. If a part of the section cannot
+// be read, authority ignores that part and the rest.
 func (a *answer) authority() (s authoritySection) {
 	var p dnsmessage.Parser
 	if _, err := p.Start(a.wire); err != nil || p.SkipAllQuestions() != nil || p.SkipAllAnswers() != nil {

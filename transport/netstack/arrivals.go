@@ -26,7 +26,7 @@ type arrivals struct {
 
 	mu          sync.Mutex // guards the rest; held while datagrams are taken from the endpoint, so that they stay in order
 	first, last *datagram
-	held, most  int         // bytes in the queue, and how many may be there
+	held, most  int         // bytes of memory that the queue takes, and how many it may take
 	failed      tcpip.Error // the error that gVisor reported instead of a datagram
 	closed      bool
 }
@@ -83,7 +83,7 @@ func (in *arrivals) fill() {
 	}
 }
 
-// push appends d to the queue, or drops and counts it.
+// push appends d to the queue or, if there is no memory for d, drops d and counts it.
 func (in *arrivals) push(d *datagram) {
 	if cap(d.data) > 2*len(d.data)+64 { // a small datagram in a large buffer that was used before
 		d.data = append([]byte(nil), d.data...)
@@ -104,7 +104,8 @@ func (in *arrivals) push(d *datagram) {
 	in.last = d
 }
 
-// pop removes the oldest datagram from the queue. The caller frees the datagram. If there is none, pop returns ErrWouldBlock.
+// pop removes the oldest datagram from the queue. The caller must free the datagram. If the queue is empty, pop returns
+// ErrWouldBlock.
 func (in *arrivals) pop() (*datagram, tcpip.Error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -142,7 +143,8 @@ func (in *arrivals) isReadable() bool {
 	return in.first != nil || in.failed != nil || in.closed
 }
 
-// takeError returns the error that the next read or write should return, and forgets it.
+// takeError returns the error that gVisor has reported last, if no read or write has returned that error yet. The queue then
+// forgets the error.
 func (in *arrivals) takeError() tcpip.Error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -151,15 +153,15 @@ func (in *arrivals) takeError() tcpip.Error {
 	return err
 }
 
-// resize sets how many bytes the queue may have.
+// resize sets how many bytes of memory the queue may take.
 func (in *arrivals) resize(n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.most = max(n, 1)
 }
 
-// arrive moves the datagrams from the endpoint to the queue. gVisor calls it when a datagram arrives and the endpoint has
-// no other.
+// arrive moves the datagrams from the endpoint to the queue. gVisor calls it when a datagram arrives and the endpoint contains no
+// other datagram.
 func (in *arrivals) arrive() {
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// TestDatagramsBound floods sockets that nobody reads, with empty datagrams too. It checks that Stats say how many bytes wait,
-// that the heap does not grow by more, and that another socket still receives its datagrams.
+// TestDatagramsBound floods sockets that nobody reads, with empty datagrams too. It checks that Stats say how many bytes wait, that
+// the heap grows by no more than that, and that another socket still receives its datagrams.
 func TestDatagramsBound(t *testing.T) {
 	const memory, sockets, flood = 8 << 20, 40, 50_000
 	for _, size := range []int{0, 1, 1300} {

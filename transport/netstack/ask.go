@@ -20,9 +20,9 @@ import (
 //	               ├── says that it failed ─────► the next server, at once
 //	               └── says nothing for a while ► the next server; the first one may still answer
 //
-// After the last server, the flight again asks the servers that have said nothing, because the question may be lost. It asks
-// each server at most rounds times. When one server answers, the servers that were asked before it count as bad. For a while,
-// bad servers are asked last.
+// After the last server, the flight again asks the servers that have said nothing, because the question may be lost. It sends a
+// server the question at most rounds times. When one server answers, the servers that were asked before it count as bad. For a
+// while, bad servers are asked last.
 
 const (
 	// maxPatience is how long to wait for one server before the next one is asked as well.
@@ -46,7 +46,7 @@ type nameServer struct {
 	badUntil time.Duration // until when the server counts as bad, in the time of boottime.Clock
 }
 
-// A flight is a question that the servers are being asked.
+// A flight is one search for the answer to a question: the servers are being asked.
 type flight struct {
 	question
 	cancel  context.CancelFunc
@@ -79,8 +79,8 @@ func (e *askError) Error() string { return e.dnsError("").Error() }
 
 func (e *askError) Unwrap() error { return e.cause }
 
-// dnsError returns e as the error that package net would return for a lookup of name. The error's Server is the first server
-// asked. Its Err has what the first server said, followed by what the other servers said.
+// dnsError returns e as the error that package net would return for a lookup of name. The error's Server is the first server asked.
+// Its Err contains what the first server said, followed by what the other servers said.
 func (e *askError) dnsError(name string) *net.DNSError {
 	d := &net.DNSError{Name: name, UnwrapErr: e.cause}
 	var said []string
@@ -248,7 +248,7 @@ type report struct {
 // fly asks the servers until one answers, all have failed, or ctx ends.
 func (r *resolver) fly(ctx context.Context, f *flight, order []int, patience time.Duration) (*answer, error) {
 	left := slices.Repeat(order, rounds)
-	reports := make(chan report, len(left)) // has capacity for all, because fly may have returned
+	reports := make(chan report, len(left)) // has capacity for all reports, because fly may return before they arrive
 	failed := make(map[int]bool)
 	// next asks the next server that has not failed, and reports whether there is one.
 	next := func() bool {

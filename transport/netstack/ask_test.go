@@ -129,8 +129,8 @@ func lookUp(ctx context.Context, n *Net) <-chan lookedUp {
 	return c
 }
 
-// TestJoin makes many lookups of one name at the same time, and cancels some of them. It checks that the server is asked only
-// once.
+// TestJoin makes many lookups of one name at the same time, and cancels some of them. It checks that the resolver asks the server
+// only once.
 func TestJoin(t *testing.T) {
 	act, release := held(t)
 	n, s := namesNet(t, Config{}, act)
@@ -218,7 +218,8 @@ func TestLookupEnds(t *testing.T) {
 	}
 }
 
-// TestServerRecovers checks that a bad server is asked again when no other server answers. After its answer, it counts as good.
+// TestServerRecovers checks that a bad server is asked again when no other server answers. After it has answered, the server counts
+// as good.
 func TestServerRecovers(t *testing.T) {
 	n, s := namesNet(t, Config{}, fails(dnsmessage.RCodeServerFailure), honest)
 	wantFour(t, n, "the second server")

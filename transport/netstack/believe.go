@@ -13,17 +13,17 @@ import (
 // such an error, and so end a handshake or make the segments of a connection smaller. RFC 5927 says what to check. The link
 // drops the following errors, and counts them:
 //
-//   - An error that does not come from the peer to which the quoted packet was sent. The source of a true error is the
-//     destination of the quoted packet, or a router between the peer and that destination. The AllowedIPs of that peer contain
-//     both addresses.
+//   - An error that does not come from the peer to which the quoted packet was sent. The source of a true error is the destination
+//     of the quoted packet, or a router between the peer and that destination. So the AllowedIPs of that peer contain the source of
+//     a true error as well as the destination of the quoted packet.
 //   - An error about a connection, if the quoted sequence number is not in flight. RFC 5927, section 4.1: "TCP SHOULD check that
 //     the TCP sequence number contained in the payload of the ICMP error message is within the range SND.UNA =< SEG.SEQ <
 //     SND.NXT".
 //   - An error about a handshake, if the quoted sequence number is not that of the SYN or SYN-ACK.
 //   - "Packet too big" about a TCP packet that is not larger than the MTU in the error.
 //
-// The remaining errors can end only handshakes: gVisor never ends an established connection because of an error. RFC 5927,
-// section 5.2, recommends that even for "hard" errors.
+// The remaining errors can end only handshakes: gVisor never ends an established connection because of an error. RFC 5927, section
+// 5.2, recommends to keep such a connection even after a "hard" error.
 
 // believes reports whether the stack may get the packet p. It returns false only for an ICMP error that must be dropped.
 // raiseMTU has checked that the headers of p are whole.
@@ -67,9 +67,9 @@ func icmpErrorAt(p []byte) (at int, isError bool) {
 	return at, ok && proto == protoICMP6 && len(p) > at && isICMP6Error(p[at])
 }
 
-// quotedHeader returns the offset of the transport header in the quoted packet q, and whether that is a TCP header. ok is false
-// if q is too short. A connection of the Net sends neither fragments nor IPv6 extension headers. If q is a TCP packet with one
-// of them, l4 is the length of q, so that q seems to lack the ports and believes drops the error.
+// quotedHeader returns the offset of the transport header in the quoted packet q, and whether that is a TCP header. ok is false if
+// q is too short. A connection of the Net sends neither fragments nor IPv6 extension headers. If q is a TCP packet that is a
+// fragment or has an extension header, l4 is the length of q, so that q seems to lack the ports and believes drops the error.
 func quotedHeader(q []byte) (l4 int, tcp, ok bool) {
 	if len(q) < header.IPv4MinimumSize {
 		return 0, false, false
@@ -137,7 +137,8 @@ func (h *heard) isInFlight(seq uint32) bool {
 	return int32(seq-acked) >= 0 && int32(uint32(sent)-seq) > 0
 }
 
-// synOf returns the element of syns for the connection f, and the tag of f. The tag is in the bits above the sequence number.
+// synOf returns the element of c.syns for the connection f, and the tag of f. An element has the tag of its connection in the bits
+// above the sequence number.
 func (c *heardConns) synOf(f *flow) (at *atomic.Uint64, tag uint32) {
 	h := maphash.Bytes(flowSeed, f[:])
 	return &c.syns[h%uint64(len(c.syns))], uint32(h>>32) | 1

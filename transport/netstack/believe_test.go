@@ -104,9 +104,9 @@ func waitForged(t *testing.T, n *Net, want uint64) {
 	}
 }
 
-// TestForgedErrors checks that the Net drops and counts forged ICMP errors, and that they change nothing. A host behind the
-// peer, which does not see the connection, sends each kind of error about sequence numbers that are not in flight. It also
-// sends "packet too big" about packets that are not too big.
+// TestForgedErrors checks that the Net drops and counts forged ICMP errors, and that these errors have no effect. A host behind the
+// peer, which does not see the connection, sends each kind of error about sequence numbers that are not in flight. It also sends
+// "packet too big" about packets that are not too big.
 func TestForgedErrors(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, c, s, una := talking(t, flow)
@@ -198,8 +198,8 @@ func TestErrorsAboutHandshakes(t *testing.T) {
 	}
 }
 
-// TestForgedErrorsHalfOpen checks that an error does not end a half-open connection if it quotes another number than that of
-// the SYN-ACK.
+// TestForgedErrorsHalfOpen checks that an error does not end a half-open connection if it quotes a sequence number other than that
+// of the SYN-ACK.
 func TestForgedErrorsHalfOpen(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, h := byHand(t)
@@ -264,7 +264,7 @@ func TestErrorsOfOtherPeers(t *testing.T) {
 			}
 			return i >= 0
 		})
-		for _, from := range []netip.Addr{flow[0].Addr().Next(), flow[0].Addr().Next().Next()} { // the other peer's, this peer's
+		for _, from := range []netip.Addr{flow[0].Addr().Next(), flow[0].Addr().Next().Next()} { // a host of the other peer, then a host of this peer
 			e := packet.PortUnreachable.About(datagram)
 			if from.Is4() {
 				copy(e[ip4Addresses:], from.AsSlice())

@@ -24,8 +24,8 @@ const (
 	maxNegativeTTL = 15 * time.Minute
 )
 
-// anyType takes the place of the record type in the key of an answer that says that a name does not exist. Such an answer holds
-// for every type.
+// anyType replaces the record type in the key of a cached answer which says that a name does not exist. Such an answer holds for
+// every type.
 const anyType dnsmessage.Type = 0
 
 // An answerCache keeps answers until they expire. When it is full, it drops the answer that was unused for the longest time.

@@ -13,17 +13,19 @@ import (
 //	what it holds       what it holds
 //	more than it holds  the same; the rest waits in a queue, or is lost when the queue is full
 //
-// So the estimate rises while more bytes in flight make the path deliver more. The bound is 11/8 of the estimate. A queue then
-// holds at most three eighths of what the path holds, which is less than most queues can hold, and the path never runs out of
+// So the estimate rises while more bytes in flight make the path deliver more. The bound is 11/8 of the estimate. At most three
+// eighths of what the path holds then wait in a queue, and most queues have room for more than that. The path never runs out of
 // bytes to deliver. In slow start, each round trip delivers 11/8 of what the one before delivered. So the bound rises by that
 // factor until the path is full.
 //
-// Later, the path may become faster or longer. So every few round trips, a trial raises the estimate by a sixteenth, and at
-// least by a segment. If what the path delivers then grows by less than half of that fraction, the trial is taken back: the
-// estimate returns to its old value. After each trial that is not taken back, the next trial raises the estimate by twice the
-// fraction. The path may also become slower, and then a part of what is in flight fills a queue. So if round trips are more
-// than twice as long as the shortest, a trial lowers the estimate by an eighth. If the round trips do not become shorter by at
-// least a sixteenth, the trial is taken back: either the path has become longer, or another sender fills the queue.
+// Later, the path may become faster or longer. So every few round trips, the capacity makes a trial: it raises the estimate by a
+// sixteenth, and at least by a segment. To judge the trial, it compares how many bytes per second the path delivers in a few round
+// trips (a comparison) with what the path delivered in the comparison before. If what the path delivers grows by less than half of
+// that fraction, the trial is taken back: the estimate returns to its old value. After each trial that is not taken back, the next
+// trial raises the estimate by twice the fraction. The path may also become slower, and then a part of what is in flight fills a
+// queue. So if round trips are more than twice as long as the shortest one, a trial lowers the estimate by an eighth. If the round
+// trips do not become shorter by at least a sixteenth, the trial is taken back: either the path has become longer, or another
+// sender fills the queue.
 //
 // A single loss does not show that a queue is full: a radio link loses segments too. But many losses mean that a queue
 // overflows. Then the estimate falls by 3/10 at once, as the window of CUBIC does (RFC 9438, section 4.6). It also falls by
@@ -55,13 +57,13 @@ type capacity struct {
 	grace int   // for how many more round trips the estimate does not fall again
 
 	counted   int64 // the value of delivered when the present count of losses began; see countedSegments
-	countLost int64 // bytes found missing since then
+	countLost int64 // bytes found missing since the present count of losses began
 
 	since   time.Time     // when the present comparison began; zero if there is none
 	was     int64         // the value of delivered when the present comparison began
 	missing int64         // bytes found missing in the present comparison
-	missed  int64         // bytes found missing in the comparison before
-	before  float64       // bytes per second in the comparison before
+	missed  int64         // bytes found missing in the previous comparison
+	before  float64       // bytes delivered per second in the previous comparison
 	trial   int64         // the estimate without the present trial; 0 if there is none
 	long    time.Duration // the round trip when the present trial began
 	step    float64       // the fraction by which the present trial raised the estimate; negative if it lowered the estimate
@@ -74,9 +76,9 @@ type deliveryMark struct {
 }
 
 const (
-	// Each mark begins at least a twelfth of a round trip after the one before, so that the oldest mark is older than a round
-	// trip. A mark records the last acknowledgement of its twelfth. So if delayed acknowledgements arrive in a burst, their
-	// bytes count as delivered before the mark. That is right, because the path has delivered these bytes earlier.
+	// Each mark begins at least a twelfth of a round trip after the mark before it, so that the oldest mark is older than a round
+	// trip. A mark records the last acknowledgement of its twelfth. So if delayed acknowledgements arrive in a burst, their bytes
+	// count as delivered before the mark. That is right, because the path has delivered these bytes earlier.
 	deliveryMarks = 16
 	marksPerTrip  = 12
 
@@ -89,9 +91,9 @@ const (
 	leastBound    = 3
 	initialWindow = 10
 
-	// Losses are heavy if they exceed 1/muchLoss of the bytes by more than fewSegments segments. Without that margin, a single
-	// loss among few segments would count as heavy. The count of losses restarts after each round trip of a grace period, and
-	// otherwise when countedSegments segments have been delivered.
+	// Losses are heavy if they exceed 1/muchLoss of the bytes by more than fewSegments segments. Without that margin, a single loss
+	// among few segments would count as heavy. The count of losses restarts after each round trip in which the estimate may not
+	// fall again (see the field grace), and otherwise when countedSegments segments have been delivered.
 	muchLoss        = 32
 	fewSegments     = 3
 	countedSegments = 1024
@@ -144,8 +146,8 @@ func (c *capacity) deliver(delivered int64, now time.Time) {
 	}
 }
 
-// rise raises the estimate if the path has delivered more within a round trip than ever before. rate is in bytes per second.
-// rise ignores rises of less than a sixteenth, which delayed acknowledgements cause.
+// rise raises the estimate if the path has delivered more within a round trip than ever before. rate is in bytes per second. rise
+// ignores a rate that is less than a sixteenth above the best rate so far: delayed acknowledgements cause such differences.
 func (c *capacity) rise(rate float64) {
 	if rate < c.best*17/16 || rate == 0 {
 		return
@@ -164,7 +166,7 @@ func (c *capacity) rise(rate float64) {
 // much reports whether lost bytes are a heavy loss among total bytes.
 func (c *capacity) much(lost, total int64) bool { return lost > total/muchLoss+fewSegments*c.segment }
 
-// lose notes that n bytes were found missing. n is negative if some were not missing after all.
+// lose notes that n bytes were found missing. n is negative if bytes that an earlier call has counted were not missing after all.
 func (c *capacity) lose(n int64) {
 	c.lost, c.missing, c.countLost = c.lost+n, c.missing+n, c.countLost+n
 	if c.trial > 0 && c.trip > c.least*5/4 && c.missing > c.missed*3/2+fewSegments*c.segment {
@@ -191,13 +193,13 @@ func (c *capacity) fall() {
 		return
 	}
 	c.set(c.holds * 7 / 10)
-	c.settled, c.grace = true, 2 // losses found in these two round trips are of bytes sent before
+	c.settled, c.grace = true, 2 // losses found in these two round trips are of bytes that were sent before the fall
 	c.since, c.trial = time.Time{}, 0
 	c.setBound(0)
 }
 
-// endTrip notes that a round trip has ended after the time trip. full says that nearly as many bytes as the bound were in
-// flight.
+// endTrip notes that a round trip has ended, which took the time trip. delivered is how many bytes the path has delivered in total.
+// full says that nearly as many bytes as the bound were in flight.
 func (c *capacity) endTrip(trip time.Duration, delivered int64, full bool, now time.Time) {
 	if c.grace > 0 || delivered-c.counted >= countedSegments*c.segment {
 		c.counted, c.countLost = delivered, 0

@@ -14,7 +14,7 @@ type line struct {
 	trip      time.Duration
 	rate      int64 // bytes per millisecond
 	queue     int64 // the most bytes in the queue; 0 means no limit
-	every     int64 // one in so many bytes is lost on the path, although no queue is full; 0 means none
+	every     int64 // the path loses one byte of this many bytes, although no queue is full; 0 means that it loses none
 	sent      int64
 	done      int64 // how many of the sent bytes have been delivered or lost, as far as the sender knows
 	delivered int64
@@ -106,8 +106,8 @@ var lines = []line{
 	{trip: 50 * time.Millisecond, rate: 600}, // this path holds 30 KB
 }
 
-// TestCapacity checks that the bytes in flight fill the path. The rest is in a queue: in slow start at most 120 % of what the
-// path holds, and later at most 65 %.
+// TestCapacity checks that the bytes in flight fill the path. The rest of them waits in a queue: at most 120 % of what the path
+// holds in slow start, and later at most 65 %.
 func TestCapacity(t *testing.T) {
 	for _, l := range lines {
 		synctest.Test(t, func(t *testing.T) {
@@ -216,7 +216,7 @@ func TestCapacityOfADeepQueue(t *testing.T) {
 }
 
 // TestCapacityFallsWithFewSegments checks a slow path that loses every tenth byte for a long time, as when many senders use one
-// short queue. The sender must send much less.
+// short queue. The test checks that the sender then sends much less.
 func TestCapacityFallsWithFewSegments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := line{trip: 50 * time.Millisecond, rate: 600, every: 1000}
@@ -233,7 +233,7 @@ func TestCapacityFallsWithFewSegments(t *testing.T) {
 // TestCapacityRisesFromItsFloor checks that the sender fills the path again after heavy losses have made the estimate as small
 // as possible.
 func TestCapacityRisesFromItsFloor(t *testing.T) {
-	for _, slow := range []bool{false, true} { // before the losses, the path was fast or slow
+	for _, slow := range []bool{false, true} { // whether the path was slow before the losses
 		synctest.Test(t, func(t *testing.T) {
 			l := line{trip: 50 * time.Millisecond, rate: 12_500}
 			if slow {

@@ -6,9 +6,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// A coalescer joins consecutive TCP segments of one connection into one large packet, within one call of WritePackets. It keeps
-// the packets until Flush, without copying them. Its method Single gets each packet that stays alone, and Merged gets each run
-// of segments to join.
+// A coalescer joins consecutive TCP segments of one connection into one large packet, within one call of WritePackets. It keeps the
+// packets until Flush, without copying them. The embedded Coalescer calls Single for each packet that is not joined to others, and
+// Merged for each run of segments to join.
 type coalescer struct {
 	packet.Coalescer
 	link *link

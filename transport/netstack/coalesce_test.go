@@ -15,7 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// An inbox receives what a link delivers, in place of the stack.
+// An inbox receives the packets that a link delivers, in place of the stack.
 type inbox struct {
 	stack.NetworkEndpoint // makes an inbox a NetworkEndpoint; only HandlePacket is called
 
@@ -43,7 +43,7 @@ func (in *inbox) take(p *stack.PacketBuffer, checked bool) {
 	v.Release()
 }
 
-// receiver returns a Net and an inbox that takes the place of the Net's stack and keeps what arrives.
+// receiver returns a Net and an inbox that takes the place of the Net's stack and keeps the packets that arrive.
 func receiver(t testing.TB) (*Net, *inbox) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -144,7 +144,7 @@ func (s *script) next() (p []byte, flow int) {
 		p[l3+13] |= packet.PSH
 	case 17:
 		if p[0]>>4 == 4 {
-			p[7]++ // make it a fragment, which waits for others
+			p[7]++ // make the packet a fragment, which waits for other fragments
 		}
 	}
 	binary.BigEndian.PutUint32(p[l3+4:], seq)
@@ -271,8 +271,8 @@ func merged(ps [][]byte) []byte {
 	return m
 }
 
-// account checks that got has, for each flow, exactly the flow's intact packets in order. Each of them may be merged with those
-// that follow it.
+// account checks that got has, for each flow, exactly the flow's intact packets in order. Each packet may be merged with the
+// packets that follow it.
 func account(t *testing.T, sent [][][]byte, got []delivery) {
 	t.Helper()
 next:

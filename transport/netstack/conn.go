@@ -16,7 +16,7 @@ import (
 // A TCPConn is a TCP connection through the tunnel. It behaves as a *net.TCPConn does, errors included. It is safe for
 // concurrent use and must not be copied.
 //
-// It has no File and no SyscallConn, because it has no file descriptor. Endpoint takes their place.
+// A TCPConn has no methods File and SyscallConn, because it has no file descriptor. The method Endpoint takes their place.
 type TCPConn struct {
 	socket
 	local, remote *net.TCPAddr
@@ -29,11 +29,11 @@ type TCPConn struct {
 
 	writeMu sync.Mutex // held during a Write, so that its bytes stay together; guards the rest
 	writing growth
-	from    *bytes.Reader // allocated separately, since gVisor remembers the last reader
+	from    *bytes.Reader // gVisor reads the bytes to send from it; allocated separately, because gVisor remembers the last reader
 	wrote   bool          // whether Write was called
 }
 
-// newTCPConn returns a connection that owns ep, whose waiters are in q. network is the network in the connection's errors.
+// newTCPConn returns a connection that owns ep, whose waiter queue is q. network is the network in the connection's errors.
 func newTCPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, probes net.KeepAliveConfig) *TCPConn {
 	c := &TCPConn{from: new(bytes.Reader)}
 	c.init(n, network, ep, q)
@@ -51,8 +51,8 @@ func newTCPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, prob
 	return c
 }
 
-// Read waits for data, and reads as much of what has arrived as fits into b. It fails with io.EOF after the other end has
-// closed, or after CloseRead.
+// Read waits for data, and reads as much of what has arrived as fits into b. Read fails with io.EOF after the other end has closed
+// its side of the connection, or after CloseRead.
 func (c *TCPConn) Read(b []byte) (int, error) {
 	n, err := c.read(b)
 	return n, c.wrap("read", err)
@@ -197,8 +197,8 @@ func (c *TCPConn) SetNoDelay(on bool) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetDelayOption(!on) })
 }
 
-// SetLinger says what Close does with data that is not acknowledged yet. 0 discards it and resets the connection. Any
-// other number delivers it in the background, and Close does not wait.
+// SetLinger says what Close does with data that is not acknowledged yet. If sec is 0, Close discards the data and resets the
+// connection. For any other number, the stack delivers the data in the background, and Close does not wait.
 func (c *TCPConn) SetLinger(sec int) error {
 	return c.option(func(o *tcpip.SocketOptions) { o.SetLinger(tcpip.LingerOption{Enabled: sec == 0}) })
 }

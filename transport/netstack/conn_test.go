@@ -237,7 +237,7 @@ func TestReadFrom(t *testing.T) {
 		all, _ := io.ReadAll(s)
 		got <- all
 	}()
-	source := io.MultiReader(bytes.NewReader(want)) // hides the WriteTo of bytes.Reader
+	source := io.MultiReader(bytes.NewReader(want)) // hides the method WriteTo of bytes.Reader
 	if n, err := io.Copy(c, source); n != int64(len(want)) || err != nil {
 		t.Errorf("copied %d bytes, %v; want %d", n, err, len(want))
 	}
@@ -295,7 +295,7 @@ func TestErrorsUDP(t *testing.T) {
 	wantOpError(t, "Close again", l.Close(), net.ErrClosed)
 }
 
-// TestDatagrams sends datagrams of both families through one socket. Some are empty, some do not fit the reader's
+// TestDatagrams sends datagrams of both families through one socket. Some datagrams are empty, some are larger than the reader's
 // buffer, and some must be fragmented.
 func TestDatagrams(t *testing.T) {
 	a, b := pair(t)
@@ -379,8 +379,8 @@ func TestForgotten(t *testing.T) {
 	t.Error("a closed connection is still in memory")
 }
 
-// TestDatagramFlood makes many goroutines send datagrams as fast as they can. It checks that they wait for each other, and that
-// no datagram is lost before it reaches the receiver's buffer.
+// TestDatagramFlood makes many goroutines send datagrams as fast as they can. It checks that the senders wait for each other, and
+// that no datagram is lost before it reaches the receiver's buffer.
 func TestDatagramFlood(t *testing.T) {
 	const senders, each = 8, 200
 	a, b := deepPair(t)

@@ -9,11 +9,11 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// When a segment with a SYN cookie arrives, the listener makes a connection and passes the segment to it. gVisor then counts
-// the memory of that segment twice: for the listener, and for the connection (accept.go, handleListenSegment; segment.go,
-// setOwner). Later it subtracts the memory only once, from the connection's count. So the listener's count grows for ever, and
-// at some point gVisor begins to drop all segments with payload that reach the listener. With 1,000 bytes of payload per
-// segment, that took six handshakes. From then on, a handshake is never completed if its last acknowledgement, which has no
+// When a segment with a SYN cookie arrives, the listener makes a connection and passes the segment to it. gVisor then counts the
+// memory of that segment twice: for the listener, and for the connection (accept.go, handleListenSegment; segment.go, setOwner).
+// Later it subtracts the memory only once, from the connection's count. So the listener's count grows for ever, and at some point
+// gVisor begins to drop all segments with payload that reach the listener. With 1,000 bytes of payload per segment, gVisor began to
+// drop segments after six handshakes. From then on, a handshake is never completed if its last acknowledgement, which has no
 // payload, is lost: the peer now sends only segments with payload, and gVisor drops them.
 //
 // gVisor always passes segments without payload to the listener. So when a listener has begun to drop segments, the link

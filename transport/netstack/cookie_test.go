@@ -50,7 +50,7 @@ func TestCookiesForEver(t *testing.T) {
 			if _, err := io.ReadFull(c, make([]byte, 1000)); err != nil {
 				t.Fatal(err)
 			}
-			// The peer's SYN had a scale, but a cookie cannot store it.
+			// The peer's SYN had a window scale, but a SYN cookie cannot store the scale.
 			if known := n.link.windows.heard.of(flowBetween(flow[1], own)); known == nil || known.scale != 0 {
 				t.Fatalf("%s: handshake %d: the peer's windows are scaled: %+v", name, i, known)
 			}

@@ -20,8 +20,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// twoNets returns two Nets, whose devices are each other's peers. When the wire between the devices is full, they wait. It
-// loses nothing.
+// twoNets returns two Nets, whose devices are each other's peers. When the wire between the devices is full, the devices wait, so
+// the wire loses no datagram.
 func twoNets(t testing.TB) (a, b *Net, da, db *wireguard.Device) {
 	t.Helper()
 	wire := pipe.NewNetwork(pipe.Config{Lossless: true})

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/stackroom"
 )
 
-// An attempt is one call of a Dialer.
+// An attempt is one dial: a call of a method of a Dialer.
 type attempt struct {
 	*Dialer
 	network string
@@ -100,7 +100,7 @@ func (a *attempt) udp(ctx context.Context, remote netip.AddrPort) (*UDPConn, err
 	return a.Net.openUDP(a.network, a.local, a.Net.self(remote))
 }
 
-// one connects to one address.
+// one connects to remote over the network of a, TCP or UDP.
 func (a *attempt) one(ctx context.Context, remote netip.AddrPort) (net.Conn, error) {
 	if a.network[0] == 'u' {
 		c, err := a.udp(ctx, remote)
@@ -119,8 +119,8 @@ func (a *attempt) one(ctx context.Context, remote netip.AddrPort) (net.Conn, err
 // broadcast is the address of all hosts of a network.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// self returns to. If the address in to is unspecified, self returns an address of the Net with the same port instead, because
-// package net connects to the host itself in that case.
+// self returns the address to. If the IP address in to is unspecified, self returns an address of the Net with the same port
+// instead, because package net connects to the host itself in that case.
 func (n *Net) self(to netip.AddrPort) netip.AddrPort {
 	if to.Addr().IsUnspecified() {
 		for _, own := range n.addrs {

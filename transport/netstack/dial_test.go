@@ -228,8 +228,8 @@ func TestDialGivesUp(t *testing.T) {
 	})
 }
 
-// TestDialRace dials a name that has addresses of both families, while the connection to one or both fails in each possible
-// way.
+// TestDialRace dials a name that has addresses of both families, while the connection to one of the addresses, or to both, fails in
+// each possible way.
 func TestDialRace(t *testing.T) {
 	t.Run("silent", func(t *testing.T) {
 		a, b, ab, _ := wired(t, 0)

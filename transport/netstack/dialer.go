@@ -12,8 +12,8 @@ import (
 // A Dialer connects through a Net, with the options of a net.Dialer. Set Net. The zero value of any other field means its
 // default. A Dialer may be used concurrently while nobody changes its fields.
 //
-// It lacks four fields of a net.Dialer: Control and ControlContext, because a Net has no file descriptors; Resolver,
-// because the Net's own name servers resolve names; and Cancel, which is deprecated: cancel the context instead.
+// A Dialer lacks four fields of a net.Dialer: Control and ControlContext, because a Net has no file descriptors; Resolver, because
+// the Net's own name servers resolve names; and Cancel, which is deprecated: cancel the context instead.
 type Dialer struct {
 	// Net is the Net whose connections the Dialer makes.
 	Net *Net
@@ -32,8 +32,8 @@ type Dialer struct {
 	// 250 ms. A negative value means that the Dialer tries all addresses one after another.
 	FallbackDelay time.Duration
 
-	// KeepAlive is how long a TCP connection must be idle before the stack probes it. Zero means 15 s, and a negative
-	// value turns the probes off. It has no effect if KeepAliveConfig.Enable is true.
+	// KeepAlive is how long a TCP connection must be idle before the stack probes it. Zero means 15 s, and a negative value turns
+	// the probes off. KeepAlive has no effect if KeepAliveConfig.Enable is true.
 	KeepAlive time.Duration
 
 	// KeepAliveConfig has all options of the probes. It has an effect only if its field Enable is true.
@@ -183,11 +183,12 @@ func (n *Net) Dial(network, address string) (net.Conn, error) {
 	return n.DialContext(context.Background(), network, address)
 }
 
-// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6, and
-// address is "host:port". The tunnel's name servers resolve a name. DialContext tries the name's addresses as RFC 8305 (Happy
-// Eyeballs) says: addresses of the two families alternate, and the next attempt begins when an earlier one has failed, or after
-// 250 ms. DialContext returns the first connection that is established. From then on, ctx does not affect the connection. The
-// connection is a *[TCPConn] or a *[UDPConn]. DialContext can be the DialContext of an http.Transport. A [Dialer] has options.
+// DialContext connects to an address through the tunnel. network is "tcp", "udp", or one of them followed by 4 or 6, and address is
+// "host:port". The tunnel's name servers resolve a name. DialContext tries the name's addresses as RFC 8305 (Happy Eyeballs) says:
+// addresses of the two families alternate, and the next attempt begins when an earlier one has failed, or after 250 ms. DialContext
+// returns the first connection that is established. From then on, ctx does not affect the connection. The connection is a
+// *[TCPConn] or a *[UDPConn]. The method can be used as the field DialContext of an http.Transport. To dial with other options, use
+// a [Dialer].
 func (n *Net) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return (&Dialer{Net: n}).DialContext(ctx, network, address)
 }

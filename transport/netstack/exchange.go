@@ -19,8 +19,8 @@ const (
 	// size fits any path (dnsflagday.net/2020).
 	udpAnswer = 1232
 
-	// maxStrays is how many datagrams the resolver reads from a question's socket. If none of them answers the question, their
-	// sender is probably guessing the question's ID, so the resolver then asks over TCP.
+	// maxStrays is how many datagrams the resolver reads from a question's socket. If none of these datagrams answers the question,
+	// somebody is probably sending forged answers and guessing the ID of the query, so the resolver then asks over TCP.
 	maxStrays = 16
 )
 
@@ -76,7 +76,7 @@ func said(err error) error {
 }
 
 // overUDP sends the query from a port that gVisor chooses at random, and returns the answer. The socket is connected, so it
-// receives datagrams from the server alone. overUDP closes it when ctx ends.
+// receives datagrams from the server alone. overUDP closes the socket when ctx ends.
 func (r *resolver) overUDP(ctx context.Context, server netip.AddrPort, m *query) ([]byte, error) {
 	c, err := r.net.DialUDP(netip.AddrPort{}, server)
 	if err != nil {
@@ -169,7 +169,7 @@ func newQuery(q question, edns bool) (*query, error) {
 }
 
 // answeredBy reports whether wire is a response to m, and returns the header of wire. A response with an error may lack the
-// question, because a server that cannot read a query does not repeat its question.
+// question, because a server that cannot read a query does not copy the question into its response.
 func (m *query) answeredBy(wire []byte) (h dnsmessage.Header, ok bool) {
 	var p dnsmessage.Parser
 	h, err := p.Start(wire)

@@ -14,10 +14,10 @@ import (
 // value for the Resolution Delay is 50 milliseconds" (RFC 8305, section 8).
 const resolutionDelay = 50 * time.Millisecond
 
-// addresses looks up host's addresses of the types A and AAAA, and sorts them in the order in which Dial tries them. Once it
-// has addresses of one type, it waits at most grace for the answer of the other type, or without this limit if grace is 0. The
-// channel late delivers the answers with addresses that arrive after that, and is closed after the last one. late is nil if no
-// answer can follow.
+// addresses looks up host's addresses of the types A and AAAA, and sorts them in the order in which Dial tries them. Once it has
+// addresses of one type, it waits at most grace for the answer of the other type, or without this limit if grace is 0. The channel
+// late delivers the answers with addresses that arrive after addresses has returned, and is closed after the last one. late is nil
+// if no answer can follow.
 func (r *resolver) addresses(ctx context.Context, host string, grace time.Duration,
 	types ...dnsmessage.Type) (addrs []netip.Addr, late <-chan *answer, err error) {
 	answers, late, err := r.findSoon(ctx, host, grace, types)
@@ -55,9 +55,9 @@ func (r *resolver) findOne(ctx context.Context, name string, t dnsmessage.Type) 
 	return answers[0], nil
 }
 
-// find returns the answers that have records of host, at most one per type, in the order of types. If there is a search list,
-// find tries its names in order, and returns the answers of the first name that has records. If CNAME is among the types, an
-// alias without records counts too. The error is a *net.DNSError.
+// find returns the answers that have records of host, at most one per type, in the order of types. If there is a search list, find
+// tries its names in order, and returns the answers of the first name that has records. If CNAME is among the types, an answer with
+// only an alias counts as an answer with records. The error is a *net.DNSError.
 func (r *resolver) find(ctx context.Context, host string, types ...dnsmessage.Type) ([]*answer, error) {
 	answers, _, err := r.findSoon(ctx, host, 0, types)
 	return answers, err
@@ -91,7 +91,8 @@ func (r *resolver) findSoon(ctx context.Context, host string, grace time.Duratio
 		if failure == nil {
 			failure = err
 		}
-		// As in the C library, the search goes on if servers have failed, but it ends if no server has said anything.
+		// As in the C library, the search goes on with the next name if servers have reported failures, but it ends if no server
+		// has answered at all.
 		if e, ok := err.(*askError); !ok || e.cause != nil || e.silent() {
 			break
 		}

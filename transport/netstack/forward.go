@@ -19,19 +19,21 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// A Forwarding has the bounds and timers of [Config.Forward]. The zero value of each field means its default.
+// A Forwarding has the limits and timers of the flows that [Config.Forward] decides about. The zero value of each field means its
+// default.
 //
-// The limits Pending and Flows are divided among the peers: a peer may begin another flow while it has fewer flows than the
-// limit leaves free. So a single peer gets at most half of the limit, and the other half is free for other peers. However many
-// flows other peers have, each peer may have 16 pending flows and 64 flows in total.
+// The limits Pending and Flows are divided among the peers: a peer may begin another flow while it has fewer flows than all peers
+// together may still begin. So a single peer gets at most half of the limit, and the other half stays free for other peers. However
+// many flows other peers have, each peer may have 16 pending flows and 64 flows in total.
 type Forwarding struct {
-	// Pending is how many flows may wait for the program's decision or, after Accept, for the end of TCP's handshake. Each of
-	// these flows takes a goroutine. Zero means 4096. The Net drops a packet that would begin another flow, and counts the
-	// packet in Stats.FlowsDropped; the packet's sender repeats it.
+	// Pending is how many flows may wait for the program's decision or, after Accept, for the end of TCP's handshake. Each of these
+	// flows takes a goroutine. Zero means 4096. While so many flows wait, the Net drops each packet that would begin another flow,
+	// and counts the packet in Stats.FlowsDropped. The sender then repeats the packet.
 	Pending int
 
-	// Flows is how many flows may exist, pending ones included. Zero means 65536. A packet that would begin another flow is
-	// dropped and counted as for Pending. A TCP connection counts until the program has closed it and gVisor has finished it.
+	// Flows is how many flows may exist, pending ones included. Zero means 65536. While so many flows exist, a packet that would
+	// begin another flow is dropped and counted as for Pending. A TCP connection counts until the program has closed it and gVisor
+	// has finished it.
 	Flows int
 
 	// UDPIdle is how long a UDP flow may carry nothing in either direction before the Net closes it. Zero means 5 minutes, as
@@ -55,8 +57,8 @@ const (
 	leastPending = 16
 	leastFlows   = 64
 
-	// maxWaiting is how many bytes of packets may wait, for decisions and in all UDPSources together. leastWaiting is how many
-	// of these bytes each peer may always have.
+	// maxWaiting is how many bytes of packets may wait in total: for decisions of the program, and in UDPSources. leastWaiting is
+	// how many of these bytes each peer may always have.
 	maxWaiting   = 16 << 20
 	leastWaiting = 64 << 10
 
@@ -126,7 +128,7 @@ type forwarder struct {
 	timer      *time.Timer                // runs sweep while there are flows
 	sweeping   sync.WaitGroup             // counts the armed timer and the running sweep
 	armed      bool
-	sweepSpace []*Flow // memory that the previous sweep has left for the next one; only the running sweep uses it
+	sweepSpace []*Flow // the slice of the previous sweep, which the next sweep uses again; only the running sweep uses it
 }
 
 // A flowKey tells flows apart. For a ping, the port of src is the ICMP identifier, and the port of dst is the sequence number.
@@ -135,8 +137,8 @@ type flowKey struct {
 	src, dst netip.AddrPort
 }
 
-// newForwarder returns a forwarder with the second stack. Even if it returns an error, it also returns a forwarder, which can
-// be closed.
+// newForwarder returns a forwarder with the second stack. The forwarder is not nil even if there is an error, and the caller must
+// then close it.
 func newForwarder(n *Net, c *Config) (*forwarder, error) {
 	or := func(v, otherwise int) int {
 		if v == 0 {
@@ -166,7 +168,7 @@ func newForwarder(n *Net, c *Config) (*forwarder, error) {
 	return fw, nil
 }
 
-// peerOf returns the peer that a belongs to.
+// peerOf returns the peer whose AllowedIPs contain the address a.
 func (fw *forwarder) peerOf(a netip.Addr) (peer wireguard.PublicKey, ok bool) {
 	if r := fw.net.link.peers.Load(); r != nil {
 		return (*r).Route(a)
@@ -392,8 +394,8 @@ func (fw *forwarder) sweep() {
 	}
 }
 
-// close cancels all flows, waits for the calls that decide, and closes the second stack. Net.Close has called link.refuseData
-// before, so no sender waits for space in the link's queue.
+// close cancels all flows, waits for the methods of Flow that are making a decision, and closes the second stack. Net.Close has
+// called link.refuseData before, so no sender waits for space in the link's queue.
 func (fw *forwarder) close() {
 	fw.mu.Lock()
 	fw.closed = true

@@ -41,9 +41,9 @@ func addressesOf(p []byte) (src, dst netip.Addr) {
 	return netip.AddrFrom16([16]byte(p[ip6Addresses:])), netip.AddrFrom16([16]byte(p[ip6Addresses+16:]))
 }
 
-// isForwardable reports whether a router may forward packets from and to the address a. It returns false for multicast
-// addresses, and for addresses in some of the blocks that RFC 6890 lists as not forwardable. Those for documentation are not
-// among these blocks.
+// isForwardable reports whether a router may forward packets from and to the address a. It returns false for multicast addresses,
+// and for addresses in some of the blocks that RFC 6890 lists as not forwardable. For the blocks for documentation, it returns
+// true.
 func isForwardable(a netip.Addr) bool {
 	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.Is4In6() {
 		return false

@@ -16,14 +16,14 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// A Flow is a TCP connection, a UDP flow or a ping that a peer began to an address that is not the Net's. The Net passes it to
-// [Config.Forward]. That function decides about the flow with one call of Accept, AcceptSource, Answer, Refuse or Discard
-// before it returns. Until the decision, the peer gets no answer, as from a slow host. The decision may take as long as Context
-// allows: each flow has its own goroutine, and nothing else waits for the decision.
+// A Flow is a TCP connection, a UDP flow or a ping that a peer has begun, and whose destination is not an address of the Net. The
+// Net passes each Flow to [Config.Forward]. That function decides about the flow with one call of Accept, AcceptSource, Answer,
+// Refuse or Discard before it returns. Until the decision, the peer gets no answer, as from a slow host. The decision may take as
+// long as Context allows: each flow has its own goroutine, and nothing else waits for the decision.
 //
 // A flow belongs to the peer that sent its first packet. Once per second, the Net checks that the flow's source address still
-// belongs to that peer. If it does not, the Net resets the flow. Until that check, packets from the address's new peer reach
-// the flow.
+// belongs to that peer. If it does not, the Net resets the flow. Until that check, packets with this source address reach the flow
+// even if another peer sends them.
 //
 // The Net is an endpoint of a forwarded flow, not a router on its path. It ignores the hop limit and reassembles fragments, and
 // it does not pass on ICMP errors about packets of the flow.
@@ -40,10 +40,10 @@ type Flow struct {
 
 	state   flowState             // guarded by fw.mu, like the next three fields
 	packets []*stack.PacketBuffer // the packets that wait for the decision; the first one began the flow
-	held    int                   // bytes of memory that packets takes
+	held    int                   // bytes of memory that the packets in the field packets take
 	to      forwarded             // what Accept or AcceptSource returned
 
-	seen  uint64    // what to.activity returned at the last sweep; only sweep uses seen and since
+	seen  uint64    // the result of to.activity at the last sweep; only the method sweep uses seen and since
 	since time.Time // the time of the sweep that last changed seen
 }
 
@@ -58,9 +58,9 @@ const (
 
 // A forwarded is an accepted flow as the forwarder sees it.
 type forwarded interface {
-	finished() bool   // whether the program has closed the flow, and gVisor keeps nothing of it
-	activity() uint64 // counts the packets of a UDP flow; 0 for TCP
-	idles() bool      // whether the Net closes the flow after it has carried nothing for Forwarding.UDPIdle
+	finished() bool   // whether the program has closed the flow and, for TCP, gVisor has finished the connection
+	activity() uint64 // how many packets a UDP flow has carried; 0 for TCP
+	idles() bool      // whether the Net closes the flow once the flow has carried nothing for Forwarding.UDPIdle
 	reset()           // ends the flow
 }
 
@@ -88,7 +88,7 @@ func (f *Flow) end(a netip.AddrPort) netip.AddrPort {
 	return a
 }
 
-// Peer returns the public key of the peer whose AllowedIPs held the source when the flow began.
+// Peer returns the public key of the peer whose AllowedIPs contained the flow's source address when the flow began.
 func (f *Flow) Peer() wireguard.PublicKey { return f.peer }
 
 // Context returns a context that ends when Config.Forward returns, when the peer resets a TCP connection before the decision,
@@ -110,8 +110,8 @@ func (f *Flow) Data() []byte {
 
 // Accept accepts a TCP connection or a UDP flow. The result is a *[TCPConn] or a *[UDPConn], whose local address is the flow's
 // destination and whose remote address is its source. For TCP, Accept sends the SYN-ACK and waits up to 30 s for the end of the
-// handshake. A *UDPConn carries only the datagrams between these two addresses; AcceptSource accepts those to all destinations.
-// The Net closes a *UDPConn that has carried nothing for [Forwarding.UDPIdle].
+// handshake. A *UDPConn carries only the datagrams between these two addresses; AcceptSource accepts the datagrams of a source to
+// all destinations. The Net closes a *UDPConn that has carried nothing for [Forwarding.UDPIdle].
 func (f *Flow) Accept() (net.Conn, error) {
 	c, err := f.accept()
 	if err != nil {
@@ -224,7 +224,8 @@ func (f *Flow) acceptUDP() (*UDPConn, error) {
 // its datagrams.
 //
 // If several flows of one source wait for decisions at the same time, the first call of AcceptSource makes the UDPSource and
-// returns began true. The calls for the other flows add their datagrams to the same UDPSource, and return it with began false.
+// returns began true. The calls for the other flows add the datagrams of these flows to the same UDPSource, and return that
+// UDPSource with began false.
 func (f *Flow) AcceptSource() (s *UDPSource, began bool, err error) {
 	if err := f.begin("AcceptSource", "udp"); err != nil {
 		return nil, false, f.wrap("accept", err)
@@ -263,9 +264,9 @@ func (f *Flow) Answer() error {
 	return f.wrap("answer", f.fw.write(f.key.dst.Addr(), f.key.src.Addr(), f.key.proto, message[:8], message[8:], 0))
 }
 
-// Refuse refuses the flow with a reset or an ICMP error. The source address of that packet is the flow's destination, because
-// the peer accepts packets from that address. The error says why the packet could not be sent. If the peer has caused 100 ICMP
-// errors within the last second, Refuse sends no further one and returns nil.
+// Refuse refuses the flow with a reset or an ICMP error. The source address of that packet is the flow's destination, because the
+// peer accepts packets from that address. The returned error says why the packet could not be sent. If the peer has caused 100 ICMP
+// errors within the last second, Refuse sends no further ICMP error and returns nil.
 func (f *Flow) Refuse(r Refusal) error {
 	if err := f.begin("Refuse", "tcp", "udp", "ping"); err != nil {
 		return f.wrap("refuse", err)
@@ -296,8 +297,8 @@ func (f *Flow) Discard() {
 	f.settle(nil)
 }
 
-// leave ends f if there was no decision. The forwarder calls it after Config.Forward has returned, or if it cannot call
-// Config.Forward.
+// leave ends f if the program has not decided about f. The forwarder calls it after Config.Forward has returned, or if it cannot
+// call Config.Forward.
 func (f *Flow) leave() {
 	f.cancel(context.Canceled)
 	f.fw.mu.Lock()
@@ -306,8 +307,8 @@ func (f *Flow) leave() {
 		return
 	}
 	if f.request != nil {
-		// Complete the request before f ends. While gVisor has the request, gVisor drops each repeated SYN. If f had ended,
-		// such a SYN would open another flow, which would wait forever.
+		// Complete the request before f ends. Until the request is complete, gVisor drops each repeated SYN that takeTCP passes to
+		// it. If f had ended by then, takeTCP would open another flow for such a SYN, and that flow would wait forever.
 		f.state = flowDeciding
 		f.fw.mu.Unlock()
 		f.request.Complete(false)
@@ -339,8 +340,8 @@ func (f *Flow) begin(method string, networks ...string) error {
 	return nil
 }
 
-// settle ends the decision. to is the accepted flow, or nil if the flow was not accepted. For an accepted UDP flow, settle
-// returns the packets that waited, with their references.
+// settle ends the decision. to is the accepted flow, or nil if the flow was not accepted. For an accepted UDP flow, settle returns
+// the packets that waited for the decision, and the caller gets their references.
 func (f *Flow) settle(to forwarded) []*stack.PacketBuffer {
 	f.fw.mu.Lock()
 	defer f.fw.mu.Unlock()
@@ -361,8 +362,8 @@ func (f *Flow) settleLocked(to forwarded) (ps []*stack.PacketBuffer) {
 	return f.release()
 }
 
-// hold keeps the packet p until the decision and returns true. If the waiting packets of f's peer take too much memory, it
-// counts p as dropped and returns false. fw.mu is held.
+// hold keeps the packet p until the decision and returns true. If the waiting packets of f's peer take too much memory, hold counts
+// p as dropped and returns false. fw.mu is held.
 func (f *Flow) hold(p *stack.PacketBuffer) bool {
 	size := p.MemSize()
 	if !f.fw.net.budget.take(&f.fw.waiting, partyHolder(f.peer), size) {
@@ -374,14 +375,14 @@ func (f *Flow) hold(p *stack.PacketBuffer) bool {
 	return true
 }
 
-// release removes the packets that wait from f and returns them. The caller gets their references. fw.mu is held.
+// release removes from f the packets that wait for the decision, and returns them. The caller gets their references. fw.mu is held.
 func (f *Flow) release() (ps []*stack.PacketBuffer) {
 	f.fw.net.budget.give(&f.fw.waiting, partyHolder(f.peer), f.held)
 	ps, f.packets, f.held = f.packets, nil, 0
 	return ps
 }
 
-// drop drops the packets that wait. fw.mu is held.
+// drop drops the packets of f that wait for the decision. fw.mu is held.
 func (f *Flow) drop() {
 	for _, p := range f.release() {
 		p.DecRef()
@@ -391,7 +392,8 @@ func (f *Flow) drop() {
 // isOver reports whether f was accepted and has finished. fw.mu is held.
 func (f *Flow) isOver() bool { return f.state == flowAccepted && f.to.finished() }
 
-// sweep ends f if it is over, is idle, or has a source that now belongs to another peer.
+// sweep ends f if f is over or idle, or if its source address no longer belongs to the peer that began f. It cancels f's context if
+// the program has not decided within decideLimit.
 func (f *Flow) sweep(now time.Time) {
 	peer, ok := f.fw.peerOf(f.key.src.Addr())
 	moved := !ok || peer != f.peer

@@ -115,8 +115,8 @@ func TestForwardHairpin(t *testing.T) {
 	}
 }
 
-// TestQuota checks that each peer can take half of the free places, and at least 10. After all peers have given their places
-// back, none is taken.
+// TestQuota checks that each peer can take half of the free places, and at least 10. After all peers have given their places back,
+// all places are free.
 func TestQuota(t *testing.T) {
 	q := quota[wireguard.PublicKey]{limit: 1000, least: 10}
 	var peers [200]wireguard.PublicKey

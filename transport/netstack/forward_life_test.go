@@ -218,8 +218,8 @@ func TestForwardIdle(t *testing.T) {
 	}
 }
 
-// TestForwardMoved checks that a flow ends when its source's address moves to another peer. Before the decision, the flow's
-// context ends; after it, the connection is reset.
+// TestForwardMoved checks that a flow ends when its source's address moves to another peer. If the program has not decided yet, the
+// flow's context ends; otherwise the connection is reset.
 func TestForwardMoved(t *testing.T) {
 	for _, undecided := range []bool{true, false} {
 		ends, conns := make(chan error, 1), make(chan net.Conn, 1)
@@ -281,8 +281,8 @@ func TestForwardGivenUp(t *testing.T) {
 	}
 }
 
-// TestForwardClose checks that Close ends flows in every state, and waits for the calls that decide. TestMain looks for
-// leftover goroutines.
+// TestForwardClose checks that Close ends flows in every state, and waits for the methods that are making a decision. TestMain
+// looks for leftover goroutines.
 func TestForwardClose(t *testing.T) {
 	var working sync.WaitGroup
 	working.Add(50)
@@ -342,7 +342,7 @@ func TestForwardClose(t *testing.T) {
 	g.settles(t, func(n flowCounts) bool { return n.pending == 0 })
 }
 
-// settles waits until ok returns true for the numbers of flows.
+// settles waits until ok returns true for the numbers of flows that g.counts returns.
 func (g *gateway) settles(t *testing.T, ok func(flowCounts) bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !ok(g.counts()); time.Sleep(time.Millisecond) {

@@ -7,7 +7,7 @@ package netstack
 type quota[K comparable] struct {
 	limit, least int
 	total        int
-	held         map[K]int // how many places each holder holds; without holders that hold nothing
+	held         map[K]int // how many places each holder holds; a holder without places is not in the map
 }
 
 // take takes n places for the holder k, and reports whether k gets them. If k may take one place, it gets all n.

@@ -12,7 +12,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// checkForeign returns an error if the Net cannot send a datagram from the address from to the UDP source to.
+// checkForeign returns an error if the Net cannot send a datagram with the source address from to a UDP source, whose address is
+// to.
 func (fw *forwarder) checkForeign(from, to netip.AddrPort) error {
 	wrong := func(why string) error { return &net.AddrError{Err: why, Addr: from.String()} }
 	switch a := from.Addr(); {
@@ -40,7 +41,7 @@ func putUDP(h []byte, from, to netip.AddrPort, n int) {
 	binary.BigEndian.PutUint16(h[udpLength:], uint16(header.UDPMinimumSize+n))
 }
 
-// datagram sends b as a UDP datagram. mtu is the MTU of the path, or 0 if it is not known.
+// datagram sends b as a UDP datagram from the address from to the address to. mtu is the MTU of the path, or 0 if it is not known.
 func (fw *forwarder) datagram(from, to netip.AddrPort, b []byte, mtu int) error {
 	var h [header.UDPMinimumSize]byte
 	putUDP(h[:], from, to, len(b))
@@ -121,8 +122,8 @@ func putChecksum(proto uint8, head, body, ip []byte) {
 	binary.BigEndian.PutUint16(head[at:], sum)
 }
 
-// writeFragment sends n bytes of the IP payload, which is head followed by body, from the offset at. ip is the IP header of the
-// whole packet.
+// writeFragment sends the n bytes that begin at the offset at of the IP payload, which is head followed by body. ip is the IP
+// header of the whole packet.
 func (fw *forwarder) writeFragment(ip []byte, id uint32, head, body []byte, at, n int, fragmented bool) error {
 	l3, more := len(ip), at+n < len(head)+len(body)
 	if l3 == header.IPv6MinimumSize && fragmented {

@@ -29,15 +29,15 @@ type UDPSource struct {
 
 	ready chan struct{} // has an element if there may be something to read
 	count atomic.Uint64 // datagrams in both directions
-	mtu   atomic.Int32  // of the path, as the last ICMPv6 error says; 0 if there was none
+	mtu   atomic.Int32  // the MTU of the path, as the last ICMPv6 error says; 0 if there was none
 
 	readMu sync.Mutex // held while a datagram is copied; guards the field into
 	into   tcpip.SliceWriter
 
 	// The rest is guarded by the forwarder's mu.
-	queue  []*stack.PacketBuffer // the datagrams from the index head on wait; each holds a reference
+	queue  []*stack.PacketBuffer // the datagrams that wait are those from the index head on; queue holds a reference to each
 	head   int
-	bytes  int // of memory that the queue takes
+	bytes  int // bytes of memory that the queue takes
 	failed error
 	from   netip.AddrPort // the source address of the datagram that the error in failed is about
 }
@@ -55,10 +55,10 @@ func (s *UDPSource) Source() netip.AddrPort { return s.flow.key.src }
 // Peer returns the public key of the peer that the socket is behind.
 func (s *UDPSource) Peer() wireguard.PublicKey { return s.flow.peer }
 
-// ReadTo reads one datagram into b, and returns its length and destination. The part that does not fit into b is lost. ReadTo
-// fails once with syscall.ECONNREFUSED after an ICMP error has said that the socket no longer exists; the Addr of the
-// net.OpError is then the source address of the datagram that could not be delivered. After Close, and after the Net has closed
-// s, ReadTo fails with net.ErrClosed.
+// ReadTo reads one datagram into b, and returns its length and destination. The part that does not fit into b is lost. After an
+// ICMP error has said that the socket no longer exists, ReadTo fails once with syscall.ECONNREFUSED. The Addr of that net.OpError
+// is the source address of the datagram that could not be delivered. After Close, and after the Net has closed s, ReadTo fails with
+// net.ErrClosed.
 func (s *UDPSource) ReadTo(b []byte) (n int, to netip.AddrPort, err error) {
 	for {
 		if err := s.usable(&s.reads); err != nil {
@@ -97,8 +97,8 @@ func (s *UDPSource) WaitReadable() error {
 	}
 }
 
-// isReadable reports whether ReadTo has something to return. If so, it notifies s.ready again, because its caller may have
-// received the notification that a goroutine in ReadTo waits for.
+// isReadable reports whether ReadTo has something to return. If so, it puts an element into s.ready again, because WaitReadable may
+// have received the element that a goroutine in ReadTo waits for.
 func (s *UDPSource) isReadable() bool {
 	fw := s.flow.fw
 	fw.mu.Lock()
@@ -122,9 +122,9 @@ func (s *UDPSource) copy(b []byte, p *stack.PacketBuffer) (n int, to netip.AddrP
 	})
 }
 
-// WriteFrom sends b to the socket with the source address from, which must be an address of the socket's family and of a host
-// other than the Net. It waits while the queue to the device is full. A datagram larger than the tunnel's packets is sent in
-// fragments.
+// WriteFrom sends b to the socket with the source address from, which must be an address of the socket's family and of a host other
+// than the Net. It waits while the queue to the device is full. A datagram that does not fit into one packet of the tunnel is sent
+// in fragments.
 func (s *UDPSource) WriteFrom(b []byte, from netip.AddrPort) (int, error) {
 	if err := s.write(b, unmap(from)); err != nil {
 		return 0, s.wrap("write", from, err)
@@ -226,8 +226,8 @@ func (s *UDPSource) push(p *stack.PacketBuffer) {
 	s.signal()
 }
 
-// take removes the oldest datagram from the queue, and returns nil if there is none. If fail has noted an error, take returns
-// that error once instead, and from is the source address of the datagram that the error is about.
+// take removes the oldest datagram from the queue, and returns nil if there is none. If the method fail has noted an error, take
+// returns that error once instead, and from is the source address of the datagram that the error is about.
 func (s *UDPSource) take() (p *stack.PacketBuffer, from netip.AddrPort, err error) {
 	fw := s.flow.fw
 	fw.mu.Lock()
@@ -265,7 +265,7 @@ func (s *UDPSource) signal() {
 	}
 }
 
-// fail makes the next ReadTo return err, which an ICMP error has reported about a datagram that WriteFrom sent from the address
+// fail makes the next ReadTo return err, because an ICMP error has arrived about a datagram that WriteFrom sent from the address
 // from. The forwarder's mu is held.
 func (s *UDPSource) fail(from netip.AddrPort, err syscall.Errno) {
 	s.failed, s.from = err, from

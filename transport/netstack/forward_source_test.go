@@ -48,8 +48,8 @@ func relay(t *testing.T, c net.PacketConn, s *UDPSource, far netip.AddrPort, tex
 	}
 }
 
-// TestUDPSource checks that one socket behind a peer is one source, whatever its destinations, and that datagrams of any size
-// pass in both directions.
+// TestUDPSource checks that one socket behind a peer is one UDPSource, whatever the destinations of its datagrams, and that
+// datagrams of any size pass in both directions.
 func TestUDPSource(t *testing.T) {
 	sources := make(chan *UDPSource, 8)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -260,9 +260,8 @@ func TestUDPSourceBound(t *testing.T) {
 	relay(t, ends[1], far[1], netip.AddrPortFrom(far4, 54), []byte("still here"))
 }
 
-// TestUDPSourceWaitReadable checks that WaitReadable waits for a datagram or an error, which ReadTo then returns. It also
-// checks that WaitReadable does not take the notification for a goroutine in ReadTo, and that a deadline and Close end
-// WaitReadable.
+// TestUDPSourceWaitReadable checks that WaitReadable waits for a datagram or an error, which ReadTo then returns. It also checks
+// that WaitReadable leaves the notification to a goroutine in ReadTo, and that a deadline and Close end WaitReadable.
 func TestUDPSourceWaitReadable(t *testing.T) {
 	sources := make(chan *UDPSource, 1)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -311,7 +310,7 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 	want(s, "second")
 
 	reads := make(chan error, 1)
-	for range 20 { // ReadTo gets the datagram, whichever of the two receives the notification
+	for range 20 { // ReadTo gets the datagram, whether ReadTo or WaitReadable receives the notification
 		_ = s.SetReadDeadline(time.Now().Add(20 * time.Second))
 		wait()
 		go func() {

@@ -25,7 +25,7 @@ import (
 //   - For each destination of a flow, gVisor assigns a temporary address to the interface. For each IPv4 packet, gVisor then
 //     searches all these addresses. With 30,000 destinations, the search takes longer than everything else together.
 //
-// Both stacks share the link. newForwardStack makes the second one, which gets its packets through p.
+// Both stacks share the link. newForwardStack makes the second stack, which gets its packets through the port p.
 func newForwardStack(n *Net, l *link, p *port) (*stack.Stack, error) {
 	s := stack.New(stack.Options{
 		NetworkProtocols: []stack.NetworkProtocolFactory{
@@ -43,8 +43,8 @@ func newForwardStack(n *Net, l *link, p *port) (*stack.Stack, error) {
 	if err := p.init(s); err != nil {
 		return s, err
 	}
-	// Promiscuous mode makes gVisor accept ICMP messages to any address. Spoofing makes it accept ICMP errors about packets
-	// whose source is not one of its addresses.
+	// Promiscuous mode makes gVisor accept ICMP messages to any address. Spoofing makes it accept ICMP errors about packets whose
+	// source is not an address of the stack.
 	_ = s.SetPromiscuousMode(NICID, true)
 	_ = s.SetSpoofing(NICID, true)
 	s.AddRoute(tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: NICID})
@@ -114,8 +114,8 @@ func (p *port) handTransport(proto tcpip.NetworkProtocolNumber, b buffer.Buffer)
 	}
 }
 
-// anyAddress returns the network protocol that f makes, with an interface that has every address. Inside gVisor, the address
-// dummy, which no host has, stands for all of them.
+// anyAddress returns the network protocol that f makes, with an interface that has every address. Inside gVisor, the address dummy,
+// which no host has, stands for all these addresses.
 func anyAddress(f stack.NetworkProtocolFactory, dummy tcpip.Address) stack.NetworkProtocolFactory {
 	return func(s *stack.Stack) stack.NetworkProtocol { return &anyProtocol{f(s), dummy} }
 }

@@ -42,15 +42,15 @@ func (n *Net) listenGroup(network string, group netip.AddrPort) (*UDPConn, error
 	return c, nil
 }
 
-// JoinGroup makes the Net receive datagrams to the multicast address group. They reach every connection that is bound to their
-// port and to all addresses. JoinGroup fails with syscall.EADDRINUSE if c has joined the group before. See ListenMulticastUDP
-// for the AllowedIPs that the sender needs.
+// JoinGroup makes the Net receive datagrams to the multicast address group. These datagrams reach every connection that is bound to
+// their destination port and to all addresses. JoinGroup fails with syscall.EADDRINUSE if c has joined the group before. See
+// ListenMulticastUDP for the AllowedIPs that the sender needs.
 func (c *UDPConn) JoinGroup(group netip.Addr) error {
 	group = group.Unmap().WithZone("")
 	return c.setGroup(group, &tcpip.AddMembershipOption{NIC: NICID, MulticastAddr: tcpip.AddrFromSlice(group.AsSlice())})
 }
 
-// LeaveGroup leaves a group that c has joined. It fails with syscall.EADDRNOTAVAIL if c has not joined. Close leaves all
+// LeaveGroup leaves a group that c has joined. It fails with syscall.EADDRNOTAVAIL if c has not joined the group. Close leaves all
 // groups.
 func (c *UDPConn) LeaveGroup(group netip.Addr) error {
 	group = group.Unmap().WithZone("")

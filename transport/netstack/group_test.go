@@ -89,7 +89,7 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// TestGroupTTL checks the TTL of datagrams to a group. It also checks that they reach the sending Net itself only if
+// TestGroupTTL checks the TTL of datagrams to a group. It also checks that the datagrams reach the Net that sends them only if
 // SetMulticastLoopback is on.
 func TestGroupTTL(t *testing.T) {
 	a, _, ab, _ := wired(t, 0)

@@ -11,7 +11,7 @@ import (
 // than a round trip.
 const shortestTrip = 4 * time.Millisecond
 
-// longerAfter is the least duration of a comparison; see longer.
+// longerAfter is the shortest duration of a comparison of rates; see the type longer.
 const longerAfter = 2 * time.Second
 
 // A growth decides how large a buffer of a connection should be, from how many bytes Read or Write moved within a round trip.
@@ -50,8 +50,8 @@ type longer struct {
 	best  float64       // the highest rate of a comparison, in bytes per second
 }
 
-// moved notes that n bytes were read from or written to a buffer of size bytes. It reports whether a round trip has passed. The
-// caller then calls measure.
+// moved notes that n bytes were read from or written to a buffer of size bytes. It reports whether a round trip has passed since
+// the measurement began; if so, the caller must call measure.
 func (g *growth) moved(n int, size int64) (due bool) {
 	if g.bytes += n; g.bytes < g.look {
 		return false
@@ -83,8 +83,8 @@ func (g *growth) measure(size int64, trip time.Duration) {
 	g.begun, g.bytes, g.look = now, 0, int(size/16)
 }
 
-// path notes that bytes were moved since its last call, and that a round trip takes trip. known is the shortest round trip so
-// far. path reports whether the path has become longer than known.
+// path notes how many bytes were moved since the last call of path, and that a round trip now takes the time trip. known is the
+// shortest round trip measured before. The result says whether the network path has become longer since then.
 func (l *longer) path(now time.Time, bytes int, known, trip time.Duration) bool {
 	if l.begun.IsZero() {
 		l.begun, l.least = now, trip
@@ -108,10 +108,10 @@ func (l *longer) path(now time.Time, bytes int, known, trip time.Duration) bool 
 // fill notes that the send buffer has become n bytes larger.
 func (g *growth) fill(n int64) { g.bytes -= int(n) }
 
-// recvNeed returns the size that the receive buffer should have. The window is half of that size. On a long path, the window
-// should be four times what the path carries in a round trip: while the sender repeats a lost segment, the segments after it
-// wait in the buffer. The window should be even larger while the sender doubles what it sends in each round trip. On a short
-// path, the window is twice what the path carries in shortestTrip.
+// recvNeed returns the size that the receive buffer should have. The receive window is half of that size. On a long path, the
+// window should be four times what the path carries in a round trip: while the sender repeats a lost segment, the segments after it
+// wait in the buffer. The window should be even larger while the sender doubles what it sends in each round trip. On a short path,
+// the window is twice what the path carries in shortestTrip.
 func (g *growth) recvNeed() int64 {
 	if g.trip == shortestTrip {
 		return 4 * g.steady()

@@ -39,7 +39,7 @@ func TestGrowthKeepsUp(t *testing.T) {
 		var g growth
 		size := int64(256 << 10)
 		for flight := 14 << 10; flight < 16<<20; flight *= 2 {
-			// The acknowledgements of a flight's beginning open the window for its end.
+			// The acknowledgements of the first bytes of a round trip open the window for the last ones.
 			if int64(flight) > size*3/4 {
 				t.Fatalf("a flight of %d bytes exceeds the window of a buffer of %d by half", flight, size)
 			}
@@ -147,7 +147,7 @@ func TestGrowthBurst(t *testing.T) {
 	})
 }
 
-// TestGrowthLonger makes the round trip twenty times as long. The buffer then limits what a round trip carries, so it must
+// TestGrowthLonger makes the round trip twenty times as long. The buffer then limits what a round trip carries, so the buffer must
 // grow.
 func TestGrowthLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -11,16 +11,16 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// gVisor treats the window of each acknowledgement as the present one, and counts it from the last acknowledged byte (snd.go,
-// handleRcvdSegment). That stops a connection for good in two cases:
+// gVisor treats the window in each acknowledgement as the peer's present window, and counts it from the last acknowledged byte
+// (snd.go, handleRcvdSegment). That stops a connection for good in two cases:
 //
 //   - An old acknowledgement arrives late, and announces a larger window than the peer now has. The peer then drops the data
 //     that gVisor sends beyond its window. It also drops gVisor's acknowledgements, because their sequence numbers lie beyond
 //     its window.
-//   - The first lost segment does not fit into the window. gVisor sends a segment again only if all of it fits, or as much of
-//     it as a full segment has. Otherwise gVisor sends nothing and sets no timer (maybeSendSegment): gVisor waits for an
-//     acknowledgement, and the peer waits for the segment. A window can become smaller than what is in flight because the peer
-//     rounds it.
+//   - The first lost segment does not fit into the window. gVisor sends a segment again only if the window has room for the whole
+//     segment, or for as many bytes as a full segment carries. Otherwise gVisor sends nothing and sets no timer (maybeSendSegment):
+//     gVisor waits for an acknowledgement, and the peer waits for the segment. The window can become smaller than the number of
+//     bytes in flight, because the peer rounds the window to the unit of its window scale.
 //
 // So the link corrects the windows before gVisor reads them. An old acknowledgement gets the window of the newest one. A small
 // window is raised to the number of bytes in flight, but at most to a full segment. TCP allows both. By RFC 9293, section
@@ -28,11 +28,11 @@ import (
 // section 3.8.6, a sender may send again what it has sent, even beyond the right edge of a window that shrank. A window of 0
 // stays as it is, because gVisor probes it.
 //
-// An acknowledgement of bytes that were never sent has no effect here. Otherwise, any host behind the same peer could stop a
-// connection with one forged segment: all real acknowledgements would then get the window of the forged one.
+// The link does not remember the window of an acknowledgement of bytes that were never sent. Otherwise, any host behind the same
+// peer could stop a connection with one forged segment: all real acknowledgements would then get the window of the forged one.
 
-// A heard records which bytes a connection has sent, and which acknowledgements it has received. It is a field of the
-// connection's portion.
+// A heard records which bytes a connection has sent, and which acknowledgements it has received. It is a field of the connection's
+// portion, which is the connection's part of the memory budget.
 type heard struct {
 	flow  flow
 	scale uint8         // the peer's window scale; see heardConns.syn
@@ -69,9 +69,9 @@ func (h *heard) send(first, n uint32) {
 	}
 }
 
-// hear notes the acknowledgement in a received segment, whose TCP header is tcp, and corrects its window. payload is the number
-// of bytes of data in the segment. bare says that the segment is nothing but an acknowledgement. full is the size of a full
-// segment in bytes.
+// hear notes the acknowledgement in a received segment, whose TCP header is tcp, and corrects the window in that header. payload is
+// the number of bytes of data in the segment. bare says that the segment is nothing but an acknowledgement. full is the size of a
+// full segment in bytes.
 func (h *heard) hear(tcp []byte, payload int, bare bool, full int) (v verdict) {
 	ack, window := binary.BigEndian.Uint32(tcp[tcpAck:]), binary.BigEndian.Uint16(tcp[tcpWindow:])
 	sent := h.sent.Load()
@@ -119,7 +119,7 @@ func (h *heard) endLong() {
 }
 
 // The link calls noteSegment with each packet p that it is about to send. If p is a segment of a connection, noteSegment notes
-// how far the connection has sent, and whether the connection holds out-of-order segments. It reports whether sending p is
+// which bytes the connection has sent, and whether the connection holds out-of-order segments. It reports whether sending p is
 // needless. The connection's lock is held, so calls for one connection do not overlap.
 func (l *link) noteSegment(p *stack.PacketBuffer) (needless bool) {
 	s, ok := p.Owner.(*portion)
@@ -168,10 +168,11 @@ func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room func() int
 	if deaf {
 		h.endLong()
 	}
-	return needless && !acks // gVisor would not repeat a new acknowledgement in p
+	return needless && !acks // a new acknowledgement in p makes p necessary: gVisor would not repeat it
 }
 
-// isDeaf reports whether the link counts more bytes in flight than the send buffer holds (holds). See longPath.send.
+// isDeaf reports whether the link counts more than holds bytes in flight. holds is how many bytes the connection's send buffer may
+// contain. See longPath.send.
 func (h *heard) isDeaf(holds int64) bool {
 	c := h.long.Load()
 	return c != nil && c.isDeaf(holds)
@@ -181,7 +182,7 @@ func (h *heard) isDeaf(holds int64) bool {
 type heardConns struct {
 	mu    sync.RWMutex // guards conns; while mu is held, no other lock is taken than that of a longPath
 	conns map[flow]*heard
-	found [1024]atomic.Pointer[heard] // those that were found last; indexed by a hash of their ports
+	found [1024]atomic.Pointer[heard] // the heards that were added or found last; indexed by a hash of the connection's ports
 
 	// scales holds the window scales of recently received SYNs, because gVisor does not report them. add reads a scale when the
 	// connection is made. A secret hash of the connection chooses the element, and each SYN overwrites what is there. So after
@@ -193,7 +194,8 @@ type heardConns struct {
 	syns [maxScales]atomic.Uint64
 }
 
-// scaleOf returns the element of scales for the connection f, and the tag of f. The tag is in the bits above the scale.
+// scaleOf returns the element of c.scales for the connection f, and the tag of f. An element has the tag of its connection in the
+// bits above the scale.
 func (c *heardConns) scaleOf(f *flow) (at *atomic.Uint32, tag uint32) {
 	h := maphash.Bytes(flowSeed, f[:])
 	return &c.scales[h%uint64(len(c.scales))], uint32(h>>32)>>scaleBits | 1
@@ -229,7 +231,7 @@ func (c *heardConns) add(h *heard, f flow) {
 	c.place(&f).Store(h)
 }
 
-// remove removes h, if c still contains it.
+// remove ends the longPath of h and, if c still contains h, removes h.
 func (c *heardConns) remove(h *heard) {
 	h.endLong()
 	c.mu.Lock()
@@ -240,7 +242,7 @@ func (c *heardConns) remove(h *heard) {
 	c.place(&h.flow).CompareAndSwap(h, nil)
 }
 
-// place returns the element of found for the connection f.
+// place returns the element of c.found for the connection f.
 func (c *heardConns) place(f *flow) *atomic.Pointer[heard] {
 	ports := binary.BigEndian.Uint32(f[32:])
 	return &c.found[ports*0x9e3779b1>>22]

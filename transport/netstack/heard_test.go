@@ -19,9 +19,9 @@ func arrive(w *windows, s segment) segment {
 	return s
 }
 
-// TestSmallWindowHoldsWhatWasSent checks that a small window of the peer is raised to what was sent, at most to a full segment.
-// It is never lowered, and a closed window stays closed. If the SYN of a connection was not seen, the connection's windows are
-// not changed.
+// TestSmallWindowHoldsWhatWasSent checks that a small window of the peer is raised to the number of bytes in flight, but at most to
+// a full segment. A window is never lowered, and a closed window stays closed. If the SYN of a connection was not seen, the
+// connection's windows are not changed.
 func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 	f := handFlows["IPv4"]
 	const first, scale, mtu = 1000, 9, 1380 // a full segment has 1,340 bytes
@@ -51,7 +51,7 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 		w.heard.add(&h, flowBetween(f[0], f[1]))
 		if c.sent > 0 {
 			h.send(first, first+c.sent)
-			h.send(first, first+1) // sends a part again, which does not move the end
+			h.send(first, first+1) // sends the first byte again, which does not lower the highest number sent
 		}
 		answer := segment{from: f[1], to: f[0], ack: c.ack, flags: flagACK, window: c.window}
 		if s := arrive(w, answer); s.window != c.want || s.ack != c.ack {
@@ -165,7 +165,7 @@ func TestGapAfterEarlyData(t *testing.T) {
 		first := c.segment(flagACK, make([]byte, size))
 		c.next += uint32(size)
 		for range minReadBuffer / size {
-			c.send(t, size) // gVisor drops those that would fill more than three quarters of the buffer
+			c.send(t, size) // gVisor drops segments that would fill more than three quarters of the buffer
 		}
 		b, got, err := make([]byte, size), 0, os.ErrDeadlineExceeded
 		for tries := 0; err != nil && tries < 40; tries++ { // gVisor may drop this segment too, until it has handled all others

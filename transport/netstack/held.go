@@ -18,18 +18,18 @@ import (
 //
 // Each kind may use a part of the budget, which is divided among the kind's holders. TCP may use all memory that holders do not
 // use. If TCP uses all of it, the kinds other than handshakes may still use an eighth of the budget together, so the total may
-// exceed the budget. Even if they have used that eighth, each holder may use its guaranteed minimum (leastDatagrams and so on).
+// exceed the budget. Even if that eighth is used up, each holder may use its guaranteed minimum (leastDatagrams and so on).
 //
 // heldMemory counts the memory that each object takes, including its overhead, rather than the payload.
 type heldMemory struct {
 	mu    sync.Mutex   // guards total and all kinds; no other lock is taken with it held
 	total int          // bytes
-	given atomic.Int64 // bytes that TCP connections have: their floors and extras
+	given atomic.Int64 // bytes of the budget that TCP connections have: their floors and extras (see the type budget)
 
 	datagrams, fragments, waiting, handshakes kind
 }
 
-// A kind is a kind of memory that peers can fill. The places of its quota are bytes.
+// A kind is a kind of memory that peers can fill. A place of its quota is one byte.
 type kind struct{ quota[holder] }
 
 // A holder is one user of a kind of memory: a party or, for a socket of the program, that socket.
@@ -68,14 +68,14 @@ func (h *heldMemory) init(total int64) {
 	h.waiting, h.handshakes = of(maxConns, leastConns), of(maxHandshakes, 0)
 }
 
-// limit returns how many bytes the kind k may have now. k is not handshakes. b.held.mu is held.
+// limit returns how many bytes the kind k may have now. k is not the kind handshakes. b.held.mu is held.
 func (b *budget) limit(k *kind) int {
 	h := &b.held
 	all := max(int(b.total/8), int(b.total-h.given.Load())-h.handshakes.total)
 	return min(k.limit, all-(h.total-h.handshakes.total-k.total))
 }
 
-// take takes n bytes of k for the given holder, and reports whether the holder gets them.
+// take takes n bytes of k for the given holder, and reports whether the holder gets these bytes.
 func (b *budget) take(k *kind, who holder, n int) bool {
 	h := &b.held
 	h.mu.Lock()

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestHeldBesideTCP checks that sockets and listeners still work while one TCP connection has the whole budget, and that all of
-// them together exceed the budget by at most an eighth.
+// TestHeldBesideTCP checks that sockets and listeners still work while one TCP connection has the whole budget, and that the memory
+// of all three together exceeds the budget by at most an eighth.
 func TestHeldBesideTCP(t *testing.T) {
 	const memory = 8 << 20
 	n, h := smallNet(t, memory)

@@ -7,14 +7,15 @@ import (
 )
 
 // holes are the ranges of bytes that the TCP peer has not received although it has received later ones (RFC 2018). Each
-// acknowledgement reports only the three newest ranges that have arrived. So holes also remembers the ranges that earlier
-// acknowledgements reported.
+// acknowledgement reports only the three newest ranges that have arrived. So this type also takes into account the ranges that
+// earlier acknowledgements reported.
 //
 //	acknowledged       a hole        arrived       a hole     arrived         in flight
 //	─────────────────┤             ├──────────────┤          ├───────────────┤───────────▶
 //	                                                                        end
 //
-// Sequence numbers wrap around, so they are compared by the sign of their difference. The zero value has end 0.
+// Sequence numbers wrap around, so they are compared by the sign of their difference. The zero value has no holes, and 0 in the
+// field end.
 type holes struct {
 	list    []hole // in order
 	end     uint32 // the sequence number after the last byte that has arrived
@@ -35,7 +36,8 @@ const maxHoles = 1024
 
 func (h *holes) any() bool { return len(h.list) > 0 }
 
-// acknowledge notes that all bytes with numbers below n have arrived. trip is the round trip.
+// acknowledge notes that all bytes with sequence numbers below n have arrived. trip is how long a round trip takes, here and in the
+// other methods.
 func (h *holes) acknowledge(n uint32, now time.Time, trip time.Duration) {
 	if len(h.list) > 0 {
 		h.fill(h.list[0].from, n, now, trip)
@@ -68,7 +70,7 @@ func (h *holes) fill(from, to uint32, now time.Time, trip time.Duration) {
 	last := first // the holes from first to last-1 are filled completely
 	for last < len(h.list) && int32(h.list[last].from-to) < 0 {
 		g := &h.list[last]
-		start, end := g.from, g.to // of the part of g that is filled
+		start, end := g.from, g.to // the part of g that is filled has the numbers [start, end)
 		if int32(from-start) > 0 {
 			start = from
 		}

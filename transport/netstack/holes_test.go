@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// want fails the test unless the holes in h are exactly the bytes that have not arrived, between the number first+acked and the
-// last byte that has arrived.
+// want fails the test unless the holes in h are exactly the bytes that have not arrived, between the sequence number first+acked
+// and the last byte that has arrived.
 func (h *holes) want(t *testing.T, first uint32, acked int, arrived []bool) {
 	t.Helper()
 	end := acked
@@ -94,8 +94,8 @@ func TestHolesBound(t *testing.T) {
 	}
 }
 
-// TestLostHoles checks when a hole is lost: when enough bytes after it have arrived, or a round trip later. It is lost again
-// 5/4 of a round trip after it was sent. A hole that is larger than what may be sent is split.
+// TestLostHoles checks when a hole is lost: when enough bytes after it have arrived, or a round trip later. The hole is lost again
+// 5/4 of a round trip after its bytes were sent again. A hole with more bytes than may be sent is split.
 func TestLostHoles(t *testing.T) {
 	const trip, reordered = 40 * time.Millisecond, 3000
 	begin := time.Now()

@@ -94,7 +94,7 @@ func (h *hostile) addrs() (from, to netip.Addr) {
 }
 
 // open makes a connection like an honest peer. If the Net does not answer the SYN, for example because the port is in use, open
-// makes none.
+// makes no connection.
 func (h *hostile) open() {
 	if len(h.conns) == 4 {
 		h.conns = h.conns[1:]
@@ -392,11 +392,11 @@ func (h *hostile) flood() {
 	}
 }
 
-// hostileHeap is how many bytes the heap may grow by at most, whatever the peer does. That is enough for half of each kind of
+// hostileHeap is the limit, in bytes, for the growth of the heap, whatever the peer does. That is enough for half of each kind of
 // memory that Config.Memory bounds besides TCP's buffers, and for the buffers of the open connections.
 const hostileHeap = 48 << 20
 
-// heap returns how many bytes the heap has after a garbage collection.
+// heap returns the size of the heap in bytes after a garbage collection.
 func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats

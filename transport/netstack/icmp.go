@@ -30,8 +30,8 @@ const (
 type errorQueue struct {
 	mu      sync.Mutex // guards the fields below
 	packets []waitingError
-	total   int           // how much all packets count together
-	held    map[party]int // how much the packets of each party count together; only for parties with a packet
+	total   int           // the sum of the sizes of all packets, counted as for maxErrors
+	held    map[party]int // the sum of the sizes of each party's packets; only for parties with a packet in the queue
 	running bool          // whether a goroutine is delivering
 	closed  bool
 }
@@ -43,8 +43,8 @@ type waitingError struct {
 	size  int // how many times p counts; see maxErrors
 }
 
-// mayComplain reports whether this end may send another ICMP error to a. Each party has a separate limit. gVisor's own limit,
-// which is off, would count all parties together.
+// mayComplain reports whether this end may send another ICMP error to a. Each party (a peer, or an address that belongs to no peer)
+// has a separate limit. gVisor's own limit, which is off, would count all parties together.
 func (l *link) mayComplain(a netip.Addr) bool {
 	now := l.owner.stack.Clock().NowMonotonic().Sub(tcpip.MonotonicTime{})
 	to := l.partyOf(a)
@@ -100,7 +100,7 @@ func (q *errorQueue) put(l *link, p []byte) {
 	q.packets = append(q.packets, waitingError{bytes.Clone(p), from, size})
 	if !q.running {
 		q.running = true
-		l.running.Add(1) // this comes before close returns, and so before Net.Close waits for running
+		l.running.Add(1) // put adds to running before errorQueue.close returns, and so before Net.Close waits for running
 		go l.deliverErrors()
 	}
 }
@@ -169,7 +169,7 @@ func (l *link) deliverError(p []byte) {
 }
 
 // deliverUnreachable6 reports whether p is an ICMPv6 error "destination unreachable" with a code that gVisor ignores. If so, it
-// reports to the connection whose packet p quotes that the peer is unreachable. gVisor handles only two of the seven codes. It
+// tells the connection whose packet is quoted in p that the peer is unreachable. gVisor handles only two of the seven codes. It
 // ignores "address unreachable", which a WireGuard device sends.
 func (l *link) deliverUnreachable6(p []byte) bool {
 	const icmp, quote = header.IPv6MinimumSize, header.IPv6MinimumSize + header.ICMPv6DstUnreachableMinimumSize

@@ -196,7 +196,7 @@ func (l *likeness) closedPort(network string) string {
 	return listener.Addr().String()
 }
 
-// soon returns a deadline of 20 seconds, which no step should reach.
+// soon returns a deadline 20 seconds from now, which no step should reach.
 func soon() time.Time { return time.Now().Add(20 * time.Second) }
 
 // TestLikeNet runs each script against package net on the loopback interface, between two Nets, and within one Net. Each step

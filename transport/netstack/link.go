@@ -23,13 +23,15 @@ import (
 // A caller of the first kind may wait while the queue is full, because nothing in Net.WritePackets needs a connection's lock; see
 // errorQueue. A caller of the last kind must not wait, because two devices of one process could then wait for each other.
 // WritePacket does not know the kind of its caller, but it can inspect the packet: Net.WritePackets never sends data of a TCP
-// connection. So if the queue is full, WritePacket waits only with TCP data. UDPConn.Write waits before it calls gVisor.
-// WritePacket drops all other packets while the queue is full.
+// connection. So WritePacket waits only with TCP data: if the queue has maxQueued bytes or more, or earlier senders still wait.
+// UDPConn.Write waits before it calls gVisor. WritePacket drops all other packets if the queue has maxQueuedUrgent bytes or more.
 //
 // In WebAssembly all goroutines share one thread, and nothing preempts them. If another goroutine holds the lock of a connection,
 // one of gVisor's TCP processors polls the connection in a loop and never yields. The goroutine that holds the lock would then
-// never run again if it waited or yielded in WritePacket. So in WebAssembly, WritePacket always puts a TCP packet into the queue,
-// and never waits. The buffers of TCP limit the length of the queue, because TCP keeps the bytes that it has sent in its buffers.
+// never run again if it waited or yielded in WritePacket. So in WebAssembly, WritePacket never waits, and never sends a TCP
+// packet itself, but leaves it to the goroutine of drain. It puts TCP data into the queue however full the queue is. The buffers
+// of TCP limit how much that is, because TCP keeps the bytes that it has sent in its buffers. For TCP packets without payload, the
+// limit is maxQueuedUrgent, as elsewhere.
 
 // oneThread reports whether all goroutines share one thread.
 const oneThread = runtime.GOARCH == "wasm"

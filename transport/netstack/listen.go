@@ -116,7 +116,7 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 	defer n.places.Unlock()
 	return l, n.makeEndpoint(tcp.ProtocolNumber, proto, func(ep tcpip.Endpoint, q *waiter.Queue) error {
 		ep.SocketOptions().SetV6Only(only)
-		ep.SocketOptions().SetReuseAddress(true) // connections, also in TIME-WAIT, may use the same port
+		ep.SocketOptions().SetReuseAddress(true) // the port may still have connections, also in TIME-WAIT
 		if err := ep.Bind(fullAddress(local)); err != nil {
 			return systemError("bind", err)
 		}
@@ -130,7 +130,7 @@ func (n *Net) listenTCP(network string, local netip.AddrPort, probes net.KeepAli
 			return err
 		}
 		ep.SocketOptions().SetReceiveBufferSize(waitingRecv, false)
-		if err := ep.Listen(l.waiting.reserve(n) + 1); err != nil { // gVisor allows one half-open connection less than this number
+		if err := ep.Listen(l.waiting.reserve(n) + 1); err != nil { // gVisor allows one half-open connection fewer than this number
 			n.places.free(l.place)
 			l.waiting.close()
 			return systemError("listen", err)

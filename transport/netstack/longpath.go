@@ -78,7 +78,8 @@ type longPath struct {
 }
 
 const (
-	// reorderedSegments is how many later segments must arrive before a missing segment counts as lost (RFC 6675, DupThresh).
+	// A missing segment counts as lost as soon as reorderedSegments later segments have arrived (RFC 6675, DupThresh); see
+	// hole.lost for the other conditions.
 	reorderedSegments = 3
 
 	// After each acknowledgement, the link sends again at most about burstSegments segments, or burstTimes times the bytes that
@@ -131,7 +132,7 @@ func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (nee
 func (c *longPath) inFlight() int64 { return int64(c.sent - c.acked) }
 
 // isDeaf reports whether more bytes seem to be in flight than gVisor's send buffer contains; see send. holds is how many bytes
-// the buffer contains.
+// the buffer contains at most.
 func (c *longPath) isDeaf(holds int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -309,7 +310,7 @@ func (c *longPath) measure(now time.Time) bool {
 // says that the acknowledgement is not selective, carries nothing else, and leaves the window open.
 func (c *longPath) guess(news, plain bool, now time.Time) {
 	g := &c.front
-	// The acknowledgement answers the copy that was sent again, not the first copy.
+	// answer says that the acknowledgement answers the copy that was sent again, not the first copy.
 	answer := !g.again.IsZero() && now.Sub(g.again) >= c.path.trip*3/4
 	switch {
 	case c.holes.any() || c.acked == c.sent:

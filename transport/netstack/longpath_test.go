@@ -594,7 +594,7 @@ func TestInterruptedPath(t *testing.T) {
 }
 
 // More bytes seem to be in flight than the send buffer can hold. The longPath then reports that it is deaf, because it would
-// never release its packets.
+// otherwise never release its packets.
 func TestDeafPath(t *testing.T) {
 	play(t, 1, func(c *playedPath) {
 		p := stack.NewPacketBuffer(stack.PacketBufferOptions{})

@@ -33,7 +33,7 @@ const (
 	// noSACKRecv is the largest receive buffer, in bytes, of a connection without selective acknowledgements; see portion.holes.
 	noSACKRecv = 64 << 10
 	// maxWindow is the largest window that a connection announces, in bytes. With this limit, gVisor announces windows in units
-	// of 512 bytes, which is less than any full segment. A window is at most half of the receive buffer.
+	// of at most 512 bytes, which is less than any full segment. A window is at most half of the receive buffer.
 	maxWindow = 65535 << 9
 
 	epoch   = time.Second // a connection that was not used for one or two epochs is idle
@@ -43,15 +43,15 @@ const (
 
 // A budget divides Config.Memory among the TCP connections of a Net. Its field held counts the memory of all other kinds.
 //
-// It counts buffer sizes rather than the bytes in the buffers. The size bounds what a buffer holds, because gVisor counts against
-// it all the memory of segments, even if they are short or out of order. Every connection has a guaranteed size, its floor. The
-// bytes that a connection has beyond its floor are its extra. Read and Write request a larger extra when the path needs it. If
-// the budget cannot grant all of a request, it takes back extras from connections that are idle, or that have more than twice the
-// fair amount.
+// It counts the sizes of buffers rather than the bytes in them, because gVisor accepts whatever fits into a buffer. The size
+// bounds the memory that a buffer takes: gVisor counts all the memory of segments against it, even if they are short or out of
+// order. Every connection has a guaranteed size, its floor. The bytes that a connection has beyond its floor are its extra. Read
+// and Write request a larger extra when the path needs it. If the budget cannot grant all of a request, it takes back extras from
+// connections that are idle, or that have more than twice the fair amount.
 //
-// Sending or receiving a packet does not lock mu. A goroutine locks mu when it makes or closes a connection, and Read and Write
-// lock it at most once per round trip. A goroutine that holds mu may lock some of gVisor's leaf locks, but never the lock of a
-// connection.
+// A packet does not lock mu, unless it ends a connection that the program has closed. Goroutines lock mu when they make or close
+// a connection, and Read and Write change sizes at most once per round trip. A goroutine that holds mu may lock some of gVisor's
+// leaf locks, but never the lock of a connection.
 type budget struct {
 	total int64
 
@@ -86,7 +86,7 @@ type portion struct {
 	heard heard
 	conns *heardConns // contains the address of heard until the budget removes the portion
 
-	noSACK bool // the peer does not use selective acknowledgements
+	noSACK bool // the connection does not use selective acknowledgements
 	// holes says that the endpoint holds out-of-order segments. The link derives holes from each segment that the connection
 	// sends: gVisor puts selective acknowledgements into a segment if and only if it holds out-of-order segments.
 	holes   atomic.Bool
@@ -97,7 +97,7 @@ type portion struct {
 type buf struct {
 	floor    int64
 	reserved atomic.Int64 // how much the budget counts; more than size while the buffer may hold more than size
-	size     atomic.Int64 // the endpoint's size without earlyRecv; the endpoint gets it once it holds no out-of-order segments
+	size     atomic.Int64 // the endpoint has this size (plus earlyRecv), or gets it once it holds no out-of-order segments
 	was      atomic.Int64 // the size before cutRecv; 0 once the endpoint is known to hold no out-of-order segments
 	fixed    atomic.Bool  // the user set the size
 }
@@ -120,7 +120,8 @@ func newBudget(total int64) *budget {
 	return b
 }
 
-// windowLimit returns the largest size of a receive buffer, in bytes. gVisor derives the unit of windows from it.
+// windowLimit returns the maximum size of receive buffers that gVisor is told, in bytes. gVisor only derives the unit of windows
+// from it; the budget may make a buffer larger.
 func (b *budget) windowLimit() int { return int(min(b.total/2, maxWindow)) }
 
 // count adds floors bytes to the sum of all floors, and extra bytes to the sum of all extras. b.mu is held.
@@ -202,7 +203,8 @@ func (b *budget) grant(s *portion, f *buf, want int64) int64 {
 	return min(want, f.reserved.Load())
 }
 
-// grow is like grant, but if the budget cannot grant want bytes, grow takes memory back from other connections and tries again.
+// grow locks b.mu and calls grant. If the budget cannot grant want bytes, grow takes memory back from other connections and calls
+// grant again.
 func (b *budget) grow(s *portion, f *buf, want int64) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -496,6 +498,6 @@ func (b *budget) used() uint64 {
 	return uint64(b.floors+b.extra) + uint64(b.others())
 }
 
-// KUID and KGID make a portion a tcpip.PacketOwner. Only iptables rules would call these methods, and a Net has none.
+// KUID and KGID make a portion a tcpip.PacketOwner. Only iptables rules would call these methods.
 func (s *portion) KUID() uint32 { return 0 }
 func (s *portion) KGID() uint32 { return 0 }

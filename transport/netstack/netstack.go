@@ -207,7 +207,7 @@ type Net struct {
 	places   places
 	budget   *budget
 
-	life sync.RWMutex // held for reading while an endpoint is made; held for writing while done is closed
+	life sync.RWMutex // held for reading while an endpoint is made; held for writing to close done
 	done chan struct{}
 	once sync.Once
 }
@@ -295,9 +295,9 @@ func (n *Net) tune(s *stack.Stack) error {
 		// CUBIC is for short paths, and for peers without selective acknowledgements; see setReno. For such a peer, with a round
 		// trip of 20 ms and 0.01 % loss, CUBIC carries 370 Mbit/s and Reno 62 Mbit/s.
 		congestion = tcpip.CongestionControlOption("cubic")
-		// gVisor derives the unit of windows from the largest receive buffer. Apart from that, these sizes apply only to
-		// endpoints that the user makes on Stack, and to the handshake of a dialed connection. All other buffers get their sizes
-		// from the budget.
+		// gVisor derives the unit of windows from the Max of receive buffers. Apart from that, these sizes apply only to endpoints
+		// that the user makes on Stack, and to the handshake of a dialed connection. All other buffers get their sizes from the
+		// budget.
 		limit   = n.budget.windowLimit()
 		receive = tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: 64 << 10, Max: limit}
 		send    = tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: 64 << 10, Max: limit}

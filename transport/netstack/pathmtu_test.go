@@ -13,8 +13,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// icmpSumOf returns the ones' complement sum of the ICMP message that begins at the offset at of p. It is 0xffff if the checksum
-// is right.
+// icmpSumOf returns the ones' complement sum of the ICMP message that begins at p[at]. It is 0xffff if the checksum is right.
 func icmpSumOf(p []byte, at int) uint16 {
 	if p[0]>>4 == 4 {
 		return packet.Sum(p[at:], 0)

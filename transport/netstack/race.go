@@ -161,8 +161,8 @@ func (a *attempt) serial(ctx context.Context, remotes []netip.AddrPort) (net.Con
 	return nil, first
 }
 
-// share returns ctx with an earlier deadline, which gives each of the remaining tries an equal part of the time left, and at
-// least leastTry.
+// share returns a context for one of the remaining tries. If ctx has a deadline, the try gets an equal part of the time left, but
+// at least leastTry, and never more than all of it.
 func share(ctx context.Context, tries int) (context.Context, context.CancelFunc) {
 	end, limited := ctx.Deadline()
 	if !limited || tries == 1 {

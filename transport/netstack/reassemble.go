@@ -311,7 +311,8 @@ func (l *link) expire() {
 	}
 }
 
-// complainAbout sends the ICMP error "reassembly time exceeded" to the sender of p, a first fragment.
+// complainAbout sends the ICMP error "reassembly time exceeded" to the sender of p, a first fragment, if p is for this Net and
+// mayComplain allows it.
 func (l *link) complainAbout(p []byte) {
 	src, dst := addressesOf(p)
 	if !l.owner.owns(dst) || !l.mayComplain(src) {

@@ -16,8 +16,8 @@ import (
 
 const residentCase = "NETSTACK_TEST_RESIDENT"
 
-// floods contains one function per kind of memory that a peer can fill. Another function fills all kinds. Each function fills the
-// memory of h's Net, which has the default Config.Memory.
+// floods contains functions that fill memory of h's Net, which has the default Config.Memory: one kind of memory each, except for
+// the last, which fills all kinds.
 var floods = map[string]func(*testing.T, *handPeer){
 	"empty datagrams": func(t *testing.T, h *handPeer) { floodSockets(t, h, "") },
 	"large datagrams": func(t *testing.T, h *handPeer) { floodSockets(t, h, strings.Repeat("x", 1300)) },

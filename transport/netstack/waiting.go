@@ -17,8 +17,8 @@ import (
 // complete their handshakes, until the waiting connections of all peers exceed their common limit by an eighth of the budget.
 // Beyond that, the listener resets connections.
 //
-// When a listener is made, it reserves memory for all half-open connections that it may have. It gets half of the part of this
-// memory that earlier listeners have not reserved. While the listener has as many half-open connections as it may have, gVisor
+// When a listener is made, it reserves memory for all half-open connections that it may have: half of the memory for half-open
+// connections that earlier listeners have not reserved. While the listener has as many half-open connections as it may have, gVisor
 // answers SYNs with SYN cookies and stores nothing, so other peers can still connect. A connection that began with a SYN cookie
 // has no window scale and no selective acknowledgements.
 

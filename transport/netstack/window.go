@@ -11,8 +11,8 @@ import (
 )
 
 // Suppose that bulk data flows in both directions of one TCP connection, and that an end whose receive window is closed drops the
-// other end's acknowledgements. The data of the first end then stays unacknowledged, so its program cannot write. If that program
-// reads only after its write, as an echo server does, the window never opens again. The two ends wait for each other forever.
+// other end's acknowledgements. Its own data then stays unacknowledged, so its program cannot write. If that program reads only
+// after its write, as an echo server does, the window never opens again. The two ends wait for each other forever.
 //
 // gVisor drops these acknowledgements because their sequence number lies beyond its window. A peer may send beyond the window for
 // two reasons:
@@ -35,8 +35,8 @@ import (
 //     RFC 9293, section 3.10.7.4: "If the RCV.WND is zero, no segments will be acceptable, but special allowance should be
 //     made to accept valid ACKs". The receiver checks that the acknowledgement number is valid, as always.
 //
-// A windows also corrects the windows that peers announce, and recovers losses on long paths; see heard and longPath. It must not
-// be copied.
+// The type windows also corrects the windows that peers announce, and recovers losses on long paths; see heard and longPath. It
+// must not be copied.
 type windows struct {
 	own  closedWindows // windows that this end closed, with the number that it acknowledged then, its RCV.NXT
 	peer closedWindows // windows that a peer closed, with the number that the peer acknowledged then
@@ -84,10 +84,10 @@ func (w *windows) outbound(h []byte, l3 int, bare bool) {
 // l3 bytes long; both headers together are l4 bytes long.
 //
 // If this end's window is closed, gVisor accepts an acknowledgement without payload only with the sequence number that it expects
-// next. If the sequence number of p is beyond that number, inbound writes the expected number to the header. The sequence number
-// of such a segment decides three things: whether gVisor accepts the segment, whether the segment's window is valid (gVisor does
-// not check that), and whether gVisor echoes the segment's timestamp. gVisor may thus echo a newer timestamp than RFC 7323,
-// section 4.3, allows, which excludes segments beyond a gap. If gVisor receives more data before it handles the segment, the
+// next. If p is such an acknowledgement with a number beyond that, inbound writes the expected number to the header. The sequence
+// number of such a segment decides three things: whether gVisor accepts the segment, whether the segment's window counts (gVisor
+// uses it in any case), and whether gVisor echoes the segment's timestamp. gVisor may thus echo a newer timestamp than RFC 7323,
+// section 4.3, allows: it excludes segments beyond a gap. If gVisor receives more data before it handles the segment, the
 // sequence number that inbound wrote is out of date. gVisor then drops the segment and answers with an acknowledgement without
 // payload, which renews the connection's entry in w.own.
 //
@@ -131,8 +131,8 @@ func (w *windows) forget(f flow) {
 	w.peer.forget(f)
 }
 
-// lowerSYN lowers the window of p by one unit and updates the checksum if p is a SYN. p is a packet that gVisor does not leave to
-// the link to cut into segments. outbound lowers the window of all other segments of a connection.
+// If p is a SYN, lowerSYN lowers its window by one unit and updates the checksum. p is any packet of this end that gVisor has not
+// marked for segmentation. outbound lowers the window of all other segments of a connection.
 //
 // Let u be the unit. Let E1 and E2 be the exact right edges, without rounding, that gVisor counts when it sends two segments, one
 // after the other. gVisor never moves its exact edge back, so E2 is at least E1. With the lowered window, the first segment

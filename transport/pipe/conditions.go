@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Conditions determine what the path from one end to another does to datagrams. With the zero value, all datagrams arrive at once.
-// The two directions between two ends are separate paths. Probabilities are between 0 and 1. Sizes are those of the IP packet: the
-// datagram's size plus 28 bytes for IPv4, or 48 bytes for IPv6.
+// Conditions determine what the path from one end to another does to datagrams. With the zero value, each datagram arrives
+// without delay. The two directions between two ends are separate paths. Probabilities are between 0 and 1. Sizes are those of
+// the IP packet: the datagram's size plus 28 bytes for IPv4, or 48 bytes for IPv6.
 //
 // The order of application is: cuts, MTU, Loss, CE, Duplicate, Rate, and then the delays.
 type Conditions struct {
@@ -25,7 +25,7 @@ type Conditions struct {
 	// CE is the probability that an ECN-capable datagram gets the mark Congestion Experienced.
 	CE float64
 
-	// Duplicate is the probability that a datagram is sent twice. The delays of the two are independent.
+	// Duplicate is the probability that a datagram is sent twice. The original and the copy have independent delays.
 	Duplicate float64
 
 	// Rate is the largest number of bytes per second. Zero means no limit. Up to Queue bytes wait until Rate permits sending
@@ -50,13 +50,13 @@ const (
 // A pair holds the two ends of a path. In Network.cuts, a nil end means any end.
 type pair struct{ from, to *End }
 
-// A path is the state of a path that has its own conditions or a Rate.
+// A path holds the state of a path between two ends. Only paths with their own conditions or with a Rate have one.
 type path struct {
 	set        bool // conditions was set by SetPath
 	conditions Conditions
 
 	busy time.Time // when all datagrams that wait for Rate have been sent
-	rest int64     // what busy lost by rounding down to nanoseconds, in units of 1/Rate nanoseconds
+	rest int64     // the fraction of a nanosecond by which busy was rounded down, in units of 1/Rate ns
 }
 
 // SetConditions sets the conditions of all paths, except for those whose conditions were set by SetPath. It does not affect
@@ -150,7 +150,8 @@ func (n *Network) chance(p float64) bool {
 	return p > 0 && (p >= 1 || n.random.Float64() < p)
 }
 
-// launch applies the conditions to f. It makes f arrive later, or returns its fate with gone set. The caller holds n.mu.
+// launch applies the conditions of f's path to f. Either it schedules the arrival of f, or it returns true in gone and the final
+// fate of f. The caller holds n.mu.
 func (n *Network) launch(f *flight) (fate Fate, gone bool) {
 	of := pair{f.Sender, n.peek(f)}
 	c := n.conditionsOf(of)
@@ -181,8 +182,8 @@ func (n *Network) launch(f *flight) (fate Fate, gone bool) {
 	return 0, false
 }
 
-// depart makes f arrive after its delays and returns true. If the queue for c.Rate is full, it returns false. The caller holds
-// n.mu.
+// depart schedules the arrival of f after its delays, and returns true. If the queue for c.Rate is full, it returns false. The
+// caller holds n.mu.
 func (n *Network) depart(f *flight, of pair, c *Conditions, size int) bool {
 	now := time.Now()
 	at := now
@@ -208,8 +209,8 @@ func (n *Network) depart(f *flight, of pair, c *Conditions, size int) bool {
 	return true
 }
 
-// transmit returns when a packet of size bytes, after all packets that wait already, has been sent at c.Rate. It returns false
-// if the queue is full.
+// transmit puts a packet of size bytes behind the packets that wait already, and returns the time at which it will have been sent
+// at c.Rate. It returns false if the queue is full.
 func (p *path) transmit(now time.Time, size int, c *Conditions) (time.Time, bool) {
 	if p.busy.Before(now) {
 		p.busy, p.rest = now, 0

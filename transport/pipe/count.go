@@ -53,7 +53,7 @@ func TypeOf(data []byte) MessageType {
 // comparable type.
 type Counts struct {
 	Initiations, Responses, CookieReplies, Data, Keepalives, Other uint64 // datagrams of each type
-	Bytes                                                          uint64 // of all datagrams
+	Bytes                                                          uint64 // sum of the sizes of all datagrams
 }
 
 // Total returns the number of datagrams.
@@ -120,7 +120,7 @@ const (
 	FateDelivered Fate = iota // it was put into the queue of the receiving socket
 	FateFiltered              // a Filter dropped it
 	FateLost                  // Conditions.Loss dropped it
-	FateCut                   // the path was cut when it was sent or when it would have arrived
+	FateCut                   // the path was cut when the datagram was sent or when it would have arrived
 	FateTooBig                // it was larger than Conditions.MTU
 	FateOverflow              // the queue for Conditions.Rate was full, or too many bytes were under way in the network
 	FateBlocked               // a NAT had no mapping for it, or could not make one

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit/devices"
 )
 
-// A station is a device with its end and its tunnel. Its address inside the tunnel is 10.0.0.1 or 10.0.0.2, and it listens on
-// port 51820.
+// A station is a device with its end and its tunnel. The device's address inside the tunnel is 10.0.0.1 or 10.0.0.2, and it
+// listens on port 51820.
 type station struct {
 	*End
 	device *wireguard.Device
@@ -50,8 +50,8 @@ func twoStations(t *testing.T, a, b *End, clock *Clock) (first, second *station)
 	return ss[0], ss[1]
 }
 
-// say sends a packet with the payload through the tunnel to another station. wantHeard checks which payloads have arrived since
-// the last call.
+// say sends a packet with the payload through the tunnel to another station. wantHeard checks which payloads have arrived at s
+// since the last call of wantHeard.
 func (s *station) say(to *station, payload string) {
 	s.tunnel.TrySend(UDPPacket(s.inside, to.inside, []byte(payload)))
 	synctest.Wait()

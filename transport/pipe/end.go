@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	firstPort   = 49152 // the first of the ports that an end chooses
+	firstPort   = 49152 // the lowest port that an end chooses
 	lastPort    = 65535
-	maxDatagram = 65507 // most bytes of UDP payload in a datagram
+	maxDatagram = 65507 // maximum number of bytes of UDP payload in a datagram
 )
 
 // These are errors of Send. They are package variables, so that a failing train allocates nothing.
@@ -223,7 +223,8 @@ func (s *socket) source(e *wireguard.Endpoint) (netip.AddrPort, error) {
 }
 
 // sendWhole copies a whole train into the queue of the socket to, which is nil if no socket has the destination address. The
-// caller does not hold n.mu, so another goroutine may close the socket meanwhile. Its queue then accepts nothing.
+// caller does not hold n.mu, so another goroutine may close the destination socket meanwhile. The queue of that socket then
+// accepts nothing.
 func (n *Network) sendWhole(s, to *socket, t *wireguard.Train, from netip.AddrPort) error {
 	sent := countTrain(t.Data, t.Size)
 	s.end.sent.add(&sent)

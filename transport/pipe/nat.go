@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	defaultIdle = 30 * time.Second // as Linux does for a UDP flow without an answer
+	defaultIdle = 30 * time.Second // like Linux for a UDP flow without an answer
 	maxMappings = 1 << 14
-	natPort     = 20000 // the first port that a NAT assigns; more ports follow than a NAT needs
+	natPort     = 20000 // the lowest port that a NAT assigns; from it to 65535 there are more than maxMappings ports
 )
 
 // A NATConfig configures a new NAT. Addrs must be set. The zero value of any other field means its default.
@@ -51,15 +51,16 @@ type NAT struct {
 // the remote.
 type flow struct{ local, remote netip.AddrPort }
 
-// A mapping permits the datagrams of one flow in both directions. Its lease holds its public address and port. In a symmetric
-// NAT each mapping has a separate lease. Otherwise all mappings of a socket have the same lease. Expired mappings and leases
-// stay in the tables until expire is called.
+// A mapping permits the datagrams of one flow in both directions. Its lease holds the private address of the socket and the
+// public address and port into which the NAT translates it. In a symmetric NAT each mapping has a separate lease. Otherwise all
+// mappings of a socket have the same lease. Expired mappings and leases stay in the tables until expire is called.
 type mapping struct {
 	*lease
 	remote netip.AddrPort
 	last   time.Time // when the mapping last let a datagram through
 }
 
+// A lease translates the address inside of a socket behind the NAT to the public address outside. Both include the port.
 type lease struct {
 	inside, outside netip.AddrPort
 	last            time.Time // the latest value of last in the mappings with this lease
@@ -145,8 +146,9 @@ func (nat *NAT) move(addrs []netip.Addr) error {
 	return nil
 }
 
-// translate replaces the source of f by its public address, unless the destination is behind the same NAT as the sender. It reports
-// whether the sender's NAT permits f. behind is that NAT, or nil. The caller holds n.mu.
+// translate replaces the source of f by its public address, unless the destination is behind the same NAT as the sender. It
+// reports whether the sender's NAT permits f. behind is the sender's NAT, or nil if the sender is in the public network. The
+// caller holds n.mu.
 func (n *Network) translate(f *flight, behind *NAT, now time.Time) bool {
 	if behind == nil {
 		return true
@@ -243,7 +245,7 @@ func (n *Network) route(f *flight, now time.Time) (to *socket, at netip.AddrPort
 	return n.sockets[place{nat, m.inside}], m.inside, false
 }
 
-// peek returns the end that f would reach now if every NAT permitted it, or nil. The caller holds n.mu.
+// peek returns the end that f would reach now if every NAT permitted it, or nil if there is no such end. The caller holds n.mu.
 func (n *Network) peek(f *flight) *End {
 	if to := n.sockets[place{f.scope, f.To}]; to != nil {
 		return to.end

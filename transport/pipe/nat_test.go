@@ -25,7 +25,7 @@ func behindNAT(t *testing.T, c NATConfig) (n *Network, nat *NAT, a, b, other *ho
 	return n, nat, newHost(t, nat.NewEnd(private)), newHost(t, n.NewEnd()), newHost(t, n.NewEnd())
 }
 
-// from receives the one datagram that has arrived, and returns the endpoint that it came from.
+// from receives the only datagram in the queue, and returns the endpoint from which the datagram came.
 func (h *host) from() wireguard.Endpoint {
 	h.t.Helper()
 	if q := h.rx.(*queue); len(q.chunks) == 0 {
@@ -176,7 +176,7 @@ func TestEndsBehindNATs(t *testing.T) {
 	}
 
 	second := n.NewNAT(NATConfig{Addrs: []netip.Addr{netip.MustParseAddr("203.0.113.2")}})
-	twin := newHost(t, second.NewEnd(private)) // twin has the address of a, but behind another NAT
+	twin := newHost(t, second.NewEnd(private)) // twin has the same address as a, but is behind another NAT
 	neighbour.send(a, "y")
 	a.want("each network has its own 192.168.1.2", "y")
 	twin.want("this one is another")

@@ -9,7 +9,7 @@ import (
 
 const (
 	pcapMagic   = 0xa1b23c4d // the magic number of a file with times in nanoseconds; written in little-endian order
-	pcapLength  = 1 << 16    // most bytes of a packet
+	pcapLength  = 1 << 16    // maximum number of bytes of a packet
 	linktypeRaw = 101        // LINKTYPE_RAW: a packet begins with the IP header
 )
 

@@ -73,7 +73,7 @@ func (c *Config) chunks() int {
 // Filters and taps may call them too. A Network has no goroutine, and need not be closed once its sockets are closed.
 type Network struct {
 	lossless bool
-	limit    int // most chunks in the queue of a socket
+	limit    int // maximum number of chunks in the queue of a socket; a chunk is 64 KiB of memory for trains
 	pool     pool
 
 	sent       counters
@@ -85,7 +85,7 @@ type Network struct {
 	sockets map[place]*socket
 	ends    []*End
 	nats    map[netip.Addr]*NAT
-	chosen  int // how many ends got their addresses from choose
+	chosen  int // number of ends whose addresses choose has chosen
 	random  *rand.Rand
 
 	conditions Conditions
@@ -206,11 +206,12 @@ func (n *Network) remove(s *socket) {
 	}
 }
 
-// plain reports whether Send may copy a train directly into the receiver's queue. While another goroutine has the turn, Send must
-// not do so, because the train would overtake the datagrams in inbox. The caller holds n.mu, at least for reading.
+// plain reports whether Send may copy a train directly into the receiver's queue. While a goroutine has the turn (it processes
+// datagrams in run), Send must not do so, because the train would overtake the datagrams in inbox. The caller holds n.mu, at
+// least for reading.
 func (n *Network) plain() bool { return !n.slow && !n.turn }
 
-// settle recomputes slow after a change. The caller holds n.mu.
+// settle recomputes slow after a change of the filters, taps, NATs, cuts or conditions. The caller holds n.mu.
 func (n *Network) settle() {
 	n.slow = len(n.filters) > 0 || len(n.taps) > 0 || len(n.nats) > 0 || len(n.cuts) > 0 || len(n.paths) > 0 ||
 		n.conditions != Conditions{}

@@ -40,7 +40,7 @@ func twoHosts(t testing.TB, c Config) (*Network, *host, *host) {
 	return n, newHost(t, n.NewEnd()), newHost(t, n.NewEnd())
 }
 
-// send sends datagrams to another host, each as a train of its own, and fails the test if there is an error.
+// send sends datagrams to another host, each as a separate train, and fails the test if there is an error.
 func (h *host) send(to *host, datagrams ...string) {
 	h.t.Helper()
 	if err := h.trySend(to.Endpoint(1000), datagrams...); err != nil {

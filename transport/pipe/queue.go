@@ -9,9 +9,9 @@ import (
 
 const (
 	chunkSize   = 64 << 10 // bytes of data per chunk; any datagram fits
-	chunkTrains = 128      // most trains in a chunk
-	batchSize   = 128      // most datagrams that one Receive returns
-	poolChunks  = 32       // most free chunks that a network keeps, which are 2 MiB
+	chunkTrains = 128      // maximum number of trains in a chunk
+	batchSize   = 128      // maximum number of datagrams that one Receive returns
+	poolChunks  = 32       // maximum number of free chunks that a network keeps (2 MiB)
 )
 
 // A chunk is memory for trains, which lie in it without gaps.
@@ -75,8 +75,9 @@ func (q *queue) init(n *Network) {
 	q.ready.L, q.room.L = &q.mu, &q.mu
 }
 
-// put copies the datagrams of t into the queue. It returns how many bytes of t it has copied, and whether the queue is open. If
-// waiting, the sending socket, is not nil and the queue is full, put waits for space until the queue or that socket is closed.
+// put copies the datagrams of t into the queue. It returns how many bytes of t it has copied, and whether the queue is open. The
+// parameter waiting is the sending socket, or nil. If it is not nil and the queue is full, put waits for space until the queue or
+// the sending socket is closed.
 func (q *queue) put(t *wireguard.Train, waiting *socket) (done int, open bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -169,7 +170,8 @@ func (q *queue) Receive() ([]wireguard.Train, error) {
 	return q.batch, nil
 }
 
-// take appends trains with at most budget datagrams in all to batch. It returns batch, and how much of budget is left.
+// take appends trains with at most budget datagrams in all to batch. It returns batch, and the number of datagrams by which it
+// stayed below budget.
 func (c *chunk) take(batch []wireguard.Train, budget int) ([]wireguard.Train, int) {
 	c.lent = true
 	for !c.empty() && budget > 0 {

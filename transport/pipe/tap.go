@@ -61,10 +61,10 @@ func (n *Network) Filter(judge func(p *Packet) Verdict) (remove func()) {
 	return add(n, &n.filters, &filter{judge})
 }
 
-// Tap makes the network call see once for each datagram, when the datagram's fate is decided. This includes lost, duplicated
-// and injected datagrams. There is one exception: datagrams that are sent while 64 MiB are under way are dropped with
-// FateOverflow, and see is not called for them. The rules for judge and remove in the documentation of Filter also apply to see
-// and remove here.
+// Tap makes the network call the function see once for each datagram, at the time when the datagram's fate is decided. This
+// includes lost, duplicated and injected datagrams. There is one exception: datagrams that are sent while 64 MiB are under way
+// are dropped with FateOverflow, and see is not called for them. The rules for judge and remove in the documentation of Filter
+// also apply to see and remove here.
 func (n *Network) Tap(see func(p Packet)) (remove func()) {
 	return add(n, &n.taps, &tap{see})
 }
@@ -84,7 +84,7 @@ func add[T comparable](n *Network, list *[]T, v T) (remove func()) {
 	}
 }
 
-// filter calls the filters for f and applies their verdicts. The caller has the turn, but does not hold n.mu.
+// filter calls the filters for f and applies their verdicts. The caller has the turn (see Network.turn), but does not hold n.mu.
 func (n *Network) filter(f *flight) {
 	n.mu.RLock()
 	filters := n.filters
@@ -112,7 +112,7 @@ func (n *Network) filter(f *flight) {
 	n.pass(f)
 }
 
-// Release lets the datagrams continue that filters hold, in the order in which they were sent. No filter is called for them
+// Release lets the datagrams that filters hold continue, in the order in which they were sent. No filter is called for them
 // again.
 func (n *Network) Release() {
 	n.mu.Lock()

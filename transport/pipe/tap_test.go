@@ -275,7 +275,7 @@ func TestOrderIsKeptWhenTheLastFilterGoes(t *testing.T) {
 }
 
 // TestFilterNeverRunsTwiceAtOnce checks that filters and taps are called by one goroutine at a time while several goroutines
-// send. A goroutine that sends meanwhile leaves its datagrams to that goroutine and continues.
+// send. A goroutine that sends while another one calls filters leaves its datagrams to that one and continues.
 func TestFilterNeverRunsTwiceAtOnce(t *testing.T) {
 	const senders, each = 4, 500
 	n, a, b := twoHosts(t, Config{Queue: 16 << 20})

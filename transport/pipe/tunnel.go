@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	tunnelPackets = 1024    // most packets queued per direction
-	tunnelBytes   = 4 << 20 // most bytes queued per direction
+	tunnelPackets = 1024    // maximum number of packets queued per direction
+	tunnelBytes   = 4 << 20 // maximum number of bytes queued per direction
 	spareBuffers  = 128
-	spareBuffer   = 2 << 10 // most bytes of a free buffer
+	spareBuffer   = 2 << 10 // maximum size of a free buffer, in bytes
 )
 
 // A Tunnel is a [wireguard.Tunnel] for tests. The device reads, encrypts and sends the packets that Send queues. Receive
@@ -72,7 +72,7 @@ func NewTunnel(mtu int) *Tunnel {
 	return t
 }
 
-// MTU returns the size of the largest packet, in bytes. The tunnel also accepts larger packets.
+// MTU returns the MTU that the device sees, in bytes. The tunnel itself also accepts larger packets.
 func (t *Tunnel) MTU() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -172,8 +172,8 @@ func (t *Tunnel) first() []byte {
 	return p
 }
 
-// Queued returns how many packets the device has not read yet, and how many packets the device has delivered that Receive has
-// not returned yet.
+// Queued returns how many packets the device has not read yet, and how many packets that the device has delivered Receive has not
+// returned yet.
 func (t *Tunnel) Queued() (toRead, delivered int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -187,8 +187,8 @@ func (t *Tunnel) Dropped() uint64 {
 	return t.dropped
 }
 
-// wait waits until ready returns true. It fails if the tunnel is closed or ctx ends before. The caller holds t.mu, which wait
-// unlocks while it waits.
+// wait waits until ready returns true. It fails if the tunnel is closed or ctx ends before that. The caller holds t.mu, which
+// wait unlocks while it waits.
 func (t *Tunnel) wait(ctx context.Context, ready func() bool) error {
 	if ready() {
 		return nil

@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	maxWeight    = 64 << 20 // most bytes of memory of all flights without a fate
+	maxWeight    = 64 << 20 // limit for the memory of all flights without a fate, in bytes
 	flightWeight = 256      // bytes of memory that a flight is assumed to take in addition to its data
-	spareFlights = 256      // most free flights that a network keeps
-	spareMemory  = 2 << 10  // most bytes of data that a free flight keeps
+	spareFlights = 256      // maximum number of free flights that a network keeps
+	spareMemory  = 2 << 10  // maximum size of the memory that a free flight keeps, in bytes
 )
 
 // A stage determines what move does next with a flight.
@@ -27,7 +27,7 @@ const (
 )
 
 // A flight is one datagram under way. While the flight is in a list of the network, n.mu guards it. At other times, only the
-// goroutine that has the turn uses it.
+// goroutine that has the turn (see Network.turn) uses it.
 type flight struct {
 	Packet
 	memory []byte // memory that is used again for other flights; Data is normally a part of it
@@ -49,7 +49,8 @@ func headers(a netip.Addr) int {
 	return 40 + 8
 }
 
-// flights is a heap for package heap. The flight that is due first comes first. Flights with equal times keep their order.
+// flights is a heap for package heap. Its first element is the flight that is due first. Flights with equal times keep the order
+// in which they were pushed.
 type flights []*flight
 
 func (h flights) Len() int { return len(h) }
@@ -152,8 +153,8 @@ func (n *Network) fly(f *flight, at time.Time) {
 	heap.Push(&n.underWay, f)
 }
 
-// run processes, in order, all flights that do not have to wait for their arrival. If another goroutine has the turn, that
-// goroutine does it.
+// run processes, in order, all flights that do not have to wait for their arrival. If another goroutine has the turn (see
+// Network.turn), that goroutine processes them instead.
 func (n *Network) run() {
 	n.mu.Lock()
 	if n.turn {

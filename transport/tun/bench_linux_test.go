@@ -19,8 +19,8 @@ import (
 	theirs "golang.zx2c4.com/wireguard/tun"
 )
 
-// BenchmarkTCP measures one TCP connection between two network namespaces, through two devices in this process. The devices are
-// those of this library, and then those of wireguard-go with its own TUN.
+// BenchmarkTCP measures one TCP connection between two network namespaces, through two devices in this process. It measures first
+// with devices of this library, and then with devices of wireguard-go, which use wireguard-go's TUN.
 //
 //	x: wg0 ══ device ── 127.0.0.1 ── device ══ wg0 :y
 func BenchmarkTCP(b *testing.B) {
@@ -37,7 +37,7 @@ func BenchmarkTCP(b *testing.B) {
 				}
 			}()
 			buf := make([]byte, 1<<20)
-			for range 100 { // lets TCP's window grow first
+			for range 100 { // so that TCP's window has grown before the measurement
 				if _, err := io.ReadFull(in, buf); err != nil {
 					b.Fatal(err)
 				}
@@ -55,7 +55,7 @@ func BenchmarkTCP(b *testing.B) {
 	}
 }
 
-// BenchmarkEcho measures sending one byte over the connection and back.
+// BenchmarkEcho measures the time for sending one byte over the TCP connection and back.
 func BenchmarkEcho(b *testing.B) {
 	for _, x := range sides {
 		b.Run(x.name, func(b *testing.B) {

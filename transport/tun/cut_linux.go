@@ -13,7 +13,7 @@ import (
 // zero value has no packet. The cutter copies each byte once, into the memory in which the device encrypts it. It computes the
 // checksum directly after copying, while the data is in the first-level cache.
 type cutter struct {
-	packet []byte // the caller's memory, used until all of the packet is in a batch; nil means no packet
+	packet []byte // the caller's memory, in use until all of the packet is in batches; nil means no packet
 	h      virtio
 	t      packet.Template
 	i, at  int // number of the next segment, and offset in the payload at which it begins
@@ -71,14 +71,14 @@ func (c *cutter) beginLarge(h virtio, p []byte) bool {
 	pseudo := packet.PseudoSum(p, 0)
 	if at := l3 + int(h.offset); h.flags&needsSum != 0 && at+2 <= l4 {
 		// The checksum field holds the sum of the pseudo-header, which includes the length of the whole packet. Remove that
-		// length.
+		// length from the sum.
 		pseudo = packet.Add(binary.BigEndian.Uint16(p[at:]), ^uint16(len(p)-l3))
 	}
 	return c.t.Set(p[:l4], l3, udp, pseudo)
 }
 
-// plainIP returns the length of p's IP header. ok is false if a transport header of the protocol proto does not follow
-// directly.
+// plainIP returns the length of p's IP header. ok is false if this header is not followed directly by a transport header of the
+// protocol proto.
 func plainIP(p []byte, proto uint8) (l3 int, ok bool) {
 	if p[0]>>4 == 4 {
 		l3 = int(p[0]&15) * 4
@@ -96,7 +96,7 @@ func startsRight(p []byte, l3 int) bool {
 	return l3 >= packet.IP6Header
 }
 
-// into copies the rest of the packet into b until b is full, and reports whether all of it fitted.
+// into copies the rest of the packet into b until b is full, and reports whether all of the rest fitted.
 func (c *cutter) into(b *wireguard.Batch) (done bool) {
 	if c.h.gso == gsoNone {
 		return c.whole(b)

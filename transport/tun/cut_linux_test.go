@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// cutAll returns the packets into which a cutter divides p, in as many batches as it needs. before is the number of other
-// packets that are already in the first batch.
+// cutAll returns the packets into which a cutter divides p, in as many batches as it needs. The first batch already contains as
+// many other packets as before says.
 func cutAll(t *testing.T, h virtio, p []byte, before int) (out [][]byte, ok bool) {
 	b := new(wireguard.Batch)
 	for range before {
@@ -101,7 +101,7 @@ func FuzzCut(f *testing.F) {
 }
 
 // FuzzCutHostile checks that a cutter neither panics nor changes its input, whatever the packet and the virtio header contain.
-// The kernel may pass on packets and headers that other programs made.
+// Other programs can make the packets and headers that the kernel passes on.
 func FuzzCutHostile(f *testing.F) {
 	for _, v6 := range []bool{false, true} {
 		for _, udp := range []bool{false, true} {

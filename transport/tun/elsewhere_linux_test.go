@@ -18,7 +18,7 @@ import (
 // enter: the interface's name, and that it was deleted. The test runs itself again as a child process, which has capabilities
 // only in its own network namespace.
 //
-//	child: wg0 ──moved by the parent──▶ namespace of the parent's
+//	child: wg0 ──moved by the parent──▶ a namespace that only the parent may enter
 func TestStatesElsewhere(t *testing.T) {
 	const child = "TUN_TEST_ELSEWHERE"
 	if os.Getenv(child) != "" {

@@ -15,8 +15,8 @@ import (
 // overtake them. So this package writes a packet to the queue from which it last read a packet of the same flow. If it has read
 // none, it chooses the queue from a hash of the flow's addresses and ports, and the kernel then uses the same queue.
 //
-// The table has 4,096 slots, as the kernel's table has (MAX_TAP_FLOWS). If several flows have the same slot, it stores only the
-// one that was read last. The zero value is empty.
+// The table has 4,096 slots, like the kernel's table (MAX_TAP_FLOWS). If several flows have the same slot, the table stores only
+// the flow of which a packet was read last. The zero value is empty.
 type flows struct {
 	slots [4096]atomic.Uint32 // upper 23 bits of the hash, and 1 + the queue's number in the other bits; 0 means free
 }

@@ -19,11 +19,11 @@ import (
 // state from the netlink messages, so a lost message can at most delay a new state.
 //
 // The netlink socket and the socket for the ioctls must belong to the network namespace of the interface. When the interface
-// moves to another namespace, a netlink message in the old one reports that the interface is gone. The follower then gets the
-// new namespace from the descriptor (TUNGETDEVNETNS, which needs Linux 5.2, and CAP_NET_ADMIN in the new namespace). A separate
-// thread enters the new namespace to make new sockets (setns, which needs CAP_SYS_ADMIN in the new namespace), and then ends.
-// If the kernel is older or the capabilities are missing, the follower asks the descriptor once per second for the name, and
-// whether the interface was deleted. The known MTU and up state do not change meanwhile. If the system has no netlink, as in
+// moves to another namespace, a netlink message in the old namespace reports that the interface is gone. The follower then gets
+// the new namespace from the descriptor (TUNGETDEVNETNS, which needs Linux 5.2, and CAP_NET_ADMIN in the new namespace). A
+// separate thread enters the new namespace to make new sockets (setns, which needs CAP_SYS_ADMIN in the new namespace), and then
+// ends. If the kernel is older or the capabilities are missing, the follower asks the descriptor once per second for the name,
+// and whether the interface was deleted. The known MTU and up state do not change meanwhile. If the system has no netlink, as in
 // some sandboxes, the follower makes the ioctls once per second.
 
 // pollEvery is the interval between two requests for the state if no netlink message can report changes.
@@ -47,8 +47,8 @@ func (p *place) close() {
 	}
 }
 
-// locate makes a place in the namespace of the interface. If the kernel does not tell which namespace that is, locate assumes
-// the caller's.
+// locate opens the two sockets of a place in the network namespace of the interface. If the kernel does not tell which namespace
+// that is, locate assumes the caller's.
 func (d *Interface) locate() (p place, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -98,8 +98,8 @@ func isCurrent(ns *os.File) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// newPlaceIn makes a place in another namespace. The thread that enters ns must not run other goroutines. So the goroutine
-// stays locked to its thread, and the runtime ends the thread with the goroutine.
+// newPlaceIn opens the two sockets of a place in the network namespace ns. The thread that enters ns must not run other
+// goroutines. So the goroutine stays locked to its thread, and the runtime ends the thread with the goroutine.
 func newPlaceIn(ns *os.File) (p place, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -186,7 +186,8 @@ func (d *Interface) interfaceName() (name string, err error) {
 	return name, err
 }
 
-// look asks the kernel for the state of the interface. If the interface is not in the namespace of p, the error is unix.ENODEV.
+// look asks the kernel for the state of the interface. If the interface is not in the network namespace of p's sockets, the error
+// is unix.ENODEV.
 func (d *Interface) look(p *place) (s State, err error) {
 	if s.Name, err = d.interfaceName(); err != nil {
 		return s, err
@@ -206,7 +207,7 @@ func (d *Interface) look(p *place) (s State, err error) {
 	return s, err
 }
 
-// followStates passes each new state to set until the interface is deleted or closed.
+// followStates passes each new state of the interface to d.set, until the interface is deleted or closed.
 func (d *Interface) followStates() {
 	defer d.follow.Done()
 	for d.ending() == nil {
@@ -243,12 +244,13 @@ func (d *Interface) last() (up bool, mtu int) {
 	return d.current.Up, d.current.MTU
 }
 
-// move replaces the sockets of d.place by sockets in the current namespace of the interface, and reports whether that succeeded.
+// move replaces the sockets of d.place by sockets in the current network namespace of the interface, and reports whether that
+// succeeded.
 func (d *Interface) move() bool {
 	p, err := d.locate()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.ended { // Interface.close closes the old place
+	if d.ended { // Interface.close closes the old sockets
 		p.close()
 		return false
 	}
@@ -265,7 +267,7 @@ func (d *Interface) withoutNetlink() {
 	d.place.netlink = nil
 }
 
-// leave closes d.place, which ends the follower's wait.
+// leave closes the sockets of d.place, which ends the follower's wait for netlink messages.
 func (d *Interface) leave() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -280,7 +282,7 @@ func (p *place) wait() bool {
 		return false
 	}
 	return raw.Read(func(fd uintptr) bool {
-		b := make([]byte, 16<<10) // allocated for each wakeup, since these are rare
+		b := make([]byte, 16<<10) // allocated for each wakeup, since wakeups are rare
 		for {
 			n, _, err := unix.Recvfrom(int(fd), b, unix.MSG_TRUNC)
 			switch {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// A script makes packets from fuzzed bytes. Most packets are valid and continue their flow. Some bytes make it change a field
-// or damage the packet.
+// A script makes packets from fuzzed bytes. Most packets are valid and continue their flow. Some bytes make the script change a
+// field or damage the packet.
 type script struct {
 	b     []byte
 	flows [16]scriptFlow
@@ -107,7 +107,7 @@ func (s *script) next() (p []byte, flow int) {
 		}
 	}
 	shape := f.shape
-	if !f.udp { // the header length may have changed
+	if !f.udp { // the changes above may have changed the header length
 		shape.l4 = l3 + int(p[l3+12]>>4)*4
 	}
 	f.mend(p)

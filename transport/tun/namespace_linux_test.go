@@ -72,8 +72,8 @@ func (n *namespace) do(t testing.TB, f func()) {
 	})
 }
 
-// ip runs the command "ip" with args inside the namespace, and returns its output. The command inherits the descriptors of
-// others, with numbers from 3.
+// ip runs the command "ip" with args inside the namespace, and returns its output. The command inherits the descriptors of the
+// namespaces in others, numbered from 3.
 func (n *namespace) ip(t testing.TB, args string, others ...*namespace) string {
 	t.Helper()
 	var out []byte
@@ -122,7 +122,7 @@ func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 		n.ip(t, "address add "+a+" dev "+name+" "+map[bool]string{true: "nodad"}[strings.Contains(a, ":")])
 	}
 	n.ip(t, "link set "+name+" up")
-	// After an IPv6 address was added, the kernel accepts packets for it only with some delay.
+	// After an IPv6 address was added, the kernel accepts packets to this address only after a delay.
 	testkit.Eventually(t, "the addresses", func() bool {
 		local := n.ip(t, "-6 route show table local dev "+name)
 		return !slices.ContainsFunc(addresses, func(a string) bool {

@@ -28,7 +28,7 @@ type system struct {
 	merges [kinds]atomic.Int32 // what is known about merging each kind of packet: mergeProven to mergeRefused
 	flows  *flows              // nil with one queue
 
-	place   place          // used by the follower, which is the goroutine that runs followStates; replaced and closed with mu held
+	place   place          // sockets for the follower, the goroutine that runs followStates; replaced and closed with mu held
 	follow  sync.WaitGroup // waits for the follower
 	closing sync.Once
 	closed  error
@@ -73,7 +73,8 @@ func (d *Interface) open(c *Config) (err error) {
 	if now, err := d.look(&d.place); err == nil {
 		d.set(now)
 	} else {
-		// Only the state of an inherited interface can be unknown, in a network namespace that this program may not enter.
+		// The state can be unknown only if the interface is inherited and is in a network namespace that this program may not
+		// enter.
 		d.set(State{Up: true, MTU: defaultMTU, Name: name})
 	}
 	d.follow.Add(1)
@@ -218,7 +219,7 @@ func ask(fd int) (name string, flags uint16, err error) {
 	return r.Name(), r.Uint16(), nil
 }
 
-// configure sets the header that precedes each packet, and the offloads.
+// configure sets the size of the virtio header that precedes each packet, and the offloads.
 func (d *Interface) configure(fd int, flags uint16, noOffload bool) error {
 	// The flags do not show whether IFF_NO_PI is set, because the kernel uses its bit for IFF_NOFILTER here.
 	if flags&unix.IFF_TUN == 0 {
@@ -241,8 +242,8 @@ func (d *Interface) configure(fd int, flags uint16, noOffload bool) error {
 	return nil
 }
 
-// offload calls set with the offloads that this package can use, and then with fewer and fewer until set succeeds. It returns
-// the offloads that were set. UDP segmentation needs Linux 6.2. If wanted is false, offload sets no offloads.
+// offload calls set with the offloads that this package can use, and then with fewer and fewer offloads until set succeeds. It
+// returns the offloads that are then on. UDP segmentation needs Linux 6.2. If wanted is false, offload sets no offloads.
 func offload(wanted bool, set func(offloads int) error) (on int) {
 	const (
 		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6

@@ -74,7 +74,7 @@ func (d *Interface) look(s State) State {
 	return s
 }
 
-// takeEvents passes the new state to set after each event of the interface.
+// takeEvents passes the new state of the interface to d.set after each event.
 func (d *Interface) takeEvents() {
 	for e := range d.dev.Events() {
 		d.mu.Lock()
@@ -108,7 +108,8 @@ func (q queue) ReadPackets(b *wireguard.Batch) error {
 	if err == nil {
 		return nil
 	}
-	// After Close, end has no effect. Before Close, err may wrap net.ErrClosed although Close was not called.
+	// If Close was called before, end has no effect. Otherwise err may still wrap net.ErrClosed, which would look like a call of
+	// Close.
 	d.end(fmt.Errorf("%w: %v", ErrDeleted, err)) // so err is not wrapped
 	return d.ending()
 }

@@ -116,8 +116,8 @@ func (q *queue) tryRead(fd uintptr) bool {
 	}
 }
 
-// take processes b, a packet with its virtio header that was just read. It copies the packet into the batch, or as many
-// segments of it as fit.
+// take processes b, a packet with its virtio header that was just read. It copies the packet into the batch. From a large packet,
+// it copies as many segments as fit.
 func (q *queue) take(b []byte) {
 	h := virtio{}
 	if q.d.header > 0 {
@@ -137,8 +137,8 @@ func (q *queue) take(b []byte) {
 	q.cut.into(q.b)
 }
 
-// failed calls end, and returns the error that ReadPackets must return. For a deleted interface the poller and the kernel
-// return several different errors, so failed asks the kernel whether the interface still exists.
+// failed ends the interface because of err, and returns the error that ReadPackets must return. For a deleted interface the
+// poller and the kernel return several different errors, so failed asks the kernel whether the interface still exists.
 func (q *queue) failed(err error) error {
 	if _, gone := q.d.interfaceName(); errors.Is(gone, ErrDeleted) {
 		err = ErrDeleted

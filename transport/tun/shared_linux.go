@@ -26,10 +26,11 @@ func writevShared(fd uintptr, iovs []unix.Iovec) (int, syscall.Errno) {
 	return vector(fd, iovs, unix.SYS_PWRITEV2, unix.SYS_WRITEV, unix.POLLOUT)
 }
 
-// vector makes the system call whose number is in the parameter call, at the current position of the file and with RWF_NOWAIT,
-// which forbids waiting. Linux before 6.4 does not support this flag for a TUN. Without that support, vector polls the file for the
-// event in the parameter ready. It returns EAGAIN if there is no such event, and otherwise makes the system call in the parameter
-// older. If another program reads or writes the file after the poll, this call waits until the file is ready again.
+// vector reads or writes at the current position of the file. The parameter call is the number of the system call to use, which
+// supports RWF_NOWAIT, a flag that forbids waiting. Linux before 6.4 does not support this flag for a TUN. There, vector first
+// polls the file for the event in the parameter ready, and returns EAGAIN if that event has not occurred. Otherwise it uses the
+// system call whose number is the parameter older. If another program reads or writes the file between the poll and this call,
+// the call waits until the file is ready again.
 func vector(fd uintptr, iovs []unix.Iovec, call, older uintptr, ready int16) (int, syscall.Errno) {
 	const position = ^uintptr(0)
 	first, many := unsafe.SliceData(iovs), uintptr(len(iovs))

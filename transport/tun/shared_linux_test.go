@@ -69,7 +69,7 @@ func TestShared(t *testing.T) {
 	}
 }
 
-// reads starts a goroutine that reads d. It returns after 300 ms, when a read of that goroutine waits.
+// reads starts a goroutine that reads d, and returns 300 ms later, when that goroutine waits for a packet.
 func reads(d *Interface) (ended chan error) {
 	ended = make(chan error, 1)
 	go func() {
@@ -126,9 +126,9 @@ func sharedPackets(t *testing.T, d *Interface, n *namespace) {
 	runtime.GC()
 }
 
-// TestSharedOlderKernel checks that readShared and writevShared do not wait on a kernel that does not support the flag
-// RWF_NOWAIT for a file, as Linux before 6.4 does not for a TUN. The test reads a blocking inotify descriptor and writes to a
-// blocking eventfd, for which the kernel refuses the flag.
+// TestSharedOlderKernel checks that readShared and writevShared do not wait on a kernel that does not support the flag RWF_NOWAIT
+// for their file, such as Linux before 6.4 for a TUN. The test reads a blocking inotify descriptor and writes to a blocking
+// eventfd, for which the kernel refuses the flag.
 func TestSharedOlderKernel(t *testing.T) {
 	dir := t.TempDir()
 	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)

@@ -66,7 +66,7 @@ func TestStates(t *testing.T) {
 	here.ip(t, "link set wg0 name renamed")
 	wantState(t, d, State{MTU: 1280, Name: "renamed"}, "renamed")
 
-	// Another interface gets the old name. The follower must not report its state as that of the renamed interface.
+	// Another interface gets the old name. The follower must not report the state of this interface as that of the renamed one.
 	other := here.open(t, Config{Name: "wg0", MTU: 9000})
 	here.ip(t, "link set wg0 up")
 	here.ip(t, "link set renamed mtu 1300")
@@ -169,8 +169,8 @@ func descriptors(t *testing.T) (all []string) {
 	return all
 }
 
-// TestClose checks that no goroutine, descriptor or interface exists after Close, in whatever state the interface was. It calls
-// Close several times at once.
+// TestClose checks that no goroutine, descriptor or interface exists after Close, whatever the state of the interface was.
+// Several goroutines call Close at the same time.
 func TestClose(t *testing.T) {
 	n, other := newNamespace(t), newNamespace(t)
 	before, goroutines := descriptors(t), runtime.NumGoroutine()

@@ -83,7 +83,7 @@ func TestSettingsOfTheModule(t *testing.T) {
 			t.Fatal(err)
 		}
 		select {
-		case <-forwarded: // the kernel would send a redirect before the packet that caused it
+		case <-forwarded: // the kernel would send a redirect before it forwards the packet that causes the redirect
 		case <-time.After(20 * time.Second):
 			t.Fatal("the packet is not forwarded")
 		}

@@ -141,7 +141,7 @@ func TestUSO(t *testing.T) {
 		if n := l.a.Stats().ReadCalls - before.ReadCalls; n != 1 {
 			t.Errorf("%d packets were read from the kernel, want one", n)
 		}
-		// WritePackets counts them after the kernel has received them.
+		// WritePackets counts the packets only after the kernel has received them.
 		testkit.Eventually(t, "31 packets are merged", func() bool { return l.b.Stats().Merged-after.Merged == 31 })
 	}
 }
@@ -184,7 +184,7 @@ func TestNoOffload(t *testing.T) {
 }
 
 // TestCounters checks that the counters of Stats fit those of "ip -s link". The kernel counts a large packet as one packet, and
-// its headers once.
+// counts the bytes of its headers once.
 func TestCounters(t *testing.T) {
 	for name, c := range map[string]Config{"offload": {}, "no offload": {NoOffload: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -205,8 +205,8 @@ func TestCounters(t *testing.T) {
 					}
 					return out[0].Stats64.Tx, out[0].Stats64.Rx
 				}
-				// The connection may still send packets that close it, and Stats counts packets after the kernel has counted
-				// them.
+				// The TCP connection may still send packets for its closing, and Stats counts a packet a little later than the
+				// kernel does.
 				var tx, rx counters
 				var s Stats
 				testkit.Eventually(t, "the same number of packets", func() bool {
@@ -217,8 +217,8 @@ func TestCounters(t *testing.T) {
 				if tx.Bytes > s.ReadBytes || rx.Bytes > s.WrittenBytes || tx.Errors+rx.Errors+rx.Dropped > 0 {
 					t.Errorf("the kernel counts %+v and %+v, we %+v", tx, rx, s)
 				}
-				// With offloads, the kernel counts the headers once per call. So its number of bytes is smaller by at least 40
-				// for each further packet of a call.
+				// With offloads, the kernel counts the headers once per call. So the kernel's number of bytes is smaller than
+				// that of Stats, by at least 40 for each packet of a call after the first.
 				if saved := s.WrittenBytes - rx.Bytes; saved < 40*(s.WrittenPackets-s.WriteCalls) {
 					t.Errorf("%d packets in %d calls are only %d bytes fewer to the kernel", s.WrittenPackets, s.WriteCalls, saved)
 				}
@@ -286,16 +286,16 @@ func TestMTU(t *testing.T) {
 	}
 }
 
-// TestQueues checks that packets of a flow stay in order on an interface with four queues. One socket of each flow sends
-// numbered datagrams, and the other sends them back. They must arrive in order at both sockets.
+// TestQueues checks that packets of a flow stay in order on an interface with four queues. In each flow, one socket sends
+// numbered datagrams, and the other socket sends them back. The datagrams must arrive in order at both sockets.
 func TestQueues(t *testing.T) {
 	l := newLink(t, Config{Queues: 4})
 	if n := len(l.a.Queues()); n != 4 {
 		t.Fatalf("%d queues", n)
 	}
 	join(t, l.a, l.b, nil)
-	// Each flow has at most 64 datagrams under way. In all flows together, these are fewer than the 500 packets that the kernel
-	// stores for each queue of a TUN, so none is lost.
+	// Each flow has at most 64 datagrams under way. All 6 flows together have at most 384. The kernel stores 500 packets for each
+	// queue of a TUN, so no packet is lost.
 	const flows, packets, window = 6, 3000, 64
 	done := make(chan error)
 	for flow := range flows {

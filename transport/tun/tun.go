@@ -90,7 +90,7 @@ type State struct {
 	Name string // the current name, since an interface can be renamed
 }
 
-// ErrDeleted is returned by [Interface.Err] after the interface was deleted. Device.Err wraps it.
+// ErrDeleted is returned by [Interface.Err] after the interface was deleted. The error that Device.Err returns wraps it.
 var ErrDeleted = errors.New("tun: the interface was deleted")
 
 // errClosed is the error of calls after Close.
@@ -208,7 +208,7 @@ type status struct {
 	done    chan struct{}
 	traffic traffic
 
-	mu      sync.Mutex // guards the fields below, and the sends and the close of states
+	mu      sync.Mutex // guards the fields below; also locked while states is sent to or closed
 	current State
 	ended   bool
 	err     error
@@ -218,7 +218,7 @@ func (s *status) init() {
 	s.states, s.done = make(chan State, 1), make(chan struct{})
 }
 
-// set stores a state, and sends it to the channel if it differs from the last one.
+// set stores a new state, and sends it to the channel of States. It does nothing if the state has not changed.
 func (s *status) set(now State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -234,7 +234,7 @@ func (s *status) set(now State) {
 	s.states <- now
 }
 
-// end closes the channels. Only the first call has an effect.
+// end closes the channels of States and Done, and stores err for Err. Only the first call has an effect.
 func (s *status) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,7 +246,7 @@ func (s *status) end(err error) {
 	close(s.done)
 }
 
-// ending returns why the interface can no longer be read or written, or nil.
+// ending returns the error that says why the interface can no longer be read or written, or nil if it can.
 func (s *status) ending() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

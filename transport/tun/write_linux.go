@@ -31,7 +31,7 @@ const (
 const (
 	mergeProven  = -1 // the kernel has accepted a merged packet, so it supports this kind
 	mergeUntried = 0
-	mergeRefused = 3 // the kernel refused the first three, so it does not support this kind; fewer refused ones may be faulty
+	mergeRefused = 3 // the kernel refused three merged packets and accepted none, so it does not support this kind
 )
 
 // A writer holds the temporary data of one call of WritePackets.
@@ -83,7 +83,7 @@ func (w *writer) account() {
 	w.d, w.taken, w.err = nil, 0, nil
 }
 
-// packet writes p, or gives it to the coalescer.
+// packet writes p, or gives it to the coalescer, which merges consecutive packets of a flow.
 func (w *writer) packet(p []byte) {
 	if l3, l4, kind, ok := transport(p); ok && w.d.merges[kind].Load() != mergeRefused {
 		w.Add(w, p, l3, l4, kind >= udp4, false)
@@ -201,8 +201,8 @@ func (w *writer) add(b []byte) {
 	w.iovs = append(w.iovs, iov)
 }
 
-// call writes the data in iovs to the queue of p's flow. It does not lock the descriptor, so that concurrent writers do not
-// wait for each other.
+// call writes the data in w.iovs to the queue of p's flow, in one system call. It does not lock the descriptor, so that
+// concurrent writers do not wait for each other.
 func (w *writer) call(p []byte) {
 	q := w.d.queues[0]
 	if f := w.d.flows; f != nil {

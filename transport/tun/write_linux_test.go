@@ -52,8 +52,8 @@ func TestMerge(t *testing.T) {
 	writes("identifications that follow each other", fragments, 1)
 }
 
-// TestRefused checks that the packets of a merged packet that the kernel refuses are written one by one. After the kernel has
-// refused the first three merged packets of one kind, this kind is no longer merged. Other kinds are not affected.
+// TestRefused checks that, if the kernel refuses a merged packet, its parts are written one by one. After the kernel has refused
+// the first three merged packets of one kind, this kind is no longer merged. Other kinds are not affected.
 func TestRefused(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE} {
 		t.Run(errno.Error(), func(t *testing.T) {
@@ -91,8 +91,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestRefusedRuns checks that only the refusal of the first three merged packets stops merging. Later refusals must not,
-// because a peer chooses the contents of the packets, and so can cause refusals.
+// TestRefusedRuns checks that merging stops only if the kernel refuses the first three merged packets. Later refusals must not
+// stop it, because a peer chooses the contents of the packets, and so can cause refusals.
 func TestRefusedRuns(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE} {
 		for _, x := range []struct {

@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-// TestTwoSocketsNeverShareAPort checks that Listen fails on the port of another socket. If two devices had the same port by
-// means of SO_REUSEADDR or SO_REUSEPORT, each would receive some of the other's datagrams, as in another implementation
-// (finding 20 of ARCHITECTURE.md).
+// TestTwoSocketsNeverShareAPort checks that Listen fails on the port of another socket. If SO_REUSEADDR or SO_REUSEPORT let two
+// devices have the same port, each device would receive some of the other's datagrams. This has happened in another
+// implementation (finding 20 of ARCHITECTURE.md).
 func TestTwoSocketsNeverShareAPort(t *testing.T) {
 	for _, v := range variants {
 		x, y := v.listen(t), v.listen(t)

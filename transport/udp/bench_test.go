@@ -41,8 +41,8 @@ func echo(y *end) {
 	}
 }
 
-// BenchmarkTrains measures sending trains in one direction. At most 512 datagrams are under way after each Send, so that none
-// is lost.
+// BenchmarkTrains measures sending trains in one direction. At most 512 datagrams are under way after each Send, so that no
+// datagram is lost.
 func BenchmarkTrains(b *testing.B) {
 	for _, v := range variants {
 		for _, shape := range []struct{ datagrams, size int }{{1, 1452}, {8, 1452}, {44, 1452}, {1, 96}} {
@@ -100,7 +100,7 @@ func oneWay(b *testing.B, v variant, trains, datagrams, size int) {
 	b.ReportMetric(float64(y.Stats().ReceivedDatagrams)/float64(y.Stats().ReceiveCalls), "datagrams/recv")
 }
 
-// BenchmarkSharedTrial measures how long it takes to try an initiation that fits no key, per tenant.
+// BenchmarkSharedTrial measures the time per tenant that it takes to try an initiation that fits no tenant's key.
 func BenchmarkSharedTrial(b *testing.B) {
 	s, _, _ := share(b, 1000)
 	x := &stranger{endpoint: somewhere}

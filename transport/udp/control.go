@@ -4,7 +4,7 @@ import "net/netip"
 
 // A control holds the contents of the control messages of a received datagram or train.
 type control struct {
-	local     netip.Addr // the address that the datagram was sent to, if an answer can be sent from this address
+	local     netip.Addr // the address that the datagram was sent to, if an answer can be sent from it; otherwise the zero Addr
 	ifindex   uint32     // index of the interface that the datagram arrived on
 	tos       uint8
 	size      int  // bytes of each datagram of a train except the last; 0 means a single datagram
@@ -19,9 +19,9 @@ func answerable(a netip.Addr) netip.Addr {
 	return a
 }
 
-// source returns the Source and the Interface for the Endpoint of the received train. The Interface is 0, as in the kernel's
-// WireGuard module, so that answers follow a change of routes to another interface. Only a link-local Source has an Interface,
-// because it has no meaning without one.
+// source returns the Source and the Interface for the Endpoint of the received train. As in the kernel's WireGuard module, the
+// Interface is normally 0, so that answers follow a change of routes to another interface. It is not 0 if the Source is a
+// link-local IPv6 address, because such an address has no meaning without an interface.
 func (c *control) source() (netip.Addr, uint32) {
 	if c.local.Is6() && c.local.IsLinkLocalUnicast() {
 		return c.local, c.ifindex

@@ -116,8 +116,8 @@ func FuzzParseControl(f *testing.F) {
 		if c.local.IsValid() && (c.local.IsUnspecified() || c.local.IsMulticast() || c.local.Is4In6()) {
 			t.Errorf("%v cannot be answered from", c.local)
 		}
-		// parseControl must not read anything after a damaged message. So for some prefix of the messages it returns the same
-		// result, except for malformed.
+		// parseControl must not read anything after a damaged message. So there must be a prefix of the messages for which
+		// parseControl returns the same result, except for malformed.
 		if c.malformed {
 			for cut := range n + 1 {
 				d := parseControl(b.bytes()[:cut])

@@ -18,8 +18,8 @@ func source4(data []byte) (netip.Addr, uint32) {
 	return answerable(netip.AddrFrom4([4]byte(data[pktinfoSource:]))), binary.NativeEndian.Uint32(data)
 }
 
-// putSource4 writes a struct in_pktinfo and returns its length. src may be invalid and ifindex may be 0. The third field of the
-// struct stays 0, because it has a meaning only for received datagrams.
+// putSource4 writes a struct in_pktinfo and returns its length. If src is invalid or ifindex is 0, the system chooses the source
+// or the interface. The third field of the struct stays 0, because it has a meaning only for received datagrams.
 func putSource4(b []byte, src netip.Addr, ifindex uint32) int {
 	data := putMessage(b, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
 	binary.NativeEndian.PutUint32(data, ifindex)

@@ -52,8 +52,8 @@ func (c *control) take(level, kind int, data []byte) {
 	}
 }
 
-// putControl writes the control messages for the source and type of service of an outgoing train to the front of b, and
-// returns their length. If the source is of the other family, the system chooses the source.
+// putControl writes the control messages for the source and type of service of an outgoing train to the front of b, and returns
+// their length. If e.Source is not an address of the family f, the system chooses the source.
 func putControl(b []byte, f family, e *wireguard.Endpoint, tos uint8) int {
 	n := 0
 	if src := e.Source.Unmap(); f == ipv6 && (src.Is6() || e.Interface != 0) {

@@ -28,10 +28,11 @@ var variants = []variant{
 	{"bare", Bind{Portable: true, Receivers: 1}, true},
 }
 
-// control reports whether datagrams are sent and received with their source and type of service.
+// control reports whether a variant sends and receives datagrams with control messages, which hold the source and the type of
+// service.
 func (v variant) control() bool { return hasControl && !v.bare }
 
-// with returns a copy of v in which change has changed the Bind.
+// with returns a copy of v whose Bind the function change has changed.
 func (v variant) with(change func(b *Bind)) variant {
 	change(&v.bind)
 	return v
@@ -142,7 +143,7 @@ func (e *end) receive(f family, n int) []datagram {
 	return got
 }
 
-// trains calls Receive once. After 20 s it closes the socket, so that the test fails.
+// trains calls Receive once. If Receive has not returned after 20 s, trains closes the socket, so that the test fails.
 func (e *end) trains(f family) []wireguard.Train {
 	e.t.Helper()
 	late := time.AfterFunc(20*time.Second, func() { e.Close() })
@@ -167,7 +168,7 @@ func split(t wireguard.Train) []datagram {
 	return ds
 }
 
-// numbered returns n bytes. Every 4 bytes contain the seed and their position.
+// numbered returns n bytes. Each group of 4 bytes contains the seed and the position of the group.
 func numbered(seed, n int) []byte {
 	b := make([]byte, n+4)
 	for i := 0; i < n; i += 4 {

@@ -95,13 +95,14 @@ func markError(mark uint32, err error) error {
 	return fmt.Errorf("udp: mark %#x: %w", mark, err)
 }
 
-// isMissing reports whether err says that the host does not have the family of the socket.
+// isMissing reports whether err says that the host does not have the IP family of the socket (IPv4 or IPv6).
 func isMissing(err error) bool {
 	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, errnoNoFamily) || errors.Is(err, errnoNotAvail)
 }
 
-// dropSource removes the source and interface of a datagram that failed with errno, so that the system chooses them. It
-// reports whether it changed e and another attempt can succeed.
+// dropSource removes the source and the interface from e, the endpoint of a datagram that could not be sent because of errno, if
+// these can be the reason. The system then chooses them. dropSource reports whether it has changed e, so that another attempt can
+// succeed.
 func dropSource(e *wireguard.Endpoint, errno syscall.Errno) bool {
 	if !e.Source.IsValid() && e.Interface == 0 || !isSourceGone(errno) {
 		return false

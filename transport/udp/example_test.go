@@ -10,7 +10,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// This Bind listens on one address only. It calls Control for each socket before it binds the socket. Use Control to call
+// This Bind listens on one address only. The Bind calls Control for each socket before it binds the socket. Use Control to call
 // VpnService.protect on Android, or to set a socket option that this package does not set.
 func ExampleBind() {
 	bind := &udp.Bind{

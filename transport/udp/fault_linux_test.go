@@ -68,8 +68,8 @@ func refuse(p *linuxPath, refused func(m *mmsghdr) syscall.Errno) {
 	}
 }
 
-// TestRefusedTrainGoesOutSingly checks that the datagrams of a refused train are sent singly. In
-// another implementation, UDP GSO failed for ever with EMSGSIZE on a path with a small MTU (faults_test.go).
+// TestRefusedTrainGoesOutSingly checks that the datagrams of a refused train are sent singly. In another implementation, sending
+// with UDP GSO failed with EMSGSIZE for ever if the path had a small MTU (faults_test.go).
 func TestRefusedTrainGoesOutSingly(t *testing.T) {
 	for _, errno := range []syscall.Errno{unix.EMSGSIZE, unix.EIO, unix.EINVAL} {
 		t.Run(errno.Error(), func(t *testing.T) {
@@ -97,7 +97,7 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 				wantTrain(t, got[:n], ts[i])
 				got = got[n:]
 			}
-			// From then on, Send does not try a train, and still sends all datagrams of a Send in few system calls.
+			// From then on, Send does not try trains to this destination. It still sends many datagrams per system call.
 			asked = 0
 			before := x.Stats().SendCalls
 			x.send(ts[1], ts[3])
@@ -109,7 +109,7 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 			if p.plain.has(netip.MustParseAddr("127.0.0.2")) {
 				t.Error("another destination gets single datagrams as well")
 			}
-			// When the time of single datagrams is over, Send tries trains again.
+			// When plainTime is over, Send tries trains again.
 			p.plain.until[to.Addr.Addr()] = time.Now()
 			refuse(p, func(*mmsghdr) syscall.Errno { return 0 })
 			before = x.Stats().SendCalls
@@ -279,8 +279,8 @@ func TestEmptyDatagram(t *testing.T) {
 	})
 }
 
-// TestErrorThatStays checks that Receive returns an error that does not go away, and that the path then holds no rack. Receive
-// works again when the error is gone.
+// TestErrorThatStays checks that Receive returns an error that does not go away, and that the path then holds no rack (no receive
+// buffers). Receive works again when the error is gone.
 func TestErrorThatStays(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, y, ipv4)
@@ -336,8 +336,8 @@ func withTOS(n int, to wireguard.Endpoint) wireguard.Train {
 	return t
 }
 
-// TestRefusedTOS checks that datagrams are sent without a type of service after the system has refused it once. They keep their
-// source, and are still sent as trains.
+// TestRefusedTOS checks that datagrams are sent without a type of service after the system has refused it once. The datagrams
+// keep their source, and are still sent as trains.
 func TestRefusedTOS(t *testing.T) {
 	for f := range families {
 		t.Run(f.String(), func(t *testing.T) {
@@ -375,8 +375,8 @@ func TestRefusedTOS(t *testing.T) {
 	}
 }
 
-// TestTOSIsNotBlamed checks that Send does not stop setting the type of service when the error has another cause: first when
-// the system refuses the source, then when it refuses every message.
+// TestTOSIsNotBlamed checks that Send does not stop setting the type of service when the error has another cause: first, the
+// system refuses the source; then, it refuses every message.
 func TestTOSIsNotBlamed(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	p := fast(t, x, ipv4)

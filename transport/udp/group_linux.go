@@ -5,8 +5,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hasGroups is true because Linux delivers all datagrams of a flow to the same socket, if several sockets have one port with
-// SO_REUSEPORT.
+// hasGroups is true because Linux delivers all datagrams of a flow (from one address and port) to the same socket, if several
+// sockets have one port with SO_REUSEPORT.
 const hasGroups = true
 
 // setReuse sets SO_REUSEPORT, which lets other sockets of the same user with this option be bound to the same port. It returns
@@ -50,8 +50,8 @@ func spread(f family, n int) []bpf.Instruction {
 	if f == ipv6 {
 		words, port = []uint32{8, 12, 16, 20}, 40
 	}
-	// In packets with IPv4 options or IPv6 extension headers, the port is at another offset. There the filter reads other
-	// bytes, which are usually the same in all packets of a flow.
+	// In packets with IPv4 options or IPv6 extension headers, the port is at another offset. In such packets the filter reads
+	// other bytes instead, which are usually the same in all packets of a flow.
 	program := []bpf.Instruction{bpf.LoadAbsolute{Off: network + port, Size: 2}}
 	for _, w := range words {
 		program = append(program,

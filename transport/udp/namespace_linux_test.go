@@ -94,8 +94,8 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	}
 }
 
-// TestAddressTakenAway checks that an answer is sent from another address if the host loses the address that the peer has sent
-// to.
+// TestAddressTakenAway checks that a server sends its answer from another address if its host loses the address to which the
+// client has sent.
 func TestAddressTakenAway(t *testing.T) {
 	if !inNamespace(t) {
 		return

@@ -16,11 +16,12 @@ func (c *conn) configure(fd uintptr, b *Bind) error {
 		}
 	}
 	for _, o := range [][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
-		if set(unix.SOL_SOCKET, o[0], bufferSize) != nil { // with CAP_NET_ADMIN, this exceeds the system's limit
+		if set(unix.SOL_SOCKET, o[0], bufferSize) != nil { // with CAP_NET_ADMIN, the FORCE option may exceed the system's limit
 			set(unix.SOL_SOCKET, o[1], bufferSize) // the system reduces the size to its limit
 		}
 	}
-	// Android moves programs between networks, and chooses the source address itself.
+	// Android moves programs between networks and chooses the source address itself. So do not ask it for the local addresses of
+	// received datagrams.
 	sticky := 1
 	if runtime.GOOS == "android" {
 		sticky = 0
@@ -40,11 +41,11 @@ func (c *conn) configure(fd uintptr, b *Bind) error {
 	return nil
 }
 
-// offload finds out whether the system can send trains, and makes it deliver received trains if it can do that.
+// offload finds out whether the system can send trains, and enables the delivery of received trains if the system supports that.
 func (c *conn) offload(fd int) {
 	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 	c.gso = err == nil
-	// Linux before 5.12 has bugs in receiving trains. These versions do not support reading this option back, which identifies
+	// Linux before 5.12 has bugs in receiving trains. In these versions, the option UDP_GRO cannot be read back, which identifies
 	// them.
 	unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	on, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
@@ -57,7 +58,7 @@ func setMark(fd uintptr, mark uint32) error {
 	return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
 }
 
-// path returns the path that b asks for.
+// path returns a portable if b.Portable is set, and otherwise a linuxPath.
 func (c *conn) path(b *Bind) path {
 	if b.Portable {
 		return newPortable(c)

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// plainPaths holds the destinations for which the system refused a train. The system refuses a train if the path's MTU is
-// smaller than the datagrams, if the interface computes no checksums, or if IPsec transforms the packets. Datagrams to these
-// destinations are sent singly for a while. The zero value is empty. A plainPaths is safe for concurrent use.
+// plainPaths holds the destinations for which the system refused a train. The system refuses a train if the path's MTU is smaller
+// than the datagrams, if the interface computes no checksums, or if IPsec transforms the packets. Datagrams to these destinations
+// are sent singly (one per message) for plainTime. The zero value is empty. A plainPaths is safe for concurrent use.
 type plainPaths struct {
 	n     atomic.Int32 // len(until); while n is 0, Send does not lock mu or read the clock
 	mu    sync.Mutex
@@ -17,8 +17,8 @@ type plainPaths struct {
 }
 
 const (
-	maxPlain  = 256              // most destinations in the table
-	plainTime = 15 * time.Second // until the next attempt with a train, which costs one system call if it fails
+	maxPlain  = 256              // maximum number of destinations in the table
+	plainTime = 15 * time.Second // time until the next attempt with a train; a failed attempt costs one system call
 )
 
 // has reports whether datagrams to a must be sent singly.
@@ -38,7 +38,7 @@ func (p *plainPaths) hasAt(a netip.Addr, now time.Time) bool {
 	return ok
 }
 
-// add makes datagrams to a be sent singly for plainTime. If the table is full, a replaces the destination whose time ends
+// add makes datagrams to a be sent singly for plainTime. If the table is full, a replaces the destination whose plainTime ends
 // first.
 func (p *plainPaths) add(a netip.Addr, now time.Time) {
 	p.mu.Lock()

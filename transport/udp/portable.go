@@ -35,9 +35,9 @@ const slotSize = 64 << 10
 // datagram that was sent earlier, for example to a closed port. A read then returns the error once.
 const faultsInRow = 16
 
-// retirePortable is the time limit of a read on a retired socket. Reads need a limit above zero because package net cannot read
-// without waiting. The receiver ends after three reads that reach the limit, because on a busy machine the time of one read may
-// be over before the read begins.
+// retirePortable is the time limit of a read on a retired socket, that is, one that a new socket has replaced (renew.go). Reads
+// need a limit above zero because package net cannot read without waiting. The receiver ends after three reads that reach the
+// limit, because on a busy machine the time of one read may be over before the read begins.
 const retirePortable = 5 * time.Millisecond
 
 func newPortable(c *conn) *portable {
@@ -126,8 +126,8 @@ func (p *portable) sendTrain(t *wireguard.Train, oob *controlBuffer) {
 		d := rest[:min(size, len(rest))]
 		err := p.write(d, control, to)
 		if errno := errnoOf(err); errno != 0 {
-			// Try once more: without the source if it may no longer exist, and otherwise because the error may belong to an
-			// earlier datagram.
+			// Try once more. If the source may no longer exist, leave it out. Otherwise the error may belong to an earlier
+			// datagram.
 			if dropSource(&t.Endpoint, errno) {
 				control = p.controlFor(t, oob)
 			}

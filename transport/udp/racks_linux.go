@@ -22,7 +22,7 @@ const (
 // A rack is the memory that one call of recvmmsg fills. It consists of slots, each of which can hold a datagram or a train. A
 // receiver has a rack from the moment when the socket becomes readable until the receiver waits again.
 type rack struct {
-	n    int // number of slots that have memory; at least as many as the receiver reads into
+	n    int // number of slots that have memory; at least the number that the receiver reads into
 	used int // largest number of slots that a receiver has requested since the last trim
 
 	hdrs   [maxSlots]mmsghdr

@@ -6,7 +6,7 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// settle receives the n datagrams that are in the socket of y, and then reads once more, as a receiver does before it waits.
+// settle receives the n datagrams that are in the socket of y, and then tries another read, as a receiver does before it waits.
 func settle(t *testing.T, y *end, n int) {
 	t.Helper()
 	y.receive(ipv4, n)
@@ -19,7 +19,7 @@ func settle(t *testing.T, y *end, n int) {
 }
 
 // TestSlotsGrowAndShrink checks that the number of slots grows to 64 while many small datagrams arrive, and shrinks to 1 when
-// they arrive one at a time. A receiver that waits has no rack.
+// they arrive one at a time. It also checks that a receiver that waits has no rack.
 func TestSlotsGrowAndShrink(t *testing.T) {
 	for _, v := range variants[:2] {
 		x, y := v.pair(t, ipv4)
@@ -74,8 +74,8 @@ func TestSlotsForTrainsAreFew(t *testing.T) {
 	}
 }
 
-// TestPoolIsTrimmed checks that trim frees the memory that no receiver has needed since the previous trim, until the pool is
-// empty.
+// TestPoolIsTrimmed checks that trim frees the memory that no receiver has needed since the previous trim, and that further trims
+// empty the pool.
 func TestPoolIsTrimmed(t *testing.T) {
 	var p rackPool
 	a, b := p.get(maxSlots), p.get(4)

@@ -20,8 +20,8 @@ import (
 // rawCase is the environment variable with the name of the case of TestBlockingSocket that this process runs.
 const rawCase = "UDP_TEST_RAW"
 
-// TestBlockingSocket checks that garbage collection, signals and Close work even if the program makes a socket blocking, whose
-// descriptor it got in Bind.Control. Each case runs in a separate process, which is killed if it freezes.
+// TestBlockingSocket checks that garbage collection, signals and Close work even if the program uses the descriptor that it got
+// in Bind.Control to make the socket blocking. Each case runs in a separate process, which is killed if it freezes.
 func TestBlockingSocket(t *testing.T) {
 	cases := map[string]func(t *testing.T, s *Socket, ended chan error){
 		"collect while a receiver waits": func(t *testing.T, s *Socket, _ chan error) {

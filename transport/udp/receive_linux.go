@@ -76,8 +76,8 @@ func (p *linuxPath) Receive() ([]wireguard.Train, error) {
 	}
 }
 
-// read waits until the socket has datagrams, and reads them into the rack. On a retired socket it does not wait, and it fails
-// when no datagram is left.
+// read waits until the socket has datagrams, and reads them into the rack. On a retired socket, read fails when two reads in a
+// row, retirePause apart, have found no datagram, and at the latest at the end of retireTime.
 func (p *linuxPath) read() error {
 	if err := p.raw.Read(p.try); !p.isRetired(err) {
 		return err
@@ -221,9 +221,9 @@ func recvmmsg(fd uintptr, m []mmsghdr) (int, syscall.Errno) {
 	return messages(unix.SYS_RECVMSG, unix.SYS_RECVMMSG, fd, m)
 }
 
-// messages passes m to the kernel: with the system call whose number is in the parameter one if m has a single message, and
-// otherwise with the system call in the parameter many. It returns how many messages the kernel took or filled. It returns an error
-// only if the first message failed.
+// messages passes the messages in m to the kernel. The parameter one is the number of the system call for a single message, and
+// the parameter many is the number of the system call for several messages. messages returns how many messages the kernel has
+// sent or filled. It returns an error only if the first message failed.
 //
 // Because of MSG_DONTWAIT, the call does not wait for a datagram or for space in the send buffer, even if the program has used
 // Bind.Control to make the socket blocking. If memory is short, a call that sends may take longer, because the kernel reclaims

@@ -19,7 +19,7 @@ import (
 // A flow consists of the datagrams from one address and port. All of them arrive at one socket, and so in order.
 
 const (
-	maxReceivers = 256 // sockets per family
+	maxReceivers = 256 // maximum number of sockets per family
 
 	// manyCores is the smallest number of cores with which a Socket has several receivers by default.
 	manyCores = 4
@@ -38,8 +38,8 @@ func (b *Bind) receivers() (int, error) {
 	return b.Receivers, nil
 }
 
-// receiversFor returns the default number of sockets per family. If packets are small, the kernel needs about as much time as
-// the device to process a received packet. So half of the cores receive.
+// receiversFor returns the default number of sockets per family. If packets are small, the kernel needs about as much time as the
+// device to process a received packet. So half of the cores receive, and the other half are left to the device.
 func receiversFor(cores int) int {
 	if cores < manyCores {
 		return 1

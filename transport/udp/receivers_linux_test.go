@@ -21,7 +21,7 @@ const someReceivers = 4
 func grouped(t *testing.T, test func(t *testing.T, v variant, f family)) {
 	for _, v := range variants {
 		if v.bare {
-			continue // this variant differs from the portable one only in the control messages
+			continue // this variant differs from the portable variant only in the control messages
 		}
 		v.bind.Receivers = someReceivers
 		for f := range families {
@@ -82,8 +82,9 @@ func next(t testing.TB, all <-chan arrival) arrival {
 	}
 }
 
-// TestReceiversShareTheFlows checks that datagrams from many ports are spread over all receivers. The datagrams from one port
-// all arrive at one receiver, in order, with their source and type of service. All sockets send answers from the same port.
+// TestReceiversShareTheFlows checks that datagrams from many ports are spread over all receivers. The datagrams from one port all
+// arrive at one receiver, in order, with their source and type of service. It also checks that all sockets send answers from the
+// same port.
 func TestReceiversShareTheFlows(t *testing.T) {
 	grouped(t, func(t *testing.T, v variant, f family) {
 		const flows, each = 64, 5
@@ -369,7 +370,7 @@ func descriptors(t *testing.T) int {
 }
 
 // TestReceiversFail checks that a Renew that cannot open one of its sockets leaves no new socket open, and restores the options
-// of the old sockets. A later Renew succeeds.
+// of the old sockets. It also checks that a later Renew succeeds.
 func TestReceiversFail(t *testing.T) {
 	refused := errors.New("no more sockets")
 	calls, limit := 0, someReceivers
@@ -428,8 +429,8 @@ func TestReceiversMark(t *testing.T) {
 	}
 }
 
-// TestReceiversWatchRoutesOnce checks that all IPv4 sockets of a Socket use the same routes, so that only one goroutine watches
-// the system's routes.
+// TestReceiversWatchRoutesOnce checks that all IPv4 sockets of a Socket use the same value of type routes, so that only one
+// goroutine watches the system's routes.
 func TestReceiversWatchRoutesOnce(t *testing.T) {
 	s, err := (&Bind{Address: netip.IPv4Unspecified(), Receivers: someReceivers}).Listen(0)
 	if err != nil {

@@ -103,7 +103,7 @@ func (s *Socket) leave(undo *[]func()) error {
 	return nil
 }
 
-// Retire lets the receivers return the datagrams that have already arrived. Then they fail with an error that wraps
+// Retire lets the receivers return the datagrams that have already arrived. Then the receivers fail with an error that wraps
 // net.ErrClosed, at the latest one second after Retire. Send works until Close.
 func (s *Socket) Retire() {
 	for _, p := range s.all() {
@@ -136,7 +136,8 @@ func (c *conn) isRetired(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) && c.retired.Load() != nil
 }
 
-// share sets whether another socket that is shared too may be bound to the port of c. It returns the previous setting.
+// share sets or clears SO_REUSEADDR on c. Two sockets that both have this option may be bound to one port. It returns the
+// previous setting.
 func (c *conn) share(on bool) (was bool, err error) {
 	if e := c.raw.Control(func(fd uintptr) { was, err = setShared(fd, on) }); e != nil {
 		return false, closedOr(e)

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routes drops the source address of an endpoint when the route to the peer moves to another interface. The new route has
-// another source address, and packets with the old one might be filtered there. The kernel's WireGuard module checks the route
-// of each packet. The type routes checks it only after a change of routes, rules, addresses or links. Like the kernel's module,
-// it checks IPv4 only. It is safe for concurrent use.
+// routes drops the source address of an endpoint when the route to the peer moves to another interface. The new route has another
+// source address, and packets with the old source address might be filtered on the new route. The kernel's WireGuard module
+// checks the route of each packet. The type routes checks it only after a change of routes, rules, addresses or links. Like the
+// kernel's module, it checks IPv4 only. It is safe for concurrent use.
 //
 // It asks the system for the route of each pair of source and destination, and stores the answer. An attacker who sends from
 // many addresses causes many such questions and entries, so both are limited. If the limit does not permit a question about a
@@ -33,7 +33,7 @@ type routes struct {
 	ask   int          // netlink socket for questions; -1 after Close
 	now   map[pair]way // takes new entries, and is searched first
 	old   map[pair]way // the entries that were in now when it became full; an entry that is used moves back to now
-	since time.Time    // begin of the current second, in which questions are counted
+	since time.Time    // when the current second began; asked and again count in this second
 	asked int          // questions about new pairs in the current second
 	again int          // questions about known pairs in the current second
 }
@@ -49,7 +49,7 @@ type pair struct {
 // leave. changes is the value of routes.changes when the question was asked.
 type way struct{ ifindex, changes uint32 }
 
-// A seen says that the way of the pair was known when routes.changes had the value changes.
+// A seen records that the stored way of the pair was up to date when routes.changes had the value of the field changes.
 type seen struct {
 	pair
 	changes uint32
@@ -115,8 +115,8 @@ func (r *routes) Close() error {
 	return r.events.Close()
 }
 
-// concerns reports whether the route of t must be checked. It is not checked for a train that looks like a cookie reply. Such a
-// reply is sent to an unauthenticated sender, and from the address to which that sender sent.
+// concerns reports whether the route of t must be checked. It is not checked for a train that looks like a cookie reply. A cookie
+// reply goes to a sender that is not authenticated, and comes from the address to which that sender has sent its message.
 func (r *routes) concerns(t *wireguard.Train) bool {
 	const size, kind = 64, 3
 	return r != nil && t.Endpoint.Source.Unmap().Is4() && (len(t.Data) != size || t.Data[0] != kind)
@@ -141,8 +141,8 @@ func (r *routes) check(e *wireguard.Endpoint, socket syscall.RawConn) {
 	}
 }
 
-// moved asks the system for the way of p and reports whether the interface differs from the stored one. It returns false
-// without asking if the stored way is as new as changes, or if no more questions are allowed in this second.
+// moved asks the system for the way of p and reports whether the interface differs from the stored one. It returns false without
+// asking if the stored way has this value of changes already, or if no more questions are allowed in this second.
 func (r *routes) moved(p pair, changes uint32, socket syscall.RawConn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

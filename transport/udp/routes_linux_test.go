@@ -15,7 +15,7 @@ import (
 )
 
 // TestSourceFollowsTheRoute checks that a source is kept if routes change but the route to the peer still uses the same
-// interface. If the route uses another interface, the source is dropped once. The next source is kept again.
+// interface. If the route changes to another interface, the source is dropped once. The source of the next train is kept again.
 func TestSourceFollowsTheRoute(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -67,7 +67,7 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 	}
 }
 
-// noticed calls do, which must cause a change of routes, and waits until r has counted the change.
+// noticed calls the function do, which must cause a change of routes, and waits until r has counted the change.
 func noticed(t *testing.T, r *routes, what string, do func()) {
 	t.Helper()
 	before := r.changes.Load()
@@ -95,7 +95,8 @@ func link(t *testing.T, name, address string) {
 	ip(t, "link set "+name+" up")
 }
 
-// watched returns the routes of a new socket, and a function that checks whether the socket keeps a source for a destination.
+// watched opens a socket. It returns the socket's value of type routes, and a function that checks whether this value keeps or
+// drops a given source of packets to a given destination.
 func watched(t *testing.T) (r *routes, check func(why, to, source string, kept bool)) {
 	t.Helper()
 	p := variants[0].listen(t).paths[ipv4].(*linuxPath)
@@ -112,8 +113,8 @@ func watched(t *testing.T) (r *routes, check func(why, to, source string, kept b
 	}
 }
 
-// TestSourceGoesWithItsLink checks that a source is dropped when its link goes down or its address is removed. The system sends
-// no message about the IPv4 routes that disappear then.
+// TestSourceGoesWithItsLink checks that a source is dropped when the link of its address goes down, and when the address is
+// removed. In both cases, the system sends no message about the IPv4 routes that disappear.
 func TestSourceGoesWithItsLink(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -132,8 +133,8 @@ func TestSourceGoesWithItsLink(t *testing.T) {
 	check("there is no way, but there was none before", "203.0.113.1", "127.0.0.1", true)
 }
 
-// TestSourceHasItsOwnRoutes checks that only the route of packets with the source matters, if a routing rule chooses the route
-// by the source.
+// TestSourceHasItsOwnRoutes checks that routes asks for the route of packets with the given source, since a routing rule may
+// choose the route by the source.
 func TestSourceHasItsOwnRoutes(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -153,8 +154,8 @@ func TestSourceHasItsOwnRoutes(t *testing.T) {
 	check("it has another address", to, "192.0.2.1", true)
 }
 
-// TestRoutesAreBounded checks that memory and questions stay limited, however many addresses there are, and that the way to a
-// peer in use is not forgotten.
+// TestRoutesAreBounded checks that the number of stored pairs and the number of questions to the system stay limited, however
+// many addresses there are. It also checks that the way (the stored interface) for a peer in use is not forgotten.
 func TestRoutesAreBounded(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -192,7 +193,7 @@ func TestRoutesAreBounded(t *testing.T) {
 			}
 			known := r.now[peer]
 			known.ifindex = 1 << 20
-			r.now[peer] = known // the system never returns this index, so an entry with it has been kept
+			r.now[peer] = known // the system never returns this index, so an entry with this index is a kept one
 		}
 		ask(stranger(i))
 	}
@@ -205,7 +206,7 @@ func TestRoutesAreBounded(t *testing.T) {
 }
 
 // TestRouteQuestionsAreFair checks that the source of a known peer is dropped at once when its route changes, even while an
-// attacker at many addresses uses up all questions about new pairs in every second.
+// attacker with many addresses causes as many questions about new pairs as are allowed per second.
 func TestRouteQuestionsAreFair(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -237,8 +238,8 @@ func TestRouteQuestionsAreFair(t *testing.T) {
 	}
 }
 
-// TestNoQuestionForCookieReply checks that routes does not ask about the destination of a cookie reply, since an attacker may
-// have forged this address.
+// TestNoQuestionForCookieReply checks that the system is not asked for the route of a cookie reply, since an attacker may have
+// forged this address.
 func TestNoQuestionForCookieReply(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	r := x.paths[ipv4].(*linuxPath).routes

@@ -17,8 +17,8 @@ import (
 //	     ─▶ flush: sendmmsg, or sendmsg for a single message ─▶ fault: handle the refusal of the first message left
 
 const (
-	maxMessages = 64 // per call of sendmmsg
-	maxSegments = 64 // datagrams per message (UDP_MAX_SEGMENTS in the kernel)
+	maxMessages = 64 // maximum number of messages per call of sendmmsg
+	maxSegments = 64 // maximum number of datagrams per message (UDP_MAX_SEGMENTS in the kernel)
 )
 
 // maxPayload is the largest UDP payload in a packet of 65,535 bytes.
@@ -40,7 +40,7 @@ type flight struct {
 	sent  int
 	errno syscall.Errno
 	try   func(fd uintptr)      // calls sendmmsg; made once, so that a call allocates nothing
-	retry func(fd uintptr) bool // calls try, and returns false if the socket's buffer is still full
+	retry func(fd uintptr) bool // calls try, and returns false if the socket's send buffer is still full
 }
 
 // A message holds datagrams of one train that are sent together.
@@ -203,9 +203,9 @@ func (f *flight) flush() {
 	f.n, f.at = 0, 0
 }
 
-// write makes one system call for all messages that are left. The call may send only some of them, from the first one on. write
-// does not lock the descriptor. So goroutines that send at the same time do not wait for each other, except while the socket's
-// buffer is full.
+// write makes one system call for all messages that have neither been sent nor failed. The call may send only the first few of
+// them. write does not lock the descriptor. So goroutines that send at the same time do not wait for each other, except while the
+// socket's send buffer is full.
 func (f *flight) write() error {
 	if err := f.path.raw.Control(f.try); err != nil {
 		return err
@@ -250,7 +250,7 @@ func (f *flight) learnTOS() {
 	}
 }
 
-// fault handles the first message that is left, which failed with errno. It changes the message for another attempt, sends its
+// fault handles the message with the index f.at, which failed with errno. It changes the message for another attempt, sends its
 // datagrams one by one, or gives it up. Each change happens at most once, so the attempts end.
 func (f *flight) fault(errno syscall.Errno) {
 	m := &f.messages[f.at]
@@ -283,7 +283,7 @@ func (f *flight) fault(errno syscall.Errno) {
 	}
 }
 
-// fail gives up the first message that is left, and sets err as the error of its train if the train has none yet.
+// fail gives up the message with the index f.at, and sets err as the error of its train if the train has none yet.
 func (f *flight) fail(err error) {
 	if t := f.messages[f.at].train; t.Err == nil {
 		t.Err = err
@@ -291,8 +291,9 @@ func (f *flight) fail(err error) {
 	f.at++
 }
 
-// single sends the datagrams of m one by one, since the system refused them together. If the system accepts the single
-// datagrams with their source, the source was not the reason, and the destination gets single datagrams for a while.
+// single sends the datagrams of m one by one, since the system refused them together. If the system then accepts the single
+// datagrams with their source, the reason was not the source but the train. So from then on, the destination gets single
+// datagrams for plainTime.
 func (f *flight) single(m *message) {
 	p, t := f.path, m.train
 	p.out.faults.Add(1)

@@ -31,18 +31,19 @@ import (
 // The Shared finds the device of a data message in constant time, however many tenants there are, because session indices begin
 // with the tenant's prefix. An initiation shows its receiver only through mac1, a hash that is keyed with the receiver's public
 // key. The Shared first tries the keys of the tenants, at most 8, that have sent handshake messages to the sender's address
-// before. Initiations from other addresses wait in a separate queue. One goroutine tries each of them with the keys of all
-// tenants. Each attempt takes half a microsecond per tenant, and this goroutine uses at most half of one core. A flood of such
-// initiations can exceed that limit. Meanwhile, peers at known addresses still reach their tenants, but an initiation from an
-// unknown address finds space in the queue only by chance.
+// before. Initiations that fit none of these keys, and those from other addresses, wait in a separate queue. One goroutine tries
+// each of them with the keys of all tenants. Trying one initiation takes half a microsecond per tenant, and this goroutine uses
+// at most half of one core. A flood of initiations from other addresses can exceed what this goroutine can try. During such a
+// flood, peers at known addresses still reach their tenants, but an initiation from an unknown address finds space in the queue
+// only by chance.
 //
 // Each tenant has a queue of received datagrams, so that a slow device does not delay the others.
 type Shared struct {
 	bind *Bind
 	port uint16
 
-	seats [maxTenants]atomic.Pointer[Tenant] // the tenants; each one's index here is its index prefix
-	top   atomic.Int32                       // no seat from this number on has ever had a tenant
+	seats [maxTenants]atomic.Pointer[Tenant] // the tenants; a tenant's position in this array (its seat) is its index prefix
+	top   atomic.Int32                       // number of seats that have ever had a tenant; they are the first ones
 
 	held  atomic.Int64                 // memory of the datagrams in the mailboxes of all tenants, in bytes
 	using atomic.Pointer[sharedSocket] // the sockets on which the tenants send
@@ -67,7 +68,7 @@ const (
 	readPauseMax = 100 * time.Millisecond
 )
 
-// A sharedSocket is a Socket, with a count of the goroutines that read it.
+// A sharedSocket is a Socket, with a WaitGroup for the goroutines that read it.
 type sharedSocket struct {
 	*Socket
 	readers sync.WaitGroup
@@ -198,7 +199,7 @@ const (
 	dataSizeMin    = 32
 )
 
-// kindOf returns the type of the message m, or 0 if m does not have the length of that type.
+// kindOf returns the type of the message m, or 0 if m has no such type or does not have the length of its type.
 func kindOf(m []byte) int {
 	if len(m) < dataSizeMin {
 		return 0

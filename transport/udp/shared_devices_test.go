@@ -19,8 +19,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A town consists of many devices on one Shared, and of one client device with a socket of its own. The client is a peer of
-// each of these devices:
+// A town is the set-up of the tests below: many devices on one Shared, and one client device with a separate socket. The client
+// is a peer of each of these devices:
 //
 //	tunnel 0 ═══ device 0 ──┐
 //	tunnel 1 ═══ device 1 ──┼── Shared ─── 127.0.0.1 ─── client ═══ tunnel
@@ -102,8 +102,8 @@ func (v *town) exchange(ctx context.Context, t *testing.T, i, number int, back b
 }
 
 // TestSharedThousandDevices checks that a thousand devices on one port can each have a session with the client. In half of the
-// sessions the client begins the handshake, in the others the device. Packets arrive in both directions, also after Shared.Wake
-// and Device.Wake.
+// sessions the client begins the handshake, in the other half the tenant's device begins it. Packets arrive in both directions,
+// also after Shared.Wake and Device.Wake.
 func TestSharedThousandDevices(t *testing.T) {
 	n := 1000
 	if testkit.Race {
@@ -223,15 +223,15 @@ func TestSharedFloodLeavesKnownPeers(t *testing.T) {
 	v.exchange(ctx, t, n-1, 2, true)
 	waitFor(t, "the queue is still full", func() bool { return v.shared.Stats().Refused > before.Refused })
 	after := v.shared.Stats()
-	// The difference may be 2: the first handshake came from an unknown address and fitted a key, and one forgery may have been
-	// tried but not counted as unclaimed yet.
+	// Tried may exceed Unclaimed by 2. The initiation of the first handshake came from an unknown address and fitted a key, so it
+	// was tried and not unclaimed. One forgery may have been tried but not counted as unclaimed yet.
 	if after.Tried-after.Unclaimed > 2 {
 		t.Errorf("%+v: something but the forgeries and the first initiation was tried with all keys", after)
 	}
 }
 
-// TestSharedFloodOfOneAddress checks that forged initiations from one address cannot fill the queue: they can use a sixteenth
-// of it. Initiations from another unknown address still reach their tenants.
+// TestSharedFloodOfOneAddress checks that forged initiations from one address cannot fill the queue: they can use at most a
+// sixteenth of the queue. Initiations from another unknown address still reach their tenants.
 func TestSharedFloodOfOneAddress(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()

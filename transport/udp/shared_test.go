@@ -126,8 +126,8 @@ func TestSharedDispatch(t *testing.T) {
 }
 
 // TestSharedInitiation checks that the Shared tries an initiation from an unknown address with all keys until it finds the
-// tenant. After the tenant has answered, the address is known, and an initiation from there reaches the tenant without being
-// queued.
+// tenant. After the tenant has answered, the address is known, and an initiation from this address reaches the tenant without
+// being queued.
 func TestSharedInitiation(t *testing.T) {
 	s, tenants, sockets := share(t, 50)
 	initiation := wireguard.Train{Data: initiationFor(publicKey(33)), Size: initiationSize, Endpoint: somewhere, TOS: 0x88}
@@ -229,7 +229,8 @@ func TestTenantRenew(t *testing.T) {
 		t.Errorf("a retired socket that is empty: %v", err)
 	}
 	wantTrains(t, n.(*tenantSocket), second)
-	// If post finds the old socket, which has ended, it tries again with the socket that is open then.
+	// If post finds the old socket, which accepts nothing any more, it tries again with the socket that tenant.open holds by
+	// then.
 	tenants[0].open.Store(sockets[0])
 	go tenants[0].open.Store(n.(*tenantSocket))
 	for third := post(3); ; third = post(3) {
@@ -237,7 +238,7 @@ func TestTenantRenew(t *testing.T) {
 			wantTrains(t, n.(*tenantSocket), third)
 			break
 		}
-		s.counts.overflow.Store(0) // the goroutine had not stored the new socket yet
+		s.counts.overflow.Store(0) // the goroutine above had not stored the new socket yet
 	}
 	sockets[0].Close() // this does not affect the new socket
 	wantTrains(t, n.(*tenantSocket), post(4))
@@ -309,8 +310,8 @@ func TestTenantErrors(t *testing.T) {
 	s.Close()
 }
 
-// TestKnownSourcesBound checks that the last 8 tenants of a source are stored, the latest first. It also checks that the number
-// of sources is limited, and that sources in use are not removed.
+// TestKnownSourcesBound checks that the last 8 tenants that have sent handshake messages to a source are stored, the latest
+// first. It also checks that the number of sources is limited, and that sources in use are not removed.
 func TestKnownSourcesBound(t *testing.T) {
 	var k knownSources
 	here := sourceOf(netip.MustParseAddr("2001:db8::1"))
@@ -344,7 +345,8 @@ func TestKnownSourcesBound(t *testing.T) {
 	}
 }
 
-// TestStrangersBound checks that the queue limits the number of initiations in all and the number from one address.
+// TestStrangersBound checks that the queue limits the number of initiations in all and the number of initiations from one
+// address.
 func TestStrangersBound(t *testing.T) {
 	var q strangers
 	q.working = true // the worker never runs

@@ -85,7 +85,7 @@ func TestGoneSourceIsForgotten(t *testing.T) {
 		x := v.listen(t)
 		gone := y.at(f)
 		gone.Source = map[family]netip.Addr{ipv4: netip.MustParseAddr("192.0.2.1"), ipv6: netip.MustParseAddr("2001:db8::1")}[f]
-		ts := []wireguard.Train{ // the second train takes two messages, of which the last has a single datagram
+		ts := []wireguard.Train{ // the second train takes two messages; the last message has a single datagram
 			trainOf(1, 100, 100, gone), trainOf(2, 65*100, 100, gone), trainOf(3, 100, 100, y.at(f))}
 		x.send(ts...)
 		for i := range ts {
@@ -162,12 +162,13 @@ func TestErrorsOfEarlierDatagrams(t *testing.T) {
 		shut := v.listen(t)
 		shut.Close()
 		for i := range 10 {
-			// The next system call, which returns the error, sends.
+			// Here, the system call that returns the error is one that sends.
 			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
 			sent := trainOf(i, 2500, 1000, y.at(f))
 			x.send(sent)
 			wantTrain(t, y.receive(f, 3), sent)
-			// The next system call, which returns the error, receives. This is tested before and after a datagram has arrived.
+			// Here, the system call that returns the error is one that receives. This is tested before and after a datagram has
+			// arrived.
 			x.Send([]wireguard.Train{trainOf(i, 10, 10, shut.at(f))})
 			sent = trainOf(i, 2500, 1000, x.at(f))
 			y.send(sent)
@@ -284,7 +285,7 @@ func pending(t *testing.T, e *end, f family) (size int) {
 }
 
 // TestZones checks that datagrams to a link-local address with a zone arrive, and that received addresses have their zone. Both
-// sockets are on this host.
+// sockets of the test are on this host.
 func TestZones(t *testing.T) {
 	local := linkLocal()
 	if !local.IsValid() {

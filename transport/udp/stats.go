@@ -13,8 +13,9 @@ type Stats struct {
 	SentDatagrams uint64 // datagrams sent
 	SentBytes     uint64 // bytes of UDP payload sent
 
-	// Dropped counts received datagrams that were empty, truncated or from another family. It also counts received trains
-	// without the control message that says where the datagrams of a train end. Such a train counts as one.
+	// Dropped counts received datagrams that were empty or truncated, or whose sender's address was not of the socket's family.
+	// It also counts received trains without the control message that says where the datagrams of a train end. Such a train
+	// counts as one datagram.
 	Dropped uint64
 
 	// Refused counts messages of several datagrams that the system refused. Send then sent the datagrams one by one. A train is

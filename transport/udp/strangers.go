@@ -12,9 +12,9 @@ import (
 )
 
 // Only the field mac1 of an initiation shows which device the initiation is for: "MAC(HASH(Label-Mac1 || Spub_m'), msg_a)"
-// (whitepaper, section 5.4.4). Checking mac1 takes one hash per device. If the sender's address is known, the Shared tries an
-// initiation with at most 8 keys at once. Otherwise the initiation waits in a queue, from which one goroutine tries it with all
-// keys. That goroutine uses at most half of a core:
+// (whitepaper, section 5.4.4). Checking mac1 takes one hash per device. If tenants are known for the sender's address, the Shared
+// tries an initiation with their keys, at most 8, as soon as it arrives. If none fits, the initiation waits in a queue. One
+// goroutine, the worker, tries the queued initiations with the keys of all tenants. The worker uses at most half of a core:
 //
 //	meant ─▶ known: the last tenants that the source shook hands with ─▶ post
 //	      ─▶ strangers: a queue, with a limit per source ─▶ try: every tenant's key ─▶ post
@@ -54,8 +54,9 @@ func (c *mac1) fits(m []byte) bool {
 	return subtle.ConstantTimeCompare(want[:], m[at:at+size]) == 1
 }
 
-// sourceOf returns the source to which the address a belongs. Initiations are counted per source. For an IPv4 address, this is
-// the address itself. For an IPv6 address, it is the /64 network, since a host can send from all addresses of its network.
+// sourceOf returns the source to which the address a belongs. The limits for initiations and the lists of known tenants apply to
+// a source. For an IPv4 address, this is the address itself. For an IPv6 address, it is the /64 network, since a host can send
+// from all addresses of its network.
 func sourceOf(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is4() {
 		return a
@@ -75,11 +76,12 @@ type knownSources struct {
 }
 
 const (
-	maxKnown     = 1 << 16 // sources per map
-	seatsPerHost = 8       // tenants that are stored per source
+	maxKnown     = 1 << 16 // maximum number of sources per map
+	seatsPerHost = 8       // maximum number of tenants that are stored per source
 )
 
-// tenants is a list of the seats of the tenants that are known for one source, the latest first.
+// tenants is a list of the tenants that are known for one source, the latest first. It holds their seats, which are their
+// positions in Shared.seats.
 type tenants struct {
 	n     int8
 	seats [seatsPerHost]uint16
@@ -152,7 +154,7 @@ const (
 	maxStrangers   = 4096
 	maxOfOneSource = 256
 
-	// Initiations that have waited for longer are dropped, because the peer sends a new one after 5 s.
+	// Initiations that have waited for longer than strangerLife are dropped, because the peer sends a new one after 5 s.
 	strangerLife = 5 * time.Second
 
 	// After trialTime of work, the worker pauses for as long as it has worked. So it uses at most half of a core.

@@ -157,7 +157,7 @@ func (s *tenantSocket) Send(ts []wireguard.Train) {
 }
 
 // Renew returns another tenantSocket, which receives all datagrams of the tenant from then on. Renew opens no socket of the
-// system. Only Shared.Wake opens one.
+// system. Only Shared.Wake does.
 func (s *tenantSocket) Renew() (wireguard.Socket, error) {
 	if s.closed.Load() {
 		return nil, errClosed
@@ -178,11 +178,11 @@ func (s *tenantSocket) Close() error {
 
 // A mailbox holds the datagrams for one tenantSocket until the device receives them.
 type mailbox struct {
-	mu       sync.Mutex // guards all fields below but the last
+	mu       sync.Mutex // guards all fields below except taken
 	wake     sync.Cond  // uses mu; signalled when the first parcel is put in, and when the mailbox is retired or closed
 	parcels  []*parcel
-	bytes    int64 // the memory of the parcels that wait or that the last Receive returned
-	retired  bool  // the receiver returns the parcels that are left, and then ends
+	bytes    int64 // memory of the parcels in parcels and taken, in bytes
+	retired  bool  // the receiver returns the parcels in the mailbox, and then ends
 	finished bool  // put accepts no more parcels
 
 	taken *taking // the parcels that the last Receive returned; nil while the receiver waits; used by the receiver only
@@ -254,7 +254,7 @@ func (b *mailbox) put(s *Shared, train *wireguard.Train, data []byte) (room, end
 	return true, false
 }
 
-// take waits for datagrams, and returns them. The returned trains are valid until the next call of take. It returns nil when
+// take waits for datagrams, and returns them. The returned trains are valid until the next call of take. take returns nil when
 // the mailbox is closed, or when it is retired and empty.
 func (b *mailbox) take(s *Shared) []wireguard.Train {
 	b.mu.Lock()
@@ -301,8 +301,8 @@ func (b *mailbox) recycle(s *Shared, ps []*parcel) {
 	}
 }
 
-// end makes the receiver fail. If now is set, the receiver fails at once and the parcels are dropped. Otherwise it first
-// returns the parcels that are left.
+// end makes the receiver fail. If now is set, the receiver fails at once and the parcels are dropped. Otherwise the receiver
+// first returns the parcels in the mailbox.
 func (b *mailbox) end(s *Shared, now bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

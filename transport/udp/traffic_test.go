@@ -240,7 +240,7 @@ func TestConcurrentSend(t *testing.T) {
 		}
 		got := y.receive(f, senders*rounds*4)
 		wg.Wait()
-		seen := map[string]int{} // number of arrivals by content
+		seen := map[string]int{} // number of arrivals of each datagram, by its content
 		for _, d := range got {
 			seen[string(d.data)]++
 		}

@@ -24,14 +24,14 @@ type Bind struct {
 	// interface. Listen fails on systems other than Linux, macOS and Windows if it is set.
 	Interface string
 
-	// Control is called on each new socket after this package has set its options and before it binds the socket, so that it
-	// can set other options or change these. network is "udp4" or "udp6". If Control returns an error, Listen fails. There is
-	// one exception: if the error wraps syscall.EAFNOSUPPORT and Address is not set, Listen only leaves out this family. If
-	// Control is nil, it is not called.
+	// Control is called on each new socket after this package has set its options and before it binds the socket, so that it can
+	// set more options or change those of this package. network is "udp4" or "udp6". If Control returns an error, Listen fails.
+	// There is one exception: if the error wraps syscall.EAFNOSUPPORT and Address is not set, Listen only leaves out this family.
+	// If Control is nil, it is not called.
 	Control func(network, address string, c syscall.RawConn) error
 
-	// NoOffload passes datagrams to the system one by one, though still many per system call. NoOffload has an effect on Linux
-	// only, since this package uses no offload on other systems.
+	// NoOffload makes each message carry only one datagram instead of a train. One system call still passes many messages.
+	// NoOffload has an effect on Linux only, since this package uses no offload on other systems.
 	NoOffload bool
 
 	// Portable makes Linux use the code for other systems, which passes one datagram per system call.
@@ -50,11 +50,11 @@ type Bind struct {
 
 	// The fields below are only set in the copy of the Bind that a Socket keeps.
 	count  int  // sockets per family
-	shared bool // the sockets may be bound to the port of another socket that is shared too; see Socket.Renew
+	shared bool // the sockets get SO_REUSEADDR, to be bound to the port of an older socket with this option; see Socket.Renew
 	beside path // the path of the socket beside which the next socket is bound; nil means that the next socket is bound alone
 }
 
-// A family is a version of IP, and the index of its path in a Socket.
+// A family is a version of IP. It is also the index for Socket.paths and Socket.others.
 type family int
 
 const (
@@ -203,7 +203,7 @@ func (b *Bind) share(fd uintptr) (err error) {
 type path interface {
 	wireguard.Receiver
 
-	// send sends those of ts whose endpoints are of the path's family, and sets their Err.
+	// send sends those trains of ts whose endpoints are of the path's family, and sets the Err of those that fail.
 	send(ts []wireguard.Train)
 
 	socket() *conn
@@ -217,7 +217,7 @@ type conn struct {
 	gso    bool // the system can send a train in one call
 	gro    bool // the system may return a received train in one call
 
-	also io.Closer // Close closes this too; may be nil
+	also io.Closer // Socket.Close closes this too; may be nil
 
 	retired atomic.Pointer[retirement] // set by Retire; nil before
 
@@ -240,9 +240,8 @@ type Socket struct {
 // Port returns the local port, which all sockets share.
 func (s *Socket) Port() uint16 { return s.port }
 
-// Send sends each train, and sets its Err if the train or a part of it was not sent; see [wireguard.Socket]. It waits
-// only while the buffer of a socket is full. The system empties the buffer without this program's help, and Close ends
-// the wait.
+// Send sends each train, and sets its Err if the train or a part of it was not sent; see [wireguard.Socket]. It waits only while
+// the send buffer of a socket is full. The system empties this buffer without the help of this program, and Close ends the wait.
 func (s *Socket) Send(ts []wireguard.Train) {
 	var used [families]path
 	for i := range ts {
@@ -263,9 +262,8 @@ func (s *Socket) Send(ts []wireguard.Train) {
 	}
 }
 
-// SetMark marks all datagrams that are sent from now on: with SO_MARK on Linux (which needs CAP_NET_ADMIN),
-// SO_USER_COOKIE on FreeBSD, and SO_RTABLE on OpenBSD. Zero removes the mark. On other systems any mark but zero is an
-// error.
+// SetMark marks all datagrams that are sent from now on. It uses SO_MARK on Linux (which needs CAP_NET_ADMIN), SO_USER_COOKIE on
+// FreeBSD, and SO_RTABLE on OpenBSD. Zero removes the mark. On other systems any mark other than zero is an error.
 func (s *Socket) SetMark(mark uint32) error {
 	for _, p := range s.all() {
 		var err error

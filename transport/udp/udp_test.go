@@ -47,8 +47,8 @@ func TestBothFamiliesOnOnePort(t *testing.T) {
 	}
 }
 
-// TestChangeOfPort checks that a new socket can be opened on another port while the old one is open, and that the old one keeps
-// working meanwhile.
+// TestChangeOfPort checks that a new socket can be opened on another port while the old one is open, and that the old socket
+// still works then.
 func TestChangeOfPort(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		x, old := v.pair(t, f)

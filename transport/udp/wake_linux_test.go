@@ -16,8 +16,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/udp"
 )
 
-// A wayUnderLoad sends packets in one direction between a pair of devices. It sends all the time, but has at most window
-// packets under way, so that no queue overflows. A packet can only be lost if no socket receives it.
+// A wayUnderLoad sends packets in one direction between two devices. It sends all the time, but has at most 64 packets (the
+// constant window) under way, so that no queue overflows. A packet can only be lost if no socket receives it.
 type wayUnderLoad struct {
 	from, to       *pipe.Tunnel
 	src, dst       netip.AddrPort

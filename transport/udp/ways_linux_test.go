@@ -64,7 +64,7 @@ func TestLonePeerTakesNoLock(t *testing.T) {
 	}
 }
 
-// A script replaces the netlink socket. Each Read returns the next error that the test sends to the channel says.
+// A script replaces the netlink socket. Each Read returns the next error that the test sends to the script's channel.
 type script struct {
 	says   chan error // nil means a message about a change
 	closed chan struct{}
@@ -88,7 +88,7 @@ func (s script) Close() error {
 	return nil
 }
 
-// TestRoutesSurviveErrors checks that routes continues to work after trains to IPv6 peers, and after errors of the netlink
+// TestRoutesSurviveErrors checks that the source is still dropped after trains to IPv6 peers and after errors of the netlink
 // socket. After each read of netlink, one Send sends trains to peers of both families, and must drop the source of the IPv4
 // train, whose route has changed. Another implementation had a netlink loop that stopped at the first IPv6 peer (faults_test.go).
 func TestRoutesSurviveErrors(t *testing.T) {

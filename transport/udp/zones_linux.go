@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// zones caches the names and indexes of interfaces, which link-local addresses contain. Without it, a socket would have to ask
-// the system for each datagram to or from such an address. The zero value is empty. A zones is safe for concurrent use. If an
-// interface is renamed, both its names remain in the cache. Call forget after an interface has disappeared.
+// zones caches the names and indexes of interfaces, which link-local addresses contain. Without this cache, a socket would have
+// to ask the system for each datagram to or from such an address. The zero value is empty. A value of type zones is safe for
+// concurrent use. If an interface is renamed, both its names remain in the cache. Call forget after an interface has disappeared.
 type zones struct {
 	mu      sync.RWMutex
 	names   map[uint32]string
@@ -33,8 +33,8 @@ func (z *zones) name(index uint32) string {
 	return i.Name
 }
 
-// index is the inverse of name. It returns the index of the interface with this name. If there is none, it returns name as a
-// number, or 0 if name is not a number.
+// index is the inverse of name. It returns the index of the interface with this name. If there is no such interface, it returns
+// the number that name consists of, or 0 if name is not a number.
 func (z *zones) index(name string) uint32 {
 	z.mu.RLock()
 	index, ok := z.indexes[name]

@@ -14,15 +14,16 @@ import (
 // call the methods of conn.Bind on b itself. It may still call other methods of b, such as those of conn.PeekLookAtSocketFd.
 //
 // b is a single socket, but a wireguard.Bind has several sockets while its device changes the port. So when the device opens
-// another socket, Bind closes b and opens it again for the newest socket. The older sockets then receive nothing, and send through
-// b as it is open at the time. When the newest socket is closed or cannot be opened, Bind opens b again for the previous socket,
-// with that socket's port and mark. The previous socket then continues, but datagrams that arrived in between are lost. If b cannot
-// be opened for the previous socket, the receivers of that socket return the error, and try again each time that they are called.
+// another socket, Bind closes b and opens it again for the newest socket. The older sockets then receive nothing, and send
+// through b, that is, from the port of the newest socket. When the newest socket is closed or cannot be opened, Bind opens b
+// again for the previous socket, with that socket's port and mark. The previous socket then continues, but datagrams that arrived
+// in between are lost. If b cannot be opened for the previous socket, the receivers of that socket return the error, and try
+// again each time that they are called.
 //
 // If an endpoint of b is an IP address and port, the device gets an Endpoint with an Addr, and with a Source if b reports the
-// local address. For any other endpoint, the device gets an Endpoint with a Link; see [ParseEndpoint]. One call of b's Send
-// gets at most as many datagrams as the batch size of b. If one of several calls for a train fails because the source address
-// no longer exists, Bind sends the whole train again, so some datagrams can be sent twice.
+// local address. For any other endpoint, the device gets an Endpoint with a Link; see [ParseEndpoint]. One call of b's Send gets
+// at most as many datagrams as the batch size of b. If a train needs several calls and one of them fails because the source
+// address no longer exists, Bind sends the whole train again, so some datagrams can be sent twice.
 func Bind(b conn.Bind) wireguard.Bind {
 	_, std := b.(*conn.StdNetBind)
 	w := &bind{inner: b, batch: max(b.BatchSize(), 1), inPlace: std, routes: routes{bind: b}}
@@ -42,7 +43,7 @@ type bind struct {
 	// is held during Send.
 	mu     sync.RWMutex
 	newest *socket // the socket for which inner is open, except if the socket is lost; nil if inner is closed
-	left   *socket // the last socket for which inner was closed; its receivers may still be in inner; nil after await
+	left   *socket // the last socket for which inner was closed; its receivers may still be in calls of inner; nil after await
 }
 
 // Listen makes a new socket, and opens inner for it.

@@ -82,7 +82,7 @@ func TestBindJoinsWhatItReceives(t *testing.T) {
 	if b := wantTrain(t, in, "aaaa", 4); b.Endpoint != a.Endpoint || b.Endpoint.Addr.Addr().Is4In6() {
 		t.Errorf("%v is not %v", b.Endpoint, a.Endpoint)
 	}
-	f.in <- fakeDatagrams{} // makes the fakeBind return an error
+	f.in <- fakeDatagrams{} // a value without data makes the fakeBind return an error
 	if err := <-in.errs; errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "odd") {
 		t.Errorf("got %v", err)
 	}
@@ -211,8 +211,8 @@ func TestBindLinks(t *testing.T) {
 	}
 }
 
-// TestBindChangesPort checks the sockets of a Bind while the device changes its port. Two sockets are open then. The receivers
-// of the older one wait, and it sends through the bind as it is open at the time.
+// TestBindChangesPort checks the two sockets of a Bind that are open while the device changes its port. The receivers of the
+// older socket wait, and the older socket sends through the conn.Bind, which is then open on the port of the newer socket.
 func TestBindChangesPort(t *testing.T) {
 	for _, port := range []uint16{0, 7, 1000} { // 1000 is the port of the first socket
 		f := newFakeBind(t)
@@ -292,7 +292,7 @@ func TestBindGoesBackToTheOldPort(t *testing.T) {
 	}
 }
 
-// TestBindRevives checks a socket whose bind could not be opened again, or was closed by code outside this package. Its
+// TestBindRevives checks a socket whose bind could not be opened again, or was closed by code outside this package. The socket's
 // receivers return an error, and work again when the bind can be opened.
 func TestBindRevives(t *testing.T) {
 	f := newFakeBind(t)
@@ -394,8 +394,8 @@ func TestBindUnderLoad(t *testing.T) {
 	all.Wait()
 }
 
-// TestRoutesAreBounded checks that the number of routes is limited, however many addresses there are, and that the route of a
-// peer in use is not dropped.
+// TestRoutesAreBounded checks that the number of entries in routes (the stored conn.Endpoints) is limited, however many addresses
+// there are, and that the entry of a peer in use is not dropped.
 func TestRoutesAreBounded(t *testing.T) {
 	f := newFakeBind(t)
 	r := routes{bind: f}

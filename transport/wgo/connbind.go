@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	trainBytes     = 65507 // most bytes of UDP payload in an IPv4 packet; an IPv6 packet can hold more
-	trainDatagrams = 64    // most datagrams in a train; the smallest value of UDP_MAX_SEGMENTS in any version of Linux
+	trainBytes     = 65507 // maximum number of bytes of UDP payload in an IPv4 packet; an IPv6 packet can hold more
+	trainDatagrams = 64    // maximum number of datagrams in a train; the smallest value of UDP_MAX_SEGMENTS in any version of Linux
 
-	interned = 256 // most endpoints that an intake stores
+	interned = 256 // maximum number of endpoints that an intake stores
 )
 
 // ConnBind returns a conn.Bind for wireguard-go's device that uses the wireguard.Bind b. If wireguard-go sends several
@@ -164,7 +164,7 @@ type intake struct {
 	last   *endpoint // the endpoint that was returned last
 }
 
-// receive copies datagrams to bufs. It takes them from the trains that are left, or else receives new trains. It is a
+// receive copies datagrams to bufs. It takes them from in.trains, and receives new trains if in.trains is empty. It is a
 // conn.ReceiveFunc.
 func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n int, err error) {
 	for n == 0 {
@@ -195,8 +195,9 @@ func (in *intake) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (n in
 	return n, nil
 }
 
-// received converts an error of a receiver for wireguard-go. It does not wrap net.ErrClosed. It wraps other errors, so that
-// none is a net.Error itself: wireguard-go stops receiving for ever after a net.Error that is not temporary.
+// received converts an error of a receiver for wireguard-go. For an error that wraps net.ErrClosed, it returns net.ErrClosed
+// itself. It wraps any other error, so that the result is not a net.Error: wireguard-go stops receiving for ever after a
+// net.Error that is not temporary.
 func received(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return net.ErrClosed
@@ -204,8 +205,8 @@ func received(err error) error {
 	return fmt.Errorf("wgo: receiving: %w", err)
 }
 
-// endpoint returns e as a conn.Endpoint. If it still stores the one that it returned for e before, and ClearSrc was not called for
-// that one, it returns the same one again.
+// endpoint returns e as a conn.Endpoint. It returns the same conn.Endpoint as for an earlier call with e, if that one is still
+// stored and its ClearSrc was not called.
 func (in *intake) endpoint(e *wireguard.Endpoint) *endpoint {
 	if in.last != nil && in.last.Endpoint == *e && !in.last.noSource.Load() {
 		return in.last

@@ -15,8 +15,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// A stubBind makes sockets without a network. They receive the trains that tests send to the channel in, and store the trains
-// that are sent.
+// A stubBind makes sockets without a network. The sockets receive the trains that tests send to the stubBind's channel, and store
+// the trains that are sent on them.
 type stubBind struct {
 	in    chan []wireguard.Train
 	sent  []string // one string per train: its datagrams, separated by spaces
@@ -285,8 +285,8 @@ func TestConnBindHeadroom(t *testing.T) {
 	}
 }
 
-// TestConnBindSource checks that an endpoint has a source until wireguard-go or the socket clears it. The next received
-// datagram gives an endpoint with a source again.
+// TestConnBindSource checks that an endpoint has a source until wireguard-go or the socket clears it. The next received datagram
+// has an endpoint with a source again.
 func TestConnBindSource(t *testing.T) {
 	b := &stubBind{in: make(chan []wireguard.Train, 1)}
 	c, receive := openConnBind(t, b)

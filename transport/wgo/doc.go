@@ -55,7 +55,8 @@
 //   - Close is called before another Open. A conn.Bind is a single socket that is open or closed. A wireguard.Bind can have
 //     several sockets: when a device of this library changes its port, it opens the new socket while the old one is open.
 //     [Bind] describes how the adapter handles this.
-//   - Open is called only after every ReceiveFunc of the previous Open has returned, because both may use the same data.
+//   - Open is called only after every ReceiveFunc of the previous Open has returned, because the functions of both may use the
+//     same data.
 //   - At most one of Open, Close and SetMark runs at a time, and no Send runs meanwhile, because SetMark of StdNetBind reads
 //     fields that Close writes.
 //   - Only one goroutine at a time calls a ReceiveFunc, with exactly BatchSize buffers of 64 KiB. Another ReceiveFunc must not
@@ -67,7 +68,7 @@
 //     subscribers.
 //   - Send gets at most BatchSize buffers. It may write to the buffers, and after their end up to their capacity: StdNetBind
 //     joins datagrams there. So Bind passes copies to every conn.Bind except StdNetBind. If the datagrams are contiguous in
-//     memory, StdNetBind only writes bytes that are already there. An error does not mean that nothing was sent. A
+//     memory, StdNetBind overwrites each byte only with the same value. An error does not mean that nothing was sent. A
 //     conn.ErrUDPGSODisabled that wraps nil is not an error.
 //   - An Endpoint that a ReceiveFunc returns belongs to the caller, and the conn.Bind does not use it again. It contains the
 //     local address to answer from, which only the conn.Bind can store in an Endpoint. ClearSrc changes an Endpoint while other

@@ -11,7 +11,7 @@ import (
 )
 
 // A link is the wireguard.Link for a conn.Endpoint that is not an IP address and port, but for example a node key or a URL. The
-// conn.Bind can parse its name.
+// conn.Bind can parse the link's name.
 type link struct{ name string }
 
 func (l link) Key() [16]byte {
@@ -58,8 +58,8 @@ const routeLimit = 2048
 
 // routes stores the conn.Endpoint of each received wireguard.Endpoint, because a conn.Endpoint with a source address can only be
 // received, not made. It has two maps, r.now and r.old. New entries are added to r.now, and entries of r.old that are used move
-// there. When r.now is full, it replaces r.old, so that datagrams from many addresses cannot use up memory. If they displace the
-// entry of a peer, the system chooses the source address of datagrams to that peer until the peer sends again.
+// there. When r.now is full, it replaces r.old, so that datagrams from many addresses cannot use up memory. If such datagrams
+// displace the entry of a peer, the system chooses the source address of datagrams to that peer until the peer sends again.
 type routes struct {
 	bind conn.Bind
 

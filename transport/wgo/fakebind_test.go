@@ -15,7 +15,7 @@ import (
 )
 
 // A fakeBind is a conn.Bind that checks that its caller keeps the rules for a conn.Bind. Open returns two functions. The first
-// function returns the datagrams that a test sends to the channel in. The second function waits until Close.
+// function returns the datagrams that a test sends to the fakeBind's channel. The second function waits until Close.
 type fakeBind struct {
 	t     *testing.T
 	batch int

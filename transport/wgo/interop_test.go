@@ -39,8 +39,8 @@ type node struct {
 // if the peer begins the handshake.
 type maker func(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort)
 
-// theirs returns a maker of wireguard-go's devices. It calls wrapTUN and wrapBind to wrap the tun.Device and the conn.Bind of
-// the device.
+// theirs returns a maker of wireguard-go's devices. The maker calls wrapTUN and wrapBind to wrap the tun.Device and the conn.Bind
+// of the device.
 func theirs(wrapTUN func(tun.Device) tun.Device, wrapBind func(conn.Bind) conn.Bind) maker {
 	return func(t *testing.T, n *node, dev tun.Device, peer *node, to netip.AddrPort) {
 		d := device.NewDevice(wrapTUN(dev), wrapBind(conn.NewStdNetBind()), device.NewLogger(device.LogLevelSilent, ""))
@@ -183,7 +183,7 @@ func bothDirections(c net.Conn, data []byte) error {
 	return <-wrote
 }
 
-// TestInterop checks that each kind of device can exchange packets with each other kind, over real sockets.
+// TestInterop checks that each kind of device can exchange packets with every kind, over real sockets.
 func TestInterop(t *testing.T) {
 	for nameA, a := range makers {
 		for nameB, b := range makers {

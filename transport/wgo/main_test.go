@@ -110,8 +110,8 @@ func (f *fakeTUN) Close() error {
 	return nil
 }
 
-// A queue is a wireguard.Tunnel that consists of two channels. ReadPackets receives packets from in, and WritePackets sends
-// packets to out.
+// A queue is a wireguard.Tunnel for tests that consists of two channels. ReadPackets receives packets from the channel in, and
+// WritePackets sends packets to the channel out.
 type queue struct {
 	in, out chan []byte
 	mtu     int

@@ -163,8 +163,8 @@ func (r *receiver) Receive() ([]wireguard.Train, error) {
 		switch again := r.socket.leave(err); {
 		case again:
 		case errors.Is(err, net.ErrClosed):
-			// The device has not closed the socket, so it must not see net.ErrClosed. So err is not wrapped.
-			return nil, fmt.Errorf("wgo: the conn.Bind was closed from outside; leave closing it to the device: %v", err) // not wrapped
+			// The device has not closed the socket, so the device must not see net.ErrClosed.
+			return nil, fmt.Errorf("wgo: the conn.Bind was closed from outside; leave closing it to the device: %v", err) // not wrapped, so that the device does not see net.ErrClosed
 		case err != nil:
 			return nil, fmt.Errorf("wgo: receiving: %w", err)
 		default:
@@ -176,7 +176,7 @@ func (r *receiver) Receive() ([]wireguard.Train, error) {
 }
 
 // collect makes trains of the datagrams in the first n buffers. Where possible, it moves datagrams so that they are contiguous
-// and form one train. Moving a datagram takes less time than the device takes for another train.
+// and form one train. Moving a datagram takes less time than the device would need for processing another train.
 func (r *receiver) collect(n int) []wireguard.Train {
 	r.trains = r.trains[:0]
 	var last *wireguard.Train
@@ -237,8 +237,8 @@ func sourceGone(err error) bool {
 	return false
 }
 
-// send sends t with as many calls of the bind's Send as the bind's batch size requires. If a call fails, it still makes the
-// others, and returns the first error. As in Train.Len, a Size of 0 or less means one datagram.
+// send sends t with as many calls of the bind's Send as the bind's batch size requires. If a call fails, send still makes the
+// remaining calls, and returns the first error. As in Train.Len, a Size of 0 or less means one datagram.
 func (b *bind) send(t *wireguard.Train) error {
 	ep, err := b.routes.find(&t.Endpoint)
 	if err != nil {

@@ -109,8 +109,8 @@ func (t *tunnel) isClosed() bool {
 	}
 }
 
-// ReadPackets appends packets to b. It first uses the packets that are left from the last dev.Read. If there are none, it reads
-// dev.
+// ReadPackets appends packets to b. It first uses the packets of the last dev.Read that are not in a batch yet. If there are
+// none, it calls dev.Read.
 func (t *tunnel) ReadPackets(b *wireguard.Batch) error {
 	t.follow.Do(t.startEvents)
 	t.reading <- struct{}{}
@@ -176,7 +176,7 @@ func temporary(err error) bool {
 	return ok && t.Temporary()
 }
 
-// pause waits for 1 ms, doubled for each of the failures, but at most until Close.
+// pause waits for 1 ms, doubled once per failure, but at most until Close.
 func (t *tunnel) pause(failures int) {
 	timer := time.NewTimer(time.Millisecond << failures)
 	defer timer.Stop()
@@ -186,8 +186,8 @@ func (t *tunnel) pause(failures int) {
 	}
 }
 
-// WritePackets writes pkts with as many calls of dev.Write as the batch size of dev requires. If a call fails, it still makes
-// the others, and returns the first error.
+// WritePackets writes pkts with as many calls of dev.Write as the batch size of dev requires. If a call fails, WritePackets still
+// makes the remaining calls, and returns the first error.
 func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	t.writing.RLock()
 	defer t.writing.RUnlock()
@@ -209,8 +209,8 @@ func (t *tunnel) WritePackets(pkts [][]byte) (n int, err error) {
 	return n, err
 }
 
-// write writes bufs and returns how many of them the device has probably accepted. After an error, it assumes that the device
-// did not accept at least one of them.
+// write writes bufs and returns how many of them the device has probably accepted. After an error, it assumes that the device has
+// accepted at most all but one.
 func (t *tunnel) write(bufs [][]byte) (int, error) {
 	if len(bufs) == 0 {
 		return 0, nil

@@ -77,7 +77,7 @@ func TestTunnelReadErrors(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		errs   []error
-		closed bool  // the tunnel may end as after Close
+		closed bool  // the tunnel may end with the same error as after Close
 		want   error // the error with which the tunnel ends; nil means that the tunnel continues
 		gone   bool  // the tunnel ends with an error that wraps no other error
 	}{
@@ -220,7 +220,7 @@ func TestTunnelWrite(t *testing.T) {
 	}
 	check(10, nil)
 	fail = true
-	check(3+3+1, broken) // three calls of Write with 4, 4 and 2 packets; each counts one packet as not accepted
+	check(3+3+1, broken) // three calls of Write with 4, 4 and 2 packets; each call counts one of its packets as not accepted
 	fail = false
 	if n, err := tn.WritePackets([][]byte{make([]byte, 65535)}); n != 0 || err != nil {
 		t.Errorf("a packet that cannot have come through UDP: %d, %v, want it dropped", n, err)
