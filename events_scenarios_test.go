@@ -158,8 +158,8 @@ func TestAttemptsReplaced(t *testing.T) {
 }
 
 // An attempt fails at most once. There is no event about an attempt that was answered, nor about one that the device delayed
-// because it had just sent a response. If the initiations of two devices cross, only one attempt fails: that of the device that
-// retries first.
+// because it had just sent a response. If the initiations of two devices cross, neither leads to a session, but there is only
+// one event: the device that retries first reports its attempt as failed. The other device then answers, and does not retry.
 func TestWhichAttemptsFail(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		failedA, failedB := a.watch(wireguard.EventAttemptFailed), b.watch(wireguard.EventAttemptFailed)

@@ -90,9 +90,9 @@ func (p *peerState) drop(r DropReason, n int) {
 // is old, if data went unanswered, or to repeat an attempt. If retry is true, the initiation continues a series of attempts. If
 // retry is false, the count of attempts restarts at zero, even during a series.
 //
-// After an initiation or a response was sent, no initiation is sent for 5 s (REKEY_TIMEOUT). If initiate is called within these 5
-// s, it postpones the initiation until the 5 s are over; see putOff. It does not drop the request, because the reason for the
-// initiation still exists.
+// After an initiation or a response was sent, no initiation is sent for 5 s (REKEY_TIMEOUT). If initiate is called in that time, it
+// postpones the initiation until the time is over; see putOff. It does not drop the request, because the reason for the initiation
+// still exists.
 func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 	if !retry {
 		p.timers.attempts = 0
@@ -105,7 +105,7 @@ func (p *peerState) initiate(now int64, retry bool, out *outbox) {
 		return
 	}
 	if !retry && p.lastSent != 0 && p.timers.at[timerRetransmit] > now {
-		return // the timer asks again; if both peers sent initiations as soon as they have packets, these would keep crossing
+		return // timerRetransmit asks again; without the wait, initiations of two peers that both have packets would keep crossing
 	}
 	p.initiating, out.initiate = true, true
 }

@@ -36,7 +36,7 @@ type peer struct {
 	found   bool      // whether Lookup supplied the peer and its initiation still waits in the device's lookups
 	answers uint8     // how many responses and cookie replies for this peer wait in the slow path
 
-	waits []chan error // one per call that waits for a session; the call takes one value from it before it waits again
+	waits []chan error // one channel per call that waits for a session; the call takes a value from it before it waits again
 
 	troubled atomic.Int64 // when the device last reported that the bind failed to send to the peer
 

@@ -286,9 +286,9 @@ func TestQueueEnds(t *testing.T) {
 	}
 }
 
-// TestQueueOldGeneration checks a goroutine that is inside Socket.Send while the device goes down and up again. Afterwards the
-// goroutine must not send packets that were queued before Down through the new socket, but it must send packets that were queued
-// after Up.
+// TestQueueOldGeneration checks a goroutine that is inside Socket.Send while the device goes down and up again. Afterwards,
+// of the packets in the queue, the goroutine must send those that were queued after Up, through the new socket. It must not send
+// those that were queued before Down.
 func TestQueueOldGeneration(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())

@@ -17,8 +17,7 @@ import (
 )
 
 // atSink returns a device in the following state: a receiver of its first socket is inside WritePackets until leave is closed. A
-// call of Configure has opened another socket, and waits for this receiver. When Configure returns, the channel configured is
-// closed.
+// call of Configure has opened another socket, and waits for this receiver. After Configure has returned, configured is closed.
 func atSink(t *testing.T) (e *end, leave, configured chan struct{}) {
 	r := newRemote(1, testKey(1).Public())
 	e = up(t, testKey(1), r.config())

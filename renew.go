@@ -51,7 +51,7 @@ func (p *peerState) mayRenew(now int64) bool {
 }
 
 // setEndpoint sets the endpoint to e, which comes from the configuration. If e is another place than the old endpoint (see
-// SamePlace), none of the sessions is live until something is received on this session.
+// SamePlace), each session stops being live until something is received on it.
 func (p *peerState) setEndpoint(e Endpoint) {
 	if !e.SamePlace(p.endpoint) {
 		for _, k := range [...]*keypair{p.current, p.previous, p.next} {

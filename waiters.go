@@ -96,8 +96,8 @@ func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 	return waits, err
 }
 
-// endWaits sends err to the calls of Handshake and Renew that wait for a session with p. If err is nil, each of these calls calls
-// look again. The caller holds p.mu.
+// endWaits sends err to the calls of Handshake and Renew that wait for a session with p. If err is nil, each of them calls look
+// again, to check for a session. The caller holds p.mu.
 func (p *peer) endWaits(err error) {
 	for _, c := range p.waits {
 		c <- err

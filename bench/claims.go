@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// claimTries is how often the bench tries a measure at most until the figure is at least half as good as the claim or the goal. It
-// tries more than once because the machine may be busy.
+// claimTries is the largest number of tries of a measure. The bench stops at the first try that is at least half as good as the
+// claim or the goal. There is more than one try because the machine may be busy.
 const claimTries = 3
 
 // These expressions match the parts of a table of claims in Markdown. The table's columns are the name, the figure of this
@@ -75,7 +75,7 @@ func readClaim(line string, found map[string]float64) error {
 	return nil
 }
 
-// checkClaims tries each measure for which file claims a ratio up to three times. One try is one round of samples. checkClaims
+// checkClaims tries, up to three times, each measure for which file claims a ratio. One try is one round of samples. checkClaims
 // fails if no try of a measure is at least half as good as the claim.
 func (r *runner) checkClaims(ctx context.Context, file string, ms []measure, out io.Writer) error {
 	text, err := os.ReadFile(file)

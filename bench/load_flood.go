@@ -74,7 +74,7 @@ func flooded(st *stage, hub wireguard.PublicKey, port uint16, do func() error) e
 
 // runFlood measures how much a flood of forged initiations slows a tunnel down. It measures the throughput of packets of 1,420
 // bytes between two devices while the flood arrives at the receiving device. It divides this by the throughput while the same flood
-// arrives at a socket that nobody reads. The source of these packets never runs out of packets.
+// arrives at a socket that nobody reads. The source always has more packets of 1,420 bytes to send.
 func runFlood(st *stage) (sample, error) {
 	other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {

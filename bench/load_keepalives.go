@@ -28,7 +28,7 @@ func runKeepaliveWakes(st *stage) (sample, error) {
 	return sample{k.calls / k.took.Seconds(), k.asides()}, err
 }
 
-// A keptSpan is what keepAlive measured during twice the interval keptAlive.
+// A keptSpan is what keepAlive measured during two keepalive intervals (2 × keptAlive).
 type keptSpan struct {
 	span            // n counts keepalives
 	calls   float64 // number of system calls that sent the keepalives

@@ -254,8 +254,8 @@ func runStorm(st *stage, lookup bool) (sample, error) {
 
 var errStranger = errors.New("a stranger")
 
-// slowLookup returns a Config.Lookup that knows the given peers, and refuses all others. Each call of this function lasts for the
-// duration in the parameter takes.
+// slowLookup returns a Config.Lookup that knows the given peers, and refuses all others. Each call of the returned function lasts
+// for the duration in the parameter takes.
 func slowLookup(known map[wireguard.PublicKey]wireguard.PeerConfig, takes time.Duration) func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error) {
 	return func(_ context.Context, key wireguard.PublicKey) (wireguard.PeerConfig, error) {
 		time.Sleep(takes)

@@ -150,14 +150,15 @@ func runTableFirst(st *stage) (sample, error) {
 // showPeers is the number of peers of load/show: 65,000 with the full effort.
 func showPeers(st *stage) int { return 65 * st.Peers / 10 }
 
-// runShow measures the processor time that a process with a device and package uapi uses while it serves one run of "wg show".
+// runShow measures the processor time that this process, which contains a device and a uapi.Server, uses while it serves one run of
+// "wg show".
 func runShow(st *stage) (sample, error) {
 	cpu, memory, err := show(st)
 	return sample{cpu, []aside{{Name: "memory above rest", Unit: "MiB", Value: memory}}}, err
 }
 
-// runShowMemory measures how much the resident memory of the same process as in runShow grows, at its peak, while the process
-// serves one run of "wg show".
+// runShowMemory measures by how much the resident memory of this process grows, at its peak, while the process serves one run of
+// "wg show".
 func runShowMemory(st *stage) (sample, error) {
 	cpu, memory, err := show(st)
 	return sample{memory, []aside{{Name: "cpu", Unit: "s", Value: cpu}}}, err

@@ -165,8 +165,8 @@ func count(n *atomic.Int64, warm, during time.Duration) (span, error) {
 	}
 }
 
-// throughput returns a sample in Gbit/s from a span that counted bytes. Its asides are the processor time per GB, and then those in
-// others.
+// throughput returns a sample in Gbit/s from a span that counted bytes. Its asides are the processor time per GB, and then the
+// asides in others.
 func (s span) throughput(others []aside) sample {
 	gigabytes := s.n / 1e9
 	cpu := aside{Name: "cpu", Unit: "s/GB", Value: s.cpu.Seconds() / gigabytes}

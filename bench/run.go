@@ -245,7 +245,7 @@ func (r *runner) run(ctx context.Context, m *measure) (row, error) {
 }
 
 // timeLimit returns the longest time that all rounds of m may take together. A round has up to three samples: of this library, of
-// wireguard-go and of the bound.
+// wireguard-go, and of the bound, a limit that holds for every library (see measure.bound).
 func (r *runner) timeLimit(m *measure) time.Duration {
 	return time.Duration(r.rounds) * (perSample + 3*time.Duration(m.spans)*r.effort.Transfer)
 }

@@ -23,7 +23,7 @@ var small = effort{
 	Peers:  40,
 }
 
-// ended returns a taking, which stands for a process, as it is after the process has ended with the given sample and error.
+// ended returns a taking in the state after its process has ended with the given sample and error.
 func ended(s sample, err error) *taking {
 	t := &taking{free: make(chan struct{}), done: make(chan struct{}), sample: s, err: err}
 	close(t.free)

@@ -129,8 +129,8 @@ func runCrowdMemory(st *stage) (sample, error) {
 
 var errNotAccepted = errors.New("the listener did not accept all connections")
 
-// runIdleMemory measures the bytes of heap and stacks that one end of an idle connection uses. Each connection has carried one
-// byte in each direction. While it is measured, no goroutine reads or writes it.
+// runIdleMemory measures the bytes of heap and stacks that one end of an idle connection uses. Each connection has carried one byte
+// in each direction. During the measurement, no goroutine reads or writes these connections.
 func runIdleMemory(st *stage) (sample, error) {
 	s, err := joinByTunnel(st)
 	if err != nil {

@@ -59,7 +59,7 @@ type row struct {
 	*measure
 	ours, theirs summary
 	bound        *summary
-	withoutBound string // why bound is nil although the measure has one
+	withoutBound string // why the field bound is nil although the measure has a bound
 
 	// ratio is the median of ours divided by the median of theirs. low and high are the lowest and the highest ratio of a single
 	// round.

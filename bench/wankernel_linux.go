@@ -145,7 +145,8 @@ type kernelNetwork struct {
 	addr netip.Addr
 }
 
-// dial calls connect(2), which blocks the thread until the connection exists or fails. It does not return earlier when ctx ends.
+// dial calls connect(2), which blocks the thread until the connection is established or fails. It does not return earlier when ctx
+// ends.
 func (k kernelNetwork) dial(ctx context.Context, to netip.AddrPort) (c net.Conn, err error) {
 	err = k.socket(func(fd int, f *os.File) (err error) {
 		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {

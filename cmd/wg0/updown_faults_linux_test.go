@@ -50,7 +50,7 @@ func TestRollback(t *testing.T) {
 		}
 		o.wantClean()
 	}
-	// The resolver is unreachable: this host has no route to it.
+	// In a namespace without routes, the resolver is unreachable.
 	alone := newSpace(t)
 	alone.env = []string{"WG_ENDPOINT_RESOLUTION_RETRIES=1"}
 	text, _ := os.ReadFile(o.file("Address = 10.9.0.1/24"))

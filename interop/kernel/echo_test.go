@@ -24,9 +24,9 @@ var echoes = flag.Int("echoes", 2, "connections of 2 MiB each way per case of Te
 
 // TestEcho sends bulk data in both directions of a TCP connection. The echo server runs in the kernel's machine in one half of the
 // cases, and on our stack in the other half. The server reads no more than it can write, so TCP's windows close and open again.
-// Neither the kernel's TCP nor gVisor's may drop a segment without which the other one cannot continue. Without the guards of
-// transport/netstack/window.go, none of 40 connections of this test stalled. So the test does not show that the guards are needed.
-// It shows that Linux accepts the segments that the guards send.
+// Neither the kernel's TCP nor gVisor's may drop a segment without which the other one cannot continue. The guards of
+// transport/netstack/window.go change segments so that this does not happen. Without the guards, none of 40 connections of this
+// test stalled. So the test does not show that the guards are needed. It shows that Linux accepts the segments that they change.
 func TestEcho(t *testing.T) {
 	b, digest := payload(bulk)
 	shrink := func(t *testing.T, c net.Conn) {

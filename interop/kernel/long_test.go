@@ -67,7 +67,7 @@ func TestLongRejectAfterTime(t *testing.T) {
 	p.line.filter(func(_ int, d *datagram) bool {
 		return d.kind() == pipe.TypeData || d.kind() == pipe.TypeKeepalive
 	})
-	var last [2]atomic.Int64 // the time of each end's last data message, in nanoseconds after began
+	var last [2]atomic.Int64 // when each end sent its last data message, in nanoseconds since the handshake
 	sent := [2]int{}
 	for time.Since(began) < 190*time.Second {
 		p.send(echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))

@@ -11,7 +11,8 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// The sizes of messages in bytes. A data message is as long as a keepalive and the packet, padded to a multiple of 16 bytes.
+// The sizes of messages in bytes. A data message is keepaliveBytes longer than its padded packet: WireGuard pads each packet to a
+// multiple of 16 bytes.
 const (
 	initiationBytes = 148
 	responseBytes   = 92

@@ -56,8 +56,8 @@ func TestOurRestart(t *testing.T) {
 }
 
 // TestKernelAfterOurRestart replaces the device by a new one with the same keys, and lets the kernel send on its session with the
-// old device. The kernel begins a new handshake 15 s after it has sent a packet (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT), if it has
-// received none since. The new device answers, because it has not yet seen a timestamp from the kernel.
+// old device. The kernel begins a new handshake 15 s after it has sent a packet (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT), if it has not
+// received a packet since then. The new device answers the initiation, because it has not yet seen a timestamp from the kernel.
 func TestKernelAfterOurRestart(t *testing.T) {
 	p := newPair(t, setup{way: line4, noKernelsAt: true})
 	p.pinged(0)

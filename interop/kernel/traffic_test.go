@@ -171,8 +171,8 @@ func (p *pair) forward(t *testing.T, to netip.AddrPort) (port int) {
 // as the kernel's message for a packet of the same size: both pad the packet to a multiple of 16 bytes, but not beyond the MTU.
 func TestPadding(t *testing.T) {
 	p := newPair(t, setup{way: line4, packets: true})
-	// Disable IPv6, because the kernel reports its multicast groups in packets that the test would count. The kernel sends reports
-	// that are already queued together with its answer to the first echo request, before the test counts.
+	// Disable IPv6, because the kernel reports its multicast groups in packets that the test would count. Reports that are already
+	// queued leave together with the kernel's answer to the first echo request, before the test begins to count.
 	p.sh("echo 1 >/proc/sys/net/ipv6/conf/wg0/disable_ipv6")
 	p.echo(0, 28, 0)
 	for _, size := range []int{28, 32, 33, 47, 48, 49, 1391, 1392, 1393, 1408, 1409, 1416, 1417, 1419, 1420} {

@@ -19,8 +19,8 @@ const (
 func sealed(packet int64) int64 { return dataOverhead + (packet+15)/16*16 }
 
 // TestExactCounters checks that after some pings, "wg show" and "ip -s link" report the exact numbers of bytes and packets on both
-// hosts. "wg show" counts the UDP payload of messages: of those that the daemon accepts as received, and of those that it sends as
-// sent. The payload of a data message is 32 bytes plus the padded packet.
+// hosts. "wg show" counts bytes of UDP payload: those of all accepted messages are "received", and those of all sent messages are
+// "sent". The payload of a data message is 32 bytes plus the padded packet.
 //
 //	a ══ v0 ── v0 ══ b     newPair
 func TestExactCounters(t *testing.T) {
@@ -28,7 +28,7 @@ func TestExactCounters(t *testing.T) {
 	p := newPair(t)
 	p.meet(outerB4)
 	const n4, n6 = 10, 7
-	const size4, size6 = 84, 104 // bytes of a packet: ping adds 56 bytes to the IP and ICMP headers
+	const size4, size6 = 84, 104 // packet sizes in bytes: the IP and ICMP headers, and 56 bytes of data
 	p.a.ping(innerB4, n4)
 	p.a.ping(innerB6, n6)
 	data := n4*sealed(size4) + n6*sealed(size6)

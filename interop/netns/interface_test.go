@@ -43,8 +43,8 @@ func newWGAt(h *host, port int, addresses string) *wg {
 	return w
 }
 
-// up runs "ip link set up", and waits until the daemon has reacted. The kernel's own module reacts before the command returns, but
-// the daemon learns of the change from netlink, which may be later. The daemon first opens its port and then starts to send and
+// up runs "ip link set up", and waits until the daemon has reacted. The kernel's own module reacts before the command returns. The
+// daemon may react later, because it learns of the change from netlink. The daemon first opens its port and then starts to send and
 // receive packets. A change of the configuration waits until both are done, so up makes such a change.
 func (w *wg) up() {
 	w.t.Helper()

@@ -96,7 +96,7 @@ func build(dir string) (program string, err error) {
 	return program, netlab.Build("../..", source, program, flags...)
 }
 
-// program returns the daemon under test. It skips the calling test if this host cannot run it.
+// program returns the path of the daemon under test. If this host cannot run the tests, program skips the calling test.
 func program(t *testing.T) string {
 	t.Helper()
 	if missing != "" {

@@ -264,7 +264,7 @@ func TestErrorsOfOtherPeers(t *testing.T) {
 			}
 			return i >= 0
 		})
-		for _, from := range []netip.Addr{flow[0].Addr().Next(), flow[0].Addr().Next().Next()} { // a host of the other peer, then a host of this peer
+		for _, from := range []netip.Addr{flow[0].Addr().Next(), flow[0].Addr().Next().Next()} { // of the other peer, of this peer
 			e := packet.PortUnreachable.About(datagram)
 			if from.Is4() {
 				copy(e[ip4Addresses:], from.AsSlice())

@@ -19,13 +19,13 @@ import (
 // factor until the path is full.
 //
 // Later, the path may become faster or longer. So every few round trips, the capacity makes a trial: it raises the estimate by a
-// sixteenth, and at least by a segment. To judge the trial, it compares how many bytes per second the path delivers in a few round
-// trips (a comparison) with what the path delivered in the comparison before. If what the path delivers grows by less than half of
-// that fraction, the trial is taken back: the estimate returns to its old value. After each trial that is not taken back, the next
-// trial raises the estimate by twice the fraction. The path may also become slower, and then a part of what is in flight fills a
-// queue. So if round trips are more than twice as long as the shortest one, a trial lowers the estimate by an eighth. If the round
-// trips do not become shorter by at least a sixteenth, the trial is taken back: either the path has become longer, or another
-// sender fills the queue.
+// sixteenth, and at least by a segment. To judge the trial, it measures how many bytes per second the path delivers over a few
+// round trips (a comparison). If that rate exceeds that of the previous comparison by less than half of the fraction by which the
+// trial raised the estimate, the trial is taken back: the estimate returns to its old value. After each trial that is not taken
+// back, the next trial raises the estimate by twice the fraction. The path may also become slower, and then a part of what is in
+// flight fills a queue. So if round trips are more than twice as long as the shortest one, a trial lowers the estimate by an
+// eighth. If the round trips do not become shorter by at least a sixteenth, the trial is taken back: either the path has become
+// longer, or another sender fills the queue.
 //
 // A single loss does not show that a queue is full: a radio link loses segments too. But many losses mean that a queue
 // overflows. Then the estimate falls by 3/10 at once, as the window of CUBIC does (RFC 9438, section 4.6). It also falls by

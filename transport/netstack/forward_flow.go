@@ -265,8 +265,8 @@ func (f *Flow) Answer() error {
 }
 
 // Refuse refuses the flow with a reset or an ICMP error. The source address of that packet is the flow's destination, because the
-// peer accepts packets from that address. The returned error says why the packet could not be sent. If the peer has caused 100 ICMP
-// errors within the last second, Refuse sends no further ICMP error and returns nil.
+// peer accepts packets from that address. The returned error says why the packet could not be sent. If the peer has used
+// up its limit of ICMP errors (100 per second, 20 at once), Refuse sends no ICMP error and returns nil.
 func (f *Flow) Refuse(r Refusal) error {
 	if err := f.begin("Refuse", "tcp", "udp", "ping"); err != nil {
 		return f.wrap("refuse", err)
@@ -308,7 +308,7 @@ func (f *Flow) leave() {
 	}
 	if f.request != nil {
 		// Complete the request before f ends. Until the request is complete, gVisor drops each repeated SYN that takeTCP passes to
-		// it. If f had ended by then, takeTCP would open another flow for such a SYN, and that flow would wait forever.
+		// it. If f ended earlier, takeTCP would open another flow for such a SYN, and that flow would wait forever.
 		f.state = flowDeciding
 		f.fw.mu.Unlock()
 		f.request.Complete(false)

@@ -49,8 +49,7 @@ func (fw *forwarder) datagram(from, to netip.AddrPort, b []byte, mtu int) error 
 }
 
 // refuse sends the ICMP error for r, as the answer to a packet of the flow with the given key. transport is that packet's
-// transport header and payload. refuse sends nothing if the peer has caused too many ICMP errors within the last second; see
-// mayComplain.
+// transport header and payload. refuse sends nothing if the peer has used up its limit of ICMP errors; see mayComplain.
 func (fw *forwarder) refuse(key flowKey, transport []byte, r Refusal) error {
 	if !fw.net.link.mayComplain(key.src.Addr()) {
 		return nil

@@ -248,7 +248,7 @@ func (c *heardConns) place(f *flow) *atomic.Pointer[heard] {
 	return &c.found[ports*0x9e3779b1>>22]
 }
 
-// of returns the heard of the connection f, or nil.
+// of returns c's record of the connection whose flow is f, or nil if c has none.
 func (c *heardConns) of(f flow) *heard {
 	at := c.place(&f)
 	if h := at.Load(); h != nil && h.flow == f {

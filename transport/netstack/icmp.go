@@ -55,7 +55,7 @@ func (l *link) mayComplain(a netip.Addr) bool {
 	return false
 }
 
-// complains reports whether p is an ICMP error that gVisor made.
+// complains reports whether p, an outbound packet of gVisor, is an ICMP error.
 func complains(p *stack.PacketBuffer) bool {
 	var isError func(byte) bool
 	switch p.TransportProtocolNumber {

@@ -264,7 +264,8 @@ func (c *longPath) selected(option []byte, now time.Time) {
 		if to == c.sent+1 {
 			to = c.sent // the number beyond it is that of the FIN
 		}
-		if int32(from-c.acked) > 0 && int32(to-from) > 0 && int32(c.sent-to) >= 0 {
+		// Distances from acked, because comparing the numbers in pairs would accept a block that spans more than half of all numbers.
+		if f, t := from-c.acked, to-c.acked; 0 < f && f < t && t <= c.sent-c.acked {
 			c.holes.arrived(from, to, now, c.path.trip)
 		}
 	}

@@ -874,6 +874,7 @@ func FuzzAcknowledgements(f *testing.F) {
 	f.Add(append([]byte{0, 3, 200, 18}, selective(2, 5000, 9000, 12_000, 13_000)...))
 	f.Add([]byte{0, 1, 1, 4, 5, 200, 0, 0, 1, 2, 3, 6, 1, 1, 5, 10, 0, 0})
 	f.Add([]byte{9, 0, 0, 2, 0, 0, 9, 255, 255, 3, 5, 0, 1})
+	f.Add([]byte{0, 3, 200, 18, 5, 13, 2, 0, 2, 18, 128, 0, 136, 5, 0, 13, 2}) // a block that spans nearly half of all numbers
 	f.Fuzz(func(t *testing.T, script []byte) {
 		const first = uint32(0xffff_f000)
 		c := newLongPath(newLink(1420, nil), first)

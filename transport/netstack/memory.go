@@ -49,8 +49,8 @@ const (
 // and Write request a larger extra when the path needs it. If the budget cannot grant all of a request, it takes back extras from
 // connections that are idle, or that have more than twice the fair amount.
 //
-// A packet does not lock mu, unless it ends a connection that the program has closed. Goroutines lock mu when they make or close
-// a connection, and Read and Write change sizes at most once per round trip. A goroutine that holds mu may lock some of gVisor's
+// A packet does not lock mu, unless it ends a connection that the program has closed. Making or closing a
+// connection locks mu. So does changing the size of a buffer, which Read and Write do at most once per round trip. A goroutine that holds mu may lock some of gVisor's
 // leaf locks, but never the lock of a connection.
 type budget struct {
 	total int64

@@ -21,7 +21,7 @@ type stage uint8
 const (
 	stageFilter    stage = iota // the flight was just sent; next, the filters judge it
 	stageLaunch                 // Network.Release has released the flight; next, the conditions apply
-	stageArrive                 // the time of its arrival has come; next, it is delivered
+	stageArrive                 // it is on its way; at its time of arrival, it is delivered
 	stageOverflown              // it is a duplicate that did not fit into the queue for Conditions.Rate
 	stageBlocked                // the sender's NAT did not let it pass
 )
@@ -128,8 +128,8 @@ func (n *Network) newFlight(data []byte) *flight {
 	return f
 }
 
-// land subtracts f from the totals of flights without a fate. keep stores f for use as another flight, because nothing uses it
-// any more. The caller of either holds n.mu.
+// land subtracts f from the totals of flights without a fate. keep puts f, which nothing refers to any more, into n.spare, from
+// which newFlight takes it. If n.spare is full, f is left to the garbage collector. The caller of either holds n.mu.
 func (n *Network) land(f *flight) {
 	n.weight -= f.weight
 	n.flying--

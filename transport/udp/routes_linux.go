@@ -39,7 +39,8 @@ type routes struct {
 }
 
 // A pair holds the source and the destination of outbound packets. The destination port is included because several peers can
-// have the same address, and the source must be dropped for each of them.
+// share one address, for example behind a NAT. After a change of routes, only the first train of a pair finds that its way has
+// changed, and clears its source. Without the port, the other peers at that address would keep their old source.
 type pair struct {
 	to, source [4]byte
 	port       uint16
