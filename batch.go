@@ -140,7 +140,7 @@ func (b *Batch) takeLoad() *load {
 	return l
 }
 
-// loads is a pool of empty loads, which have no memory for packets.
+// loads is a pool of empty loads. They have no slabs: newLoad takes one for the packets, and release gives it back.
 var loads = sync.Pool{New: func() any {
 	l := new(load)
 	l.fork.Do = l.sealSome

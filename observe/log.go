@@ -31,10 +31,11 @@ func logEvents(ctx context.Context, sub *wireguard.Subscription, log *slog.Logge
 		} else if err != nil {
 			return err
 		}
-		if log.Enabled(ctx, Level(e.Kind)) {
-			r := slog.NewRecord(e.Time, Level(e.Kind), e.Kind.String(), 0)
+		// Logger.LogAttrs would give the record the present time. Like LogAttrs, ignore an error of the handler.
+		if level := Level(e.Kind); log.Enabled(ctx, level) {
+			r := slog.NewRecord(e.Time, level, e.Kind.String(), 0)
 			r.AddAttrs(Attrs(e)...)
-			_ = log.Handler().Handle(ctx, r) // as slog.Logger does, which has nobody to tell
+			_ = log.Handler().Handle(ctx, r)
 		}
 	}
 }

@@ -4,8 +4,8 @@ package admission
 
 import "sync"
 
-// A Desk keeps the open questions, which are those that the program has not answered, by the key of the stranger. For each question
-// it keeps the newest request that waits for the answer. Any goroutine may call the Desk's methods.
+// A Desk keeps the open questions, which are those that the program has not answered, by the key of the stranger. With each
+// question it keeps the stranger's newest request, which waits for the answer. Any goroutine may call the Desk's methods.
 type Desk[K comparable, R any] struct {
 	Max, MaxAdmitted int // the largest number of open questions, and that of open questions and admitted strangers together
 

@@ -22,16 +22,16 @@ const (
 	errorSize     = 2 << 10
 )
 
-// An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may contain an ICMP
-// error: packets with extension headers and, if the stack forwards packets, fragments. To handle an error, gVisor locks the
-// connection that the error is about. Another goroutine may hold that lock while it waits in WritePacket because the queue is
-// full, or while it is in Device.Send. The goroutine that received the error must not wait for that lock, so it does not deliver
-// the error itself. The zero value is ready.
+// An errorQueue delivers ICMP errors to the stack on a separate goroutine. It also delivers packets that may contain an ICMP error:
+// packets with extension headers and, if the stack forwards packets, fragments. To handle an error, gVisor locks the connection
+// that the error is about. Another goroutine may hold that lock while it waits in WritePacket because the link's queue is full, or
+// while it is in Device.Send. The goroutine that received the error must not wait for that lock, so it does not deliver the error
+// itself. The zero value is ready.
 type errorQueue struct {
 	mu      sync.Mutex // guards the fields below
 	packets []waitingError
-	total   int           // the sum of the sizes of all packets, counted as for maxErrors
-	held    map[party]int // the sum of the sizes of each party's packets; only for parties with a packet in the queue
+	total   int           // the sum of the field size of all packets
+	held    map[party]int // the sum of the field size of each party's packets; has only parties with packets in the queue
 	running bool          // whether a goroutine is delivering
 	closed  bool
 }
@@ -100,7 +100,7 @@ func (q *errorQueue) put(l *link, p []byte) {
 	q.packets = append(q.packets, waitingError{bytes.Clone(p), from, size})
 	if !q.running {
 		q.running = true
-		l.running.Add(1) // put adds to running before errorQueue.close returns, and so before Net.Close waits for running
+		l.running.Add(1) // this Add comes before errorQueue.close returns, and so before Net.Close waits
 		go l.deliverErrors()
 	}
 }
@@ -112,8 +112,8 @@ func (q *errorQueue) close() {
 	q.mu.Unlock()
 }
 
-// take removes the oldest packet from the queue and returns it. If the queue is empty, take returns nil and sets running to
-// false, because the caller then ends.
+// take removes the oldest packet from the queue and returns it. If the queue is empty, take returns nil and sets q.running to
+// false, because the caller's goroutine then ends.
 func (q *errorQueue) take() []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -62,16 +62,16 @@ type link struct {
 	owner *Net
 
 	mu      sync.Mutex // guards the other fields of this group; taken last
-	exit    *exit      // nil until attached
+	exit    *exit      // the outbound path to the device; nil until a device is attached
 	busy    bool       // a goroutine has the turn
 	refuse  bool       // senders of TCP data and of datagrams no longer wait
 	closed  bool
-	queue   []*stack.PacketBuffer // in order; each holds a reference
-	spare   []*stack.PacketBuffer // the memory of the previous queue
+	queue   []*stack.PacketBuffer // packets in the order of sending; the queue owns a reference to each
+	spare   []*stack.PacketBuffer // the empty slice of a former queue, for its memory
 	queued  int                   // bytes in queue, with their overhead
 	waiters []chan struct{}       // channels that wake waiting senders of TCP data, in order; each has a buffer of one
 	waiter  int                   // index in waiters of the first sender that still waits; the elements before are nil
-	placing bool                  // place has woken a sender that does not run yet
+	placing bool                  // place has woken a sender that does not yet run again
 	signal  chan struct{}         // closed when the queue may have space for datagrams; nil while no sender of datagrams waits
 	acks    acks
 
@@ -166,7 +166,7 @@ func (l *link) WritePacket(p *stack.PacketBuffer) tcpip.Error {
 		l.busy = false
 		l.wake()
 	} else {
-		// This comes before close, which empties the queue, and so before Net.Close waits for running.
+		// The queue is not empty, so close has not run yet. So this Add comes before Net.Close waits for running.
 		l.running.Add(1)
 		go l.drain()
 	}
@@ -208,7 +208,7 @@ func (l *link) enqueue(p *stack.PacketBuffer, placed bool) (queued bool, err tcp
 }
 
 // place lets the sender that has waited longest continue, if the queue has space or the turn is free. It does nothing while the
-// sender of an earlier call does not run yet. l.mu is held.
+// sender that an earlier call of place has woken does not yet run again. l.mu is held.
 func (l *link) place() {
 	if l.placing || !l.waits() || l.busy && l.queued >= maxQueued && !l.refuse {
 		return

@@ -25,7 +25,7 @@ type TCPListener struct {
 	addr    *net.TCPAddr
 	place   place
 	waiting waitingConns
-	probes  net.KeepAliveConfig // the keep-alive probes of accepted connections
+	probes  net.KeepAliveConfig // how accepted connections send keep-alive probes
 
 	acceptMu sync.Mutex // held during an Accept
 }

@@ -18,17 +18,17 @@ import (
 //
 //   - Slow start ends when a queue on the path overflows. By then gVisor has sent far more than the path and the queue hold.
 //     Hundreds of segments are lost at once, and so are some of their retransmissions. gVisor detects that a retransmission was
-//     lost only by a timeout, and then sends everything again. Meanwhile, at each acknowledgement, it visits every segment in
-//     flight (SetPipe), which may cost seconds of processor time.
+//     lost only by a timeout, and then sends everything again. Until then, gVisor visits every segment in flight at each
+//     acknowledgement (SetPipe), which may cost seconds of processor time.
 //   - Each loss reduces the congestion window by 3/10. With one loss per thousand segments, a connection uses only a few per cent
 //     of a fast path.
 //
-// So the link itself finds out which bytes are missing (holes.go) and sends them again (again.go). It limits the bytes in flight
-// to what the path delivers (capacity.go) by lowering the window in each acknowledgement before gVisor sees it. The link hides
-// from gVisor the acknowledgements that would make gVisor send less: selective and repeated ones. gVisor's congestion window then
-// grows without limit, and only the lowered window limits the bytes in flight. The link does not change gVisor's timeout: if the
-// link's retransmissions of a segment fail, gVisor sends the segment again. gVisor then begins with slow start, which would soon
-// end; see revive.
+// So the link itself finds out which bytes are missing (holes.go) and sends them again (again.go). It limits the bytes in flight to
+// what the path delivers (capacity.go) by lowering the window in each acknowledgement before gVisor sees it. The link hides from
+// gVisor the acknowledgements that would make gVisor send less: selective and repeated ones. gVisor's congestion window then grows
+// without limit, and only the lowered window limits the bytes in flight. The link does not change gVisor's timeout: if the link's
+// retransmissions of a segment fail, gVisor sends the segment again. After such a timeout, gVisor begins with slow start, which
+// would soon end; see verdict.revive.
 //
 // This is safe for TCP. The peer sees a sender that uses selective acknowledgements. The link never changes an acknowledgement
 // number, so no byte counts as acknowledged before it has arrived, and gVisor keeps all bytes until then. The link only lowers
@@ -44,19 +44,19 @@ type longPath struct {
 	mu sync.Mutex // guards all fields below; a goroutine that holds it locks no other mutex
 
 	closed  bool
-	sent    uint32       // the number after the last byte that was sent
-	acked   uint32       // the number after the last byte that was acknowledged
-	total   int64        // bytes that were acknowledged
-	probe   uint32       // the number of a byte; the measured round trip ends when this byte has arrived
+	sent    uint32       // the sequence number after the last byte that was sent
+	acked   uint32       // the sequence number after the last byte that was acknowledged
+	total   int64        // how many bytes were acknowledged
+	probe   uint32       // the sequence number of a byte; the measured round trip ends when this byte has arrived
 	probed  time.Time    // when the byte with the number probe was sent; zero if no round trip is measured
 	news    time.Time    // when an acknowledgement last showed that new bytes had arrived
 	ackedAt time.Time    // when the acknowledgement number last rose
-	full    bool         // at least three quarters of the bound was in flight when probed was set
+	full    bool         // when probed was set, at least three quarters of path.bound were in flight
 	hides   bool         // the link hides the present holes from gVisor
-	still   int64        // the bound when the first of the present holes appeared
+	still   int64        // the value of path.bound when the first of the present holes appeared
 	window  uint16       // the window in the last acknowledgement that gVisor saw
 	held    sentSegments // the segments that are not acknowledged
-	header  sentHeader   // of the newest segment
+	header  sentHeader   // the header of the newest segment
 
 	timer *time.Timer   // sends missing bytes again; nil until bytes are missing for the first time
 	armed bool          // the timer runs
@@ -70,9 +70,9 @@ type longPath struct {
 	path  capacity
 	holes holes
 
-	// front describes the first unacknowledged segment if that segment seems to be missing and there are no holes. The fields
-	// from and to of front are not used. Its field since is zero if the segment does not seem to be missing. recover is the
-	// number after the last byte that had been sent when the segment first seemed to be missing.
+	// front describes the first unacknowledged segment if that segment seems to be missing and there are no holes. front.from and
+	// front.to are not used. front.since is zero if the segment does not seem to be missing. recover is the sequence number after
+	// the last byte that had been sent when the segment first seemed to be missing.
 	front   hole
 	recover uint32
 }
@@ -88,8 +88,8 @@ const (
 	burstSegments = 10
 	burstTimes    = 2
 
-	// The link may find that a path is short only while at most fewBytes bytes have been acknowledged. Later, gVisor's congestion
-	// window is too large to limit the bytes in flight again.
+	// The link ends a longPath because the path is short only while at most fewBytes bytes have been acknowledged. Later, gVisor's
+	// congestion window is too large to limit the bytes in flight again.
 	fewBytes = 64 << 10
 )
 
@@ -98,11 +98,11 @@ func newLongPath(l *link, seq uint32) *longPath {
 	return &longPath{link: l, sent: seq, acked: seq, holes: holes{end: seq}}
 }
 
-// send records that the connection sends the packet p, which carries the bytes with the numbers [seq, end), possibly none. room
-// is how many bytes the connection's send buffer may hold. The result needless says that p need not be sent. The result deaf says
-// that more than room bytes seem to be in flight: gVisor got acknowledgements that the link did not see, in fragments or behind
-// extension headers. The caller must then end the longPath, which would otherwise never release its packets. Calls for one
-// connection do not overlap.
+// send records that the connection sends the packet p, which carries the bytes with the numbers [seq, end), possibly none. room is
+// how many bytes the connection's send buffer may hold. The result needless says that p need not be sent. The result deaf says that
+// more than room bytes seem to be in flight. That means that the link did not recognize some acknowledgements that gVisor got,
+// because they came in fragments or behind extension headers. The caller must then end the longPath, which would otherwise never
+// release its packets. Calls for one connection do not overlap.
 func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (needless, deaf bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -164,8 +164,8 @@ func (c *longPath) sendAgain(seq, end uint32, smaller bool) (needless bool) {
 	return !front && (c.skips && (c.hides || !c.holes.any()) || c.hides && int32(end-c.holes.end) <= 0)
 }
 
-// isSilent reports whether no bytes have arrived since gVisor last restarted its timeout, or for the time of a round trip. The
-// pause between the acknowledgements of one round trip and those of the next is not silence.
+// isSilent reports whether the peer has got no new bytes during the last round trip time, or none since gVisor last restarted its
+// timeout. The pause between the acknowledgements of one round trip and those of the next is not silence.
 func (c *longPath) isSilent() bool {
 	gap := time.Since(c.news)
 	return gap >= min(c.path.trip, tcp.MinRTO) && (gap >= c.path.trip || c.news.Equal(c.ackedAt))
@@ -190,7 +190,7 @@ type verdict struct {
 }
 
 // hear evaluates a received acknowledgement with the header tcp, and sets the window in the header to at most window, in units of
-// 1<<scale bytes. bare says that the segment is only an acknowledgement, without payload and other flags.
+// 1<<scale bytes. bare says that the segment is only an acknowledgement, without payload or other flags.
 func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v verdict) {
 	now := time.Now()
 	selective := selectiveOption(tcp)
@@ -241,8 +241,8 @@ func (c *longPath) hear(tcp []byte, window uint16, scale uint8, bare bool) (v ve
 	return v
 }
 
-// acknowledge records that all bytes before the number n have arrived. It returns false if an earlier acknowledgement has already
-// said so.
+// acknowledge records that all bytes before the number n have arrived. It returns false if an earlier acknowledgement already
+// covered these bytes.
 func (c *longPath) acknowledge(n uint32, now time.Time) bool {
 	if int32(n-c.acked) <= 0 {
 		return false
@@ -257,14 +257,14 @@ func (c *longPath) acknowledge(n uint32, now time.Time) bool {
 	return true
 }
 
-// selected records which bytes have arrived according to option, the option of a selective acknowledgement.
+// selected records which bytes have arrived according to option, which is the SACK option of a segment, or nil.
 func (c *longPath) selected(option []byte, now time.Time) {
 	for b := option; len(b) >= optionHeader+8; b = b[8:] {
 		from, to := binary.BigEndian.Uint32(b[optionHeader:]), binary.BigEndian.Uint32(b[optionHeader+4:])
 		if to == c.sent+1 {
 			to = c.sent // the number beyond it is that of the FIN
 		}
-		// Distances from acked, because comparing the numbers in pairs would accept a block that spans more than half of all numbers.
+		// Compare distances from acked. Comparing the numbers in pairs would accept some blocks that span nearly half of all numbers.
 		if f, t := from-c.acked, to-c.acked; 0 < f && f < t && t <= c.sent-c.acked {
 			c.holes.arrived(from, to, now, c.path.trip)
 		}
@@ -280,7 +280,7 @@ func (c *longPath) limit(scale uint8) uint16 {
 	case c.hides && bound > 0:
 		bound += c.arrived()
 	case c.holes.any():
-		bound = c.still // gVisor counts an acknowledgement as repeated only if its window has not changed
+		bound = c.still // gVisor counts an acknowledgement as a duplicate only if the window is unchanged
 	}
 	if bound == 0 {
 		return math.MaxUint16
@@ -303,12 +303,12 @@ func (c *longPath) measure(now time.Time) bool {
 	return true
 }
 
-// guess detects losses from acknowledgements without the selective option. A peer that uses gVisor sends only such
-// acknowledgements once it has closed its half of the connection, and gVisor as a sender ignores them. If such an acknowledgement
-// does not acknowledge new bytes, the first segment in flight seems to be missing. If the segment is still not acknowledged a
-// round trip later, it is lost. The link then sends the segment again. If the answer does not acknowledge all bytes before the
-// number recover, the next segment is lost too (RFC 6582). news says that the present acknowledgement covers new bytes. plain
-// says that the acknowledgement is not selective, carries nothing else, and leaves the window open.
+// guess detects losses from acknowledgements without the selective option. A peer that uses gVisor sends only such acknowledgements
+// once it has closed its half of the connection, and gVisor as a sender ignores them. If such an acknowledgement does not
+// acknowledge new bytes, the first segment in flight seems to be missing. If the segment is still not acknowledged a round trip
+// later, it is lost. The link then sends the segment again. If the acknowledgement of that copy does not cover all bytes before
+// c.recover, the next segment is lost too (RFC 6582). news says that the present acknowledgement covers new bytes. plain says that
+// the acknowledgement is not selective, carries nothing else, and leaves the window open.
 func (c *longPath) guess(news, plain bool, now time.Time) {
 	g := &c.front
 	// answer says that the acknowledgement answers the copy that was sent again, not the first copy.
@@ -330,7 +330,7 @@ func (c *longPath) guess(news, plain bool, now time.Time) {
 // isMissing reports whether bytes are missing that the link, rather than gVisor, sends again.
 func (c *longPath) isMissing() bool { return c.hides || !c.front.since.IsZero() }
 
-// repair returns packets with lost bytes, about n bytes at most. If the list of sent segments (held) lacks some bytes of a hole,
+// repair returns packets with lost bytes, about n bytes at most. If c.held, the list of sent segments, lacks some bytes of a hole,
 // the link no longer hides the holes from gVisor.
 func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	if g := &c.front; !g.since.IsZero() && g.lost(now, c.path.trip, false) {
@@ -361,9 +361,9 @@ func (c *longPath) repair(now time.Time, n int64) (ps []*stack.PacketBuffer) {
 	return ps
 }
 
-// arm starts the timer if it is not running. When the timer ends, expire sends lost bytes again, because hear does so only when
-// an acknowledgement arrives. news says that an acknowledgement of new bytes has arrived. Until the next acknowledgement of new
-// bytes, each run of the timer is twice as long as the run before.
+// arm starts the timer if it is not running. When the timer expires, the method expire sends lost bytes again, because hear does so
+// only when an acknowledgement arrives. news says that an acknowledgement of new bytes has arrived. Until the next acknowledgement
+// of new bytes, each run of the timer is twice as long as the run before.
 func (c *longPath) arm(news bool) {
 	if news || c.wait == 0 {
 		c.wait = c.path.trip * 3 / 2
@@ -412,7 +412,7 @@ func (c *longPath) close() {
 // optionHeader is how many bytes the fields kind and length of a TCP option have together.
 const optionHeader = 2
 
-// selectiveOption returns the option of tcp that is the selective acknowledgement, or nil.
+// selectiveOption returns the SACK option of the TCP header tcp, or nil.
 func selectiveOption(tcp []byte) []byte {
 	for o := tcp[header.TCPMinimumSize:]; len(o) >= optionHeader; {
 		n := int(o[1])

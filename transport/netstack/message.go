@@ -82,7 +82,7 @@ func (c *UDPConn) WriteMsgUDPAddrPort(b, oob []byte, addr netip.AddrPort) (n, oo
 
 // A received contains what control messages report about a received datagram.
 type received struct {
-	length   int        // bytes of the whole datagram, even if some did not fit
+	length   int        // how many bytes the datagram had, even if some of them did not fit
 	to       netip.Addr // the destination; invalid if unknown
 	tos, ttl uint8
 }
@@ -98,7 +98,7 @@ func (m *received) take(res *tcpip.ReadResult) {
 	}
 }
 
-// reportAll makes gVisor report all fields of a received.
+// reportAll makes gVisor report all that the type received contains.
 func reportAll(o *tcpip.SocketOptions) {
 	o.SetReceivePacketInfo(true)
 	o.SetReceiveTOS(true)
@@ -111,8 +111,8 @@ func reportAll(o *tcpip.SocketOptions) {
 // A message contains the options of one call of WriteMsgUDP.
 type message struct {
 	from     netip.Addr // the source; invalid means that the Net chooses
-	tos, ttl int        // negative means the option of the connection
-	segment  int        // bytes of each datagram except the last; 0 means that all bytes make one datagram
+	tos, ttl int        // negative means the value that the connection has for all datagrams
+	segment  int        // how many bytes each datagram except the last has; 0 means one datagram with all bytes
 }
 
 // writeMessage sends b with the options in oob. It makes the datagrams itself, because gVisor's endpoint cannot change the
@@ -238,7 +238,7 @@ func (c *UDPConn) sendPiece(o outbound, b []byte) error {
 		case nil:
 			c.net.stack.Stats().UDP.PacketsSent.Increment()
 			return nil
-		case *tcpip.ErrNoBufferSpace: // other senders took the room meanwhile
+		case *tcpip.ErrNoBufferSpace: // meanwhile, other senders have filled the link's queue
 			if err := c.usable(&c.writes); err != nil {
 				return err
 			}

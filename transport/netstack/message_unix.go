@@ -117,7 +117,7 @@ func (m *message) take(level, kind int, data []byte) error {
 	return nil
 }
 
-// byteOf reads a number of one or four bytes, from -1, which means the default, to 255.
+// byteOf reads a number of one or four bytes. The number must be from -1 to 255, where -1 means the default.
 func byteOf(data []byte) (v int, ok bool) {
 	switch len(data) {
 	case 1:

@@ -23,8 +23,8 @@
 // the device's batch). An inbound packet passes receive.go (checks), coalesce.go (joins segments), gVisor and conn.go. The files
 // dialer.go, dial.go, race.go, listen.go and keepalive.go do what package net does. A comment in resolve.go lists the files that
 // look up names. group.go joins multicast groups. place.go and refuse.go contain the checks that refuse a call before the Net
-// sends a packet. memory.go and growth.go decide how large the buffers of TCP are. held.go counts all other memory that peers can
-// fill; arrivals.go, reassemble.go and waiting.go allocate most of that memory.
+// sends a packet. memory.go, portion.go and growth.go decide how large the buffers of TCP are. held.go counts all other memory
+// that peers can fill; arrivals.go, reassemble.go and waiting.go allocate most of that memory.
 package netstack
 
 import (
@@ -68,7 +68,7 @@ type Config struct {
 	Search []string
 
 	// Ndots is how many dots a name must have for the Net to look it up first as it is, and then with the domains of Search. The
-	// Net looks up a name with fewer dots with these domains first. Zero means 1, as in resolv.conf. With a negative number, the
+	// Net looks up a name with fewer dots first with these domains. Zero means 1, as in resolv.conf. With a negative number, the
 	// Net looks up each name first as it is.
 	Ndots int
 
@@ -89,7 +89,7 @@ type Config struct {
 	//     exceeds the budget.
 	//   - Datagrams that the program has not read: at most a quarter. A UDPConn gets at most half of the part of that quarter
 	//     that other UDPConns do not use, and at least 16 KiB.
-	//   - Connections that wait for Accept: at most a quarter. A single peer may have half of that, and at least four
+	//   - Connections that wait for Accept: at most a quarter. A single peer may have half of that quarter, and at least four
 	//     connections.
 	//   - Half-open connections: at most an eighth, which listeners reserve. The first listener reserves half of that eighth, the
 	//     second a quarter, and so on; each reserves at least 64 KiB, and at most 16 MiB.
@@ -97,10 +97,10 @@ type Config struct {
 	//   - Packets that wait for Forward or in a UDPSource: at most a quarter, and never more than 16 MiB. A single peer may have
 	//     half of that, and at least 64 KiB.
 	//
-	// If TCP connections use the whole budget, all other kinds together may use an eighth more. Even then, each UDPConn, peer and
-	// listener gets the minimum that this list gives. The budget also limits SetReadBuffer and SetWriteBuffer. The budget does
-	// not count the endpoints themselves (about 7 KiB for each connection), the goroutines of flows without a decision, or the
-	// memory of endpoints that a program makes on [Net.Stack].
+	// If TCP connections use the whole budget, all other kinds together may use another eighth of it on top. Even then, each
+	// UDPConn, peer and listener gets the minimum that this list gives. The budget also limits SetReadBuffer and SetWriteBuffer.
+	// The budget does not count the endpoints themselves (about 7 KiB for each connection), the goroutines of flows about which
+	// Forward has not yet decided, or the memory of endpoints that a program makes on [Net.Stack].
 	Memory int
 
 	// Forward makes the Net accept packets for addresses that are not its own, as a gateway does. The Net calls it, on a new
@@ -114,11 +114,11 @@ type Config struct {
 	// Forwarding sets the limits and timeouts of the flows that Forward serves.
 	Forwarding Forwarding
 
-	// Stack, if set, changes the options of the stack that has the Net's own addresses, before New makes it: for example,
-	// RawFactory allows raw endpoints on [Net.Stack]. The option HandleLocal is true by default, so the Net can dial itself. In
-	// promiscuous mode, gVisor then drops every packet, because the packet's source could be the stack's own address. For
-	// promiscuous mode, set HandleLocal to false, or use Forward instead. gVisor promises no compatibility between its versions,
-	// so this module promises none for Stack.
+	// Stack, if set, changes the options of the stack that has the Net's own addresses, before New makes that stack: for example,
+	// RawFactory allows raw endpoints on [Net.Stack]. The option HandleLocal is true by default, so the Net can dial itself. But
+	// with HandleLocal, a stack in promiscuous mode drops every packet, because the packet's source could be the stack's own
+	// address. For promiscuous mode, set HandleLocal to false, or use Forward instead. gVisor promises no compatibility between its
+	// versions, so this module promises none for Stack.
 	Stack func(*stack.Options)
 }
 
@@ -207,7 +207,7 @@ type Net struct {
 	places   places
 	budget   *budget
 
-	life sync.RWMutex // held for reading while an endpoint is made; held for writing to close done
+	life sync.RWMutex // read-locked while an endpoint is made; write-locked while Close closes done
 	done chan struct{}
 	once sync.Once
 }
@@ -402,15 +402,15 @@ func (n *Net) Stats() Stats {
 }
 
 // Close resets all connections and ends all goroutines of the Net. All blocked calls then fail with an error that wraps
-// net.ErrClosed. A second call of Close does nothing. Device.Close calls it.
+// net.ErrClosed. A second call of Close does nothing. Device.Close calls Net.Close.
 func (n *Net) Close() error {
 	n.once.Do(func() {
 		n.life.Lock()
 		close(n.done)
 		n.life.Unlock()
 
-		// closeStack needs locks of endpoints. Senders that wait because the queue is full hold such locks; refuseData wakes
-		// these senders.
+		// closeStack needs the locks of endpoints. Senders that wait because the link's queue is full hold such locks; refuseData
+		// wakes these senders.
 		n.link.refuseData()
 		if n.link.forward != nil {
 			n.link.forward.close()

@@ -61,8 +61,8 @@ func (ps *pings) fail(p []byte) {
 	}
 }
 
-// quotedEcho returns the key of the echo request that the ICMP error p quotes, and the error with which the ping ends. The header
-// of p must be intact. err is nil if p does not quote an echo request, or does not end the ping.
+// quotedEcho returns the key of the echo request that the ICMP error p quotes, and the error with which the ping fails. The header
+// of p must be intact. err is nil if p quotes no echo request, or is an error that does not end a ping.
 func quotedEcho(p []byte) (k pingKey, err error) {
 	const quote = header.ICMPv4MinimumSize // bytes of the ICMP header, in ICMPv4 and in ICMPv6
 	var to []byte
@@ -164,7 +164,7 @@ func (n *Net) ping(ctx context.Context, addr netip.Addr) (time.Duration, error) 
 		return 0, err
 	}
 	defer s.close()
-	local, terr := s.ep.GetLocalAddress() // the port is the identifier that gVisor chose
+	local, terr := s.ep.GetLocalAddress() // the port of local is the ICMP identifier that gVisor chose
 	if terr != nil {
 		return 0, s.failure("getsockname", terr)
 	}

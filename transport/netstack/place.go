@@ -21,7 +21,7 @@ type place struct {
 	ip4, ip6       bool // the families; both are true only for a listener on all addresses
 }
 
-// overlaps reports whether a connection could be for both places p and q, which have the same port.
+// overlaps reports whether one connection could be for the listeners of both p and q. p and q must have the same port.
 func (p place) overlaps(q place) bool {
 	all := !p.Addr().IsValid() || !q.Addr().IsValid()
 	return (p.ip4 && q.ip4 || p.ip6 && q.ip6) && (all || p.Addr() == q.Addr())

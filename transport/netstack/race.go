@@ -119,8 +119,8 @@ func (r *race) lost(x result) {
 	}
 }
 
-// interleave reorders remotes so that IPv4 and IPv6 addresses alternate. The rest of the family with more addresses is at the
-// end. The result begins with IPv4 if first4 is true. The order within a family stays the same.
+// interleave reorders remotes so that IPv4 and IPv6 addresses alternate. The surplus addresses of the family that has more are at
+// the end. The result begins with IPv4 if first4 is true. The order within a family stays the same.
 func interleave(remotes []netip.AddrPort, first4 bool) []netip.AddrPort {
 	var families [2][]netip.AddrPort
 	for _, a := range remotes {

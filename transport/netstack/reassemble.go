@@ -40,7 +40,7 @@ type reassembler struct {
 	mu       sync.Mutex // guards the fields below; a goroutine that holds it may lock the budget
 	partials map[fragmentKey]*partial
 	oldest   map[party][]*partial // the partials of each party, oldest first
-	timer    *time.Timer          // calls expire when the oldest partial is due
+	timer    *time.Timer          // calls expire when the time of the oldest partial ends
 	armed    bool
 	closed   bool
 }
@@ -61,7 +61,7 @@ type partial struct {
 	first  []byte  // the first fragment, with its headers; nil until it has arrived
 	l3     int     // how many bytes of headers first has
 	pieces []piece // in order, without overlaps
-	got    int     // bytes in pieces
+	got    int     // how many bytes of data pieces contain
 	end    int     // bytes of data in the whole packet; 0 until the last fragment has arrived
 	cost   int
 }
@@ -279,8 +279,8 @@ func (l *link) forget(s *partial) {
 	r.oldest[s.from] = of
 }
 
-// expire drops the packets that have waited too long, and sends an ICMP error to the sender of each whose first fragment has
-// arrived. It sets the timer to run again when the next packet is due.
+// expire drops the packets that have been incomplete for too long. If the first fragment of such a packet has arrived, expire sends
+// an ICMP error to the packet's sender. It sets the timer to run again when the time of the next incomplete packet ends.
 func (l *link) expire() {
 	defer l.running.Done()
 	r := &l.fragments

@@ -64,7 +64,7 @@ func (l *link) receive4(c *coalescer, p []byte) {
 		return
 	}
 	if p[ip4Addresses] == 127 || p[ip4Addresses+4] == 127 {
-		l.drops.malformed.Add(1) // gVisor would drop the packet too, and write to standard error
+		l.drops.malformed.Add(1) // gVisor would also drop the packet, and log a line to standard error
 		return
 	}
 	if isFragment4(p) {
@@ -211,8 +211,8 @@ func (l *link) deliver(proto tcpip.NetworkProtocolNumber, p []byte, headers int,
 	l.hand(to, proto, b, checked)
 }
 
-// portOf returns the port, the interface of a stack, to which the link delivers the packet p. The IP header of p must be intact.
-// If p must be dropped, portOf counts p and returns nil.
+// portOf returns the port (the interface of one of the Net's stacks) to which the link delivers the packet p. The IP header of p
+// must be intact. If p must be dropped, portOf counts p and returns nil.
 func (l *link) portOf(p []byte) *port {
 	if l.forward == nil {
 		return &l.own

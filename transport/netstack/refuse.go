@@ -81,8 +81,8 @@ func (n *Net) badLocal(local, remote netip.Addr) error {
 	return nil
 }
 
-// notOurs returns an error that says why a socket cannot have the local address a, or nil if it can. It permits multicast
-// addresses, which UDP may use.
+// notOurs returns an error that says why a socket of the Net cannot have the local address a, or nil if it can. It permits
+// multicast addresses, which UDP may use.
 func (n *Net) notOurs(a netip.Addr) error {
 	switch {
 	case !a.IsValid() || a.IsUnspecified() || n.owns(a):

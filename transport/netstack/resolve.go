@@ -36,7 +36,7 @@ type resolver struct {
 
 	mu      sync.Mutex // guards the fields below, and the state of each server; held only briefly
 	cache   answerCache
-	flights map[question]*flight // the questions that are being asked; at most as many as waiting lookups
+	flights map[question]*flight // the questions that are being asked; never more than there are waiting lookups
 }
 
 const (

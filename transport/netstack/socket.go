@@ -35,7 +35,7 @@ func (s *lifetime) stop() (first bool) {
 // signal when the endpoint is ready. It must not be copied.
 type socket struct {
 	lifetime
-	network string // the network's name for a net.OpError
+	network string // the name of the network in a net.OpError, such as "udp"
 	ep      tcpip.Endpoint
 	queue   *waiter.Queue
 
@@ -47,7 +47,7 @@ type socket struct {
 
 const hangUp = waiter.EventErr | waiter.EventHUp
 
-// init makes s the owner of ep. s must not move afterwards.
+// init makes s the owner of ep. s must not be copied or moved in memory afterwards.
 func (s *socket) init(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue) {
 	s.net, s.network, s.ep, s.queue = n, network, ep, q
 	s.done = make(chan struct{})

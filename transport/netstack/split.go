@@ -41,7 +41,7 @@ type exit struct {
 	windows *windows
 	first   []*stack.PacketBuffer // acknowledgements to send before the next packet; the exit owns a reference to each
 
-	template packet.Template // scratch
+	template packet.Template // put and split build the headers of segments in it
 }
 
 // putFirst moves the acknowledgements from x.first to the batch.
@@ -138,7 +138,7 @@ func (x *exit) next(n int) []byte {
 	return room
 }
 
-// flush sends the batch. It ignores an error of Send, because a device that is down or closed counts the dropped packets itself.
+// flush sends the batch. It ignores errors of Send, because a device that is down or closed counts the packets that it drops.
 func (x *exit) flush() {
 	if x.batch.Len() > 0 {
 		_ = x.to.Send(x.batch)

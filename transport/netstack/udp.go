@@ -41,8 +41,8 @@ type UDPConn struct {
 	to      tcpip.FullAddress
 }
 
-// newUDPConn returns a connection that owns the endpoint ep. network is the network's name for a net.OpError. h is the holder to
-// which the budget charges datagrams that wait to be read; the zero holder means the connection itself.
+// newUDPConn returns a connection that owns the endpoint ep. network is the name of the network in a net.OpError, such as "udp". h
+// is the holder to which the budget charges datagrams that wait to be read; the zero holder means the connection itself.
 func newUDPConn(n *Net, network string, ep tcpip.Endpoint, q *waiter.Queue, proto tcpip.NetworkProtocolNumber, dialed bool, h holder) *UDPConn {
 	c := &UDPConn{is4: proto != ipv6.ProtocolNumber}
 	if h == (holder{}) {
@@ -228,7 +228,7 @@ func (c *UDPConn) write(b []byte, to netip.AddrPort) (int, error) {
 		switch err.(type) {
 		case nil:
 			return int(n), nil
-		case *tcpip.ErrNoBufferSpace: // meanwhile, other senders have filled the queue
+		case *tcpip.ErrNoBufferSpace: // meanwhile, other senders have filled the link's queue
 			if err := c.usable(&c.writes); err != nil {
 				return 0, err
 			}

@@ -13,9 +13,9 @@ import (
 //	SYN ▶ mayOpen ▶ half-open, in gVisor ▶ complete ▶ arrive ▶ waitingConns ▶ Accept
 //
 // Each waiting connection counts as waitingCost bytes. A peer whose waiting connections have reached its limit cannot open more:
-// the link drops the peer's SYNs. The sender repeats a dropped SYN later. Connections that are already half-open may still
-// complete their handshakes, until the waiting connections of all peers exceed their common limit by an eighth of the budget.
-// Beyond that, the listener resets connections.
+// the link drops the peer's SYNs. The sender repeats a dropped SYN later. Connections that are already half-open may still complete
+// their handshakes and wait, until the waiting connections of all peers exceed their common limit by an eighth of the budget. From
+// then on, the listener resets connections that complete their handshakes.
 //
 // When a listener is made, it reserves memory for all half-open connections that it may have: half of the memory for half-open
 // connections that earlier listeners have not reserved. While the listener has as many half-open connections as it may have, gVisor
@@ -23,8 +23,8 @@ import (
 // has no window scale and no selective acknowledgements.
 
 const (
-	// waitingCost is how many bytes of memory a connection that waits for Accept may take: 5 KiB, plus its receive buffer and the
-	// overhead of the segments in the buffer. With segments of one byte, the measured memory was 17,772 bytes.
+	// waitingCost is how many bytes the budget counts for a connection that waits for Accept: 5 KiB, plus its receive buffer and
+	// the overhead of the segments in the buffer. With segments of one byte, the measured memory was 17,772 bytes.
 	waitingCost = 20 << 10
 	// halfOpenCost is how many bytes the budget counts for a half-open connection. The measured memory was 3,268 bytes.
 	halfOpenCost = 4 << 10
@@ -43,7 +43,7 @@ type waitingConns struct {
 	halfOpen holder // the holder to which the budget charges this listener's half-open connections
 	reserved int    // how many bytes the budget charges to halfOpen
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	conns   []waitingConn
 	running bool // a goroutine is emptying gVisor's queue
 	again   bool // that goroutine must check gVisor's queue again
@@ -91,7 +91,7 @@ func (w *waitingConns) arrive() {
 		w.again = true
 	default:
 		w.running = true
-		// mu is held and closed is false, so this comes before Net.Close waits for accepting.
+		// mu is held and closed is false, so this Add comes before Net.Close waits for accepting.
 		w.net.link.accepting.Add(1)
 		go w.empty()
 	}

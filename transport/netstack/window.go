@@ -10,9 +10,10 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// Suppose that bulk data flows in both directions of one TCP connection, and that an end whose receive window is closed drops the
-// other end's acknowledgements. Its own data then stays unacknowledged, so its program cannot write. If that program reads only
-// after its write, as an echo server does, the window never opens again. The two ends wait for each other forever.
+// Suppose that bulk data flows in both directions of one TCP connection, and that one end, A, drops the acknowledgements of the
+// other end, B, while A's receive window is closed. A's own data then stays unacknowledged, so the program at A cannot write. If
+// that program reads only after its write, as an echo server does, A's window never opens again. Then A and B wait for each other
+// forever.
 //
 // gVisor drops these acknowledgements because their sequence number lies beyond its window. A peer may send beyond the window for
 // two reasons:
@@ -20,8 +21,8 @@ import (
 //   - gVisor announces its window in units of 1<<scale bytes, rounded down, counted from the byte that it acknowledges. So the
 //     announced right edge of the window sometimes moves back by less than a unit. gVisor accepts segments up to the right edge
 //     that it announced last (rcv.go, acceptable), although the peer may have sent up to an earlier edge that was farther right.
-//   - The peer's own stack takes the window of an old, reordered acknowledgement for the present window, as gVisor would do
-//     without heard. The peer then sends more than the present window allows. Some other stacks probe a closed window with a byte
+//   - The peer's own stack takes the window of an old, reordered acknowledgement for the present window, as gVisor would do without
+//     the type heard. The peer then sends more than the present window allows. Some other stacks probe a closed window with a byte
 //     of new data.
 //
 // Package netstack handles the first reason in outbound and lowerSYN. It handles the second reason with a table of closed windows
@@ -87,7 +88,7 @@ func (w *windows) outbound(h []byte, l3 int, bare bool) {
 // next. If p is such an acknowledgement with a number beyond that, inbound writes the expected number to the header. The sequence
 // number of such a segment decides three things: whether gVisor accepts the segment, whether the segment's window counts (gVisor
 // uses it in any case), and whether gVisor echoes the segment's timestamp. gVisor may thus echo a newer timestamp than RFC 7323,
-// section 4.3, allows: it excludes segments beyond a gap. If gVisor receives more data before it handles the segment, the
+// section 4.3, allows: the RFC excludes segments beyond a gap. If gVisor receives more data before it handles the segment, the
 // sequence number that inbound wrote is out of date. gVisor then drops the segment and answers with an acknowledgement without
 // payload, which renews the connection's entry in w.own.
 //
@@ -199,11 +200,12 @@ const (
 )
 
 // closedWindows stores a sequence number for each connection whose window is closed. Its table has entries for 4,096 connections
-// and takes 32 KiB, which it allocates when the first window closes. The hash that selects the entry of a connection has a secret
-// seed, so a peer cannot choose connections that overwrite the entry of a certain other connection.
+// and takes 32 KiB, which it allocates when the first window closes. A hash of the connection selects a set of closedWays entries,
+// one of which the connection may use. The hash has a secret seed, so a peer cannot choose connections that overwrite the entry of
+// a certain other connection.
 //
-// If a set is full, a new entry replaces the entry of another connection. Acknowledgements of the other connection are then not
-// corrected until the other connection sends its next segment, which renews its entry. The peer sends the acknowledgement that
+// If all entries of a set are in use, a new entry replaces one of them. Acknowledgements of the connection that loses its entry are
+// then not corrected until that connection sends its next segment, which renews the entry. The peer sends the acknowledgement that
 // needs the correction in answer to such a segment. So a connection makes progress if its entry survives for one round trip, even
 // if a peer keeps any number of windows closed.
 //
@@ -213,7 +215,7 @@ type closedWindows struct {
 	table atomic.Pointer[[closedSets][closedWays]atomic.Uint64]
 }
 
-// flowSeed keys the hash of connections.
+// flowSeed is the secret seed of the hash of connections.
 var flowSeed = maphash.MakeSeed()
 
 // none reports whether no window is closed.
