@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"time"
 )
 
@@ -297,12 +296,14 @@ func checkPeers(changes []PeerChange, self PublicKey) error {
 				wrong("endpoint %v: want the address of one host", e.Addr)
 			}
 		}
-		for _, p := range slices.Concat(c.AllowedIPs, c.RemoveAllowedIPs) {
-			switch {
-			case !p.IsValid():
-				wrong("an allowed IP is not a valid prefix; want one as in 10.0.0.0/24 or 2001:db8::/64")
-			case p.Addr().Is4In6():
-				wrong("allowed IP %v: write an IPv4 prefix as such, not mapped into IPv6", p)
+		for _, prefixes := range [...][]netip.Prefix{c.AllowedIPs, c.RemoveAllowedIPs} {
+			for _, p := range prefixes {
+				switch {
+				case !p.IsValid():
+					wrong("an allowed IP is not a valid prefix; want one as in 10.0.0.0/24 or 2001:db8::/64")
+				case p.Addr().Is4In6():
+					wrong("allowed IP %v: write an IPv4 prefix as such, not mapped into IPv6", p)
+				}
 			}
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/seed-86b749af/wireguard/internal/ordered"
+	"github.com/seed-86b749af/wireguard/internal/keyed"
 )
 
 // Configure carries out the whole change or nothing. If anything in the change is wrong, Configure changes nothing, and the error
@@ -77,7 +77,7 @@ func (d *Device) changeSocket(c *Change) (old *openSocket, err error) {
 		}
 	}
 	if old != nil || mark != d.mark.Load() {
-		for p := range d.peers.all() {
+		for p := range d.allPeers() {
 			p.mu.Lock()
 			p.endpoint.forgetSource()
 			p.mu.Unlock()
@@ -99,7 +99,7 @@ func (d *Device) changeIdentity(id *identity) {
 	d.identity.Store(id)
 	now := d.now()
 	var self []PeerChange
-	for p := range d.peers.all() {
+	for p := range d.allPeers() {
 		if id != nil && p.key == id.public {
 			self = append(self, PeerChange{PublicKey: p.key, Remove: true})
 			continue
@@ -120,20 +120,20 @@ func (d *Device) changeIdentity(id *identity) {
 
 // An edit is a change to the tables of peers and of allowed IPs.
 type edit struct {
-	peers  ordered.Edit[keyedPeer]
+	peers  keyed.Edit[*peer]
 	routes routesEdit[*peer]
 }
 
 // changePeers carries out changes that checkPeers has accepted. For other goroutines, all peers are added and removed at the same
 // moment. All prefixes are added and removed together, too, but at a later moment. The caller holds mu.
 func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush) {
-	e := &edit{d.peers.published.Load().Edit(), d.allowed.edit()}
+	e := &edit{d.peers.Edit(), d.allowed.edit()}
 	if replace {
 		named := make(map[PublicKey]bool, len(changes))
 		for i := range changes {
 			named[changes[i].PublicKey] = true
 		}
-		for p := range d.peers.all() {
+		for p := range d.allPeers() {
 			if !named[p.key] {
 				d.removePeer(p, e)
 			}
@@ -144,7 +144,7 @@ func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush
 			due = append(due, dueFlush{p, keepalive})
 		}
 	}
-	d.peers.published.Store(e.peers.Set())
+	d.peers.Publish(&e.peers)
 	e.routes.publish()
 	return due
 }
@@ -152,8 +152,7 @@ func (d *Device) changePeers(changes []PeerChange, replace bool) (due []dueFlush
 // changePeer carries out one change. It returns the peer if the caller has to send staged packets or a keepalive to the peer, and
 // nil otherwise. keepalive says whether a keepalive is due.
 func (d *Device) changePeer(c *PeerChange, e *edit) (due *peer, keepalive bool) {
-	named, _ := e.peers.Get(keyedPeer{key: c.PublicKey})
-	p := named.p
+	p := e.peers.Find(c.PublicKey)
 	if c.Remove {
 		if p != nil {
 			d.removePeer(p, e)
@@ -214,14 +213,14 @@ func (d *Device) addPeer(key PublicKey, e *edit) *peer {
 	p.timers.seed = binary.LittleEndian.Uint32(seed[:])
 	d.serial++
 	p.serial = d.serial
-	e.peers.Put(keyedPeer{key, p})
+	e.peers.Put(p)
 	return p
 }
 
 // removePeer removes a peer. A goroutine that still has a pointer to the peer finds that p.removed is true.
 func (d *Device) removePeer(p *peer, e *edit) {
 	e.routes.removeAll(p)
-	e.peers.Delete(keyedPeer{key: p.key})
+	e.peers.Delete(p)
 	var out outbox
 	p.mu.Lock()
 	p.removed = true
@@ -284,7 +283,7 @@ func (d *Device) PrivateKey() PrivateKey {
 // PresharedKey returns the preshared key of a peer, and whether the peer exists. The key is zero if the peer has none. PeerStatus
 // does not contain the key.
 func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
-	p := d.peers.find(peer)
+	p := d.peers.Find(peer)
 	if p == nil {
 		return psk, false
 	}
@@ -297,7 +296,7 @@ func (d *Device) PresharedKey(peer PublicKey) (psk PresharedKey, ok bool) {
 // device either before or after the change.
 func (d *Device) Status() Status {
 	s := Status{
-		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.published.Load().Len(),
+		ListenPort: uint16(d.port.Load()), FirewallMark: d.mark.Load(), Peers: d.peers.Len(),
 		Drops: d.drops.load(), ECNMismatches: d.ecnMismatches.Load(), CookieReplies: d.drops[DropCookieRequired].Load(),
 		UnderLoad: d.slow.loaded(d, d.now()),
 	}
@@ -320,7 +319,7 @@ func (d *Device) Peers() iter.Seq[PeerStatus] { return d.PeersAfter(PublicKey{})
 // are added or removed meanwhile. The order of the keys is that of bytes.Compare.
 func (d *Device) PeersAfter(key PublicKey) iter.Seq[PeerStatus] {
 	return func(yield func(PeerStatus) bool) {
-		for p := range d.peers.after(key) {
+		for p := range d.peers.After(key) {
 			if s, ok := d.peerStatus(p); ok && !yield(s) {
 				return
 			}
@@ -330,7 +329,7 @@ func (d *Device) PeersAfter(key PublicKey) iter.Seq[PeerStatus] {
 
 // Peer describes a peer at this moment, and reports whether the peer exists.
 func (d *Device) Peer(key PublicKey) (s PeerStatus, ok bool) {
-	if p := d.peers.find(key); p != nil {
+	if p := d.peers.Find(key); p != nil {
 		return d.peerStatus(p)
 	}
 	return s, false
@@ -346,7 +345,7 @@ func (d *Device) AllowedIPs(peer PublicKey) iter.Seq[netip.Prefix] {
 // of prefixes at a time passes the last prefix of the previous page.
 func (d *Device) AllowedIPsAfter(peer PublicKey, prefix netip.Prefix) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
-		if p := d.peers.find(peer); p != nil {
+		if p := d.peers.Find(peer); p != nil {
 			d.allowed.of(p, prefix)(yield)
 		}
 	}

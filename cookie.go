@@ -32,8 +32,7 @@ func cookieKey(k PublicKey) [32]byte { return blake2s.Sum256(append([]byte(cooki
 // A cookieJar holds what this device needs to make the MACs of its messages to one peer. It is kept after the handshake, because
 // a cookie reply to a response arrives after the handshake. The zero value has no cookie.
 type cookieJar struct {
-	mac1     [macSize]byte // the mac1 of the last message sent
-	sent     bool          // whether a cookie reply to that message is still accepted
+	mac1     [macSize]byte // the mac1 of the last message sent; zero if no cookie reply to that message is accepted any more
 	cookie   [macSize]byte
 	received int64 // when the cookie arrived; 0 means that there is no cookie
 }
@@ -43,7 +42,6 @@ func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 	at := len(m) - 2*macSize
 	key := mac1Key(remote)
 	j.mac1 = noise.NewMAC(key[:]).Of(m[:at])
-	j.sent = true
 	copy(m[at:], j.mac1[:])
 	if j.valid(now) {
 		mac2 := noise.NewMAC(j.cookie[:]).Of(m[:at+macSize])
@@ -54,10 +52,13 @@ func (j *cookieJar) sign(m []byte, remote PublicKey, now int64) {
 // valid reports whether the jar has a cookie that is younger than cookieMaxUse.
 func (j *cookieJar) valid(now int64) bool { return j.received != 0 && now-j.received < cookieMaxUse }
 
+// wantsReply reports whether a cookie reply to the last message is still accepted.
+func (j *cookieJar) wantsReply() bool { return j.mac1 != [macSize]byte{} }
+
 // consume reports whether m, a cookie reply from the peer whose public key is remote, is an authentic reply to the last message
 // sent. If it is, consume stores its cookie. It accepts one reply per message.
 func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
-	if !j.sent {
+	if !j.wantsReply() {
 		return false
 	}
 	key := cookieKey(remote)
@@ -65,7 +66,7 @@ func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 	if _, err := noise.XAEAD(&key).Open(cookie[:0], m[cookieNonce:cookieCookie], m[cookieCookie:cookieSize], j.mac1[:]); err != nil {
 		return false
 	}
-	j.cookie, j.received, j.sent = cookie, now, false
+	j.cookie, j.received, j.mac1 = cookie, now, [macSize]byte{}
 	return true
 }
 

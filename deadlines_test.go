@@ -193,7 +193,7 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	for p := range d.peers.all() {
+	for p := range d.allPeers() {
 		p.mu.Lock()
 		p.timers.attempts = maxAttempts
 		p.timers.set(timerRetransmit, 1) // the last try went unanswered
@@ -202,7 +202,7 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 	}
 	d.keepTime(new(ringing))
 	wipes := make(map[int64]bool) // when the sessions of each peer are wiped: 540 s after the device gave up the handshake
-	for p := range d.peers.all() {
+	for p := range d.allPeers() {
 		wipes[p.timers.at[timerWipe]] = true
 	}
 	if len(wipes) != 3 || wipes[0] {

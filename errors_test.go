@@ -139,7 +139,7 @@ func returned(t *testing.T) (all []returnedError) {
 		d.Up()
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
-			for p := d.peers.find(key); !failedToSend(p); {
+			for p := d.peers.Find(key); !failedToSend(p); {
 				time.Sleep(time.Millisecond)
 			}
 			cancel()
@@ -153,15 +153,15 @@ func returned(t *testing.T) (all []returnedError) {
 	for want, set := range map[error]func(*peer){
 		ErrNoAnswer: func(*peer) {},
 		errUnopened: func(p *peer) { p.unopened = true },
-		errForeign:  func(p *peer) { p.sendErr = errForeign },
+		errForeign:  func(p *peer) { p.noteSend(errForeign) },
 	} {
-		p, waits := newPeer(key), make(chan error, 1)
+		p, waits := newPeer(key), wish{news: make(chan error, 1)}
 		set(p)
-		p.waits = append(p.waits, waits)
+		p.waits = &waits
 		d.publish(p, []outEvent{{kind: EventHandshakeFailed}})
 		add(p.attemptError(), want)        // the error of an event
 		p.unopened, p.sendErr = false, nil // as if the next attempt began before the caller read the error
-		add(errorf("renew the session with %v: %w", key, <-waits), ErrNoAnswer, want)
+		add(errorf("renew the session with %v: %w", key, <-waits.news), ErrNoAnswer, want)
 	}
 	return all
 }

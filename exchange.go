@@ -265,7 +265,7 @@ func (d *Device) receiveCookie(m *handshakeMessage, now int64) {
 	p := m.to
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	asked := p.cookie.sent
+	asked := p.cookie.wantsReply()
 	if !p.cookie.consume(m.bytes(), p.key, now) {
 		d.drop(p, DropBadCookie, 1)
 		if asked {
@@ -312,7 +312,7 @@ func (d *Device) openInitiation(m *handshakeMessage, id *identity, r *running) (
 	if in.handshake, in.key, err = consumeInitiation(id, m.bytes()); err != nil {
 		return in, nil, err
 	}
-	p = d.peers.find(in.key)
+	p = d.peers.Find(in.key)
 	switch {
 	case p != nil:
 		in.static, err = d.staticSecret(p, id)

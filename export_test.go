@@ -38,7 +38,7 @@ func BeginLoad(d *Device) {
 
 // SetSendCounter sets the counter of the next message that d sends on its session with a peer.
 func SetSendCounter(d *Device, peer PublicKey, counter uint64) {
-	p := d.peers.find(peer)
+	p := d.peers.Find(peer)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.current.counter = counter
@@ -59,9 +59,11 @@ func LimitedSources(d *Device) int {
 
 // Waiters returns the number of calls of Handshake and Renew that are waiting for a handshake.
 func Waiters(d *Device) (n int) {
-	for p := range d.peers.all() {
+	for p := range d.allPeers() {
 		p.mu.Lock()
-		n += len(p.waits)
+		for w := p.waits; w != nil; w = w.next {
+			n++
+		}
 		p.mu.Unlock()
 	}
 	return n

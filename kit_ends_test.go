@@ -252,7 +252,7 @@ func (e *end) settle(t testing.TB) {
 }
 
 // peer returns the device's state of the peer r.
-func (e *end) peer(r *remote) *peer { return e.peers.find(r.id.public) }
+func (e *end) peer(r *remote) *peer { return e.peers.Find(r.id.public) }
 
 // send sends packets in one batch.
 func (e *end) send(t testing.TB, packets ...[]byte) {

@@ -60,12 +60,12 @@ func (d *Device) addLookedUp(c *PeerConfig, r *running) error {
 	if d.running.Load() != r {
 		return ErrDown
 	}
-	p := d.peers.find(c.PublicKey)
+	p := d.peers.Find(c.PublicKey)
 	added := p == nil
 	if added {
 		d.changePeers(change, false)
 		d.lookups.Admit(1)
-		p = d.peers.find(c.PublicKey)
+		p = d.peers.Find(c.PublicKey)
 	}
 	var out outbox
 	p.mu.Lock()

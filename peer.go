@@ -29,15 +29,15 @@ type peerState struct {
 	static         secret    // the X25519 of the static keys of this device and the peer; not computed yet if staticOf is nil
 	staticOf       *identity // the identity for which static was computed
 	cookie         cookieJar
-	lastTimestamp  Timestamp        // the timestamp of the newest initiation that was accepted from the peer
-	ownTimestamp   Timestamp        // the timestamp of the newest initiation that was sent to the peer
-	lastInitiation int64            // when the last initiation from the peer was accepted
-	lastSent       int64            // when the last initiation or response was sent
-	lastHandshake  int64            // when the last session was confirmed
-	lastReceived   int64            // when the last authentic message was received
-	recent         []sentInitiation // the initiations sent in the last 5 s, oldest first; it may still contain older ones
-	sessions       uint32           // the number of sessions that were confirmed; wraps to 0
-	heard          uint32           // how often authentic messages were received, where a run of messages counts once; wraps to 0
+	lastTimestamp  Timestamp       // the timestamp of the newest initiation that was accepted from the peer
+	ownTimestamp   Timestamp       // the timestamp of the newest initiation that was sent to the peer
+	lastInitiation int64           // when the last initiation from the peer was accepted
+	lastSent       int64           // when the last initiation or response was sent
+	lastHandshake  int64           // when the last session was confirmed
+	lastReceived   int64           // when the last authentic message was received
+	recent         *sentInitiation // the last initiation sent, in a list with those before it; nil if none was sent lately
+	sessions       uint32          // the number of sessions that were confirmed; wraps to 0
+	heard          uint32          // how often authentic messages were received, where a run of messages counts once; wraps to 0
 
 	drops *Drops // nil until something is dropped
 }
@@ -134,7 +134,7 @@ func (p *peerState) beginInitiation(now int64, wall Timestamp) (ts Timestamp, ok
 		return ts, false
 	}
 	p.lastSent, p.making = now, true
-	p.recent = append(p.recent, sentInitiation{p.endpoint, now})
+	p.recent = &sentInitiation{p.endpoint, now, p.recent}
 	if ts = wall; !ts.After(p.ownTimestamp) {
 		ts = p.ownTimestamp.next()
 	}
@@ -147,8 +147,8 @@ func (p *peerState) commitInitiation(h *handshake, m []byte, now int64, out *out
 	p.endHandshake(out)
 	p.handshake = h
 	p.unopened, p.making = false, false
-	if n := len(p.recent); n > 0 {
-		p.recent[n-1].to = p.endpoint // the endpoint may have changed since beginInitiation
+	if p.recent != nil {
+		p.recent.to = p.endpoint // the endpoint may have changed since beginInitiation
 	}
 	p.cookie.sign(m, p.key, now)
 	p.authenticSent(now)

@@ -229,7 +229,7 @@ func TestCommitSignsMessages(t *testing.T) {
 	if !(&cookieChecker{}).validMAC1(m, x.responder) {
 		t.Error("the response has no valid mac1")
 	}
-	if !bytes.Equal(p.cookie.mac1[:], m[len(m)-2*macSize:len(m)-macSize]) || !p.cookie.sent {
+	if !bytes.Equal(p.cookie.mac1[:], m[len(m)-2*macSize:len(m)-macSize]) || !p.cookie.wantsReply() {
 		t.Error("the peer does not remember the mac1 of its last message")
 	}
 }
@@ -424,7 +424,7 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 func TestRemovedPeerKeepsNoSecrets(t *testing.T) {
 	peerKey := testKey(2).Public()
 	e := newEnd(t, testKey(1), PeerConfig{PublicKey: peerKey, PresharedKey: PresharedKey{7}})
-	p := e.peers.find(peerKey)
+	p := e.peers.Find(peerKey)
 	p.mu.Lock()
 	p.static, p.staticOf, p.cookie = secret{8}, e.identity.Load(), cookieJar{received: 9}
 	p.mu.Unlock()

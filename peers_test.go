@@ -264,7 +264,7 @@ func TestSetPeerOfTheSame(t *testing.T) {
 	}
 	c.AllowedIPs = append(prefixes[1:], netip.MustParsePrefix("192.0.2.0/24"))
 	edit := e.allowed.edit()
-	edit.change(c.AllowedIPs, nil, true, e.peers.find(c.PublicKey))
+	edit.change(c.AllowedIPs, nil, true, e.peers.Find(c.PublicKey))
 	if edit.copied || edit.paths != 2 {
 		t.Errorf("a set that differs by two prefixes changes %d, and copies the table: %v", edit.paths, edit.copied)
 	}

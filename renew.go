@@ -1,7 +1,5 @@
 package wireguard
 
-import "slices"
-
 // A session whose keys are still valid may be dead: the peer may have restarted, or the configuration may have changed the peer's
 // endpoint. The functions of this file recognise a dead session and replace it.
 
@@ -10,8 +8,9 @@ const maxRecent = 4
 
 // A sentInitiation says when an initiation was sent, and where to.
 type sentInitiation struct {
-	to Endpoint
-	at int64
+	to     Endpoint
+	at     int64
+	before *sentInitiation // the initiation before this one; nil if there was none in the 5 s before mayRenew was last called
 }
 
 // live reports whether packets that are sent on k can be expected to arrive: k can still send, something was received on it since
@@ -45,9 +44,15 @@ func (p *peerState) renew(now int64, out *outbox) {
 
 // mayRenew forgets initiations that are older than 5 s, and reports whether the others permit one more now.
 func (p *peerState) mayRenew(now int64) bool {
-	p.recent = slices.DeleteFunc(p.recent, func(s sentInitiation) bool { return now-s.at >= rekeyTimeout })
-	return len(p.recent) < maxRecent &&
-		!slices.ContainsFunc(p.recent, func(s sentInitiation) bool { return s.to.SamePlace(p.endpoint) })
+	n, here := 0, false
+	for at := &p.recent; *at != nil; at = &(*at).before {
+		if now-(*at).at >= rekeyTimeout {
+			*at = nil // so are those before it
+			break
+		}
+		n, here = n+1, here || (*at).to.SamePlace(p.endpoint)
+	}
+	return n < maxRecent && !here
 }
 
 // setEndpoint sets the endpoint to e, which comes from the configuration. If e is another place than the old endpoint (see

@@ -427,7 +427,7 @@ func TestNewestEventWins(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	s, p := e.Subscribe(EventEndpointMoved), e.peers.find(r.id.public)
+	s, p := e.Subscribe(EventEndpointMoved), e.peers.Find(r.id.public)
 	for round := range 200 {
 		var receivers sync.WaitGroup
 		for i := range 4 {

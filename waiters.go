@@ -1,9 +1,6 @@
 package wireguard
 
-import (
-	"context"
-	"slices"
-)
+import "context"
 
 // Handshake waits until there is a live session with a peer. A session is live if packets can be sent on it, if something was
 // received on it since the configuration last changed the peer's endpoint, and if no data that was sent on it has been unanswered
@@ -38,10 +35,11 @@ type wish struct {
 	asked    bool       // whether the call has asked for an initiation
 	sessions uint32     // the peer's count of confirmed sessions when the call asked for an initiation
 	news     chan error // receives nil if there may be a session now, or an error that says why there will be none
+	next     *wish      // the next wish in the list of the peer
 }
 
 func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err error) {
-	p := d.peers.find(key)
+	p := d.peers.Find(key)
 	if p == nil {
 		return ErrNoPeer
 	}
@@ -57,7 +55,12 @@ func (d *Device) await(ctx context.Context, key PublicKey, renew bool) (err erro
 			}
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.waits = slices.DeleteFunc(p.waits, func(c chan error) bool { return c == w.news })
+			for at := &p.waits; *at != nil; at = &(*at).next {
+				if *at == &w {
+					*at = w.next
+					break
+				}
+			}
 			return p.because(ctx.Err())
 		}
 	}
@@ -90,7 +93,7 @@ func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 			p.renew(now, &out) // the session that was made is not the wanted one, and no initiation is under way
 		}
 		waits = true
-		p.waits = append(p.waits, w.news)
+		w.next, p.waits = p.waits, w
 	}
 	d.release(p, &out)
 	return waits, err
@@ -99,8 +102,8 @@ func (d *Device) look(p *peer, w *wish) (waits bool, err error) {
 // endWaits sends err to the calls of Handshake and Renew that wait for a session with p. If err is nil, each of them calls look
 // again, to check for a session. The caller holds p.mu.
 func (p *peer) endWaits(err error) {
-	for _, c := range p.waits {
-		c <- err
+	for w := p.waits; w != nil; w = w.next {
+		w.news <- err // has room: a wish takes the value before it joins the list again
 	}
 	p.waits = nil
 }

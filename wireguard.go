@@ -42,6 +42,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/boottime"
 	"github.com/seed-86b749af/wireguard/internal/deadlines"
 	"github.com/seed-86b749af/wireguard/internal/inbox"
+	"github.com/seed-86b749af/wireguard/internal/keyed"
 	"github.com/seed-86b749af/wireguard/internal/keylog"
 	"github.com/seed-86b749af/wireguard/internal/ratelimit"
 	"github.com/seed-86b749af/wireguard/internal/staged"
@@ -97,7 +98,7 @@ type Device struct {
 	running    atomic.Pointer[running] // nil while the device is down
 	closing    atomic.Bool
 
-	peers    peerTable
+	peers    keyed.Table[*peer]
 	allowed  allowedIPs[*peer]
 	sessions sessionTable
 
@@ -206,7 +207,7 @@ func (d *Device) up() (due []dueFlush, err error) {
 	d.wg.Go(func() { d.keepTime(r.alarm) })
 	d.startReceivers(r, s)
 	d.startSources()
-	for p := range d.peers.all() {
+	for p := range d.allPeers() {
 		p.mu.Lock()
 		if p.lookedUp {
 			p.timers.set(timerWipe, d.now()+rejectAfterTime) // the peer is forgotten after 180 s, unless it makes a session
@@ -251,7 +252,7 @@ func (d *Device) stop() *running {
 	if d.closing.Load() {
 		why = errClosed
 	}
-	for p := range d.peers.all() {
+	for p := range d.allPeers() {
 		var out outbox
 		p.mu.Lock()
 		p.stop(&out)
@@ -286,7 +287,7 @@ func (d *Device) Wake() error {
 	now := d.now()
 	d.deadlines.Ring()
 	var due []dueFlush
-	for p := range d.peers.all() {
+	for p := range d.allPeers() {
 		var out outbox
 		p.mu.Lock()
 		p.wake(now, &out)

@@ -38,20 +38,6 @@ type node[T Item[T]] struct {
 // Len returns the number of items.
 func (s Set[T]) Len() int { return s.n }
 
-// Get returns the item that is equal to x, and whether the set has one.
-func (s Set[T]) Get(x T) (item T, ok bool) {
-	n := s.root
-	for n != nil && n.kids != nil {
-		n = n.kids[n.below(x)]
-	}
-	if n != nil {
-		if i, found := n.search(x); found {
-			return n.items[i], true
-		}
-	}
-	return item, false
-}
-
 // From returns the items that are not less than x, in order. The first item costs O(log n), and each further item O(1).
 func (s Set[T]) From(x T) iter.Seq[T] {
 	return func(yield func(T) bool) {
@@ -146,9 +132,6 @@ func (e *Edit[T]) Set() Set[T] {
 	return s
 }
 
-// Get does what Set.Get does.
-func (e *Edit[T]) Get(x T) (item T, ok bool) { return e.s.Get(x) }
-
 // From does what Set.From does. The edit must not be changed inside the loop.
 func (e *Edit[T]) From(x T) iter.Seq[T] { return e.s.From(x) }
 
@@ -190,23 +173,27 @@ func (e *Edit[T]) put(n *node[T], x T) (left, right *node[T]) {
 
 // insert inserts an item, and a child if n has children. If n is full, insert returns a second node and moves the upper half
 // of n to it. If the item is greater than all items of n, insert moves nothing, so items that are added in order fill
-// their nodes.
+// their nodes. The second node then has room for the items that probably follow.
 func (e *Edit[T]) insert(n *node[T], i int, x T, kid *node[T]) (right *node[T]) {
 	if len(n.items) < maxItems {
 		n.insert(i, x, kid)
 		return nil
 	}
-	at := maxItems / 2
+	right = &node[T]{edit: e.s.edit}
 	if i == maxItems {
-		at = maxItems
+		right.items = make([]T, 0, maxItems)
+		if kid != nil {
+			right.kids = make([]*node[T], 0, maxItems)
+		}
+		right.insert(0, x, kid)
+		return right
 	}
-	right = &node[T]{edit: e.s.edit, items: resized(n.items[at:], 1)}
-	n.items = resized(n.items[:at], 1)
+	const at = maxItems / 2
+	right.items, n.items = resized(n.items[at:], 1), resized(n.items[:at], 1)
 	if kid != nil {
-		right.kids = resized(n.kids[at:], 1)
-		n.kids = resized(n.kids[:at], 1)
+		right.kids, n.kids = resized(n.kids[at:], 1), resized(n.kids[:at], 1)
 	}
-	if i > at || i == maxItems {
+	if i > at {
 		right.insert(i-at, x, kid)
 	} else {
 		n.insert(i, x, kid)
