@@ -2,7 +2,7 @@
 // batch. With [Helpers] alone, they can process its next batch.
 //
 // Asking for help means starting a helper, which is a goroutine. A start costs time, and is useless while no core is idle. Waking a
-// sleeping core takes about as long as sealing a batch. So after four useless requests in a row, a goroutine stops asking for a
+// sleeping core takes about as long as sealing a batch. So after 16 useless requests in a row, a goroutine stops asking for a
 // while. And a helper without work checks for more work up to 20,000 times before it ends. Unless Helpers.Limit is set, no
 // goroutine asks while other programs need the cores.
 package idle
@@ -18,7 +18,10 @@ const (
 	// messageCost is the fixed cost of sealing a message, given as the number of bytes that take the same time to seal.
 	messageCost = 300
 
-	inVain    = 4  // useless requests in a row, after which a goroutine stops asking
+	// inVain is the number of useless requests in a row after which a goroutine stops asking. A request is cheap while a helper
+	// still lingers, and a lingering helper keeps its core awake. With 4 requests, helpers end and start again so often that
+	// pipeline/64 is an eighth slower. With no limit, it is a fifth slower while goroutines of the program use all cores.
+	inVain    = 16
 	lookAgain = 32 // calls of Wanted, after which a goroutine asks again and reads GOMAXPROCS again
 
 	lingerLooks = 20000 // checks of Linger; they take about the time from one batch to the next
