@@ -135,7 +135,7 @@ func (f framer) Receive() ([]Train, error) {
 	for i := range ts {
 		for m := range ts[i].Frames() {
 			if n := int(binary.BigEndian.Uint16(m[f.head-2:])); n != len(m)-f.head {
-				f.t.Errorf("the header of a datagram of %d bytes says %d", len(m)-f.head, n)
+				f.t.Errorf("a datagram has %d bytes, but its header says %d", len(m)-f.head, n)
 			}
 		}
 		ts[i].Headroom = f.head
@@ -181,7 +181,7 @@ func newStar(t *testing.T, n, headroom int) *star {
 		if err := d.Handshake(t.Context(), p.PublicKey); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the session is not confirmed", func() bool {
+		eventually(t, "the session is confirmed", func() bool {
 			s, _ := devices[i].Peer(testKey(1).Public())
 			return s.Session
 		})
@@ -215,7 +215,7 @@ func (s *star) round(from *stepper) {
 }
 
 // TestNoAllocationsThroughDevices checks that nothing is allocated for a packet on its whole path from the Tunnel of one device
-// to the Tunnel of another, in both directions. It sends single packets, trains, packets whose sizes make no train, and batches
+// to the Tunnel of another, in both directions. It sends single packets, trains, packets of unequal sizes, and batches
 // to many peers.
 func TestNoAllocationsThroughDevices(t *testing.T) {
 	for _, test := range []struct {
@@ -313,7 +313,7 @@ func TestNoAllocationsReceivingTrains(t *testing.T) {
 		t.Errorf("%d packets were delivered, want %d", n, want)
 	}
 	if got := e.drops.load(); got[DropForged] != uint64(calls) || got.Total() != got[DropForged] {
-		t.Errorf("dropped: %v", got)
+		t.Errorf("the drops are %v, want only the forged messages", got)
 	}
 }
 

@@ -117,7 +117,7 @@ func TestAllowedIPsModel(t *testing.T) {
 				}
 			}
 			if a.routes() != before {
-				t.Fatal("a change is seen before it is published")
+				t.Fatal("the table shows a change before the change is published")
 			}
 			edit.publish()
 			checkRoutes(t, a.routes(), model)
@@ -140,7 +140,7 @@ func checkRoutes(t *rapid.T, r routes[*peer], model routesModel) {
 	for range 20 {
 		addr := drawAddr(t, "address")
 		if got, want := r.peer(addr), model.peer(addr); got != want {
-			t.Fatalf("%v routes to %v, want %v, with %v", addr, name(got), name(want), model)
+			t.Fatalf("%v routes to %v, want %v, in the table %v", addr, name(got), name(want), model)
 		}
 	}
 	for prefix := range model {
@@ -161,11 +161,11 @@ func checkOwned(t *rapid.T, a *allowedIPs[*peer], peers []*peer, model routesMod
 	for _, p := range peers {
 		slices.SortFunc(owned[p], netip.Prefix.Compare)
 		if got := slices.Collect(a.of(p, netip.Prefix{})); !slices.Equal(got, owned[p]) || int(p.prefixes.Load()) != len(got) {
-			t.Fatalf("peer %v has the %d prefixes %v, want %v in that order", name(p), p.prefixes.Load(), got, owned[p])
+			t.Fatalf("%v counts %d prefixes and lists %v, want %v in this order", name(p), p.prefixes.Load(), got, owned[p])
 		}
 		rest := slices.DeleteFunc(slices.Clone(owned[p]), func(prefix netip.Prefix) bool { return prefix.Compare(after) <= 0 })
 		if got := slices.Collect(a.of(p, after)); !slices.Equal(got, rest) {
-			t.Fatalf("after %v, peer %v has %v, want %v", after, name(p), got, rest)
+			t.Fatalf("after %v, the prefixes of %v are %v, want %v", after, name(p), got, rest)
 		}
 	}
 }
@@ -191,7 +191,7 @@ func TestAllowedIPsTable(t *testing.T) {
 			return e
 		}
 		if table.routes().peer(netip.MustParseAddr("10.0.0.1")) != nil {
-			t.Fatal("the zero value routes")
+			t.Fatal("the zero value of the table routes an address to a peer")
 		}
 		edit := begin()
 		edit.insert(prefix("0.0.0.0/0"), a)
@@ -215,21 +215,21 @@ func TestAllowedIPsTable(t *testing.T) {
 		edit = begin()
 		edit.remove(prefix("10.1.0.0/16"), b)
 		edit.publish()
-		want("10.1.2.4", c, "a prefix is taken from its own peer alone")
+		want("10.1.2.4", c, "remove has no effect if another peer has the prefix")
 
 		edit = begin()
 		edit.insert(prefix("10.1.0.0/16"), b)
 		edit.publish()
 		want("10.1.2.4", b, "the last writer wins")
 		if c.prefixes.Load() != 0 || b.prefixes.Load() != 3 {
-			t.Error("the peers' counts are not in step")
+			t.Error("the peers' counts of prefixes are wrong, want 0 for c and 3 for b")
 		}
 
 		edit = begin()
 		edit.removeAll(b)
 		edit.publish()
-		want("10.1.2.4", a, "removing a peer restores nothing, and uncovers what was there")
-		want("2001:db8::1", nil, "nobody else had it")
+		want("10.1.2.4", a, "after the prefixes of b are removed, the default route of a applies")
+		want("2001:db8::1", nil, "no other peer has a prefix that contains the address")
 	}
 }
 
@@ -263,7 +263,7 @@ func TestAllowedIPsReaders(t *testing.T) {
 				owner := r.peer(prefixes[0].Addr())
 				for _, prefix := range prefixes {
 					if got := r.peer(prefix.Addr()); got != owner || got == nil {
-						t.Errorf("in one state of the table, %v is %v's and %v is %v's", prefixes[0], name(owner), prefix, name(got))
+						t.Errorf("in one state of the table, %v routes to %v and %v routes to %v", prefixes[0], name(owner), prefix, name(got))
 						return
 					}
 				}
@@ -287,7 +287,7 @@ func TestAllowedIPsLookupAllocatesNothing(t *testing.T) {
 	a4, a6 := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("2001:db8::1")
 	if n := testing.AllocsPerRun(100, func() {
 		if r := table.routes(); r.peer(a4) == nil || r.peer(a6) == nil {
-			t.Error("no route")
+			t.Error("the table has no route for an address")
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations, want 0", n)

@@ -128,7 +128,7 @@ func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 					t.Errorf("a sent %d initiations in an hour, want one per 120 s", n)
 				}
 				if n := sentB.Initiations - before[1].Initiations; n != 0 {
-					t.Errorf("b sent %d initiations, want none: it only receives", n)
+					t.Errorf("b sent %d initiations, want 0, because b only receives data", n)
 				}
 				if n := sentA.Keepalives - before[0].Keepalives; n != 30 {
 					t.Errorf("a sent %d keepalives in an hour, want the 30 that confirm sessions", n)
@@ -185,13 +185,13 @@ func TestEventsNeedAuthenticPackets(t *testing.T) {
 		w.advance(time.Second)
 		for i, es := range events {
 			if len(es) > 0 {
-				t.Fatalf("%d events at %s, the first %v", len(es), w.nodes[i].name, <-es)
+				t.Fatalf("%d events at %s, want 0; the first is %v", len(es), w.nodes[i].name, <-es)
 			}
 		}
 		if n := a.Status().Drops.Total() + b.Status().Drops.Total() - dropped; n != tries {
-			t.Fatalf("%d of %d messages were dropped", n, tries)
+			t.Fatalf("%d of %d messages were dropped, want all", n, tries)
 		}
-		wantWorks(w, a, b, "after all that")
+		wantWorks(w, a, b, "after the forged messages")
 	})
 }
 
@@ -224,12 +224,12 @@ func TestPacketsBeyondTheOtherEndsMTU(t *testing.T) {
 				}
 				w.settle()
 			}
-			big.wantDrops(wireguard.DropSendFailed, 1, "65,535 bytes and 32 more do not fit into a datagram")
+			big.wantDrops(wireguard.DropSendFailed, 1, "a packet of 65,535 bytes and 32 bytes of overhead do not fit into a datagram")
 			if got := small.status(big).Received.Packets; got != 3 {
-				t.Fatalf("the small end accepted %d packets, want 3", got)
+				t.Fatalf("the device with the small MTU accepted %d packets, want 3", got)
 			}
 			if drops := small.Status().Drops; drops.Total() != 0 {
-				t.Fatalf("the small end dropped %v", drops)
+				t.Fatalf("the device with the small MTU dropped %v, want no drops", drops)
 			}
 			b := small.NewBatch()
 			b.Append(small.packetOf(big, 1280, false, false))
@@ -238,7 +238,7 @@ func TestPacketsBeyondTheOtherEndsMTU(t *testing.T) {
 			}
 			w.settle()
 			if got := big.status(small).Received.Packets; got != 1 {
-				t.Fatalf("the large end accepted %d packets, want 1", got)
+				t.Fatalf("the device with the large MTU accepted %d packets, want 1", got)
 			}
 		})
 	}
@@ -266,7 +266,7 @@ func TestDistinctLookupKeysLeaveNothing(t *testing.T) {
 			t.Fatalf("%d lookups, want one per key", n)
 		}
 		if left := heap() - before; left > keys*32 {
-			t.Fatalf("%d keys left %d bytes behind", keys, left)
+			t.Fatalf("%d keys left %d bytes on the heap, want at most 32 per key", keys, left)
 		}
 		r.knows(client)
 		w.script()

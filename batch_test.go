@@ -30,15 +30,15 @@ func checkLayout(t failer, b *Batch, packets [][]byte) {
 		}
 		p := b.Packet(i)
 		if !bytes.Equal(p, packets[i]) || cap(p) != len(p) {
-			t.Fatalf("packet %d is another, or reaches beyond its length", i)
+			t.Fatalf("packet %d has wrong bytes, or its slice has a capacity beyond its length", i)
 		}
 		if begin := &b.Packet(0)[0]; uintptr(unsafe.Pointer(&p[0]))-uintptr(unsafe.Pointer(begin)) != uintptr(end-b.headroom) {
-			t.Fatalf("packet %d is not 16 bytes behind its message's begin: messages lie back to back, each behind its headroom", i)
+			t.Fatalf("packet %d is at the wrong offset: the messages must lie back to back, with the headroom in front of each", i)
 		}
 		end += int(m.Padded) + messageOverhead
 	}
 	if b.load.Bytes() != end || end > layout.Size {
-		t.Fatalf("the next message begins at %d, want %d of %d", b.load.Bytes(), end, layout.Size)
+		t.Fatalf("the next message begins at %d, want %d, which must be at most %d", b.load.Bytes(), end, layout.Size)
 	}
 }
 
@@ -67,7 +67,7 @@ func TestBatchModel(t *testing.T) {
 			case 0: // get space for a packet from Next, and give it back unused
 				room := b.Next(n)
 				if (room != nil) != fits {
-					t.Fatalf("Next(%d) with %d packets, %d bytes used: %v", n, len(packets), used(&b), room != nil)
+					t.Fatalf("Next(%d) with %d packets and %d bytes used returned space: %v", n, len(packets), used(&b), room != nil)
 				}
 				if room != nil {
 					b.Commit(0)
@@ -75,7 +75,7 @@ func TestBatchModel(t *testing.T) {
 			case 1: // use a part of the space that Next returned
 				if room := b.Next(n); room != nil {
 					if len(room) != n || cap(room) != n {
-						t.Fatalf("Next(%d) is of %d bytes", n, len(room))
+						t.Fatalf("Next(%d) returned %d bytes, or a slice with another capacity", n, len(room))
 					}
 					part := copy(room, packet[:1+n/2])
 					b.Commit(part)
@@ -94,7 +94,7 @@ func TestBatchModel(t *testing.T) {
 				}
 			default:
 				if b.Append(packet) != fits {
-					t.Fatalf("Append of %d bytes with %d packets, %d bytes used: %v", n, len(packets), used(&b), !fits)
+					t.Fatalf("Append of %d bytes with %d packets and %d bytes used returned %v", n, len(packets), used(&b), !fits)
 				}
 				if fits {
 					packets = append(packets, packet)
@@ -119,11 +119,11 @@ func TestBatchFull(t *testing.T) {
 	b := Batch{mtu: 1420}
 	for i := range layout.MaxPackets {
 		if !b.Append([]byte{1}) {
-			t.Fatalf("packet %d does not fit", i)
+			t.Fatalf("packet %d does not fit into the batch", i)
 		}
 	}
 	if b.Append([]byte{1}) || b.Next(1) != nil || b.Len() != layout.MaxPackets {
-		t.Error("the batch takes more than 128 packets")
+		t.Error("the batch accepted more than 128 packets")
 	}
 	b.Reset()
 	large := make([]byte, maxPacket)
@@ -131,15 +131,15 @@ func TestBatchFull(t *testing.T) {
 		t.Error("an empty batch has no room for the largest IP packet")
 	}
 	if !b.Append(make([]byte, 60000)) || b.Append(large) {
-		t.Error("memory is not what bounds it")
+		t.Error("after a packet of the largest size, the batch must accept 60,000 bytes, and then refuse another packet of the largest size")
 	}
 	if b.Reset(); b.Len() != 0 || !b.Append(large) {
-		t.Error("Reset does not empty it")
+		t.Error("Reset did not empty the batch")
 	}
 	b.Reset()
 	for range 90 {
 		if !b.Append(make([]byte, 1420)) {
-			t.Fatal("90 packets of 1420 bytes do not fit: two trains of 45 are what the memory is for")
+			t.Fatal("90 packets of 1420 bytes do not fit, but a batch must have space for two trains of 45")
 		}
 	}
 }
@@ -148,29 +148,29 @@ func TestBatchMisuse(t *testing.T) {
 	var b Batch
 	for _, n := range []int{0, -1, maxPacket + 1, 1 << 30} {
 		if b.Next(n) != nil {
-			t.Errorf("Next(%d) hands out room", n)
+			t.Errorf("Next(%d) returned space, want nil", n)
 		}
 	}
 	if b.Append(nil) || b.Append(make([]byte, maxPacket+1)) || b.Len() != 0 {
-		t.Error("what is no packet is appended")
+		t.Error("Append accepted an empty packet or a packet that is too large")
 	}
 	if b.load != nil {
 		t.Error("an empty batch holds memory")
 	}
-	wantPanic(t, "nothing was handed out", func() { b.Commit(1) })
+	wantPanic(t, "Commit without Next", func() { b.Commit(1) })
 	b.Next(10)
-	wantPanic(t, "more than was handed out", func() { b.Commit(11) })
-	wantPanic(t, "a negative length", func() { b.Commit(-1) })
+	wantPanic(t, "Commit of more bytes than Next returned", func() { b.Commit(11) })
+	wantPanic(t, "Commit of a negative length", func() { b.Commit(-1) })
 	b.Commit(10)
-	wantPanic(t, "the room is used", func() { b.Commit(1) })
+	wantPanic(t, "a second Commit after one call of Next", func() { b.Commit(1) })
 	b.Next(20)
 	b.Next(5)
-	wantPanic(t, "the room is that of the last Next", func() { b.Commit(6) })
+	wantPanic(t, "Commit of more bytes than the last call of Next returned", func() { b.Commit(6) })
 	b.Next(10)
 	b.Reset()
-	wantPanic(t, "Reset took the room back", func() { b.Commit(1) })
+	wantPanic(t, "Commit after Reset", func() { b.Commit(1) })
 	if b.Commit(0); b.load != nil || b.Len() != 0 {
-		t.Error("Reset leaves something")
+		t.Error("after Reset, the batch is not empty")
 	}
 }
 
@@ -187,7 +187,7 @@ func TestSendEmptiesBatch(t *testing.T) {
 		b.Next(100)
 		err := e.Send(b)
 		if !errors.Is(err, want) || b.Len() != 0 || b.load != nil || b.room != 0 || b.mtu != 1280 {
-			t.Errorf("%s: Send returns %v and leaves %d packets", why, err, b.Len())
+			t.Errorf("%s: Send returned %v and left %d packets in the batch, or did not reset the batch", why, err, b.Len())
 		}
 		reason := DropDown
 		if want == nil {
@@ -206,6 +206,6 @@ func TestSendEmptiesBatch(t *testing.T) {
 	e.Close()
 	send("closed", net.ErrClosed)
 	if err := e.Send(new(Batch)); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("an empty batch after Close: %v", err)
+		t.Errorf("Send of an empty batch after Close returned %v, want net.ErrClosed", err)
 	}
 }

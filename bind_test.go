@@ -17,7 +17,7 @@ func TestTrainLen(t *testing.T) {
 	} {
 		train := Train{Data: make([]byte, c.data), Size: c.size}
 		if got := train.Len(); got != c.want {
-			t.Errorf("%d bytes in datagrams of %d are %d, want %d", c.data, c.size, got, c.want)
+			t.Errorf("%d bytes in datagrams of %d bytes are %d datagrams, want %d", c.data, c.size, got, c.want)
 		}
 	}
 }
@@ -34,12 +34,12 @@ func TestTrainDatagrams(t *testing.T) {
 			for m := range train.Datagrams() {
 				count++
 				if cap(m) != len(m) || size > 0 && len(m) > size {
-					t.Errorf("size %d of %d: a datagram of %d bytes with room for %d", size, n, len(m), cap(m))
+					t.Errorf("datagrams of %d bytes in a train of %d bytes: a datagram has length %d and capacity %d", size, n, len(m), cap(m))
 				}
 				all = append(all, m...)
 			}
 			if string(all) != string(data[:n]) || count != train.Len() {
-				t.Errorf("size %d of %d: %d datagrams, %q; want %d", size, n, count, all, train.Len())
+				t.Errorf("datagrams of %d bytes in a train of %d bytes: got %d datagrams with the data %q, want %d datagrams", size, n, count, all, train.Len())
 			}
 			for range train.Datagrams() {
 				break // does not panic
@@ -90,10 +90,10 @@ func TestEndpointText(t *testing.T) {
 		e := EndpointOf(netip.MustParseAddrPort("198.51.100.1:1"))
 		e.Source, e.Interface = netip.MustParseAddr("198.51.100.2"), 4
 		if err := e.UnmarshalText([]byte(c.text)); err != nil || e.String() != c.want {
-			t.Errorf("%q is %v (%v), want %s", c.text, e, err, c.want)
+			t.Errorf("%q is parsed as %v (error %v), want %s", c.text, e, err, c.want)
 		}
 		if e.Source.IsValid() || e.Interface != 0 {
-			t.Errorf("%q leaves a source", c.text)
+			t.Errorf("after %q was parsed, the endpoint still has a source or an interface", c.text)
 		}
 		if p, err := ParseEndpoint(c.text); (err != nil) != !e.IsValid() || p != e {
 			t.Errorf("ParseEndpoint(%q) = %v, %v, want %v and an error if the text is empty", c.text, p, err, e)
@@ -106,13 +106,13 @@ func TestEndpointText(t *testing.T) {
 		e := EndpointOf(netip.MustParseAddrPort("198.51.100.1:1"))
 		err := e.UnmarshalText([]byte(text))
 		if err == nil || !strings.HasPrefix(err.Error(), "wireguard: endpoint \""+text+"\": ") {
-			t.Errorf("%q: %v", text, err)
+			t.Errorf("UnmarshalText(%q) returned the error %v, want one that quotes the text", text, err)
 		}
 		if e, err := ParseEndpoint(text); err == nil || e.IsValid() {
-			t.Errorf("ParseEndpoint(%q) = %v, %v", text, e, err)
+			t.Errorf("ParseEndpoint(%q) = %v, %v, want the zero endpoint and an error", text, e, err)
 		}
 		if e.String() != "198.51.100.1:1" {
-			t.Errorf("%q is refused, and changes the endpoint to %v", text, e)
+			t.Errorf("UnmarshalText refused %q, but changed the endpoint to %v", text, e)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func TestEndpointTextRoundTrip(t *testing.T) {
 		}
 		var back Endpoint
 		if err := back.UnmarshalText(text); err != nil || back != e {
-			t.Fatalf("%v is %v after %q (%v)", e, back, text, err)
+			t.Fatalf("%v became %v after the text form %q (error %v)", e, back, text, err)
 		}
 	})
 }
@@ -138,15 +138,15 @@ func TestEndpointTextRoundTrip(t *testing.T) {
 func TestEndpointValue(t *testing.T) {
 	var zero Endpoint
 	if text, err := zero.MarshalText(); zero.IsValid() || zero.String() != "none" || len(text) != 0 || err != nil {
-		t.Errorf("the zero endpoint is %v, as text %q (%v)", zero, text, err)
+		t.Errorf("the zero endpoint is printed as %v and has the text form %q (error %v)", zero, text, err)
 	}
 	link := Endpoint{Link: testLink{"relay 7", 7}}
 	if _, err := link.MarshalText(); !link.IsValid() || link.String() != "relay 7" || err == nil {
-		t.Errorf("an endpoint with a Link is %v, with a text form: %v", link, err)
+		t.Errorf("an endpoint with a Link is printed as %v, and MarshalText returned the error %v, want an error", link, err)
 	}
 	a := EndpointOf(netip.MustParseAddrPort("192.0.2.1:1"))
 	if !a.IsValid() {
-		t.Error("an address is no endpoint")
+		t.Error("an endpoint with an address is not valid")
 	}
 	sticky := a
 	sticky.Source, sticky.Interface = netip.MustParseAddr("192.0.2.9"), 1
@@ -159,7 +159,7 @@ func TestEndpointValue(t *testing.T) {
 		why  string
 	}{
 		{a, true, "itself"},
-		{sticky, true, "the local address is no part of the place"},
+		{sticky, true, "SamePlace ignores the local address"},
 		{port, false, "another port"},
 		{linked, false, "another Link"},
 	} {
@@ -168,9 +168,9 @@ func TestEndpointValue(t *testing.T) {
 		}
 	}
 	if sticky.forgetSource(); sticky != a {
-		t.Errorf("without its source the endpoint is %+v", sticky)
+		t.Errorf("after forgetSource, the endpoint is %+v", sticky)
 	}
 	if m := map[Endpoint]int{a: 1, linked: 2}; m[a] != 1 || m[linked] != 2 {
-		t.Error("an endpoint does not serve as a key")
+		t.Error("a map with endpoints as keys returned wrong values")
 	}
 }

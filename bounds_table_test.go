@@ -49,7 +49,7 @@ func constantsOf(t *testing.T, dir string) map[string]int64 {
 
 type noImporter struct{}
 
-func (noImporter) Import(string) (*types.Package, error) { return nil, errors.New("not here") }
+func (noImporter) Import(string) (*types.Package, error) { return nil, errors.New("imports nothing") }
 
 var (
 	boundName   = regexp.MustCompile("^`(?:([a-z0-9]+)\\.)?(\\w+)`$")
@@ -94,7 +94,7 @@ func wantBound(t *testing.T, packages map[string]map[string]int64, what, limit, 
 	}
 	written <<= map[string]int{"": 0, " KiB": 10, " MiB": 20}[n[2]]
 	if written != value {
-		t.Errorf("%s: the table says %s, and %s is %d", what, limit, name, value)
+		t.Errorf("%s: the table says %s, but %s is %d", what, limit, name, value)
 	}
 }
 
@@ -104,7 +104,7 @@ func TestBoundsAreTested(t *testing.T) {
 	testkit.ReadsSources(t)
 	names, rows := testNames(t), tableRows(t, "| what is bounded |")
 	if len(rows) < 30 {
-		t.Fatalf("the table has %d rows", len(rows))
+		t.Fatalf("the table has %d rows, want at least 30", len(rows))
 	}
 	packages := make(map[string]map[string]int64)
 	for _, cells := range rows {
@@ -114,7 +114,7 @@ func TestBoundsAreTested(t *testing.T) {
 		what := cells[0]
 		wantBound(t, packages, what, cells[1], cells[2])
 		if cells[3] == "" || cells[4] == "" {
-			t.Errorf("%s: the row does not say who can fill it, or what others keep", what)
+			t.Errorf("%s: the cell of the column \"who can fill it\" or \"what others keep\" is empty", what)
 		}
 		tests := testName.FindAllStringSubmatch(cells[5], -1)
 		if len(tests) == 0 {

@@ -31,12 +31,12 @@ func TestClockStepLeavesTimersAlone(t *testing.T) {
 		w.connect(a, b)
 		a.clock.stepWall(-time.Hour)
 		b.clock.stepWall(time.Hour)
-		a.wantSession(b, true, "as young as before")
+		a.wantSession(b, true, "the age of the session has not changed")
 		a.send(b, "x")
-		w.want("a data", "on the session")
-		w.wantAt(10*time.Second, "b keepalive", "10 s are 10 s")
+		w.want("a data", "a still has the session")
+		w.wantAt(10*time.Second, "b keepalive", "b sends the passive keepalive after exactly 10 s")
 		if age := a.status(b).SessionAge; age != 10*time.Second {
-			w.Fatalf("session age %v", age)
+			w.Fatalf("the session's age is %v, want 10 s", age)
 		}
 	})
 }

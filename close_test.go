@@ -123,7 +123,7 @@ func (c *closing) repeats(what string, f func() error) {
 			ended := c.ended.Load()
 			if err := f(); err != nil {
 				if !ended && !c.ended.Load() || !errors.Is(err, net.ErrClosed) {
-					c.Errorf("%s: %v", what, err)
+					c.Errorf("%s returned %v, want no error before Close and net.ErrClosed after it", what, err)
 				}
 				return
 			}
@@ -219,7 +219,7 @@ var closingStates = []struct {
 		c.redirect()
 		c.repeats("Handshake", func() error { return c.Handshake(context.Background(), otherKey.Public()) })
 		c.repeats("Tunnel.Send", func() error { return c.tun.Send(context.Background(), packetTo(theirAddrs[0], 100)) })
-		testkit.Eventually(c, "a handshake is under way and packets wait for it", func() bool {
+		testkit.Eventually(c, "a handshake is in progress, and packets are staged", func() bool {
 			s, _ := c.Peer(otherKey.Public())
 			return s.Initiating && s.Staged > 0 && wireguard.Waiters(c.Device) > 0
 		})
@@ -232,7 +232,7 @@ var closingStates = []struct {
 		}
 		c.repeats("Tunnel.Send", func() error { return c.tun.Send(context.Background(), packetTo(theirAddrs[0], 1000)) })
 		c.repeats("Tunnel.Receive", func() error { _, err := c.tun.Receive(context.Background()); return err })
-		testkit.Eventually(c, "packets both ways", func() bool {
+		testkit.Eventually(c, "more than 1000 packets arrive in each direction", func() bool {
 			s, _ := c.Peer(otherKey.Public())
 			return s.Received.Packets > 1000 && s.Sent.Packets > 1000
 		})
@@ -247,7 +247,7 @@ var closingStates = []struct {
 			train.Err, train.Endpoint = nil, at
 			s.Send([]wireguard.Train{train})
 		})
-		testkit.Eventually(c, "initiations pile up", func() bool {
+		testkit.Eventually(c, "the device drops more than 100 initiations", func() bool {
 			drops := c.Status().Drops
 			return drops[wireguard.DropOldTimestamp]+drops[wireguard.DropCookieRequired] > 100
 		})
@@ -346,7 +346,7 @@ func (c *closing) wantClosed() {
 	}
 	c.Down()
 	if err := errors.Join(c.Wake(), c.Close(), c.Err()); err != nil {
-		c.Errorf("Wake, Close or Err after Close: %v", err)
+		c.Errorf("Wake, Close or Err after Close returned %v, want no error", err)
 	}
 	events := c.Subscribe()
 	if e, err := events.Next(context.Background()); !errors.Is(err, net.ErrClosed) {
@@ -354,7 +354,7 @@ func (c *closing) wantClosed() {
 	}
 	events.Close()
 	if c.Status().Up {
-		c.Error("up after Close")
+		c.Error("after Close, Status says that the device is up")
 	}
 }
 
@@ -365,13 +365,13 @@ func descriptors() int {
 }
 
 func TestCloseFromEveryState(t *testing.T) {
-	testkit.NeedsThreads(t, "it closes devices amid senders that loop")
+	testkit.NeedsThreads(t, "the test closes a device while other goroutines send in a loop")
 	for _, g := range grounds() {
 		for _, state := range closingStates {
 			for _, closers := range []int{1, 8} {
 				t.Run(fmt.Sprintf("%s/%s/%d", g.name, state.name, closers), func(t *testing.T) {
 					if s, err := net.ListenPacket("udp", "127.0.0.1:0"); err == nil {
-						s.Close() // with its first socket, the runtime also opens other descriptors
+						s.Close() // when a process opens its first socket, the runtime also opens other descriptors
 					}
 					ignore, files := goleak.IgnoreCurrent(), descriptors()
 					var lookup func(context.Context, wireguard.PublicKey) (wireguard.PeerConfig, error)
@@ -403,14 +403,14 @@ func TestCloseFromEveryState(t *testing.T) {
 					})
 					c.wantClosed()
 					for _, f := range c.cleanup {
-						testkit.Returns(c, closeWait, "the other end's Close", f)
+						testkit.Returns(c, closeWait, "Close of the peer or of a socket", f)
 					}
-					testkit.Returns(c, closeWait, "what the test waits in", c.busy.Wait)
+					testkit.Returns(c, closeWait, "the wait for the test's goroutines", c.busy.Wait)
 					if err := goleak.Find(ignore); err != nil {
 						t.Error(err)
 					}
 					if now := descriptors(); now > files {
-						t.Errorf("%d files are open, and %d were before", now, files)
+						t.Errorf("%d files are open after Close, but only %d were open before", now, files)
 					}
 				})
 			}

@@ -187,9 +187,9 @@ func TestCodecs(t *testing.T) {
 			got := into.Elem().Interface()
 			switch {
 			case err != nil && mustKeep:
-				t.Errorf("%s as %s: %v", name, form, err)
+				t.Errorf("%s as %s: encoding or decoding returned the error %v", name, form, err)
 			case err == nil && !same(got, c.v):
-				t.Errorf("%s as %s: %+v came back as %+v, from %q", name, form, c.v, got, b)
+				t.Errorf("%s as %s: %+v was decoded as %+v, from %q", name, form, c.v, got, b)
 			case err == nil && leaks(string(b)) != "":
 				t.Errorf("%s as %s shows a secret: %q", name, form, b)
 			}
@@ -221,7 +221,7 @@ func TestCodecsKnowEveryType(t *testing.T) {
 	for name, c := range codecValues {
 		known[reflect.TypeOf(c.v).Name()] = true
 		if word, _, _ := strings.Cut(name, " "); word != reflect.TypeOf(c.v).Name() {
-			t.Errorf("%q is a %T", name, c.v)
+			t.Errorf("the key %q has a value of type %T", name, c.v)
 		}
 	}
 	for _, name := range notValues {
@@ -238,7 +238,7 @@ func TestCodecsKnowEveryType(t *testing.T) {
 		case *ast.InterfaceType, *ast.FuncType:
 		default:
 			if seen++; !known[spec.Name.Name] {
-				t.Errorf("codecValues has no %s", spec.Name.Name)
+				t.Errorf("neither codecValues nor notValues has the type %s", spec.Name.Name)
 			}
 		}
 		return true
@@ -247,12 +247,12 @@ func TestCodecsKnowEveryType(t *testing.T) {
 		ast.Inspect(f, look)
 	}
 	if seen != len(known) {
-		t.Errorf("the package has %d types, the table knows %d", seen, len(known))
+		t.Errorf("the package has %d exported types, but codecValues and notValues have %d", seen, len(known))
 	}
 }
 
-// TestSecretsAreNotEncoded checks that encoding a secret key fails, even if the key is inside another value. The error must say
-// what to store instead.
+// TestSecretsAreNotEncoded checks that encoding a secret key fails, even if the key is inside another value. The error of
+// encoding/json must say what to store instead.
 func TestSecretsAreNotEncoded(t *testing.T) {
 	private, preshared := PrivateKey(testSecretKey), PresharedKey(testSecretPSK)
 	for name, v := range map[string]any{
@@ -263,19 +263,19 @@ func TestSecretsAreNotEncoded(t *testing.T) {
 		for form, codec := range codecs {
 			b, err := codec.encode(v)
 			if err == nil {
-				t.Errorf("%s as %s: %q", name, form, b)
+				t.Errorf("%s as %s was encoded as %q, want an error", name, form, b)
 			}
 			if form == "json" && (err == nil || !strings.Contains(err.Error(), "store what its method Text returns")) {
-				t.Errorf("%s as %s: %v", name, form, err)
+				t.Errorf("%s as %s: got the error %v, want one that says what to store instead", name, form, err)
 			}
 		}
 	}
 	var k PrivateKey
 	if err := k.UnmarshalBinary(private[:]); err != nil || k != private {
-		t.Errorf("32 bytes are not read as a key: %v", err)
+		t.Errorf("UnmarshalBinary did not accept the 32 bytes of a key: %v", err)
 	}
 	if err := k.UnmarshalBinary(private[:31]); err == nil || k != private {
-		t.Errorf("31 bytes are read as a key: %v", err)
+		t.Errorf("UnmarshalBinary accepted 31 bytes, or changed the key: %v", err)
 	}
 }
 
@@ -298,13 +298,13 @@ func TestDropsAll(t *testing.T) {
 	next, total := DropReason(0), uint64(0)
 	for r, n := range d.All() {
 		if r != next || n != d[r] {
-			t.Errorf("reason %v with %d, want %v with %d", r, n, next, d[next])
+			t.Errorf("All yields the reason %v with the count %d, want %v with %d", r, n, next, d[next])
 		}
 		next++
 		total += n
 	}
 	if next != dropReasons || total != 4 {
-		t.Errorf("%d reasons with %d, want %d with 4", next, total, dropReasons)
+		t.Errorf("All yields %d reasons and %d drops in total, want %d reasons and 4 drops", next, total, dropReasons)
 	}
 	for r := range d.All() {
 		if r == DropReplayed {
@@ -316,12 +316,12 @@ func TestDropsAll(t *testing.T) {
 func TestDropsJSON(t *testing.T) {
 	b, err := json.Marshal(Drops{DropReplayed: 3, DropNoRoute: 1})
 	if want := `{"no route":1,"replayed":3}`; err != nil || string(b) != want {
-		t.Errorf("%s, %v, want %s", b, err, want)
+		t.Errorf("the JSON is %s (error %v), want %s", b, err, want)
 	}
 	for _, text := range []string{`{"nonsense":1}`, `{"replayed":-1}`, `[1]`} {
 		d := Drops{DropForged: 1}
 		if err := json.Unmarshal([]byte(text), &d); err == nil || d != (Drops{DropForged: 1}) {
-			t.Errorf("%s is read as %v: %v", text, d, err)
+			t.Errorf("%s is decoded as %v (error %v), want an error and an unchanged value", text, d, err)
 		}
 	}
 }
@@ -330,10 +330,10 @@ func TestNamesRefused(t *testing.T) {
 	for _, text := range []string{"", "Replayed", "replayed ", "unknown", "nonsense"} {
 		r, k := DropForged, EventHandshake
 		if err := r.UnmarshalText([]byte(text)); err == nil || r != DropForged || !strings.Contains(err.Error(), fmt.Sprintf("%q", text)) {
-			t.Errorf("%q is the reason %v: %v", text, r, err)
+			t.Errorf("%q is decoded as the reason %v (error %v), want an error with the text and an unchanged value", text, r, err)
 		}
 		if err := k.UnmarshalText([]byte(text)); err == nil || k != EventHandshake {
-			t.Errorf("%q is the kind %v: %v", text, k, err)
+			t.Errorf("%q is decoded as the kind %v (error %v), want an error and an unchanged value", text, k, err)
 		}
 	}
 }
@@ -346,12 +346,12 @@ func TestTimestampText(t *testing.T) {
 		t.Errorf("the label of %v is %v, want %s", at, label, text)
 	}
 	if !label.Time().Equal(at) || !(Timestamp{}).Time().IsZero() {
-		t.Errorf("%v is the time %v, and the zero label %v", label, label.Time(), Timestamp{}.Time())
+		t.Errorf("%v has the time %v, and the zero label has the time %v", label, label.Time(), Timestamp{}.Time())
 	}
 	for _, text := range []string{"", "@", text[1:], text + "0", text[:24], "@" + strings.Repeat("g", 24), " " + text, strings.Repeat("@", 25)} {
 		got := label
 		if err := got.UnmarshalText([]byte(text)); err == nil || got != label {
-			t.Errorf("%q is read as %v: %v", text, got, err)
+			t.Errorf("%q is decoded as %v (error %v), want an error and an unchanged value", text, got, err)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func TestConfigAllErrorsAtOnce(t *testing.T) {
 		},
 	})
 	if d != nil {
-		t.Error("there is a device all the same")
+		t.Error("New returned a device, want nil and an error")
 	}
 	peer := func(i int, key PublicKey) string { return fmt.Sprintf("peer %d (%v): ", i, key) }
 	wantErrors(t, err,
@@ -103,10 +103,10 @@ func TestConfigureRefusesAsAWhole(t *testing.T) {
 		[]string{"peer 2 (", "own public key"},
 	)
 	if got := fmt.Sprint(e.Device.Status()); got != before {
-		t.Errorf("something was changed:\n%s\n%s", before, got)
+		t.Errorf("Configure returned an error, but changed the device from\n%s\nto\n%s", before, got)
 	}
 	if got := fmt.Sprint(peers(e.Device)); got != status {
-		t.Errorf("something of the peers was changed:\n%s\n%s", status, got)
+		t.Errorf("Configure returned an error, but changed the peers from\n%s\nto\n%s", status, got)
 	}
 }
 
@@ -139,7 +139,7 @@ func TestConfigDefaults(t *testing.T) {
 	} {
 		d := newEndOf(t, c.config).Device
 		if got := [4]int64{d.maxStagedBytes, d.maxStagedPerPeer, int64(d.lookups.MaxAdmitted), int64(d.lookups.Max)}; got != c.want {
-			t.Errorf("limits %d, want %d", got, c.want)
+			t.Errorf("the limits are %d, want %d", got, c.want)
 		}
 	}
 }
@@ -155,7 +155,7 @@ func TestNewCopiesConfig(t *testing.T) {
 		prefixes[i] = netip.MustParsePrefix("192.0.2.0/24")
 	}
 	if got := slices.Collect(e.AllowedIPs(a.id.public)); !slices.Equal(got, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}) {
-		t.Fatalf("the device uses the caller's memory: %v", got)
+		t.Fatalf("the allowed IPs changed together with the caller's slice: %v", got)
 	}
 }
 
@@ -169,7 +169,7 @@ func TestPeerChangeOfConfig(t *testing.T) {
 	}
 	e := newEnd(t, testKey(1), full)
 	if e.PrivateKey() != testKey(1) || e.PrivateKey().Public() != e.Status().PublicKey {
-		t.Error("the device has another private key")
+		t.Error("the device does not have the configured private key")
 	}
 	if _, ok := e.PresharedKey(PublicKey{1}); ok {
 		t.Error("a peer that does not exist has a preshared key")
@@ -178,7 +178,7 @@ func TestPeerChangeOfConfig(t *testing.T) {
 	psk, ok := e.PresharedKey(a.id.public)
 	if !ok || psk != full.PresharedKey || s.Endpoint != full.Endpoint || s.PersistentKeepalive != 25*time.Second ||
 		s.AllowedIPs != 1 || !slices.Equal(slices.Collect(e.AllowedIPs(a.id.public)), []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) || s.Timestamp != full.Timestamp {
-		t.Errorf("the peer is %+v", s)
+		t.Errorf("the peer is %+v, want the settings of its PeerConfig", s)
 	}
 	if err := e.SetPeer(PeerConfig{PublicKey: a.id.public}); err != nil {
 		t.Fatal(err)
@@ -186,10 +186,10 @@ func TestPeerChangeOfConfig(t *testing.T) {
 	s, _ = e.Peer(a.id.public)
 	psk, ok = e.PresharedKey(a.id.public)
 	if !ok || !psk.IsZero() || s.Endpoint != full.Endpoint || s.PersistentKeepalive != 0 || s.AllowedIPs != 0 {
-		t.Errorf("what a PeerConfig leaves out stays, or where the peer was heard is forgotten: %+v", s)
+		t.Errorf("SetPeer kept a setting that the PeerConfig leaves out, or lost the endpoint: %+v", s)
 	}
 	if s.Timestamp != full.Timestamp {
-		t.Error("the newest initiation seen is forgotten: a recorded one would be taken")
+		t.Error("SetPeer lost the timestamp, so the device would accept a recorded initiation")
 	}
 }
 

@@ -42,11 +42,11 @@ func TestConfigureAllOrNothing(t *testing.T) {
 			err := h.Configure(change)
 			for _, text := range texts {
 				if !contains(err, text) {
-					w.Fatalf("%s: error %v, want one that tells of %q", name, err, text)
+					w.Fatalf("%s: Configure returned the error %v, want one that contains %q", name, err, text)
 				}
 			}
 			if after := snapshot(h); after != before {
-				w.Fatalf("%s: something was changed:\n%s\n%s", name, before, after)
+				w.Fatalf("%s: Configure returned an error, but changed the device from\n%s\nto\n%s", name, before, after)
 			}
 			w.want("", name)
 			for _, n := range []*node{b, c, d} {
@@ -61,7 +61,7 @@ func TestConfigureAllOrNothing(t *testing.T) {
 			wireguard.PeerChange{PublicKey: change.PrivateKey.Public()},
 			wireguard.PeerChange{PublicKey: b.pub(), RemoveAllowedIPs: []netip.Prefix{{}}, Endpoint: ptr(wireguard.EndpointOf(netip.MustParseAddrPort("0.0.0.0:1")))},
 		)
-		refused("mistakes", change, "peer 3 ("+d.pub().String(), "persistent keepalive -1s", "peer 4 (", "public key is missing",
+		refused("a change with mistakes", change, "peer 3 ("+d.pub().String(), "persistent keepalive -1s", "peer 4 (", "public key is missing",
 			"peer 5 (", "own public key", "peer 6 ("+b.pub().String(), "not a valid prefix", "the address of one host")
 
 		mood.set(func() { mood.fail = syscall.EADDRINUSE })
@@ -77,14 +77,14 @@ func TestConfigureAllOrNothing(t *testing.T) {
 		h.key = *change.PrivateKey
 		h.configure(change)
 		if s := h.Status(); s.PublicKey != h.pub() || s.ListenPort != 4000 || s.FirewallMark != 9 || s.Peers != 2 {
-			w.Fatalf("status %+v: the same change without a mistake is carried out", s)
+			w.Fatalf("status %+v, want that of the change without mistakes", s)
 		}
 		if _, ok := h.Peer(newcomer); !ok {
-			w.Fatal("there is no newcomer")
+			w.Fatal("the change did not add the new peer")
 		}
 		if s := h.status(b); s.PersistentKeepalive != time.Minute || s.Endpoint.Addr != c.at().Addr || h.psk(b) != (wireguard.PresharedKey{1}) ||
 			!slices.Equal(h.allowed(b), c.prefixes()) || s.Timestamp != (wireguard.Timestamp{0xff}) {
-			w.Fatalf("peer %+v", s)
+			w.Fatalf("peer %+v, want the settings of the change", s)
 		}
 	})
 }
@@ -108,23 +108,23 @@ func TestReplacePeersKeepsSessions(t *testing.T) {
 		h, b, c, d := hub(w)
 		before, allowed := h.status(b), h.allowed(b)
 		h.configure(wireguard.Change{ReplacePeers: true, Peers: []wireguard.PeerChange{{PublicKey: b.pub()}, c.peer().Change()}})
-		w.want("", "a change of peers sends nothing")
+		w.want("", "a change of peers does not send messages")
 		if s := h.status(b); s.Received != before.Received || s.Timestamp != before.Timestamp || s.LastHandshake != before.LastHandshake ||
 			!s.Session || !slices.Equal(h.allowed(b), allowed) || s.Endpoint != before.Endpoint {
-			w.Fatalf("before %+v\nafter %+v", before, s)
+			w.Fatalf("ReplacePeers changed the peer from\n%+v\nto\n%+v", before, s)
 		}
-		wantWorks(w, h, b, "named alone: as it was")
-		wantWorks(w, h, c, "named with its whole configuration: no handshake")
+		wantWorks(w, h, b, "the change names only the key of b, and b keeps its session")
+		wantWorks(w, h, c, "the change has the configuration of c, and c keeps its session")
 		if n := wireguard.SessionIndices(h.Device); n != 2 {
 			w.Fatalf("%d session indices, want those of b and c", n)
 		}
 		h.send(d, "to nobody")
-		h.wantDrops(wireguard.DropNoRoute, 1, "d is not named")
+		h.wantDrops(wireguard.DropNoRoute, 1, "the change does not name d, so the hub has no route to d")
 		d.send(h, "from nobody")
-		h.wantDrops(wireguard.DropUnknownIndex, 1, "its session went with it")
+		h.wantDrops(wireguard.DropUnknownIndex, 1, "the hub removed the session together with d")
 		h.configure(wireguard.Change{ReplacePeers: true})
 		if h.Status().Peers != 0 || wireguard.SessionIndices(h.Device) != 0 {
-			w.Fatal("no name, no peer")
+			w.Fatal("a change that names no peer did not remove all peers and their session indices")
 		}
 	})
 }
@@ -142,14 +142,14 @@ func TestRemoveAndAddInOneChange(t *testing.T) {
 		w.script()
 		a.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: b.pub(), Remove: true}, b.peer().Change()}})
 		if s := a.status(b); s.Session || s.Sent.Bytes+s.Received.Bytes != 0 || !s.LastHandshake.IsZero() || s.PersistentKeepalive != 0 || s.NextReason != "" {
-			w.Fatalf("peer %+v: want a new one", s)
+			w.Fatalf("peer %+v, want a peer without session, counters and settings", s)
 		}
 		w.release()
-		a.wantDrops(wireguard.DropUnknownIndex, 1, "in flight for the old one")
+		a.wantDrops(wireguard.DropUnknownIndex, 1, "the message in flight belongs to the old session")
 		a.send(b, "anew")
-		w.want("a initiation, b response, a data", "at once")
+		w.want("a initiation, b response, a data", "a sends an initiation at once")
 		b.wantArrived("anew", "anew")
-		wantWorks(w, a, b, "both ways")
+		wantWorks(w, a, b, "in both directions")
 	})
 }
 
@@ -195,7 +195,7 @@ func TestUpdateOneField(t *testing.T) {
 				if fmt.Sprintf("%+v", after) != fmt.Sprintf("%+v", want) || a.psk(b) != wantPSK || !slices.Equal(a.allowed(b), allowed) {
 					w.Fatalf("peer\n%+v, want\n%+v", after, want)
 				}
-				wantWorks(w, a, b, "on the same session")
+				wantWorks(w, a, b, "in the same session")
 			})
 		})
 	}
@@ -227,19 +227,19 @@ func TestAllowedIPsMoveWhilePacketsFlow(t *testing.T) {
 		for i, owner := range []*node{b, c, b, c, c, b} {
 			other := map[*node]*node{b: c, c: b}[owner]
 			h.update(owner, wireguard.PeerChange{AllowedIPs: prefixesOf("10.50.0.0/24")})
-			name := fmt.Sprintf("round %d, %s has it", i, owner.name)
+			name := fmt.Sprintf("round %d, %s has the prefix", i, owner.name)
 			h.inject(ipPacket(home, shared, name))
 			owner.wantArrived(name, name)
 			other.wantArrived(name)
 			for _, n := range []*node{b, c} {
 				n.inject(ipPacket(shared, home, n.name))
 			}
-			h.wantArrived(name+", and may send from it", owner.name)
+			h.wantArrived(name+", and may send from its addresses", owner.name)
 			refused++
-			h.wantDrops(wireguard.DropSourceNotAllowed, refused, "the other one may not any more")
+			h.wantDrops(wireguard.DropSourceNotAllowed, refused, "the other peer may not send from the prefix")
 		}
 		if n := w.net.Sent().Initiations; n != 3 {
-			w.Fatalf("%d initiations, want those of the beginning", n)
+			w.Fatalf("%d initiations, want only the 3 of the first handshakes", n)
 		}
 	})
 }
@@ -279,10 +279,10 @@ func TestAllowedIPsMoveUnderSenders(t *testing.T) {
 		wg.Wait()
 		atB, atC := len(b.arrived()), len(c.arrived())
 		if atB+atC != senders*rounds || atB == 0 || atC == 0 {
-			w.Fatalf("%d packets arrived at b and %d at c of %d", atB, atC, senders*rounds)
+			w.Fatalf("%d packets arrived at b and %d at c, want %d in total and some at each", atB, atC, senders*rounds)
 		}
 		if drops := h.Status().Drops; drops.Total() != 0 {
-			w.Fatalf("drops %v: the prefix is always somebody's", drops)
+			w.Fatalf("drops %v, want none, because b or c always has the prefix", drops)
 		}
 	})
 }
@@ -298,11 +298,11 @@ func TestListenPortChange(t *testing.T) {
 		wantPort := func(port uint16, why string) {
 			w.Helper()
 			if m := w.last("a data"); m.src.Port() != port || a.Status().ListenPort != port {
-				w.Fatalf("sent from port %d, status %d, want %d: %s", m.src.Port(), a.Status().ListenPort, port, why)
+				w.Fatalf("a sent from port %d, and its status shows port %d, want %d: %s", m.src.Port(), a.Status().ListenPort, port, why)
 			}
 		}
 		a.send(b, "1")
-		wantPort(a.port, "the same port again is no change")
+		wantPort(a.port, "setting the same port changes nothing")
 		w.release()
 		a.wantArrived("no socket was closed", "in flight to the old port")
 
@@ -310,11 +310,11 @@ func TestListenPortChange(t *testing.T) {
 		w.script()
 		a.send(b, "2")
 		wantPort(3000, "the new port")
-		b.wantArrived("on the same session", "1", "2")
-		b.wantEndpoint(a, netip.AddrPortFrom(a.at().Addr.Addr(), 3000), "b follows")
+		b.wantArrived("in the same session", "1", "2")
+		b.wantEndpoint(a, netip.AddrPortFrom(a.at().Addr.Addr(), 3000), "b has learned the new port from a's packet")
 		b.send(a, "back")
-		a.wantArrived("b follows", "back")
-		w.want("a data, b data", "no handshake")
+		a.wantArrived("b sends to the new port", "back")
+		w.want("a data, b data", "the session continues without a handshake")
 
 		taken, err := a.end.Listen(3001)
 		if err != nil {
@@ -325,17 +325,17 @@ func TestListenPortChange(t *testing.T) {
 			w.Fatalf("Configure: %v, want EADDRINUSE", err)
 		}
 		a.send(b, "3")
-		wantPort(3000, "the old port goes on where the new one cannot be had")
+		wantPort(3000, "a keeps the old port if it cannot open the new one")
 		a.configure(wireguard.Change{ListenPort: ptr(uint16(0))})
 		a.send(b, "4")
 		port := a.Status().ListenPort
 		if port == 0 || port == 3000 {
-			w.Fatalf("port %d, want one of the bind's choice", port)
+			w.Fatalf("port %d, want one that the Bind chose", port)
 		}
-		wantPort(port, "port 0 is a choice of the bind's")
+		wantPort(port, "with port 0, the Bind chooses the port")
 		a.configure(wireguard.Change{ListenPort: ptr(uint16(0))})
 		a.send(b, "5")
-		wantPort(port, "0 again is no change")
+		wantPort(port, "setting port 0 again changes nothing")
 		b.wantArrived("nothing was lost", "3", "4", "5")
 	})
 }
@@ -349,30 +349,30 @@ func TestFirewallMarkChange(t *testing.T) {
 			a.configure(wireguard.Change{FirewallMark: &mark})
 		}
 		if fmt.Sprint(mood.marks) != "[7 8 0]" || len(mood.opened) != opened {
-			w.Fatalf("marks %v on %d more sockets, want each change once, on the one there is", mood.marks, len(mood.opened)-opened)
+			w.Fatalf("marks %v and %d new sockets, want each change once on the existing socket", mood.marks, len(mood.opened)-opened)
 		}
-		wantWorks(w, a, b, "the session does not care")
+		wantWorks(w, a, b, "a new mark does not affect the session")
 		a.configure(wireguard.Change{FirewallMark: ptr(uint32(9)), ListenPort: ptr(uint16(3000))})
 		a.restart()
 		if fmt.Sprint(mood.marks) != "[7 8 0 9 9]" {
-			w.Fatalf("marks %v, want 9 on the new port's socket, and again after Down and Up", mood.marks)
+			w.Fatalf("marks %v, want 9 on the socket of the new port, and again on the socket after Down and Up", mood.marks)
 		}
 		a.Down()
 		a.configure(wireguard.Change{FirewallMark: ptr(uint32(10))})
 		if fmt.Sprint(mood.marks) != "[7 8 0 9 9]" || a.Status().FirewallMark != 10 {
-			w.Fatalf("marks %v, status %+v: there is no socket", mood.marks, a.Status())
+			w.Fatalf("marks %v, status %+v, want the mark 10 only in the status, because there is no socket", mood.marks, a.Status())
 		}
 		a.Up()
 		if fmt.Sprint(mood.marks) != "[7 8 0 9 9 10]" {
-			w.Fatalf("marks %v, want what was set meanwhile", mood.marks)
+			w.Fatalf("marks %v, want 10 on the new socket, because 10 was set while the device was down", mood.marks)
 		}
 	})
 }
 
 // TestPrivateKeyChangeUnderTraffic checks rows 13 and 15 of the list decisions in coverage_test.go under traffic: a's private key
 // changes while a sends to b. Packets that a sends after the change wait for a session of the new key, and arrive. The device b
-// drops packets that a sealed before the change and that are still in flight, because at b the prefixes have moved to the new
-// key.
+// drops packets that a sealed before the change and that are still in flight, because b has moved the prefixes to the
+// peer with the new key.
 func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -392,14 +392,14 @@ func TestPrivateKeyChangeUnderTraffic(t *testing.T) {
 		}
 		w.advance(time.Second)
 		got := b.arrived()
-		// At b, a's prefixes have moved to the new key. So b drops packets that still arrive in the session of the old key,
-		// because their source is no longer allowed for the old key.
+		// The device b has moved a's prefixes to the peer with the new key. So b drops packets that still arrive in the session of
+		// the old key, because their source is no longer allowed for the peer with the old key.
 		refused := int(b.Status().Drops[wireguard.DropSourceNotAllowed])
 		if refused == 0 || refused > 15 {
-			w.Fatalf("%d were refused, want the ten that were under way, about", refused)
+			w.Fatalf("%d packets were refused, want about 10, those in flight during the change", refused)
 		}
 		if !slices.Equal(got, slices.Concat(want[:50-refused], want[50:])) {
-			w.Fatalf("arrived %q", got)
+			w.Fatalf("the packets %q arrived, want all except the refused ones", got)
 		}
 		if n := w.net.Sent().Initiations; n != 2 {
 			w.Fatalf("%d initiations, want one for each key", n)

@@ -27,21 +27,21 @@ func TestCookieUnderLoad(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
 		a.send(b, "hello")
-		w.want("a initiation, b cookie reply", "no X25519 for whoever did not show that it receives")
+		w.want("a initiation, b cookie reply", "b computes no X25519 before a has shown that it receives messages at its address")
 		w.wantMAC2("a initiation", false, "there is no cookie yet")
-		b.wantDrops(wireguard.DropCookieRequired, 1, "answered with a cookie")
+		b.wantDrops(wireguard.DropCookieRequired, 1, "b answers the initiation with a cookie reply")
 		if s := b.Status(); s.CookieReplies != 1 || !s.UnderLoad {
-			w.Fatalf("status %+v", s)
+			w.Fatalf("status %+v, want load and 1 cookie reply", s)
 		}
-		w.wantJittered(5*time.Second, "a initiation, b response, a data", "not at once, but with the next retry")
-		w.wantMAC2("a initiation", true, "made with the cookie")
-		b.wantArrived("under load as well", "hello")
+		w.wantJittered(5*time.Second, "a initiation, b response, a data", "a uses the cookie in its next retry, and not at once")
+		w.wantMAC2("a initiation", true, "the mac2 is made with the cookie")
+		b.wantArrived("b makes a session under load", "hello")
 		// Cookie replies are not counted as sent or received bytes.
 		if s := b.status(a); s.Sent.Bytes != 92 || s.Received.Bytes != 148+32+48 {
-			w.Fatalf("counted %+v, %+v", s.Sent, s.Received)
+			w.Fatalf("b counted %+v as sent and %+v as received, want 92 bytes sent and 228 received", s.Sent, s.Received)
 		}
 		if r := a.status(b).Received.Bytes; r != 92 {
-			w.Fatalf("a counted %d bytes received", r)
+			w.Fatalf("a counted %d received bytes, want 92", r)
 		}
 	})
 }
@@ -55,7 +55,7 @@ func TestNoCookieWithoutLoad(t *testing.T) {
 		wireguard.ForceLoad(b.Device, false)
 		w.want("a initiation, b cookie reply", "the reply is lost")
 		w.wantJittered(5*time.Second, "a initiation, b response, a data", "the load is over")
-		w.wantMAC2("a initiation", false, "never heard of a cookie")
+		w.wantMAC2("a initiation", false, "a received no cookie")
 	})
 }
 
@@ -70,7 +70,7 @@ func TestCookieUsedFor115s(t *testing.T) {
 			a.restart()
 			wireguard.ForceLoad(b.Device, true)
 			a.send(b, "x")
-			w.want("a initiation, b cookie reply", "the cookie comes")
+			w.want("a initiation, b cookie reply", "b sends a cookie")
 			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}}) // no retries until the key is set again
 			w.advance(test.age)
 			w.script()
@@ -90,7 +90,7 @@ func TestCookieSecretLives120s(t *testing.T) {
 		scenario(t, func(w *world, a, b *node) {
 			wireguard.ForceLoad(b.Device, true)
 			a.send(b, "x")
-			w.want("a initiation, b cookie reply", "the secret is made")
+			w.want("a initiation, b cookie reply", "b makes a cookie secret")
 			// The next initiation has a mac2. The network drops it here, and the test replays it when the secret is old.
 			w.judge(func(m *message) pipe.Verdict {
 				if m.kind == pipe.TypeInitiation {
@@ -118,17 +118,17 @@ func TestMAC2BoundToAddressAndPort(t *testing.T) {
 		w.want("a initiation, b cookie reply", "a gets a cookie")
 		w.lose("a initiation", 1)
 		w.advance(6 * time.Second)
-		w.want("a initiation", "with mac2, and lost")
+		w.want("a initiation", "the initiation has a mac2, and is lost")
 		good, home := w.last("a initiation"), a.at().Addr
 		for _, from := range []netip.AddrPort{
 			netip.AddrPortFrom(home.Addr(), home.Port()+1),
 			netip.AddrPortFrom(elsewhere, home.Port()),
 		} {
 			w.replay(good, from)
-			w.want("b cookie reply", fmt.Sprintf("a's cookie is not that of %v", from))
+			w.want("b cookie reply", fmt.Sprintf("a's cookie is not valid for %v", from))
 		}
 		w.replay(good)
-		w.want("b response, a data", "it is good where it belongs")
+		w.want("b response, a data", "the cookie is valid for a's address and port")
 	})
 }
 
@@ -139,7 +139,7 @@ func TestNoAnswerWithoutMAC1(t *testing.T) {
 			wireguard.ForceLoad(b.Device, load)
 			w.lose("a initiation", 1)
 			a.send(b, "x")
-			w.want("a initiation", "lost")
+			w.want("a initiation", "the initiation is lost")
 			forged := w.last("a initiation")
 			for _, at := range []int{1, 4, 8, 100, 116, 131} { // type, sender, ephemeral, timestamp, mac1
 				bad := forged
@@ -147,8 +147,8 @@ func TestNoAnswerWithoutMAC1(t *testing.T) {
 				bad.data[at] ^= 1
 				w.replay(bad)
 			}
-			w.want("", "who does not know b's public key hears nothing")
-			b.wantDrops(wireguard.DropBadMAC, 5, "counted")
+			w.want("", "b does not answer a sender that does not know its public key")
+			b.wantDrops(wireguard.DropBadMAC, 5, "each message with a wrong mac1 is counted")
 			b.wantDrops(wireguard.DropUnknownMessage, 1, "reserved bytes must be zero: row 19")
 		})
 	}
@@ -163,9 +163,9 @@ func TestCookieReplyToResponse(t *testing.T) {
 		a.send(b, "hello")
 		w.want("a initiation, b response, a cookie reply", "the initiator is under load")
 		w.wantMAC2("b response", false, "b has no cookie yet")
-		w.wantJittered(5*time.Second, "a initiation, b response, a data", "the next response has mac2")
-		w.wantMAC2("b response", true, "made with the cookie")
-		b.wantArrived("a session under load", "hello")
+		w.wantJittered(5*time.Second, "a initiation, b response, a data", "b sends a mac2 in its next response")
+		w.wantMAC2("b response", true, "the mac2 is made with the cookie")
+		b.wantArrived("a makes a session under load", "hello")
 	})
 }
 
@@ -176,27 +176,27 @@ func TestCookieReplyWithWrongMAC1Ignored(t *testing.T) {
 		wireguard.ForceLoad(b.Device, true)
 		w.lose("b cookie reply", 100)
 		a.send(b, "x")
-		w.want("a initiation, b cookie reply", "lost")
+		w.want("a initiation, b cookie reply", "the cookie reply is lost")
 		old := w.last("b cookie reply")
-		w.wantJittered(5*time.Second, "a initiation, b cookie reply", "lost again")
+		w.wantJittered(5*time.Second, "a initiation, b cookie reply", "the second cookie reply is lost too")
 		fresh := w.last("b cookie reply")
 		w.replay(old)
-		a.wantDrops(wireguard.DropUnknownIndex, 1, "to an initiation that is superseded")
+		a.wantDrops(wireguard.DropUnknownIndex, 1, "the cookie reply answers a superseded initiation")
 		copy(old.data[4:8], fresh.data[4:8]) // an attacker can set the right index, but the reply is sealed for another mac1
 		w.replay(old)
-		a.wantDrops(wireguard.DropBadCookie, 1, "to another mac1")
+		a.wantDrops(wireguard.DropBadCookie, 1, "the cookie reply is sealed for another mac1")
 		bad := fresh
 		bad.data = bytes.Clone(fresh.data)
 		bad.data[40] ^= 1
 		w.replay(bad)
-		a.wantDrops(wireguard.DropBadCookie, 2, "forged")
+		a.wantDrops(wireguard.DropBadCookie, 2, "the cookie reply is forged")
 		w.replay(fresh)
-		a.wantDrops(wireguard.DropBadCookie, 2, "this is the one")
+		a.wantDrops(wireguard.DropBadCookie, 2, "the cookie reply answers the last initiation")
 		w.replay(fresh)
-		a.wantDrops(wireguard.DropBadCookie, 3, "row 5: clear have-sent-mac1 after use")
+		a.wantDrops(wireguard.DropBadCookie, 3, "row 5: a accepts only one cookie reply for each message")
 		w.judge(nil)
 		w.advance(5*time.Second + jitter)
-		w.want("a initiation, b response, a data", "with the cookie")
+		w.want("a initiation, b response, a data", "the initiation has a mac2 made with the cookie")
 	})
 }
 
@@ -219,20 +219,20 @@ func TestRateLimitUnderLoad(t *testing.T) {
 		for range 12 {
 			w.replay(good)
 		}
-		b.wantDrops(wireguard.DropRateLimited, 7, "a burst of 5 passes")
-		b.wantDrops(wireguard.DropOldTimestamp, 4, "of which one is answered")
+		b.wantDrops(wireguard.DropRateLimited, 7, "b accepts a burst of 5 messages")
+		b.wantDrops(wireguard.DropOldTimestamp, 4, "b answers one message of the burst, and the other 4 are replays")
 		w.advance(49 * time.Millisecond)
 		w.replay(good)
-		b.wantDrops(wireguard.DropRateLimited, 8, "20 a second")
+		b.wantDrops(wireguard.DropRateLimited, 8, "less than 50 ms after the burst: the limit is 20 per second")
 		w.advance(time.Millisecond)
 		w.replay(good)
-		b.wantDrops(wireguard.DropRateLimited, 8, "50 ms after the burst")
+		b.wantDrops(wireguard.DropRateLimited, 8, "50 ms after the burst, b accepts one more message")
 		if n := wireguard.LimitedSources(b.Device); n != 1 {
-			w.Fatalf("%d sources", n)
+			w.Fatalf("%d sources are remembered, want 1", n)
 		}
 		w.advance(2 * time.Second)
 		if n := wireguard.LimitedSources(b.Device); n != 0 {
-			w.Fatalf("%d sources are remembered after 1 s idle", n)
+			w.Fatalf("%d sources are remembered after 2 s without messages, want 0", n)
 		}
 	})
 }
@@ -266,7 +266,7 @@ func TestRateLimitIsPer64(t *testing.T) {
 			w.replay(m)
 		}
 		if n := b.Status().Drops[wireguard.DropRateLimited] - before; n != 3 {
-			w.Fatalf("%d of 8 from one /64 were limited, want 3", n)
+			w.Fatalf("%d of 8 initiations from one /64 were limited, want 3", n)
 		}
 	})
 }
@@ -307,30 +307,30 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 		}
 		flood(511)
 		if b.Status().UnderLoad {
-			w.Fatal("under load with 511 initiations")
+			w.Fatal("b is under load with 511 queued initiations")
 		}
 		flood(1)
 		if !b.Status().UnderLoad {
-			w.Fatal("not under load with 512 initiations")
+			w.Fatal("b is not under load with 512 queued initiations")
 		}
 		flood(4096 - 512)
-		b.wantDrops(wireguard.DropQueueFull, 0, "there is room for many more")
+		b.wantDrops(wireguard.DropQueueFull, 0, "the queue has room for more than 4096 initiations")
 		a.send(b, "meanwhile")
-		b.wantArrived("data is not held up", "meanwhile")
+		b.wantArrived("the queue of initiations does not delay data messages", "meanwhile")
 
 		gate <- struct{}{}
-		b.wantArrived("who came first is served first", "from c")
+		b.wantArrived("b handles the initiation of c first, because it arrived first", "from c")
 		s := b.Status()
 		if s.CookieReplies != 4096 || s.Drops[wireguard.DropCookieRequired] != 4096 || s.Drops.Total() != 4096 {
-			w.Fatalf("%d cookie replies, drops %v: want an answer to each of 4096", s.CookieReplies, s.Drops)
+			w.Fatalf("%d cookie replies and drops %v, want one of each for each of 4096 initiations", s.CookieReplies, s.Drops)
 		}
 		w.advance(time.Second - 1)
 		if !b.Status().UnderLoad {
-			w.Fatal("the load is held for 1 s")
+			w.Fatal("the load ended before 1 s had passed")
 		}
 		w.advance(1)
 		if b.Status().UnderLoad {
-			w.Fatal("the load did not end after a second")
+			w.Fatal("the load did not end after 1 s")
 		}
 	})
 }
@@ -359,7 +359,7 @@ func TestFloodKeepsUnderLoad(t *testing.T) {
 		}
 		flood(300) // less than 512
 		if b.Status().UnderLoad {
-			w.Fatal("a short queue puts the device under load")
+			w.Fatal("300 initiations put the device under load, want at least 512")
 		}
 		wireguard.BeginLoad(b.Device)
 		replies := b.Status().CookieReplies
@@ -370,14 +370,14 @@ func TestFloodKeepsUnderLoad(t *testing.T) {
 			}
 		}
 		if n := b.Status().CookieReplies - replies; n != 50*300 {
-			w.Errorf("%d of %d initiations were answered with a cookie", n, 50*300)
+			w.Errorf("%d of %d initiations were answered with a cookie reply, want all", n, 50*300)
 		}
 		for range 20 {
 			w.advance(100 * time.Millisecond)
 			flood(200)
 		}
 		if b.Status().UnderLoad {
-			w.Error("the load goes on although fewer arrive than a core can answer")
+			w.Error("the device is still under load, although fewer initiations arrive than it can answer")
 		}
 		wireguard.BeginLoad(b.Device)
 		clear(old.data[len(old.data)-32:]) // mac1 and mac2 are now wrong
@@ -386,7 +386,7 @@ func TestFloodKeepsUnderLoad(t *testing.T) {
 			flood(300)
 		}
 		if b.Status().UnderLoad {
-			w.Error("messages that are not for this device's key keep it under load")
+			w.Error("messages with a wrong mac1 keep the device under load")
 		}
 	})
 }

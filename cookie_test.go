@@ -87,7 +87,7 @@ func TestCookieRoundTrip(t *testing.T) {
 		t.Fatal("mac1 is not valid")
 	}
 	if c.hasMAC2() || c.valid(from, cookieT0) {
-		t.Fatal("there is a mac2 without a cookie")
+		t.Fatal("the initiation has a mac2, or its mac2 is valid, although there is no cookie")
 	}
 	r := c.reply(from, cookieT0)
 	if binary.LittleEndian.Uint32(r) != typeCookie || !bytes.Equal(r[4:8], c.m[4:8]) {
@@ -98,20 +98,20 @@ func TestCookieRoundTrip(t *testing.T) {
 	}
 	c.sign(cookieT0 + second)
 	if !c.hasMAC2() || !c.valid(from, cookieT0+second) {
-		t.Fatal("the message with a cookie is refused")
+		t.Fatal("the initiation with a mac2 from the cookie is refused")
 	}
 	for _, other := range []string{"192.0.2.1:1001", "192.0.2.2:1000", "[2001:db8::1]:1000", "[::ffff:192.0.2.1]:1001"} {
 		if c.valid(other, cookieT0+second) {
-			t.Errorf("mac2 is valid from %s too: it is bound to address and port", other)
+			t.Errorf("mac2 is also valid from %s, but it must be bound to the address and the port", other)
 		}
 	}
 	if !c.valid("[::ffff:192.0.2.1]:1000", cookieT0+second) {
-		t.Error("an IPv4-mapped source is another one")
+		t.Error("mac2 is not valid from the same address in IPv4-mapped form")
 	}
 	for at := range len(c.m) {
 		c.m[at] ^= 1
 		if c.valid(from, cookieT0+second) {
-			t.Errorf("byte %d changed, and mac2 is valid", at)
+			t.Errorf("byte %d changed, but mac2 is still valid", at)
 		}
 		c.m[at] ^= 1
 	}
@@ -123,33 +123,33 @@ func TestCookieConsume(t *testing.T) {
 	for at := cookieNonce; at < cookieSize; at++ {
 		r[at] ^= 1
 		if c.jar.consume(r, c.responder.public, cookieT0) {
-			t.Fatalf("byte %d changed, and the reply is taken", at)
+			t.Fatalf("byte %d changed, but the cookie reply is accepted", at)
 		}
 		r[at] ^= 1
 	}
 	if c.jar.received != 0 {
-		t.Fatal("a forged reply left a cookie")
+		t.Fatal("a forged cookie reply stored a cookie")
 	}
 	if c.jar.consume(r, c.initiator.public, cookieT0) {
-		t.Fatal("a reply of another responder is taken")
+		t.Fatal("a cookie reply of another responder is accepted")
 	}
 	if !c.jar.consume(r, c.responder.public, cookieT0) {
-		t.Fatal("the reply is refused")
+		t.Fatal("the valid cookie reply is refused")
 	}
 	if c.jar.consume(r, c.responder.public, cookieT0) {
-		t.Fatal("the reply is taken twice for one message")
+		t.Fatal("the cookie reply is accepted twice for one message")
 	}
 	var fresh cookieJar
 	if fresh.consume(r, c.responder.public, cookieT0) {
-		t.Fatal("a reply is taken where nothing was sent")
+		t.Fatal("a cookie reply is accepted by a jar that signed no message")
 	}
 	c.m[50]++ // another message
 	c.sign(cookieT0)
 	if c.jar.consume(r, c.responder.public, cookieT0) {
-		t.Fatal("a reply to the message before is taken: it has another mac1")
+		t.Fatal("a cookie reply to the previous message is accepted, although that message had another mac1")
 	}
 	if !c.hasMAC2() {
-		t.Fatal("a refused reply took the cookie away")
+		t.Fatal("a refused cookie reply removed the cookie")
 	}
 }
 
@@ -163,7 +163,7 @@ func TestCookieUse(t *testing.T) {
 		c.jar.consume(c.reply("192.0.2.1:1", cookieT0), c.responder.public, cookieT0)
 		c.sign(cookieT0 + use.age)
 		if c.hasMAC2() != use.want {
-			t.Errorf("a cookie of %d ns is used: %v, want %v", use.age, c.hasMAC2(), use.want)
+			t.Errorf("a cookie that is %d ns old is used: %v, want %v", use.age, c.hasMAC2(), use.want)
 		}
 	}
 }
@@ -190,7 +190,7 @@ func TestCookieIdentities(t *testing.T) {
 		t.Error("mac1 is valid for another device")
 	}
 	if !c.checker.validMAC1(c.m, c.responder) {
-		t.Error("mac1 is not valid after one for another identity")
+		t.Error("mac1 is not valid after a check for another identity")
 	}
 }
 
@@ -204,10 +204,10 @@ func TestCookieKeepsMAC1OfLastMessage(t *testing.T) {
 	jar.sign(m2, x.initiator.public, cookieT0)
 	r := (&cookieChecker{}).reply(m2, sourceBytes("192.0.2.9:9"), x.initiator, cookieT0, fixedRandom())
 	if !bytes.Equal(r[4:8], m2[responseSender:responseSender+4]) {
-		t.Error("the reply to a response does not name its sender")
+		t.Error("the cookie reply to a response does not have the response's sender index")
 	}
 	if !jar.consume(r[:], x.initiator.public, cookieT0) {
-		t.Error("the reply to a response is refused")
+		t.Error("the cookie reply to a response is refused")
 	}
 }
 
@@ -253,11 +253,11 @@ func TestCookieReplyAllocatesNothing(t *testing.T) {
 		from := x.checker.source[:0]
 		from = append(from, "192.0.2.1 1"...)
 		if !x.checker.validMAC1(x.m, x.responder) || x.checker.validMAC2(x.m, from, cookieT0, x.random) {
-			t.Fatal("the MACs are not judged")
+			t.Fatal("mac1 is refused, or mac2 is accepted without a cookie")
 		}
 		x.checker.reply(x.m, from, x.responder, cookieT0, x.random)
 	})
 	if n != 0 {
-		t.Errorf("%v allocations for each reply", n)
+		t.Errorf("%v allocations for each reply, want 0", n)
 	}
 }

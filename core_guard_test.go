@@ -146,7 +146,7 @@ func TestCoreBuildsAlone(t *testing.T) {
 		t.Fatalf("the core does not build alone: %v\n%s", err, out)
 	}
 	if out, err := buildCopy(t, []string{"."}, files, coreMutant); err != nil {
-		t.Fatalf("the mutant does not build in the package, so that it proves nothing: %v\n%s", err, out)
+		t.Fatalf("the whole package does not build with coreMutant, so this test proves nothing: %v\n%s", err, out)
 	}
 	out, err := buildCopy(t, files, files, coreMutant)
 	if err == nil {

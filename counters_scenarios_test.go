@@ -11,8 +11,8 @@ import (
 )
 
 // These tests check the counters to the byte. Received counts the accepted handshake messages and the accepted data messages. A
-// data message counts 32 bytes plus the padded length of its packet; it does not count if the packet's source address is not
-// allowed. Sent counts the UDP payload of each successful send. Neither counter includes cookie replies.
+// data message counts 32 bytes plus the padded length of its packet; it does not count if the packet is malformed or its
+// source address is not allowed. Sent counts the UDP payload of each successful send. Neither counter includes cookie replies.
 
 const (
 	initiationBytes = 148
@@ -28,7 +28,7 @@ func (n *node) wantTally(o *node, want tally, why string) {
 	n.w.settle()
 	s := n.status(o)
 	if got := (tally{s.Sent, s.Received}); got != want {
-		n.w.Fatalf("at %v: %s counted %+v of %s, want %+v: %s", n.w.now(), n.name, got, o.name, want, why)
+		n.w.Fatalf("at %v: %s counted %+v for its peer %s, want %+v: %s", n.w.now(), n.name, got, o.name, want, why)
 	}
 }
 
@@ -49,17 +49,17 @@ func TestExactCounters(t *testing.T) {
 			a.wantTally(b, atA, why)
 			b.wantTally(a, atB, why)
 		}
-		want("nothing yet")
+		want("no message was sent yet")
 		w.connect(a, b)
 		atA.sends(&atB, 0, initiationBytes)
 		atB.sends(&atA, 0, responseBytes)
 		atA.sends(&atB, 0, keepaliveBytes)
-		want("a handshake and its confirmation, which is no packet")
+		want("a handshake and its keepalive, which does not count as a packet")
 
 		for size := range 40 {
 			a.send(b, string(make([]byte, size)))
 			atA.sends(&atB, 1, uint64(32+(28+size+15)/16*16))
-			want("UDP, IP and payload, padded to 16")
+			want("headers and payload are padded to a multiple of 16 bytes")
 		}
 		for size := 1420 - 28 - 17; size <= 1420-28; size++ {
 			b.send(a, string(make([]byte, size)))
@@ -70,18 +70,18 @@ func TestExactCounters(t *testing.T) {
 		b.arrived()
 
 		a.inject(ipPacket(netip.MustParseAddrPort("10.9.9.9:1"), netip.AddrPortFrom(b.addr, 1), "spoofed"))
-		b.wantDrops(wireguard.DropSourceNotAllowed, 1, "not a's address")
+		b.wantDrops(wireguard.DropSourceNotAllowed, 1, "the source is not one of a's addresses")
 		atA.sent.Packets++
 		atA.sent.Bytes += 32 + 48
-		want("what the source check refuses was sent, and not received")
+		want("a packet that b's source check refuses counts as sent and not as received")
 
 		malformed := a.packet(b, "malformed")
 		malformed[3] = 200 // the length in the header is larger than the packet
 		a.inject(malformed)
-		b.wantDrops(wireguard.DropInnerMalformed, 1, "longer than it is")
+		b.wantDrops(wireguard.DropInnerMalformed, 1, "the header has a length larger than the packet")
 		atA.sent.Packets++
 		atA.sent.Bytes += 32 + 48
-		want("nor what is no packet inside")
+		want("a malformed inner packet counts as sent and not as received")
 
 		data := w.last("a data")
 		w.replay(data)
@@ -94,19 +94,19 @@ func TestExactCounters(t *testing.T) {
 		b.wantDrops(wireguard.DropOldTimestamp, 1, "replayed")
 		w.replay(w.last("b response"))
 		a.wantDrops(wireguard.DropSuperseded, 1, "replayed")
-		want("nothing that is refused is received")
+		want("refused messages do not count as received")
 
 		w.lose("a data", 2)
 		a.send(b, "lost", "lost")
 		atA.sent.Packets += 2
 		atA.sent.Bytes += 2 * (32 + 32)
-		want("what the wire loses was sent")
+		want("messages that the network loses count as sent")
 
 		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
 		a.send(b, string(make([]byte, 100)))
-		a.wantDrops(wireguard.DropSendFailed, 1, "refused by the socket")
+		a.wantDrops(wireguard.DropSendFailed, 1, "the socket refuses the message")
 		w.net.SetConditions(pipe.Conditions{})
-		want("what the socket refuses was not sent")
+		want("messages that the socket refuses do not count as sent")
 	})
 }
 
@@ -122,43 +122,42 @@ func TestExactCountersOfHandshakes(t *testing.T) {
 		}
 		w.lose("a initiation", 1)
 		a.send(b, "x")
-		w.want("a initiation", "lost")
+		w.want("a initiation", "the initiation is lost")
 		atA.sent.Bytes += initiationBytes
-		want("lost, and sent")
+		want("the lost initiation counts as sent")
 
 		wireguard.ForceLoad(b.Device, true)
-		w.wantJittered(5*time.Second, "a initiation, b cookie reply", "under load")
+		w.wantJittered(5*time.Second, "a initiation, b cookie reply", "b is under load")
 		atA.sent.Bytes += initiationBytes
-		want("b did not accept it, and its cookie reply is not counted")
+		want("b did not accept the initiation, and its cookie reply is not counted")
 		if n := b.Status().CookieReplies; n != 1 {
-			w.Fatalf("%d cookie replies", n)
+			w.Fatalf("%d cookie replies, want 1", n)
 		}
 
 		w.lose("b response", 1)
 		w.advance(5*time.Second + jitter)
-		w.want("a initiation, b response", "with the cookie")
+		w.want("a initiation, b response", "the initiation has a mac2 made with the cookie")
 		atA.sends(&atB, 0, initiationBytes)
 		atB.sent.Bytes += responseBytes
-		want("accepted, and the response is lost")
+		want("b accepted the initiation, and the response is lost")
 
 		wireguard.ForceLoad(b.Device, false)
 		w.advance(5*time.Second + jitter)
-		w.want("a initiation, b response, a data", "at last")
+		w.want("a initiation, b response, a data", "b is no longer under load")
 		atA.sends(&atB, 0, initiationBytes)
 		atB.sends(&atA, 0, responseBytes)
 		atA.sends(&atB, 1, 32+32)
-		want("accepted at both ends")
+		want("both devices accepted the messages")
 
 		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
 		a.restart()
 		a.send(b, "y")
 		w.want("", "the socket refuses the initiation")
-		want("what the socket refuses was not sent")
+		want("messages that the socket refuses do not count as sent")
 	})
 }
 
-// A peer's counters keep their values when sessions end, after Down and when the peer roams. They are lost when the peer is
-// removed.
+// A peer's counters keep their values when sessions end and after Down. They are lost when the peer is removed.
 func TestCountersOutliveSessions(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -169,11 +168,11 @@ func TestCountersOutliveSessions(t *testing.T) {
 		w.advance(time.Hour) // the session has expired, and its keys are wiped
 		a.Down()
 		if s := a.status(b); s.Sent != before.Sent || s.Received != before.Received {
-			w.Fatalf("counted %+v, %+v, before %+v, %+v", s.Sent, s.Received, before.Sent, before.Received)
+			w.Fatalf("sent %+v and received %+v, want %+v and %+v as before", s.Sent, s.Received, before.Sent, before.Received)
 		}
 		a.Up()
 		a.RemovePeer(b.pub())
 		a.knows(b)
-		a.wantTally(b, tally{}, "a new peer")
+		a.wantTally(b, tally{}, "a new peer has counters that are zero")
 	})
 }

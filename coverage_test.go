@@ -28,13 +28,13 @@ type covered struct {
 
 var scenarios = []covered{
 	{"initiation retransmitted every REKEY_TIMEOUT and jitter", "TestInitiationRetransmitted TestJitterDiffers TestJitter"},
-	{"give-up after 20 tries, and not while packets come", "TestGiveUpAfterTwentyInitiations TestNoGiveUpWhilePacketsCome TestPersistentKeepaliveStartsNewSeries"},
+	{"give-up after 20 attempts, and not while packets arrive", "TestGiveUpAfterTwentyInitiations TestNoGiveUpWhilePacketsCome TestPersistentKeepaliveStartsNewSeries"},
 	{"rekey on send at 120 s, by the initiator only", "TestRekeyOnSend TestRekeyOnKeepalive TestRekeyAfterMessages"},
 	{"rekey on receive at 165 s, once", "TestRekeyOnReceive TestNoRekeyOnReceiveByResponder"},
 	{"one passive keepalive, the need-another rule, no ping-pong", "TestPassiveKeepalive TestPassiveKeepaliveCancelled TestNeedAnotherKeepalive"},
-	{"a keepalive answered by nothing", "TestKeepaliveAnsweredByNothing"},
+	{"no answer to a keepalive", "TestKeepaliveAnsweredByNothing"},
 	{"unanswered data counted from the first packet", "TestUnansweredData TestUnansweredCountsFromFirstDataPacket"},
-	{"an answer that is quicker than the send", "TestAnswerBeforeSendReturns TestUnansweredNotArmedOnceAnswered"},
+	{"an answer that arrives before the send returns", "TestAnswerBeforeSendReturns TestUnansweredNotArmedOnceAnswered"},
 	{"session silent at exactly 180 s on both sides", "TestSessionSilentAt180s TestReceiveAt180s"},
 	{"wipe at 540 s and after give-up", "TestWipe TestWipeAfterLastSession TestWipeAfterGiveUp"},
 	{"previous session still decrypts during rotation", "TestPreviousSessionDecryptsDuringRotation TestResponderSendsOnCurrentUntilConfirmed"},
@@ -47,7 +47,7 @@ var scenarios = []covered{
 	{"initiations too soon after each other", "TestInitiationTooSoon"},
 	{"cookie under load, its expiry", "TestCookieUnderLoad TestNoCookieWithoutLoad TestCookieUsedFor115s TestCookieSecretLives120s TestFloodPutsUnderLoad TestFloodKeepsUnderLoad"},
 	{"mac2 bound to address and port", "TestMAC2BoundToAddressAndPort"},
-	{"silence for who does not know the public key", "TestNoAnswerWithoutMAC1"},
+	{"no answer to a sender that does not know the public key", "TestNoAnswerWithoutMAC1"},
 	{"cookie reply to a response", "TestCookieReplyToResponse"},
 	{"cookie reply with a wrong mac1 ignored", "TestCookieReplyWithWrongMAC1Ignored"},
 	{"rate limit under load", "TestRateLimitUnderLoad TestRateLimitIsPer64 ratelimit.TestLimiterBound"},
@@ -82,19 +82,19 @@ var scenarios = []covered{
 
 var decisions = []covered{
 	{"1 full queue: drop and count, never block", "TestFloodPutsUnderLoad TestFullSinkDrops TestAnswersHaveTheirOwnQueue"},
-	{"2 no peer or no endpoint: ICMP to the inner sender, no handshake work", "TestUnreachableEndToEnd TestUnreachableExceptionsEndToEnd TestUnreachableIsRateLimited TestUnreachableIsFair TestPersistentKeepaliveThenEndpoint netstack.TestDeviceUnreachable"},
+	{"2 no peer or no endpoint: ICMP to the inner sender, and no work on handshakes", "TestUnreachableEndToEnd TestUnreachableExceptionsEndToEnd TestUnreachableIsRateLimited TestUnreachableIsFair TestPersistentKeepaliveThenEndpoint netstack.TestDeviceUnreachable"},
 	{"3 ECN both ways, DSCP of handshakes", "TestECNBothWays TestDSCPStaysInside TestHandshakeTOS TestSendECN TestStagedKeepsECN packet.TestDecapsulateECN"},
 	{"4 DF clear", "udp.TestSmallMTU udp.TestSocketOptions"},
 	{"5 cookies: address and port, once, no roaming", "TestMAC2BoundToAddressAndPort TestCookieReplyWithWrongMAC1Ignored TestCookieReplyMovesNothing"},
-	{"6 endpoint moves on authentic packets alone", "TestRoaming TestRoamingByKeepaliveAndHandshake TestEndpointUnchangedByForgedAndReplayed TestLateDataMovesEndpointBack TestLateResponseMovesEndpointBack"},
+	{"6 endpoint moves only on authentic packets", "TestRoaming TestRoamingByKeepaliveAndHandshake TestEndpointUnchangedByForgedAndReplayed TestLateDataMovesEndpointBack TestLateResponseMovesEndpointBack"},
 	{"7 response re-checked before commit", "TestResponseToSupersededInitiation TestCommitSession TestChangesAmidInitiation TestChangesAmidResponse TestNewerInitiationAmidResponse"},
 	{"8 simultaneous initiations heal in 5 to 5.33 s", "TestCrossingInitiationsHeal TestKeypairRotation"},
 	{"9 confirmation", "TestInitiatorConfirmsAtOnce TestResponderFlushesOnConfirmation TestResponderSendsOnCurrentUntilConfirmed"},
 	{"10 keepalive: armed by the first data, cancelled before any send", "TestPassiveKeepalive TestPassiveKeepaliveCancelled TestNeedAnotherKeepalive TestKeepaliveCancelledBeforeTheSend"},
-	{"11 data-sent timers only where the send succeeded", "TestFailedSendIsNotUnanswered TestSendFailures TestSendTrouble"},
+	{"11 data-sent timers start only if the send succeeded", "TestFailedSendIsNotUnanswered TestSendFailures TestSendTrouble"},
 	{"12 ages count suspend; timestamps grow", "TestSuspend TestSuspendBoth TestWakeRings TestClockSetBack"},
 	{"13 no private key: no handshake", "TestFirstPrivateKeyOnUpDevice"},
-	{"14 own key is no peer", "TestOwnKeyIsNoPeer TestConfigureNewKeyIsChecked TestConfigAllErrorsAtOnce uapi.TestSetOwnKey"},
+	{"14 the device's own key is not a peer", "TestOwnKeyIsNoPeer TestConfigureNewKeyIsChecked TestConfigAllErrorsAtOnce uapi.TestSetOwnKey"},
 	{"15 private key change", "TestPrivateKeyChange TestPrivateKeyChangeReceivesUntil180s TestOwnKeyIsNoPeer"},
 	{"16 preshared key change", "TestPresharedKeyChange TestPresharedKeyChangeAmidHandshake TestUpdateOneField"},
 	{"17 allowed IPs: longest prefix, last writer, both ways", "TestNestedPrefixesOfTwoPeers TestAllowedIPsMoveWhilePacketsFlow TestAllowedIPsMoveUnderSenders TestAllowedIPsModel"},
@@ -148,7 +148,7 @@ func TestCoverageNames(t *testing.T) {
 	testkit.ReadsSources(t)
 	names := testNames(t)
 	if !names["TestCoverageNames"] || !names["udp.TestClose"] {
-		t.Fatalf("the tests were not found: %d names", len(names))
+		t.Fatalf("testNames found %d names, but not TestCoverageNames and udp.TestClose", len(names))
 	}
 	for _, list := range [][]covered{scenarios, decisions, faults} {
 		seen := map[string]bool{}
@@ -181,7 +181,7 @@ func TestScenariosAreListed(t *testing.T) {
 	}
 	files, err := filepath.Glob("*_scenarios_test.go")
 	if err != nil || len(files) < 10 {
-		t.Fatal(files, err)
+		t.Fatal("want at least 10 files *_scenarios_test.go, found", files, err)
 	}
 	function := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
 	for _, file := range files {
@@ -194,7 +194,7 @@ func TestScenariosAreListed(t *testing.T) {
 		}
 		for _, m := range function.FindAllStringSubmatch(string(text), -1) {
 			if !listed[m[1]] {
-				t.Errorf("%s: %s is in no list", file, m[1])
+				t.Errorf("%s: none of the lists names %s", file, m[1])
 			}
 		}
 	}

@@ -94,7 +94,7 @@ func (c *choir) wantHeard(since []time.Duration, after, late time.Duration, why 
 	c.Helper()
 	for i, at := range c.since() {
 		if took := at - since[i]; took < after || took > after+late {
-			c.Fatalf("%s: peer %d heard a keepalive after %v, want %v or up to %v later", why, i, took, after, late)
+			c.Fatalf("%s: the hub sent peer %d a keepalive after %v, want %v or up to %v later", why, i, took, after, late)
 		}
 	}
 }
@@ -117,14 +117,14 @@ func TestKeepalivesTogether(t *testing.T) {
 			c.advance(time.Millisecond)
 		}
 		if calls := c.calls(); calls != n {
-			t.Fatalf("%d calls turn on %d keepalives one after the other", calls, n)
+			t.Fatalf("%d calls of Send for %d keepalives that are turned on one after another, want one call each", calls, n)
 		}
 		for interval := range 3 {
 			since := c.since()
 			c.advance(25*time.Second + n/2*time.Millisecond)
 			c.wantHeard(since, 25*time.Second, slack, fmt.Sprintf("interval %d", interval+1))
 			if calls := c.calls(); calls > n*int64(time.Millisecond)/int64(slack)+1 {
-				t.Errorf("interval %d: %d calls for %d keepalives within %d ms", interval+1, calls, n, n)
+				t.Errorf("interval %d: %d calls of Send for %d keepalives that are due within %d ms, want fewer", interval+1, calls, n, n)
 			}
 		}
 	})
@@ -139,7 +139,7 @@ func TestKeepalivesBeginTogether(t *testing.T) {
 			t.Helper()
 			c.wantHeard(since, after, 0, why)
 			if calls := c.calls(); calls != batches {
-				t.Errorf("%s: %d calls for %d peers, want %d", why, calls, n, batches)
+				t.Errorf("%s: %d calls of Send for %d peers, want %d", why, calls, n, batches)
 			}
 		}
 		now := func() []time.Duration {
@@ -151,7 +151,7 @@ func TestKeepalivesBeginTogether(t *testing.T) {
 		}
 		begin := now()
 		c.keepAlive(25 * time.Second)
-		want(begin, 0, "turned on")
+		want(begin, 0, "the keepalives are turned on")
 		c.advance(25 * time.Second)
 		want(begin, 25*time.Second, "an interval later")
 		c.advance(5 * time.Second)
@@ -180,11 +180,11 @@ func TestLoneDeadlineIsExact(t *testing.T) {
 		c.advance(10*time.Second - time.Millisecond)
 		c.advance(10 * time.Second)
 		if took := c.since()[0] - begin[0]; took != 20*time.Second {
-			t.Errorf("the second of 10 s came after %v: each is alone", took)
+			t.Errorf("the second keepalive to peer 0 was sent after %v, want 20 s, because no other deadline is near", took)
 		}
 		c.advance(20 * time.Millisecond)
 		if took := c.since()[1] - begin[1]; took != 20*time.Second+9*time.Millisecond {
-			t.Errorf("one of 20 s, due 1 ms after another one, came after %v: the alarm rings 10 ms after that", took)
+			t.Errorf("the keepalive to peer 1, due 1 ms after that to peer 0, was sent after %v, want 20.009 s", took)
 		}
 	})
 }

@@ -40,14 +40,14 @@ func TestDeadlinesModel(t *testing.T) {
 					continue
 				}
 				if p.queued == 0 || p.queued > at || p.deadline == 0 {
-					t.Fatalf("%s: peer %d has a deadline at %d, and is queued for %d", where, i, at, p.queued)
+					t.Fatalf("%s: peer %d has a deadline at %d, but is queued for %d", where, i, at, p.queued)
 				}
 				if earliest == 0 || at < earliest {
 					earliest = at
 				}
 			}
 			if earliest != 0 && (a.at == 0 || a.at > max(earliest, d.now())) {
-				t.Fatalf("%s: the alarm rings at %d, the earliest deadline is %d", where, a.at, earliest)
+				t.Fatalf("%s: the alarm is set to %d, but the earliest deadline is %d", where, a.at, earliest)
 			}
 		}
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
@@ -61,7 +61,7 @@ func TestDeadlinesModel(t *testing.T) {
 				p.timers = timers{}
 				d.forgetDeadline(p)
 				if p.deadline != 0 || p.queued != 0 {
-					t.Fatal("a peer is not forgotten")
+					t.Fatal("after forgetDeadline, the peer still has a deadline")
 				}
 			case 2:
 				clock.at.Add(rapid.Int64Range(0, 200).Draw(t, "time"))
@@ -73,7 +73,7 @@ func TestDeadlinesModel(t *testing.T) {
 						break
 					}
 					if p.queued > now {
-						t.Fatalf("a peer is looked at at %d, before its time %d", now, p.queued)
+						t.Fatalf("Due returned a peer at %d, before its deadline %d", now, p.queued)
 					}
 					p.queued = 0
 					for i := range timerCount {
@@ -85,7 +85,7 @@ func TestDeadlinesModel(t *testing.T) {
 				}
 				for i, p := range ps {
 					if _, at := p.timers.next(); at != 0 && at <= now {
-						t.Fatalf("peer %d was not looked at, %d after its time", i, now-at)
+						t.Fatalf("Due did not return peer %d, which was due %d ns ago", i, now-at)
 					}
 				}
 			default:
@@ -98,7 +98,7 @@ func TestDeadlinesModel(t *testing.T) {
 			d.forgetDeadline(p)
 		}
 		if p, ok := d.deadlines.Due(1 << 62); ok {
-			t.Fatalf("no peer has a deadline, and %p is looked at", p)
+			t.Fatalf("no peer has a deadline, but Due returned the peer %p", p)
 		}
 	})
 }
@@ -121,7 +121,7 @@ func TestDeadlineMovesLater(t *testing.T) {
 		t.Error("a deadline that moves later moves the alarm")
 	}
 	if got, ok := d.deadlines.Due(d.now() + 100); !ok || got != p {
-		t.Error("a deadline that moves later moves its place")
+		t.Error("a deadline that moves later changes the peer's position in the heap")
 	}
 	p.queued = 0
 	d.schedule(p)
@@ -130,7 +130,7 @@ func TestDeadlineMovesLater(t *testing.T) {
 		t.Error("a deadline that moves earlier does not move the alarm")
 	}
 	if got, ok := d.deadlines.Due(d.now() + 50); !ok || got != p {
-		t.Error("a deadline that moves earlier does not move its place")
+		t.Error("a deadline that moves earlier does not change the peer's position in the heap")
 	}
 }
 
@@ -147,27 +147,27 @@ func TestDeadlinesSweep(t *testing.T) {
 	d.sourceLimit.Allow(sourceNumber(1), d.now())
 	d.scheduleSweep(d.now())
 	if a.at != d.now()+ratelimit.Idle {
-		t.Fatal("the alarm does not ring for the sweep")
+		t.Fatal("the alarm is not set to the time of the sweep")
 	}
 	clock.at.Add(500)
 	d.scheduleSweep(d.now())
 	if due(ratelimit.Idle - 501) {
-		t.Error("a sweep is too early")
+		t.Error("a sweep is due too early")
 	}
 	if !due(ratelimit.Idle - 500) {
-		t.Error("no sweep, or a sweep that is due already moves")
+		t.Error("no sweep is due, or scheduleSweep moved a sweep that was already scheduled")
 	}
 	if due(5 * ratelimit.Idle) {
-		t.Error("a second sweep")
+		t.Error("a second sweep is due")
 	}
 	d.sweepLimits(d.now())
 	if !due(ratelimit.Idle) {
-		t.Error("sources are left, and no other sweep is to come")
+		t.Error("sources are left, but no further sweep is scheduled")
 	}
 	clock.at.Add(ratelimit.Idle)
 	d.sweepLimits(d.now())
 	if d.sourceLimit.Len() != 0 || d.sweep != 0 {
-		t.Error("no source is left, and sweeps go on")
+		t.Error("sources are left, or a further sweep is scheduled although no source is left")
 	}
 }
 
@@ -206,6 +206,6 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 		wipes[p.timers.at[timerWipe]] = true
 	}
 	if len(wipes) != 3 || wipes[0] {
-		t.Errorf("three peers were given up one after the other, and are to be wiped at %v", wipes)
+		t.Errorf("the wipes of three peers are due at %v, want three different times", wipes)
 	}
 }

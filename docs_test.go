@@ -176,7 +176,7 @@ func TestExportedNamesAreDocumented(t *testing.T) {
 		}
 	}
 	if !packages["."] || exported < 20 {
-		t.Errorf("only %d files were looked at", exported)
+		t.Errorf("%d files were checked, want at least 20 and the package in the top folder", exported)
 	}
 }
 
@@ -204,7 +204,7 @@ func TestUndocumentedSees(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := strings.Join(undocumented(f), " "); got != c.want {
-			t.Errorf("%q: undocumented are %q, want %q", c.src, got, c.want)
+			t.Errorf("%q: the undocumented names are %q, want %q", c.src, got, c.want)
 		}
 	}
 }
@@ -233,7 +233,7 @@ func TestUndocumentedFieldsSees(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := strings.Join(undocumentedFields(fset, f), " "); got != want {
-				t.Errorf("%q: undocumented are %q, want %q", src, got, want)
+				t.Errorf("%q: the undocumented fields are %q, want %q", src, got, want)
 			}
 		}
 	}
@@ -247,11 +247,11 @@ func TestReadmeUsage(t *testing.T) {
 	_, example, _ := strings.Cut(fileText(t, "example_test.go"), "// README.md: from here\n")
 	example, _, _ = strings.Cut(example, "\t// README.md: to here\n")
 	if usage == "" || example == "" {
-		t.Fatalf("README.md has %d bytes of Go, Example %d", len(usage), len(example))
+		t.Fatalf("README.md has %d bytes of Go code, and Example has %d, want more than 0 in both", len(usage), len(example))
 	}
 	example = strings.TrimPrefix(strings.ReplaceAll("\n"+example, "\n\t", "\n"), "\n")
 	if usage != example {
-		t.Errorf("README.md says\n%s\nand example_test.go\n%s", usage, example)
+		t.Errorf("README.md says\n%s\nbut example_test.go says\n%s", usage, example)
 	}
 }
 
@@ -275,7 +275,7 @@ func TestMapIsComplete(t *testing.T) {
 			stem, _, _ := strings.Cut(strings.TrimSuffix(base, ".go"), "_")
 			file := stem + ".go"
 			if !strings.Contains(text, "["+file+"]("+file+")") {
-				t.Errorf("ARCHITECTURE.md has no %s", file)
+				t.Errorf("ARCHITECTURE.md does not name %s", file)
 			}
 		}
 		return nil
@@ -285,11 +285,11 @@ func TestMapIsComplete(t *testing.T) {
 	}
 	for dir := range folders {
 		if !strings.Contains(text, "`"+dir+"`") {
-			t.Errorf("ARCHITECTURE.md has no %s", dir)
+			t.Errorf("ARCHITECTURE.md does not name %s", dir)
 		}
 	}
 	if len(folders) < 10 {
-		t.Errorf("only %d folders were looked at", len(folders))
+		t.Errorf("%d folders were checked, want at least 10", len(folders))
 	}
 }
 

@@ -187,13 +187,13 @@ func TestErrorTexts(t *testing.T) {
 	source, made := sourceTexts(t), make(map[string]bool)
 	for _, r := range returned(t) {
 		if r.error == nil {
-			t.Error("a call that should fail does not")
+			t.Error("one of the calls in returned succeeded, want an error from each")
 			continue
 		}
 		for line := range strings.Lines(r.Error()) {
 			text, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "wireguard: ")
 			if !ok || strings.Contains(text, "wireguard: ") {
-				t.Errorf("%q: want one prefix", line)
+				t.Errorf("%q does not have the prefix \"wireguard: \" exactly once", line)
 			}
 			for _, at := range regexp.MustCompile("^|: |; ").FindAllStringIndex(text, -1) {
 				made[source.find(text[at[1]:])] = true
@@ -201,13 +201,13 @@ func TestErrorTexts(t *testing.T) {
 		}
 		for _, s := range sentinels {
 			if got := errors.Is(r.error, s); got != slices.Contains(r.is, s) {
-				t.Errorf("%q is %q: %v, want %v", r, s, got, !got)
+				t.Errorf("errors.Is(%q, %q) is %v, want %v", r, s, got, !got)
 			}
 		}
 	}
 	for text, s := range source {
 		if !made[text] {
-			t.Errorf("%s: %q: no call above returns it", s.at, text)
+			t.Errorf("%s: none of the calls in returned makes an error with the text %q", s.at, text)
 		}
 	}
 }
@@ -299,7 +299,7 @@ func sourceTexts(t *testing.T) errorTexts {
 		})
 	}
 	if len(texts) < 40 {
-		t.Fatalf("only %d texts were found", len(texts))
+		t.Fatalf("%d error texts were found, want at least 40", len(texts))
 	}
 	return texts
 }
@@ -352,13 +352,13 @@ func TestErrorsKeepTheirChain(t *testing.T) {
 		})
 		for name, pos := range holders {
 			if methods[name+".Error"] && !methods[name+".Unwrap"] && !methods[name+".Is"] {
-				t.Errorf("%s: %s is an error and holds one, but has no method Unwrap", fset.Position(pos), name)
+				t.Errorf("%s: %s is an error with a field for another error, but has no method Unwrap or Is", fset.Position(pos), name)
 			}
 		}
 		return nil
 	})
 	if err != nil || seen < 100 {
-		t.Fatalf("%d calls were read: %v", seen, err)
+		t.Fatalf("%d calls of Errorf were checked, want at least 100 (error %v)", seen, err)
 	}
 }
 

@@ -21,7 +21,7 @@ func (n *node) wantAttempts(failed <-chan wireguard.Event, o *node, first time.D
 	sent := n.clock.Wall().Add(first - n.w.now())
 	for _, number := range numbers {
 		if len(failed) == 0 {
-			n.w.Fatalf("at %v: nothing says that attempt %d failed", n.w.now(), number)
+			n.w.Fatalf("at %v: there is no event about the failure of attempt %d", n.w.now(), number)
 		}
 		e := <-failed
 		after := e.Time.Sub(sent)
@@ -31,7 +31,7 @@ func (n *node) wantAttempts(failed <-chan wireguard.Event, o *node, first time.D
 		sent = e.Time // the next attempt is sent when this one fails
 	}
 	if len(failed) != 0 {
-		n.w.Fatalf("at %v: event %+v, want no more", n.w.now(), <-failed)
+		n.w.Fatalf("at %v: event %+v, want no more events", n.w.now(), <-failed)
 	}
 }
 
@@ -65,7 +65,7 @@ func TestEachAttemptIsAnEvent(t *testing.T) {
 			}
 			last++
 		}
-		a.wantEvents("the last of them ends the series", wireguard.EventHandshakeFailed)
+		a.wantEvents("the last failed attempt ends the series", wireguard.EventHandshakeFailed)
 
 		w.advance(time.Hour)
 		at := w.now()
@@ -73,7 +73,7 @@ func TestEachAttemptIsAnEvent(t *testing.T) {
 		w.advance(4 * time.Second)
 		w.net.Mend(a.end, b.end)
 		w.advance(2 * time.Second)
-		a.wantSession(b, true, "attempt 22 was answered")
+		a.wantSession(b, true, "b answered attempt 22")
 		a.wantAttempts(failed, b, at, 21)
 
 		w.advance(200 * time.Second) // b's keepalive arrives, and the session expires
@@ -94,30 +94,30 @@ func TestAttemptReasons(t *testing.T) {
 			w.Helper()
 			w.advance(5*time.Second + jitter)
 			if len(failed) != 1 {
-				w.Fatalf("%d attempts failed, want one: %s", len(failed), why)
+				w.Fatalf("%d attempts failed, want 1: %s", len(failed), why)
 			}
 			err := (<-failed).Err
 			if !contains(err, text) || is != nil && !errors.Is(err, is) || errors.Is(err, wireguard.ErrNoAnswer) != (is == wireguard.ErrNoAnswer) {
-				w.Fatalf("error %q: %s", err, why)
+				w.Fatalf("the attempt failed with the error %q: %s", err, why)
 			}
 		}
 		w.net.Cut(nil, nil)
 		a.send(b, "x")
-		want("silence", wireguard.ErrNoAnswer, "no answer")
+		want("no response arrives", wireguard.ErrNoAnswer, "no answer")
 		w.net.SetConditions(pipe.Conditions{MTU: 60, RefuseTooBig: true})
 		w.advance(5*time.Second + jitter)
 		<-failed // this event is about the last attempt that was sent
-		want("not sent", syscall.EMSGSIZE, "send to "+b.at().String())
+		want("the initiation cannot be sent", syscall.EMSGSIZE, "send to "+b.at().String())
 		w.net.SetConditions(pipe.Conditions{})
 		w.net.Mend(nil, nil)
 		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.NewPresharedKey())})
 		w.advance(5*time.Second + jitter)
 		<-failed // this event is about the attempt that was not sent
-		want("an answer that does not open", nil, "preshared key")
+		want("the response cannot be opened", nil, "preshared key")
 		w.judge(func(m *message) pipe.Verdict { return pipe.Drop })
 		w.advance(5*time.Second + jitter)
-		<-failed // this event is about the attempt whose answer did not open
-		want("the answer to an earlier initiation does not count", wireguard.ErrNoAnswer, "no answer")
+		<-failed // this event is about the attempt whose response could not be opened
+		want("the response to an earlier initiation does not count", wireguard.ErrNoAnswer, "no answer")
 	})
 }
 
@@ -134,7 +134,7 @@ func TestAttemptsUnderTraffic(t *testing.T) {
 		n := a.end.Sent().Initiations
 		w.advance(5*time.Second + jitter) // until the last attempt fails
 		a.wantAttempts(failed, b, 0, counting(1, int(n))...)
-		a.wantEvents("each 20", wireguard.EventHandshakeFailed, wireguard.EventHandshakeFailed)
+		a.wantEvents("one event for each 20 attempts", wireguard.EventHandshakeFailed, wireguard.EventHandshakeFailed)
 	})
 }
 
@@ -183,7 +183,7 @@ func TestWhichAttemptsFail(t *testing.T) {
 		w.want("a initiation, b response, a data", "b answers")
 		w.advance(time.Second)
 		b.send(a, "y")
-		w.wantJittered(4*time.Second, "b initiation, a response, b data", "it was put off to 5 s after the response")
+		w.wantJittered(4*time.Second, "b initiation, a response, b data", "b delays its initiation until 5 s after its response")
 		b.wantAttempts(failedB, a, 0)
 		w.release()
 
@@ -193,11 +193,11 @@ func TestWhichAttemptsFail(t *testing.T) {
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
 		a.send(b, "x")
 		b.send(a, "y")
-		w.want("a initiation, b initiation", "they cross")
+		w.want("a initiation, b initiation", "the initiations cross")
 		w.advance(15 * time.Second)
-		a.wantSession(b, true, "healed")
+		a.wantSession(b, true, "the retry makes a session")
 		if len(failedA)+len(failedB) != 1 {
-			w.Fatalf("%d attempts of a failed and %d of b, want one in all", len(failedA), len(failedB))
+			w.Fatalf("%d attempts of a and %d attempts of b failed, want 1 in total", len(failedA), len(failedB))
 		}
 		for n, failed := range map[*node]<-chan wireguard.Event{a: failedA, b: failedB} {
 			if o := map[*node]*node{a: b, b: a}[n]; len(failed) > 0 {
@@ -216,7 +216,7 @@ func TestSlowSubscriber(t *testing.T) {
 			w.connectAgain(a, b)
 			w.advance(time.Second)
 		}
-		a.wantEvents("a quick reader has them all", wireguard.EventHandshake, wireguard.EventHandshake,
+		a.wantEvents("a subscriber that reads at once receives all events", wireguard.EventHandshake, wireguard.EventHandshake,
 			wireguard.EventHandshake, wireguard.EventHandshake, wireguard.EventHandshake)
 		sent := b.status(a).Timestamp
 		b.move(elsewhere)
@@ -229,7 +229,7 @@ func TestSlowSubscriber(t *testing.T) {
 		}
 		for e := range slow.Events(context.Background()) {
 			if len(want) == 0 {
-				w.Fatalf("event %+v, want no more", e)
+				w.Fatalf("event %+v, want no more events", e)
 			}
 			if e.Kind != want[0].Kind || e.Merged != want[0].Merged || e.SentTimestamp != want[0].SentTimestamp || e.Missed != 0 ||
 				e.Kind == wireguard.EventEndpointMoved && e.Endpoint.Addr != b.at().Addr {
@@ -238,10 +238,10 @@ func TestSlowSubscriber(t *testing.T) {
 			want = want[1:]
 		}
 		if len(want) != 0 {
-			w.Fatalf("%+v is missing", want)
+			w.Fatalf("the events %+v are missing", want)
 		}
 		if e, err := closed.Next(context.Background()); !errors.Is(err, net.ErrClosed) {
-			w.Fatalf("event %+v, %v of a subscription that was closed", e, err)
+			w.Fatalf("a closed subscription returned the event %+v and the error %v, want net.ErrClosed", e, err)
 		}
 	})
 }
@@ -255,14 +255,14 @@ func TestTroublePerPeer(t *testing.T) {
 		c.knows(a)
 		w.connect(a, b)
 		w.connect(a, c)
-		a.wantEvents("before", wireguard.EventHandshake, wireguard.EventHandshake)
+		a.wantEvents("a has made two sessions", wireguard.EventHandshake, wireguard.EventHandshake)
 		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
 		big := string(make([]byte, 500))
 		for range 10 {
 			a.send(b, big)
 			a.send(c, big)
 		}
-		es := a.wantEvents("once each", wireguard.EventBindTrouble, wireguard.EventBindTrouble)
+		es := a.wantEvents("there is one event for each peer", wireguard.EventBindTrouble, wireguard.EventBindTrouble)
 		for i, o := range []*node{b, c} {
 			if e := es[i]; e.Peer != o.pub() || !errors.Is(e.Err, syscall.EMSGSIZE) {
 				w.Fatalf("event %+v, want the trouble with sending to %s", e, o.name)
@@ -271,13 +271,13 @@ func TestTroublePerPeer(t *testing.T) {
 		odd, busy := errors.New("recvmsg: network is down"), errors.New("no network")
 		mood.set(func() { mood.moods = []error{odd} })
 		b.send(a, "x") // the pending call of Receive returns this packet, and the next call fails
-		if e := a.wantEvents("the socket's", wireguard.EventBindTrouble)[0]; e.Peer != (wireguard.PublicKey{}) || !errors.Is(e.Err, odd) {
-			w.Fatalf("event %+v, want the device's trouble with receiving", e)
+		if e := a.wantEvents("there is an event about the socket", wireguard.EventBindTrouble)[0]; e.Peer != (wireguard.PublicKey{}) || !errors.Is(e.Err, odd) {
+			w.Fatalf("event %+v, want the error that the socket returned", e)
 		}
 		mood.set(func() { mood.fail = busy })
 		a.Wake()
-		if e := a.wantEvents("in the same second", wireguard.EventBindTrouble)[0]; !errors.Is(e.Err, busy) {
-			w.Fatalf("event %+v, want that Wake could not open the socket", e)
+		if e := a.wantEvents("there is an event about Wake in the same second", wireguard.EventBindTrouble)[0]; !errors.Is(e.Err, busy) {
+			w.Fatalf("event %+v, want the error with which Wake could not open the socket", e)
 		}
 	})
 }

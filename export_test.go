@@ -36,7 +36,7 @@ func BeginLoad(d *Device) {
 	d.slow.initiations.UnderLoad(true, d.drops[DropCookieRequired].Load(), 1, d.now())
 }
 
-// SetSendCounter sets the counter of the next message that d sends on its session with a peer.
+// SetSendCounter sets the counter of the next message that d sends in its session with a peer.
 func SetSendCounter(d *Device, peer PublicKey, counter uint64) {
 	p := d.peers.Find(peer)
 	p.mu.Lock()
@@ -44,7 +44,7 @@ func SetSendCounter(d *Device, peer PublicKey, counter uint64) {
 	p.current.counter = counter
 }
 
-// SessionIndices returns the number of session indices in use, including those of handshakes under way.
+// SessionIndices returns the number of session indices in use, including those of handshakes in progress.
 func SessionIndices(d *Device) int { return d.sessions.m.Len() }
 
 // StagedBytes returns how many bytes of memory the staged packets of d occupy.

@@ -20,7 +20,7 @@ import (
 // uapi cover the protocol.
 var faults = []covered{
 	{"32-bit nonce counter", "TestCounterPasses32Bits"},
-	{"no limit on messages a key", "TestRejectAfterMessages TestRekeyAfterMessages"},
+	{"no limit on messages per key", "TestRejectAfterMessages TestRekeyAfterMessages"},
 	{"roaming on a cookie reply", "TestCookieReplyMovesNothing"},
 	{"keepalives answering keepalives", "TestPassiveKeepalive TestKeepaliveAnsweredByNothing"},
 	{"keepalive timed from the wrong event", "TestFaultKeepaliveTimedFromTheWrongEvent TestNeedAnotherKeepalive"},
@@ -32,7 +32,7 @@ var faults = []covered{
 	{"host without IPv6", "udp.TestMissingFamilyIsNoError udp.TestIPv6SwitchedOff"},
 	{"preshared key not applied", "TestPresharedKeyMismatch TestPresharedKeyChange TestHandshakePresharedKeyMismatch"},
 	{"late response accepted", "TestResponseToSupersededInitiation TestSuspendAmidHandshakeInitiator"},
-	{"update of an existing peer that does harm, or nothing", "TestUpdateOneField uapi.TestSetUpdates uapi.TestSetKeepsSession"},
+	{"update of an existing peer that does harm or has no effect", "TestUpdateOneField uapi.TestSetUpdates uapi.TestSetKeepsSession"},
 	{"second of several changes lost", "TestFaultChangesInARow uapi.TestServerPipelined uapi.TestSetReadsNoFurther"},
 	{"error in the middle of a peer leaving a half-made peer", "TestConfigureAllOrNothing TestConfigureRefusesAsAWhole uapi.TestSetRefuses uapi.TestServerCut"},
 	{"UDP GSO failing for ever with EMSGSIZE on a small path MTU", "udp.TestRefusedTrainGoesOutSingly udp.TestSmallMTU TestPathMTUShrinks"},
@@ -46,9 +46,9 @@ var faults = []covered{
 	{"a receiver that stops for ever after one odd socket error", "TestReceiverSurvivesErrors udp.TestErrorsOfEarlierDatagrams"},
 	{"a nil logger that crashes", "TestFaultNilLogger"},
 	{"a sending address that is gone kept for ever", "TestStickySource TestStickySourceForgotten udp.TestGoneSourceIsForgotten udp.TestAddressTakenAway"},
-	{"a sending address forgotten for the peers of one family alone", "TestFaultSourcesOfEveryPeerForgotten udp.TestGoneSourceIsForgotten"},
+	{"a sending address forgotten only for the peers of one family", "TestFaultSourcesOfEveryPeerForgotten udp.TestGoneSourceIsForgotten"},
 	{"a netlink loop that stops at the first IPv6 peer", "udp.TestRoutesSurviveErrors"},
-	{"a failed send that nobody hears of", "TestSendTrouble"},
+	{"a failed send that is not reported", "TestSendTrouble"},
 }
 
 // A device sends the passive keepalive 10 s after it received the first data packet that it has not answered. Later packets,
@@ -70,9 +70,9 @@ func TestFaultKeepaliveTimedFromTheWrongEvent(t *testing.T) {
 				w.advance(3 * time.Second)
 				a.send(b, "later")
 				w.advance(7*time.Second - 1)
-				w.want("a data x2", "less than 10 s after the first")
+				w.want("a data x2", "less than 10 s have passed since the first data packet")
 				w.advance(1)
-				w.want("b keepalive", "10 s after the first packet that went unanswered")
+				w.want("b keepalive", "10 s have passed since the first unanswered data packet")
 			})
 		})
 	}
@@ -97,15 +97,15 @@ func TestFaultPeersOfBothFamilies(t *testing.T) {
 			for _, n := range []*node{four, six, six, four} {
 				n.send(h, "up")
 				h.arrived()
-				h.wantEndpoint(n, n.at().Addr, "its own address, of its own family")
+				h.wantEndpoint(n, n.at().Addr, "the endpoint has the peer's own address, of the peer's family")
 				h.send(n, "down")
-				n.wantArrived("to that address", "down")
+				n.wantArrived("the hub sends to the peer's address", "down")
 			}
 			if i%2 == 1 {
 				w.advance(121 * time.Second) // so that the next packets cause handshakes with the same addresses
 			}
 		}
-		h.wantDrops(wireguard.DropSendFailed, 0, "no address of one family on a socket of the other")
+		h.wantDrops(wireguard.DropSendFailed, 0, "the hub does not send to an address of one family on a socket of the other family")
 	})
 }
 
@@ -121,10 +121,10 @@ func TestFaultChangesInARow(t *testing.T) {
 			{PublicKey: key, RemoveAllowedIPs: prefixesOf("10.1.0.0/16"), UpdateOnly: true},
 		}})
 		if s := a.status(b); s.AllowedIPs != 3 || s.PersistentKeepalive != 2*time.Hour || !s.Session {
-			w.Fatalf("peer %+v: want all three changes", s)
+			w.Fatalf("peer %+v, want all three changes", s)
 		}
 		if _, ok := a.Route(netip.MustParseAddr("10.1.0.1")); ok {
-			w.Fatal("the last change of the three is lost")
+			w.Fatal("10.1.0.1 still has a route, so the last of the three changes is lost")
 		}
 		var wg sync.WaitGroup
 		for i := range 64 {
@@ -138,10 +138,10 @@ func TestFaultChangesInARow(t *testing.T) {
 		wg.Wait()
 		for i := range 64 {
 			if got, ok := a.Route(netip.AddrFrom4([4]byte{10, 3, byte(i), 1})); !ok || got != key {
-				w.Fatalf("change %d of 64 is lost", i)
+				w.Fatalf("change %d of 64 concurrent changes is lost", i)
 			}
 		}
-		wantWorks(w, a, b, "on the same session")
+		wantWorks(w, a, b, "in the same session")
 	})
 }
 
@@ -155,13 +155,13 @@ func TestFaultSourcesOfEveryPeerForgotten(t *testing.T) {
 		c.send(h, "back")
 		for _, n := range []*node{b, c, d} {
 			if s := h.status(n).Endpoint; !s.Source.IsValid() || s.Addr.Addr().Is6() != (n == c) {
-				w.Fatalf("endpoint %+v of %s: want a source to begin with, and IPv6 for c alone", s, n.name)
+				w.Fatalf("endpoint %+v of %s, want a source address before the change, and IPv6 only for c", s, n.name)
 			}
 		}
 		h.configure(wireguard.Change{FirewallMark: ptr(uint32(1))})
 		for _, n := range []*node{b, c, d} {
 			if s := h.status(n).Endpoint; s.Source.IsValid() || s.Interface != 0 {
-				w.Fatalf("endpoint %+v of %s: its source is kept", s, n.name)
+				w.Fatalf("endpoint %+v of %s, want no source and no interface after the change", s, n.name)
 			}
 		}
 	})
@@ -189,7 +189,7 @@ func TestFaultNilLogger(t *testing.T) {
 			}
 			w.connect(a, b)
 			if got := read(); logger != nil && !strings.Contains(got, "level=INFO msg=\"wireguard: up\"") {
-				w.Fatalf("log %q", got)
+				w.Fatalf("the log is %q, want a message at level INFO that the device is up", got)
 			}
 			// Peers and strangers do the following.
 			a.move(elsewhere)
@@ -218,10 +218,10 @@ func TestFaultNilLogger(t *testing.T) {
 			w.advance(120 * time.Second)
 			got := read()
 			if logger != nil && !strings.Contains(got, "level=DEBUG") {
-				w.Fatalf("log %q", got)
+				w.Fatalf("the log is %q, want a message at level DEBUG", got)
 			}
 			if strings.Contains(got, "level=INFO") || strings.Contains(got, "level=WARN") || strings.Contains(got, "level=ERROR") {
-				w.Fatalf("log %q: nothing of this is more than Debug", got)
+				w.Fatalf("the log is %q, want no message above level DEBUG", got)
 			}
 			// The system and the program do the following.
 			mood.set(func() { mood.moods = []error{errors.New("odd")} })
@@ -236,12 +236,12 @@ func TestFaultNilLogger(t *testing.T) {
 			a.Close()
 			got += read()
 			if logger != nil && (!strings.Contains(got, "level=WARN") || !strings.Contains(got, "wireguard: down")) {
-				w.Fatalf("log %q", got)
+				w.Fatalf("the log is %q, want a message at level WARN and the message that the device is down", got)
 			}
 			for _, secret := range [][]byte{a.key[:], b.key[:], psk[:]} {
 				if bytes.Contains([]byte(got), secret) || strings.Contains(got, hex.EncodeToString(secret)) ||
 					strings.Contains(got, wireguard.PublicKey(secret).String()) {
-					w.Fatalf("a secret is in the log: %q", got)
+					w.Fatalf("the log contains a secret: %q", got)
 				}
 			}
 		})

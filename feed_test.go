@@ -29,14 +29,14 @@ type well struct {
 
 func (w *well) ReadPackets(b *Batch) error {
 	if !w.busy.CompareAndSwap(false, true) {
-		w.t.Error("two goroutines read at once")
+		w.t.Error("two goroutines read the source at the same time")
 	}
 	defer w.busy.Store(false)
 	if w.ended.Load() {
-		w.t.Error("it is read after its end")
+		w.t.Error("a goroutine read the source after the source had returned an error")
 	}
 	if b.Len() != 0 || b.mtu != 1420 {
-		w.t.Errorf("a batch with %d packets, MTU %d", b.Len(), b.mtu)
+		w.t.Errorf("the device passed a batch with %d packets and MTU %d, want an empty batch with MTU 1420", b.Len(), b.mtu)
 	}
 	err := w.fill(b)
 	w.ended.Store(err != nil)
@@ -60,17 +60,17 @@ func (tp *tape) take(ts []Train) {
 	for i := range ts {
 		for m := range ts[i].Datagrams() {
 			if counter := binary.LittleEndian.Uint64(m[8:]); counter != tp.last {
-				tp.t.Errorf("counter %d where %d is due", counter, tp.last)
+				tp.t.Errorf("a message has the counter %d, want %d", counter, tp.last)
 			}
 			tp.last++
 			p, _, ok := packet.Unpad(tp.r.open(tp.t, append([]byte(nil), m...)))
 			if !ok {
-				tp.t.Error("no packet")
+				tp.t.Error("a message does not contain a valid packet")
 				continue
 			}
 			from, n := binary.BigEndian.Uint32(p[20:]), binary.BigEndian.Uint32(p[24:])
 			if n != tp.next[from] {
-				tp.t.Errorf("packet %d of sender %d, where %d is due", n, from, tp.next[from])
+				tp.t.Errorf("packet %d of sender %d was sent next, want packet %d", n, from, tp.next[from])
 			}
 			tp.next[from] = n + 1
 		}
@@ -96,7 +96,7 @@ func packetOf(sender, n uint32, size int, to *remote) []byte {
 // programs use the cores.
 func feeding(t *testing.T, cores int) (*end, *remote, *tape) {
 	if cores > 1 {
-		testkit.NeedsThreads(t, "goroutines share the work of one sender")
+		testkit.NeedsThreads(t, "several goroutines must share the work of one sender")
 	}
 	before := runtime.GOMAXPROCS(cores)
 	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
@@ -145,12 +145,12 @@ func TestFeedSharesInOrder(t *testing.T) {
 				e.line.send = func(ts []Train) {
 					if first {
 						first = false
-						comes(t, "nobody reads on", func() bool { return len(read) >= 2 })
+						comes(t, "no other goroutine read the next batch from the source", func() bool { return len(read) >= 2 })
 						if batches > 1 {
-							comes(t, "nobody seals the next", func() bool { return waiting(e.peer(r)) > 0 })
+							comes(t, "no goroutine sealed the next batch", func() bool { return waiting(e.peer(r)) > 0 })
 						}
 						if e.running.Load() == nil {
-							t.Error("the device ends before what was read is sent")
+							t.Error("the device ended before it had sent all packets that it had read")
 						}
 					}
 					tp.take(ts)
@@ -169,18 +169,18 @@ func TestFeedSharesInOrder(t *testing.T) {
 					}
 					return nil
 				})
-				eventually(t, "it does not end", w.ended.Load)
+				eventually(t, "the source ends", w.ended.Load)
 				if end == io.EOF {
-					eventually(t, "not all is sent", func() bool { return f.UnderWay() == 0 })
+					eventually(t, "all batches are sent", func() bool { return f.UnderWay() == 0 })
 					e.Close()
 				} else {
 					<-e.Done()
 				}
 				if tp.of(1) != n {
-					t.Errorf("%d packets of %d were sent", tp.of(1), n)
+					t.Errorf("%d of %d packets were sent", tp.of(1), n)
 				}
 				if n := f.UnderWay(); n != 0 {
-					t.Errorf("%d batches are under way", n)
+					t.Errorf("%d batches were read and not sent, want 0", n)
 				}
 			})
 		}
@@ -197,7 +197,7 @@ func TestFeedEndsAfterItsPackets(t *testing.T) {
 		b.Append(packetOf(1, 0, 100, r))
 		return failed
 	})
-	eventually(t, "its packet does not wait", func() bool { return waiting(e.peer(r)) == 1 })
+	eventually(t, "the packet of the source is queued", func() bool { return waiting(e.peer(r)) == 1 })
 	select {
 	case <-e.Done():
 		t.Fatal("the device ended while a packet waits to be sent")
@@ -205,7 +205,7 @@ func TestFeedEndsAfterItsPackets(t *testing.T) {
 	}
 	leave()
 	if <-e.Done(); !errors.Is(e.Err(), failed) || tp.of(1) != 1 {
-		t.Errorf("%v, and %d packets were sent", e.Err(), tp.of(1))
+		t.Errorf("the device ended with the error %v after %d packets of the source were sent, want the source's error and 1 packet", e.Err(), tp.of(1))
 	}
 }
 
@@ -223,7 +223,7 @@ func TestFeedsAndSenders(t *testing.T) {
 		more := make(chan uint32)
 		f, _ := e.feed(t, func(f *feed, b *Batch) error {
 			if out := f.Out(); out >= cores {
-				t.Errorf("%d more goroutines", out)
+				t.Errorf("the feed has %d helpers, want fewer than the number of cores", out)
 			}
 			if burst == 0 {
 				var ok bool
@@ -246,7 +246,7 @@ func TestFeedsAndSenders(t *testing.T) {
 					time.Sleep(time.Duration(rand.IntN(200)) * time.Microsecond)
 				}
 			}
-			eventually(t, "the others do not end", func() bool { return f.Out() == 0 })
+			eventually(t, "the helpers of the feed end", func() bool { return f.Out() == 0 })
 			close(more)
 		})
 	}
@@ -265,21 +265,21 @@ func TestFeedsAndSenders(t *testing.T) {
 	}
 	wg.Wait()
 	for i, n := range sent {
-		eventually(t, "not all are sent", func() bool { return tp.of(uint32(i)) == n })
+		eventually(t, "all packets are sent", func() bool { return tp.of(uint32(i)) == n })
 	}
 	p := e.peer(r)
-	eventually(t, "a goroutine leads for ever, or leaves packets behind", func() bool {
+	eventually(t, "no goroutine leads the queue, and no packet is queued or staged", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return !p.queue.led && p.queue.head == nil && p.staged.N == 0
 	})
 	drops := e.Status().Drops
 	if n := drops.Total(); n != 0 {
-		t.Errorf("%d drops", n)
+		t.Errorf("%d packets were dropped, want 0", n)
 	}
 	for _, f := range all {
 		if f.Most() == 0 {
-			t.Error("it asked nobody for help")
+			t.Error("the feed never wanted a helper")
 		}
 	}
 }
@@ -301,7 +301,7 @@ func TestFeedAlone(t *testing.T) {
 			}
 			f, w := e.feed(t, func(f *feed, b *Batch) error {
 				if f.Out() != 0 {
-					t.Error("there are more goroutines")
+					t.Error("the feed has helpers, want none")
 				}
 				if n == 300*uint32(c.packets) {
 					return io.EOF
@@ -312,12 +312,12 @@ func TestFeedAlone(t *testing.T) {
 				}
 				return nil
 			})
-			eventually(t, "it does not end", w.ended.Load)
+			eventually(t, "the source ends", w.ended.Load)
 			if !c.waits && tp.of(1) != n {
-				t.Errorf("%d packets of %d", tp.of(1), n)
+				t.Errorf("%d of %d packets were sent", tp.of(1), n)
 			}
 			if f.Most() != 0 {
-				t.Error("it asked for help")
+				t.Error("the feed wanted a helper, want none")
 			}
 		})
 	}
@@ -355,15 +355,15 @@ func TestFeedIsHeldBack(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, "it is not read on", func() bool { return reads.Load() > 2 })
+	eventually(t, "the device reads more than 2 batches", func() bool { return reads.Load() > 2 })
 	time.Sleep(20 * time.Millisecond)
 	if reads.Load() > 4 {
-		t.Errorf("it was read %d times while nothing was sent", reads.Load())
+		t.Errorf("the device read the source %d times while nothing was sent, want at most 4 times", reads.Load())
 	}
 	leave()
-	eventually(t, "it is not read on", w.ended.Load)
-	eventually(t, "not all was sent", func() bool { return tp.of(1) == batches })
-	e.wantDrops(t, before, 0, 0, "a source is held back instead")
+	eventually(t, "the source ends", w.ended.Load)
+	eventually(t, "all packets of the source are sent", func() bool { return tp.of(1) == batches })
+	e.wantDrops(t, before, 0, 0, "the device reads less from the source and drops no packets")
 }
 
 // TestFeedAsksInVain checks a feed whose source pauses after each batch, so that helpers find no work. After a few attempts, the
@@ -384,9 +384,9 @@ func TestFeedAsksInVain(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, "it does not end", w.ended.Load)
+	eventually(t, "the source ends", w.ended.Load)
 	if f.Wanted() {
-		t.Error("it asks on")
+		t.Error("the feed still asks for helpers")
 	}
 }
 
@@ -414,9 +414,9 @@ func TestFeedAllocatesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, "it does not end", w.ended.Load)
+	eventually(t, "the source ends", w.ended.Load)
 	if m := after.Mallocs - before.Mallocs; m > batches/10 {
-		t.Errorf("%d allocations for %d batches of 90 packets", m, batches)
+		t.Errorf("%d allocations for %d batches of 90 packets, want at most one per 10 batches", m, batches)
 	}
 }
 
@@ -429,7 +429,7 @@ func TestHelpers(t *testing.T) {
 		l.seal(e.helpers)
 		for name, limit := range map[string]int{"source": e.newFeed(e.tunnel).Limit, "sender": l.fork.Limit, "receiver": e.newInbound().fork.Limit} {
 			if limit != helpers {
-				t.Errorf("Helpers %d: those of a %s are limited to %d", helpers, name, limit)
+				t.Errorf("with Config.Helpers = %d, the helpers of a %s are limited to %d", helpers, name, limit)
 			}
 		}
 	}

@@ -86,7 +86,7 @@ func (r *framingReceiver) Receive() ([]wireguard.Train, error) {
 		t := &ts[i]
 		for f := range t.Frames() {
 			if n := int(binary.BigEndian.Uint16(f[r.bind.headroom-2:])); n != len(f)-r.bind.headroom {
-				r.bind.wrong = fmt.Errorf("the header of a datagram of %d bytes says %d", len(f)-r.bind.headroom, n)
+				r.bind.wrong = fmt.Errorf("a datagram has %d bytes, but its header says %d", len(f)-r.bind.headroom, n)
 			}
 		}
 		t.Headroom = r.bind.headroom
@@ -117,13 +117,13 @@ func TestHeadroom(t *testing.T) {
 				wireguard.ForceLoad(b.Device, true)
 				a.send(b, "staged") // b answers the initiation with a cookie reply
 				w.advance(6 * time.Second)
-				b.wantArrived("an initiation with the cookie, and the response", "staged")
+				b.wantArrived("a sends an initiation with the cookie, and b responds", "staged")
 				wireguard.ForceLoad(b.Device, false)
 				long := strings.Repeat("x", 1200)
 				a.send(b, long, long, "1", "22", long) // several trains and single messages
-				b.wantArrived("trains of several messages", long, long, "1", "22", long)
+				b.wantArrived("b receives trains and single messages", long, long, "1", "22", long)
 				b.send(a, long, "back", long)
-				a.wantArrived("the other direction", long, "back", long)
+				a.wantArrived("a receives trains and single messages", long, "back", long)
 				w.advance(11 * time.Second) // b sends a keepalive
 
 				status := [2]wireguard.PeerStatus{a.status(b), b.status(a)}
@@ -143,7 +143,7 @@ func TestHeadroom(t *testing.T) {
 					{pipe.TypeCookieReply: 1, pipe.TypeResponse: 1, pipe.TypeData: 3},
 				} {
 					if got := binds[i]; got.wrong != nil || !reflect.DeepEqual(got.sent, want) {
-						t.Errorf("device %d: sent %v (%v), want %v", i, got.sent, got.wrong, want)
+						t.Errorf("device %d sent %v (error %v), want %v", i, got.sent, got.wrong, want)
 					}
 				}
 			})
@@ -162,7 +162,7 @@ func TestHeadroomBounds(t *testing.T) {
 	for _, n := range []int{-1, 65} {
 		_, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(0), Bind: greedyBind{pipe.NewNetwork(pipe.Config{}).NewEnd(), n}})
 		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("wants %d bytes of headroom: want 0 to 64", n)) {
-			t.Errorf("a Bind with %d bytes of headroom: %v", n, err)
+			t.Errorf("with a Bind that wants %d bytes of headroom, New returned the error %v, want one with the limits", n, err)
 		}
 	}
 }
@@ -180,7 +180,7 @@ func TestHeadroomOfForeignBatch(t *testing.T) {
 		a.knows(b)
 		b.knows(a)
 		a.send(b, "first")
-		b.wantArrived("a session", "first")
+		b.wantArrived("the session is established", "first")
 		for i, batch := range []*wireguard.Batch{new(wireguard.Batch), b.NewBatch()} {
 			for range 2 { // the second time the batch already has the layout of a's batches
 				var want []string
@@ -189,9 +189,9 @@ func TestHeadroomOfForeignBatch(t *testing.T) {
 					want = append(want, long)
 				}
 				if err := a.Send(batch); err != nil || batch.Len() != 0 {
-					t.Fatalf("batch %d: %v, and %d packets are left", i, err, batch.Len())
+					t.Fatalf("batch %d: Send returned %v and left %d packets in the batch, want no error and no packets", i, err, batch.Len())
 				}
-				b.wantArrived("all of it, in order", want...)
+				b.wantArrived("all packets of the batch arrive in order", want...)
 			}
 		}
 		if bind.wrong != nil {

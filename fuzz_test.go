@@ -69,10 +69,10 @@ func (e *end) hostile(t *testing.T, train Train) (dropped int, sent []datagram) 
 		out += len(d.b)
 	}
 	if dropped > n || len(sent) > n {
-		t.Fatalf("of %d datagrams %d were dropped and %d answered", n, dropped, len(sent))
+		t.Fatalf("of %d datagrams, %d were dropped and %d were answered", n, dropped, len(sent))
 	}
 	if dropped == n && out > size {
-		t.Fatalf("%d bytes answer %d bytes that were dropped", out, size)
+		t.Fatalf("the device sent %d bytes in answer to %d bytes that it dropped", out, size)
 	}
 	e.wantNothingKept(t)
 	return dropped, sent
@@ -82,12 +82,12 @@ func (e *end) hostile(t *testing.T, train Train) (dropped int, sent []datagram) 
 func (e *end) wantNothingKept(t *testing.T) {
 	t.Helper()
 	if n := SessionIndices(e.Device); n > 4 { // one index for each of three keypairs, and one for a handshake
-		t.Fatalf("%d indices are in use for one peer", n)
+		t.Fatalf("%d session indices are in use for one peer, want at most 4", n)
 	}
 	e.slow.mu.Lock()
 	defer e.slow.mu.Unlock()
 	if e.slow.initiations.Queue != nil || e.slow.answers.Queue != nil || e.slow.peers != nil || e.lookups.Len() != 0 {
-		t.Fatal("the slow path keeps what is done")
+		t.Fatal("the slow path keeps state of messages that it has handled")
 	}
 }
 
@@ -96,11 +96,11 @@ func (e *end) wantNothingKept(t *testing.T) {
 func wantRefusal(t *testing.T, dropped int, sent []datagram, loaded bool) {
 	t.Helper()
 	if dropped != 1 {
-		t.Fatalf("a forgery was counted %d times", dropped)
+		t.Fatalf("a forgery was counted as %d drops, want 1", dropped)
 	}
 	for _, d := range sent {
 		if !loaded || d.b[0] != typeCookie {
-			t.Fatalf("a message of type %d answers a forgery", d.b[0])
+			t.Fatalf("the device answered a forgery with a message of type %d", d.b[0])
 		}
 	}
 }
@@ -144,7 +144,7 @@ func FuzzInitiation(f *testing.F) {
 			// The message must equal the valid one, except that the sender's index may differ, because only mac1 protects the
 			// index.
 			if !authentic || len(sent) != 1 || sent[0].b[0] != typeResponse {
-				t.Fatalf("%x was accepted, and %d messages answer it", m, len(sent))
+				t.Fatalf("the message %x was accepted and answered with %d messages, want an authentic message and one response", m, len(sent))
 			}
 			return
 		}
@@ -203,17 +203,17 @@ func FuzzResponse(f *testing.F) {
 			}
 			m = valid
 		} else if !authentic {
-			t.Fatalf("%x was accepted", m)
+			t.Fatalf("the forgery %x was accepted", m)
 		}
 		if len(sent) != 1 || sent[0].b[0] != typeData || !bytes.Equal(sent[0].b[4:8], m[4:8]) {
-			t.Fatalf("%d messages follow a response, want the packet that waited, to the index of the response", len(sent))
+			t.Fatalf("the device sent %d messages after the response, want the staged packet in one data message to the index of the response", len(sent))
 		}
 		binary.LittleEndian.PutUint32(sent[0].b[4:], r.local)
 		if got, _, _ := packet.Unpad(r.open(t, sent[0].b)); !bytes.Equal(got, waits) {
-			t.Fatal("the packet that waited is another")
+			t.Fatal("the data message does not contain the staged packet")
 		}
 		if dropped, sent = e.hostile(t, r.train(bytes.Clone(m))); dropped != 1 || len(sent) != 0 {
-			t.Fatal("a response was taken twice")
+			t.Fatal("the device accepted a response twice, or answered the second one")
 		}
 	})
 }
@@ -253,15 +253,15 @@ func FuzzCookieReply(f *testing.F) {
 			t.Helper()
 			dropped, sent := e.hostile(t, r.train(bytes.Clone(m)))
 			if len(sent) != 0 || (dropped == 0) != accepted || has() != then {
-				t.Fatalf("%x: dropped %d times, %d answers, a cookie: %v: %s", m, dropped, len(sent), has(), why)
+				t.Fatalf("%x: %d drops, %d answers, the device has a cookie: %v: %s", m, dropped, len(sent), has(), why)
 			}
 		}
 		same := bytes.Equal(m, reply[:])
-		give(m, same, same, "nothing but the reply as it was sealed is one")
+		give(m, same, same, "only the unchanged cookie reply is valid")
 		if !same {
-			give(reply[:], true, true, "a forgery comes first, and spoils nothing")
+			give(reply[:], true, true, "a forgery that arrives first has no effect on the valid cookie reply")
 		}
-		give(reply[:], false, true, "a cookie is taken once")
+		give(reply[:], false, true, "a cookie reply is accepted once")
 	})
 }
 
@@ -288,11 +288,11 @@ func FuzzData(f *testing.F) {
 			dropped, sent := e.hostile(t, Train{Data: bytes.Clone(m), Size: max(1, len(m)), Endpoint: r.from, TOS: tos})
 			switch {
 			case len(sent) != 0:
-				t.Fatalf("answered: %s", why)
+				t.Fatalf("the device answered the message: %s", why)
 			case reason != dropReasons:
 				e.wantDrops(t, before, reason, 1, why)
 			case dropped != 0:
-				t.Fatalf("dropped: %s", why)
+				t.Fatalf("the device dropped the message: %s", why)
 			}
 			if got := len(e.tunnel.got); got != 0 && want == nil || got != 1 && want != nil {
 				t.Fatalf("%d packets were delivered: %s", got, why)
@@ -307,7 +307,7 @@ func FuzzData(f *testing.F) {
 		if m := (&forgery{at, patch, grow}).of(valid); !bytes.Equal(m, valid) {
 			before := e.drops.load()
 			if dropped, sent := e.hostile(t, r.train(bytes.Clone(m))); dropped != 1 || len(sent)+len(e.tunnel.got) != 0 {
-				t.Fatalf("%x: dropped %d times, %d answers, %d packets: %v", m, dropped, len(sent), len(e.tunnel.got), before)
+				t.Fatalf("%x: %d drops, %d answers and %d delivered packets, want 1 drop; the drops before it are %v", m, dropped, len(sent), len(e.tunnel.got), before)
 			}
 		}
 		reason, want := dropReasons, []byte(nil)
@@ -323,7 +323,7 @@ func FuzzData(f *testing.F) {
 			}
 		}
 		give(valid, reason, want, "an authentic message")
-		give(valid, DropReplayed, nil, "the same once more")
+		give(valid, DropReplayed, nil, "a replay of the message")
 	})
 }
 
@@ -348,7 +348,7 @@ func FuzzDevice(f *testing.F) {
 		n := train.Len()
 		dropped, sent := e.hostile(t, train)
 		if dropped != n || len(sent) != 0 || len(e.tunnel.got) != 0 {
-			t.Fatalf("of %d forgeries %d were dropped, %d answered and %d delivered", n, dropped, len(sent), len(e.tunnel.got))
+			t.Fatalf("of %d forgeries, %d were dropped, %d were answered and %d were delivered, want all dropped", n, dropped, len(sent), len(e.tunnel.got))
 		}
 		if s, _ := e.Peer(r.id.public); s.Endpoint != r.from {
 			t.Fatal("a forgery moved the endpoint")
@@ -383,23 +383,23 @@ func FuzzMACs(f *testing.F) {
 		now := int64(second)
 		jar.sign(m, id.public, now)
 		if !c.validMAC1(m, id) || c.validMAC1(m, other) || c.validMAC2(m, source(port), now, random) {
-			t.Fatal("mac1 is for another, or mac2 is good without a cookie")
+			t.Fatal("mac1 is not valid, or is valid for another device, or mac2 is valid without a cookie")
 		}
 		if m[0] = typeInitiation; len(body) >= 8 {
 			jar.sign(m, id.public, now)
 			reply := c.reply(m, source(port), id, now, random)
 			if !jar.consume(reply[:], id.public, now) || jar.consume(reply[:], id.public, now) {
-				t.Fatal("a cookie is taken, and once")
+				t.Fatal("the cookie reply was not accepted exactly once")
 			}
 			jar.sign(m, id.public, now)
 			if late {
 				now += cookieSecretLife
 			}
 			if got := c.validMAC2(m, source(port), now, random); got == late {
-				t.Fatalf("mac2 is good: %v, with the secret renewed: %v", got, late)
+				t.Fatalf("mac2 is valid: %v, and the secret was renewed: %v, want one true and one false", got, late)
 			}
 			if c.validMAC2(m, source(port+1), now, random) {
-				t.Fatal("mac2 is good from another port")
+				t.Fatal("mac2 is valid from another port")
 			}
 		}
 		jar.sign(m, id.public, now)
@@ -407,10 +407,10 @@ func FuzzMACs(f *testing.F) {
 			valid1, valid2 := c.validMAC1(m, id), c.validMAC2(m, source(port), now, random)
 			m[at] ^= flip
 			if inside := at < len(m)-16; c.validMAC1(m, id) != (valid1 && !inside) {
-				t.Fatalf("mac1 with byte %d of %d changed", at, len(m))
+				t.Fatalf("the validity of mac1 is wrong after byte %d of %d changed", at, len(m))
 			}
 			if valid2 && c.validMAC2(m, source(port), now, random) {
-				t.Fatalf("mac2 is good with byte %d of %d changed", at, len(m))
+				t.Fatalf("mac2 is still valid after byte %d of %d changed", at, len(m))
 			}
 		}
 	})

@@ -32,10 +32,10 @@ func TestIdleDevice(t *testing.T) {
 	}
 	d.Up()
 	if n := runtime.NumGoroutine() - goroutines; n > 8 {
-		t.Errorf("%d goroutines, want 8 at most", n)
+		t.Errorf("the device has %d goroutines, want at most 8", n)
 	}
 	if n := heapAndStack() - heap; n > 1<<20 && !testkit.Race {
-		t.Errorf("%d bytes, want 1 MiB at most", n)
+		t.Errorf("the device takes %d bytes, want at most 1 MiB", n)
 	}
 	d.Close()
 	eventually(t, "Close leaves no goroutine", func() bool { return runtime.NumGoroutine() <= goroutines })
@@ -82,14 +82,14 @@ func crowd(t *testing.T, n int) (e *end, keepalives *atomic.Int64, goroutines in
 func (e *end) wantLight(t *testing.T, n, goroutines int, heap int64) {
 	t.Helper()
 	got := (heapAndStack() - heap) / int64(n)
-	t.Logf("%d bytes a peer", got)
+	t.Logf("%d bytes per peer", got)
 	if got > 1024 && !testkit.Race {
-		t.Errorf("%d bytes a peer, want 1024 at most", got)
+		t.Errorf("%d bytes per peer, want at most 1024", got)
 	}
-	eventually(t, "there are goroutines for idle peers", func() bool { return runtime.NumGoroutine() <= goroutines })
+	eventually(t, "the device has no goroutines for idle peers", func() bool { return runtime.NumGoroutine() <= goroutines })
 	last := newRemote(n, PublicKey{})
 	if key, ok := e.Route(last.addr); !ok || key != last.id.public {
-		t.Error("the last prefix does not route")
+		t.Error("the prefix of the last peer has no route to that peer")
 	}
 }
 
@@ -109,9 +109,9 @@ func TestIdlePeersAfterUse(t *testing.T) {
 		r := newRemote(i+1, testKey(1).Public())
 		e.connect(t, r)
 		e.send(t, packet4(100, here, r.addr))
-		r.open(t, e.line.next(t, "a packet was sent").b)
+		r.open(t, e.line.next(t, "the packet to the remote").b)
 		e.line.receive(r.train(r.data(packet4(100, r.addr, here))), r.train(r.dataAt(0, nil))) // the second is a replay
-		e.tunnel.next(t, "a packet was received")
+		e.tunnel.next(t, "the packet from the remote")
 	}
 	if got := SessionIndices(e.Device); got != n {
 		t.Errorf("%d sessions, want %d", got, n)
@@ -120,7 +120,7 @@ func TestIdlePeersAfterUse(t *testing.T) {
 		e.advance(t, d)
 	}
 	if got := SessionIndices(e.Device); got != 0 || StagedBytes(e.Device) != 0 || keepalives.Load() != int64(n) {
-		t.Errorf("%d sessions and %d staged bytes are left, and %d keepalives were sent", got, StagedBytes(e.Device), keepalives.Load())
+		t.Errorf("%d sessions and %d staged bytes are left, and %d keepalives were sent, want 0, 0 and 1 per peer", got, StagedBytes(e.Device), keepalives.Load())
 	}
 	e.wantLight(t, n, goroutines, heap)
 }
@@ -141,7 +141,7 @@ func FuzzText(f *testing.F) {
 	f.Add(NewPrivateKey().Public().String())
 	f.Fuzz(func(t *testing.T, s string) {
 		if k, err := ParsePublicKey(s); err == nil && k.String() != s {
-			t.Errorf("%q is %q", s, k)
+			t.Errorf("the text %q is parsed as the key %q", s, k)
 		}
 		var e, again Endpoint
 		if e.UnmarshalText([]byte(s)) != nil || !e.IsValid() {
@@ -149,7 +149,7 @@ func FuzzText(f *testing.F) {
 		}
 		text, err := e.MarshalText()
 		if err != nil || again.UnmarshalText(text) != nil || again != e {
-			t.Errorf("%q is %q and then %v", s, text, again)
+			t.Errorf("the text %q is parsed as an endpoint with the text form %q, which is parsed as %v", s, text, again)
 		}
 	})
 }
@@ -179,7 +179,7 @@ func TestPacketsStayWhereTheyAre(t *testing.T) {
 		b.Commit(1420)
 	}
 	if err := e.Send(b); err != nil || !slices.Equal(sent, room) {
-		t.Errorf("%v: %d of %d packets were sent, or not from where the source wrote them", err, len(sent), len(room))
+		t.Errorf("Send returned %v and sent %d of %d packets, or did not send them from where the source wrote them", err, len(sent), len(room))
 	}
 
 	train := r.train(nil)
@@ -202,6 +202,6 @@ func TestPacketsStayWhereTheyAre(t *testing.T) {
 	e.line.receive(train)
 	<-done
 	if !slices.Equal(delivered, landed) {
-		t.Errorf("%d of %d packets were delivered, or not from where they landed", len(delivered), len(landed))
+		t.Errorf("%d of %d packets were delivered, or not from where the socket received them", len(delivered), len(landed))
 	}
 }

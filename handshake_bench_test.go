@@ -38,7 +38,7 @@ func BenchmarkHandshakeResponder(b *testing.B) {
 			copy(messages[i].b[:], m)
 		}, run)
 		if drops := e.drops.load(); drops.Total() != 0 {
-			b.Fatalf("dropped: %v", drops)
+			b.Fatalf("the drops are %v, want none", drops)
 		}
 	})
 	b.Run("wireguard-go", func(b *testing.B) {
@@ -62,7 +62,7 @@ func BenchmarkHandshakeResponder(b *testing.B) {
 			for i := range n {
 				p := d.ConsumeMessageInitiation(&messages[i])
 				if p == nil {
-					b.Fatal("the initiation is refused")
+					b.Fatal("wireguard-go refused an initiation")
 				}
 				if _, err := d.CreateMessageResponse(p); err != nil {
 					b.Fatal(err)
@@ -139,13 +139,13 @@ func BenchmarkCookieReplies(b *testing.B) {
 			n := from.Add(1)
 			m.from = EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)}), 1000))
 			if d.checkMACs(&m, id, r, d.now(), true, &w) {
-				panic("a message without a cookie passed")
+				panic("checkMACs accepted a message without a cookie")
 			}
 		}
 		d.sendReplies(&w.replies)
 	})
 	if n := d.drops[DropCookieRequired].Load(); n != uint64(b.N) {
-		b.Fatalf("%d cookie replies to %d messages", n, b.N)
+		b.Fatalf("%d cookie replies to %d messages, want one per message", n, b.N)
 	}
 }
 

@@ -15,21 +15,21 @@ func TestInitiationRetransmitted(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(a.end, b.end)
 		a.send(b, "hello")
-		w.want("a initiation", "the first one goes out at once")
+		w.want("a initiation", "a sends the first initiation at once")
 		for i := range 5 {
 			before := w.last("a initiation")
 			// Each wait begins at the previous initiation, so that the jitters do not add up.
 			w.wantIdle(5*time.Second-1-(w.now()-before.at), "REKEY_TIMEOUT is not over")
 			w.advance(jitter + 1)
-			w.want("a initiation", fmt.Sprintf("retry %d comes after REKEY_TIMEOUT and the jitter", i+1))
+			w.want("a initiation", fmt.Sprintf("a sends retry %d after REKEY_TIMEOUT and the jitter", i+1))
 			if after := w.last("a initiation"); string(after.data[8:40]) == string(before.data[8:40]) {
-				w.Fatal("a retry must have a new ephemeral key")
+				w.Fatal("a retry has the ephemeral key of the previous initiation, want a new one")
 			}
 		}
 		w.net.Mend(a.end, b.end)
 		w.advance(5*time.Second + jitter)
-		w.want("a initiation, b response, a data", "the wire is whole again; the staged packet confirms")
-		b.wantArrived("it waited for the handshake", "hello")
+		w.want("a initiation, b response, a data", "the network works again, and the staged packet confirms the session")
+		b.wantArrived("the packet was staged until the handshake", "hello")
 		w.wantIdle(9*time.Second, "the retries ended with the response")
 	})
 }
@@ -48,7 +48,7 @@ func TestJitterDiffers(t *testing.T) {
 		})
 		w.advance(40 * time.Second)
 		if len(seen) < 12 {
-			w.Fatalf("%d different gaps among about 14 retries", len(seen))
+			w.Fatalf("%d different gaps among about 14 retries, want at least 12", len(seen))
 		}
 	})
 }
@@ -67,13 +67,13 @@ func TestGiveUpAfterTwentyInitiations(t *testing.T) {
 			w.Fatalf("%d initiations after 100 s, %d in the end, want 20", n, a.end.Sent().Initiations)
 		}
 		w.script()
-		a.wantEvents("the device tells that it gave up", wireguard.EventHandshakeFailed)
-		a.wantDrops(wireguard.DropNoSession, 2, "what was staged is dropped")
+		a.wantEvents("the device reports that it gave up", wireguard.EventHandshakeFailed)
+		a.wantDrops(wireguard.DropNoSession, 2, "the staged packets are dropped")
 		if s := a.status(b); s.Staged != 0 || s.NextReason != "wipe the session" || wireguard.StagedBytes(a.Device) != 0 {
-			w.Fatalf("after the give-up: %d staged, %d bytes, next %q", s.Staged, wireguard.StagedBytes(a.Device), s.NextReason)
+			w.Fatalf("after the device gave up: %d staged packets, %d staged bytes, next deadline %q, want no staged packets and a wipe", s.Staged, wireguard.StagedBytes(a.Device), s.NextReason)
 		}
 		w.net.Mend(a.end, b.end)
-		w.wantIdle(10*time.Minute, "it does not try again by itself")
+		w.wantIdle(10*time.Minute, "the device does not try again by itself")
 		a.send(b, "three")
 		w.want("a initiation, b response, a data", "a new packet begins a new series")
 		b.wantArrived("the old packets are gone", "three")
@@ -90,9 +90,9 @@ func TestNoGiveUpWhilePacketsCome(t *testing.T) {
 			w.advance(5 * time.Second)
 		}
 		if n := a.end.Sent().Initiations; n < 56 || n > 61 {
-			w.Fatalf("%d initiations in 300 s under traffic, want one each 5 to 5.33 s", n)
+			w.Fatalf("%d initiations in 300 s under traffic, want one every 5 to 5.33 s", n)
 		}
-		a.wantEvents("told each 20 tries; under traffic there is no end", wireguard.EventHandshakeFailed, wireguard.EventHandshakeFailed)
+		a.wantEvents("there is one event for each 20 attempts, and the attempts continue", wireguard.EventHandshakeFailed, wireguard.EventHandshakeFailed)
 	})
 }
 
@@ -110,9 +110,9 @@ func TestPersistentKeepaliveStartsNewSeries(t *testing.T) {
 		w.script()
 		last := w.last("a initiation").at
 		w.advance(last + 25*time.Second - 1 - w.now())
-		w.want("", "one interval after the last try: not yet")
+		w.want("", "less than one interval after the last attempt")
 		w.advance(1)
-		w.want("a initiation", "one interval after the last try")
+		w.want("a initiation", "one interval after the last attempt")
 		if s := a.status(b); s.Attempts != 1 {
 			w.Fatalf("attempt %d, want the first of a new series", s.Attempts)
 		}
@@ -125,8 +125,8 @@ func TestPersistentKeepaliveStartsNewSeries(t *testing.T) {
 func TestInitiatorConfirmsAtOnce(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "one", "two", "three")
-		w.want("a initiation, b response, a data x3", "the staged packets confirm; no keepalive besides")
-		b.wantArrived("in order", "one", "two", "three")
+		w.want("a initiation, b response, a data x3", "the staged packets confirm the session, so a sends no keepalive")
+		b.wantArrived("the staged packets arrive in order", "one", "two", "three")
 		w.wantIdle(9*time.Second, "nothing else is due")
 	})
 	scenario(t, func(w *world, a, b *node) {
@@ -144,10 +144,10 @@ func TestResponderFlushesOnConfirmation(t *testing.T) {
 		b.send(a, "one")
 		b.send(a, "two")
 		w.want("", "the responder may not send before it is confirmed, nor initiate within 5 s of its response")
-		b.wantSession(a, false, "unconfirmed")
+		b.wantSession(a, false, "the session is not confirmed")
 		w.release()
-		w.want("b data x2", "the confirmation flushes what was staged")
-		a.wantArrived("in order", "one", "two")
+		w.want("b data x2", "b sends its staged packets after the confirmation")
+		a.wantArrived("the staged packets arrive in order", "one", "two")
 	})
 }
 
@@ -159,23 +159,23 @@ func TestCrossingInitiationsHeal(t *testing.T) {
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
 		a.send(b, "from a")
 		b.send(a, "from b")
-		w.want("a initiation, b initiation", "they cross")
+		w.want("a initiation, b initiation", "the initiations cross")
 		w.advance(10 * time.Millisecond)
 		if s, r := w.script(), a.end.Sent().Responses+b.end.Sent().Responses; r != 2 {
-			w.Fatalf("%q: want both to answer", s)
+			w.Fatalf("the devices sent %q, want a response from each", s)
 		}
-		a.wantSession(b, false, "its own initiation is forgotten, and nobody confirms its response")
-		b.wantSession(a, false, "likewise")
+		a.wantSession(b, false, "a forgot its own initiation, and b does not confirm the response of a")
+		b.wantSession(a, false, "b forgot its own initiation, and a does not confirm the response of b")
 		w.wantIdle(5*time.Second-9*time.Millisecond-1, "no initiation within 5 s of the last response")
 		w.advance(jitter + 4*time.Millisecond)
 		if n := w.net.Sent().Initiations; n != 3 {
-			w.Fatalf("%d initiations, want one more: it ends the matter", n)
+			w.Fatalf("%d initiations, want 3, because the third makes a session", n)
 		}
 		w.script()
-		b.wantArrived("healed in 5 to 5.33 s", "from a")
-		a.wantArrived("healed in 5 to 5.33 s", "from b")
+		b.wantArrived("the session is made after 5 to 5.33 s", "from a")
+		a.wantArrived("the session is made after 5 to 5.33 s", "from b")
 		w.advance(8 * time.Second)
-		w.want("", "both are content")
+		w.want("", "both devices have a session, and nothing is due")
 	})
 }
 
@@ -190,10 +190,10 @@ func TestCrossingInitiationsHealUnderTraffic(t *testing.T) {
 				b.send(a, fmt.Sprint("b", i))
 				w.advance(gap)
 			}
-			a.wantSession(b, true, "healed in 5 to 5.33 s")
-			b.wantSession(a, true, "healed in 5 to 5.33 s")
+			a.wantSession(b, true, "the session is made after 5 to 5.33 s")
+			b.wantSession(a, true, "the session is made after 5 to 5.33 s")
 			if n := w.net.Sent().Initiations; n != 3 {
-				w.Fatalf("%d initiations, want two that cross and one that ends the matter", n)
+				w.Fatalf("%d initiations, want 3: two that cross and one that makes a session", n)
 			}
 		})
 	}
@@ -207,10 +207,10 @@ func TestCrossingInitiationsOneLost(t *testing.T) {
 		a.send(b, "from a")
 		b.send(a, "from b")
 		w.advance(5 * time.Millisecond)
-		w.want("a initiation, b initiation, a response, b data, a data", "one handshake serves both")
-		a.wantArrived("at once", "from b")
-		b.wantArrived("at once", "from a")
-		w.wantIdle(9*time.Second, "the retry of the lost one is off")
+		w.want("a initiation, b initiation, a response, b data, a data", "one handshake makes a session for both devices")
+		a.wantArrived("the packet arrives at once", "from b")
+		b.wantArrived("the packet arrives at once", "from a")
+		w.wantIdle(9*time.Second, "a does not retry its lost initiation")
 	})
 }
 
@@ -228,12 +228,12 @@ func TestResponseToSupersededInitiation(t *testing.T) {
 		})
 		w.wantJittered(5*time.Second, "a initiation, b response", "the retry supersedes the first initiation")
 		w.release()
-		w.want("", "the response to the first initiation comes too late")
-		a.wantSession(b, false, "too late")
-		a.wantDrops(wireguard.DropUnknownIndex, 1, "its index is gone with the initiation")
+		w.want("", "the response to the first initiation arrives too late")
+		a.wantSession(b, false, "a refuses the late response")
+		a.wantDrops(wireguard.DropUnknownIndex, 1, "the index of the replaced initiation is no longer in use")
 		w.advance(5*time.Second + jitter)
-		w.want("a initiation, b response, a data", "the newest one counts")
-		b.wantArrived("in the end", "hello")
+		w.want("a initiation, b response, a data", "a accepts the response to its newest initiation")
+		b.wantArrived("the packet arrives after the last handshake", "hello")
 	})
 }
 
@@ -246,20 +246,20 @@ func TestReplayedInitiationRefused(t *testing.T) {
 		w.advance(time.Minute)
 		w.replay(first)
 		w.want("", "an initiation is answered once")
-		b.wantDrops(wireguard.DropOldTimestamp, 1, "equal is not greater")
+		b.wantDrops(wireguard.DropOldTimestamp, 1, "its timestamp is equal to the greatest one")
 
 		a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
 		a.configure(wireguard.Change{PrivateKey: &a.key})
 		w.connect(a, b)
 		w.advance(time.Second)
 		w.replay(first)
-		w.want("", "nor is an older one")
-		b.wantDrops(wireguard.DropOldTimestamp, 2, "less")
+		w.want("", "an older initiation is not answered either")
+		b.wantDrops(wireguard.DropOldTimestamp, 2, "its timestamp is less than the greatest one")
 
 		// The replays do not harm the established session.
 		a.send(b, "still here")
 		w.want("a data", "no new handshake")
-		b.wantArrived("the session stands", "still here")
+		b.wantArrived("the session still exists", "still here")
 	})
 }
 
@@ -269,15 +269,15 @@ func TestReplayedInitiationRefusedAfterWipeAndDown(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		first := w.last("a initiation")
-		w.wantIdle(10*time.Minute, "all keys are wiped meanwhile")
+		w.wantIdle(10*time.Minute, "all keys are wiped in this time")
 		w.replay(first)
-		w.want("", "the wipe forgets keys, not timestamps")
+		w.want("", "the wipe removes the keys and keeps the timestamp")
 		b.Down()
 		if err := b.Up(); err != nil {
 			w.Fatal(err)
 		}
 		w.replay(first)
-		w.want("", "nor does Down")
+		w.want("", "Down keeps the timestamp")
 		b.wantDrops(wireguard.DropOldTimestamp, 2, "both are replays")
 	})
 }
@@ -288,13 +288,13 @@ func TestReplayedResponseRefused(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		w.replay(w.last("b response"))
-		w.want("", "no second session, no second confirmation")
-		a.wantDrops(wireguard.DropSuperseded, 1, "its handshake is over")
+		w.want("", "the replay causes no second session and no second confirmation")
+		a.wantDrops(wireguard.DropSuperseded, 1, "the handshake of the response is complete")
 		a.send(b, "still here")
-		w.want("a data", "the session stands")
-		b.wantArrived("the session stands", "still here")
-		w.wantIdle(time.Second, "quiet")
-		a.wantEvents("one handshake", wireguard.EventHandshake)
+		w.want("a data", "the session still exists")
+		b.wantArrived("the session still exists", "still here")
+		w.wantIdle(time.Second, "no device has a reason to send")
+		a.wantEvents("there was one handshake", wireguard.EventHandshake)
 	})
 }
 
@@ -316,10 +316,10 @@ func TestInitiationTooSoon(t *testing.T) {
 			a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
 			a.configure(wireguard.Change{PrivateKey: &a.key})
 			if gap < 20*time.Millisecond {
-				w.want("a initiation", "less than 20 ms after the last: no answer")
-				b.wantDrops(wireguard.DropTooSoon, 1, "too soon")
+				w.want("a initiation", "b does not answer less than 20 ms after the last initiation")
+				b.wantDrops(wireguard.DropTooSoon, 1, "the initiation arrived too soon")
 			} else {
-				w.want("a initiation, b response", "20 ms after the last")
+				w.want("a initiation, b response", "b answers 20 ms after the last initiation")
 			}
 		})
 	}
@@ -343,15 +343,15 @@ func TestLossOfEachHandshakeMessage(t *testing.T) {
 			scenario(t, func(w *world, a, b *node) {
 				w.lose(test.lost, 1)
 				a.send(b, "hello")
-				w.want(test.first, "the exchange ends here")
-				w.wantJittered(test.healed, test.later, "the retry heals it")
+				w.want(test.first, "the lost message is the last one")
+				w.wantJittered(test.healed, test.later, "the retry makes a session")
 				if test.lost == "a data" {
-					b.wantArrived("the lost data is lost: that is IP")
+					b.wantArrived("a does not resend a lost data message")
 				} else {
-					b.wantArrived("what was staged is kept", "hello")
+					b.wantArrived("the staged packet is kept until the retry", "hello")
 				}
-				b.wantSession(a, true, "healed")
-				a.wantSession(b, true, "healed")
+				b.wantSession(a, true, "the retry made a session")
+				a.wantSession(b, true, "the retry made a session")
 			})
 		})
 	}
@@ -365,7 +365,7 @@ func TestLostConfirmationAndDataAtResponder(t *testing.T) {
 		w.want("a initiation, b response, a keepalive", "the confirmation is lost")
 		b.send(a, "hello")
 		w.wantJittered(5*time.Second, "b initiation, a response, b data", "5 s after its response the responder initiates")
-		a.wantArrived("delivered", "hello")
+		a.wantArrived("the packet of b arrives", "hello")
 	})
 }
 
@@ -375,15 +375,15 @@ func TestPresharedKeyMismatch(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
 		a.send(b, "hello")
-		w.want("a initiation, b response", "the response is no good to a")
+		w.want("a initiation, b response", "a cannot verify the response")
 		a.wantDrops(wireguard.DropForged, 1, "the response's tag is made with another psk")
-		w.wantJittered(5*time.Second, "a initiation, b response", "it goes on trying")
-		a.wantSession(b, false, "no psk in common")
-		b.wantSession(a, false, "never confirmed")
+		w.wantJittered(5*time.Second, "a initiation, b response", "a continues to retry")
+		a.wantSession(b, false, "the preshared keys differ")
+		b.wantSession(a, false, "a never confirmed the session")
 		b.update(a, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
 		w.advance(5*time.Second + jitter)
-		w.want("a initiation, b response, a data", "used from the next handshake on")
-		b.wantArrived("at last", "hello")
+		w.want("a initiation, b response, a data", "the next handshake uses the new preshared key")
+		b.wantArrived("the packet arrives after the handshake", "hello")
 	})
 }
 
@@ -396,9 +396,9 @@ func TestPresharedKeySession(t *testing.T) {
 		w.connect(a, b)
 		a.send(b, "there")
 		b.send(a, "back")
-		w.want("a data, b data", "on the session")
-		b.wantArrived("opened", "there")
-		a.wantArrived("opened", "back")
+		w.want("a data, b data", "both devices send data in the session")
+		b.wantArrived("b opens the packet", "there")
+		a.wantArrived("a opens the packet", "back")
 	})
 }
 

@@ -32,13 +32,13 @@ func TestHandshakeTranscript(t *testing.T) {
 			before := *hi
 			ki, index, err := hi.consumeResponse(m2, &x.psk)
 			if err != nil || index != 0x0a0b0c0d {
-				t.Fatalf("consumeResponse: %#x, %v", index, err)
+				t.Fatalf("consumeResponse returned the index %#x and the error %v, want 0x0a0b0c0d and no error", index, err)
 			}
 			if *hi != before {
-				t.Error("consumeResponse changed the handshake: a forged response would end it")
+				t.Error("consumeResponse changed the handshake, so a forged response would end it")
 			}
 			if ki.send != kr.receive || ki.receive != kr.send {
-				t.Error("the ends have different keys")
+				t.Error("the initiator and the responder have different keys")
 			}
 			wantHex(t, "key from the initiator", ki.send[:], c.fromInit)
 			wantHex(t, "key to the initiator", ki.receive[:], c.toInit)
@@ -56,10 +56,10 @@ func TestHandshakeResponseLeavesStateUnchanged(t *testing.T) {
 	before := *h
 	one, _ := x.respond(t, h)
 	if *h != before {
-		t.Fatal("createResponse changed the handshake: its result cannot be thrown away")
+		t.Fatal("createResponse changed the handshake, so its result cannot be discarded")
 	}
 	if two, _ := x.respond(t, h); !bytes.Equal(one, two) {
-		t.Fatal("a second response is another one")
+		t.Fatal("a second call of createResponse returned a different response")
 	}
 }
 
@@ -69,7 +69,7 @@ func TestHandshakePresharedKeyMismatch(t *testing.T) {
 	m2, _ := x.respond(t, x.consume(t, m1))
 	for _, psk := range []PresharedKey{{}, {2}} {
 		if _, _, err := hi.consumeResponse(m2, &psk); reasonOf(err) != DropForged {
-			t.Errorf("a response under another preshared key: %v, want %v", err, refusal(DropForged))
+			t.Errorf("a response with another preshared key: got the error %v, want %v", err, refusal(DropForged))
 		}
 	}
 }
@@ -87,10 +87,10 @@ func TestHandshakeForgeries(t *testing.T) {
 		if err == nil {
 			_, err = h.openTimestamp(m, &x.static)
 		} else if h != nil {
-			t.Errorf("byte %d of the initiation changed: a handshake is left, with its chaining key", at)
+			t.Errorf("byte %d of the initiation changed: consumeInitiation returned an error and a handshake with a chaining key", at)
 		}
 		if reasonOf(err) != DropForged {
-			t.Errorf("byte %d of the initiation changed: %v, want %v", at, err, refusal(DropForged))
+			t.Errorf("byte %d of the initiation changed: got the error %v, want %v", at, err, refusal(DropForged))
 		}
 	}
 	m2, _ := x.respond(t, x.consume(t, m1))
@@ -98,7 +98,7 @@ func TestHandshakeForgeries(t *testing.T) {
 		m := bytes.Clone(m2)
 		m[at] ^= 1 << (at % 8)
 		if _, _, err := hi.consumeResponse(m, &x.psk); reasonOf(err) != DropForged {
-			t.Errorf("byte %d of the response changed: %v, want %v", at, err, refusal(DropForged))
+			t.Errorf("byte %d of the response changed: got the error %v, want %v", at, err, refusal(DropForged))
 		}
 	}
 	for _, m := range [][]byte{m1, m2} {
@@ -110,7 +110,7 @@ func TestHandshakeForgeries(t *testing.T) {
 			m := bytes.Clone(m)
 			m[at] ^= 1
 			if (&cookieChecker{}).validMAC1(m, id) {
-				t.Errorf("byte %d of a message of %d changed, and mac1 is valid", at, len(m))
+				t.Errorf("byte %d of a message of %d bytes changed, but mac1 is still valid", at, len(m))
 			}
 		}
 	}
@@ -139,28 +139,28 @@ func TestHandshakeLowOrder(t *testing.T) {
 			point := PublicKey(key32(t, s))
 			point[31] |= top
 			if _, err := x.initiator.private.shared(&point); err != refusal(DropLowOrder) {
-				t.Errorf("%x: static secret: %v", point, err)
+				t.Errorf("%x: the static secret: got the error %v, want DropLowOrder", point, err)
 			}
 			if h, _, err := createInitiation(x.initiator, &point, &x.static, x.ei, x.ts, 1); err != refusal(DropLowOrder) || h != nil {
-				t.Errorf("%x: es of the initiator: %v", point, err)
+				t.Errorf("%x: es of the initiator: got the error %v, want DropLowOrder", point, err)
 			}
 			m := bytes.Clone(m1)
 			copy(m[initiationEphemeral:], point[:])
 			if h, _, err := consumeInitiation(x.responder, m); err != refusal(DropLowOrder) || h != nil {
-				t.Errorf("%x: es of the responder: %v", point, err)
+				t.Errorf("%x: es of the responder: got the error %v, want DropLowOrder", point, err)
 			}
 			h := *hr
 			h.remoteEphemeral = point
 			if _, keys, err := h.createResponse(&x.initiator.public, &x.psk, x.er, 1); err != refusal(DropLowOrder) || keys != (sessionKeys{}) {
-				t.Errorf("%x: ee of the responder: %v", point, err)
+				t.Errorf("%x: ee of the responder: got the error %v, want DropLowOrder", point, err)
 			}
 			if _, keys, err := hr.createResponse(&point, &x.psk, x.er, 1); err != refusal(DropLowOrder) || keys != (sessionKeys{}) {
-				t.Errorf("%x: se of the responder: %v", point, err)
+				t.Errorf("%x: se of the responder: got the error %v, want DropLowOrder", point, err)
 			}
 			m = bytes.Clone(m2)
 			copy(m[responseEphemeral:], point[:])
 			if keys, _, err := hi.consumeResponse(m, &x.psk); err != refusal(DropLowOrder) || keys != (sessionKeys{}) {
-				t.Errorf("%x: ee of the initiator: %v", point, err)
+				t.Errorf("%x: ee of the initiator: got the error %v, want DropLowOrder", point, err)
 			}
 		}
 	}
@@ -170,24 +170,24 @@ func TestHandshakeWipe(t *testing.T) {
 	x := newExchange(t, PresharedKey{})
 	h, _ := x.initiate(t)
 	if h.ephemeral.IsZero() || h.transcript == (noise.Transcript{}) {
-		t.Fatal("there is nothing to wipe")
+		t.Fatal("the handshake has no secrets before wipe")
 	}
 	if h.wipe(); *h != (handshake{}) {
-		t.Error("secrets were left")
+		t.Error("wipe left values in the handshake")
 	}
 }
 
 func TestIdentity(t *testing.T) {
 	if newIdentity(PrivateKey{}) != nil {
-		t.Error("the zero key is an identity")
+		t.Error("newIdentity returned an identity for the zero key")
 	}
 	if (*identity)(nil).publicKey() != (PublicKey{}) {
-		t.Error("no identity has a public key")
+		t.Error("a nil identity has a public key other than zero")
 	}
 	k := PrivateKey{1, 2, 3, 31: 0xff}
 	id := newIdentity(k)
 	if id.private != k.clamped() || id.public != k.Public() || id.publicKey() != k.Public() {
-		t.Error("the identity is not the key's")
+		t.Error("the identity does not match the private key")
 	}
 	if id.mac1Key != blake2s.Sum256(append([]byte("mac1----"), id.public[:]...)) {
 		t.Error("mac1's key is not HASH(LABEL-MAC1, public key)")
@@ -228,13 +228,13 @@ func TestTimestampOrder(t *testing.T) {
 		if d := b.Sub(a); a.Before(b) && ta.After(tb) {
 			t.Fatal("a later time has an earlier label")
 		} else if d >= 1<<24 && d < time.Second && a.Unix() == b.Unix() && !tb.After(ta) {
-			t.Fatal("2^24 ns later is the same label")
+			t.Fatal("a time that is 2^24 ns later does not have a later label")
 		}
 		if ta.After(ta) || ta.After(tb) && tb.After(ta) || !ta.After(Timestamp{}) {
-			t.Fatal("After is no order")
+			t.Fatal("After is not a strict order, or a label is not after the zero label")
 		}
 		if back := ta.Time(); a.Sub(back) < 0 || a.Sub(back) >= 1<<24 {
-			t.Fatalf("the label is %v before its time", a.Sub(back))
+			t.Fatalf("the label is %v before its time, want at least 0 and less than 2^24 ns", a.Sub(back))
 		}
 	})
 }
@@ -251,7 +251,7 @@ func TestTimestampNext(t *testing.T) {
 		next := ts.next()
 		wantHex(t, "next of "+c.ts, next[:], c.want)
 		if !next.After(ts) {
-			t.Errorf("next of %s is not after it", c.ts)
+			t.Errorf("the next label of %s is not a later label", c.ts)
 		}
 	}
 }
@@ -264,13 +264,13 @@ func TestForgedInitiationsShareTheStaticSecret(t *testing.T) {
 	e := up(t, key, r.config())
 	r.static[0] ^= 1 // a forger does not know this secret
 	e.line.receive(r.train(r.initiation()))
-	eventually(t, "the forgery is not noticed", func() bool { return e.drops[DropForged].Load() == 1 })
+	eventually(t, "the device counts a forged message", func() bool { return e.drops[DropForged].Load() == 1 })
 	p := e.peer(r)
 	p.mu.Lock()
 	kept, of, want := p.static, p.staticOf, r.static
 	p.mu.Unlock()
 	want[0] ^= 1
 	if kept != want || of != e.identity.Load() {
-		t.Error("the secret is thrown away")
+		t.Error("the device did not keep the secret of the static keys")
 	}
 }

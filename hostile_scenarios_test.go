@@ -54,7 +54,7 @@ func TestLowOrderMessages(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.lose("a initiation", 1)
 		a.send(b, "hello")
-		w.want("a initiation", "lost")
+		w.want("a initiation", "the initiation is lost")
 		initiation := w.last("a initiation")
 		for i, point := range lowOrderPoints {
 			bad := initiation
@@ -62,13 +62,13 @@ func TestLowOrderMessages(t *testing.T) {
 			copy(bad.data[8:40], point[:])
 			bad.data = signed(bad.data, b.pub())
 			w.replay(bad)
-			w.want("", "consuming the initiation: no response to an ephemeral key of low order")
-			b.wantDrops(wireguard.DropLowOrder, uint64(i+1), "the responder's es")
+			w.want("", "b does not respond to an initiation with an ephemeral key of low order")
+			b.wantDrops(wireguard.DropLowOrder, uint64(i+1), "the responder's es is zero")
 		}
 
 		w.hold("b response", 1)
 		w.advance(5*time.Second + jitter)
-		w.want("a initiation, b response", "the retry; its response is held back")
+		w.want("a initiation, b response", "a retries, and the response is held back")
 		response := w.last("b response")
 		for i, point := range lowOrderPoints {
 			bad := response
@@ -76,13 +76,13 @@ func TestLowOrderMessages(t *testing.T) {
 			copy(bad.data[12:44], point[:])
 			bad.data = signed(bad.data, a.pub())
 			w.replay(bad)
-			w.want("", "consuming the response: nothing is sent on such a session")
-			a.wantDrops(wireguard.DropLowOrder, uint64(i+1), "the initiator's ee")
-			a.wantSession(b, false, "none was made")
+			w.want("", "a sends nothing after a response with an ephemeral key of low order")
+			a.wantDrops(wireguard.DropLowOrder, uint64(i+1), "the initiator's ee is zero")
+			a.wantSession(b, false, "the response made no session")
 		}
 		w.release()
-		w.want("a data", "the true response still is welcome")
-		b.wantArrived("no harm done", "hello")
+		w.want("a data", "a still accepts the genuine response")
+		b.wantArrived("the forged messages had no effect", "hello")
 	})
 }
 
@@ -102,10 +102,10 @@ func TestLowOrderInitiator(t *testing.T) {
 					w.Fatal(err)
 				}
 				n++
-				w.want("", "not answered")
-				b.wantDrops(reason, n, "counted")
+				w.want("", "b does not answer the initiation")
+				b.wantDrops(reason, n, "each initiation is counted as a drop")
 				if s, _ := b.Peer(point); s.Endpoint.IsValid() || s.Timestamp != (wireguard.Timestamp{}) {
-					w.Fatalf("status %+v: nothing of it is believed", s)
+					w.Fatalf("status %+v, want no endpoint and no timestamp from the initiation", s)
 				}
 			}
 			w.connect(a, b)
@@ -128,14 +128,14 @@ func TestLowOrderPeer(t *testing.T) {
 			}
 			a.inject(pipe.UDPPacket(netip.AddrPortFrom(a.addr, 1), netip.AddrPortFrom(address, 1), nil))
 			w.advance(20 * (5*time.Second + jitter))
-			w.want("", "no message can be made")
-			a.wantEvents("after 20 tries it gives up", wireguard.EventHandshakeFailed)
+			w.want("", "a cannot make an initiation")
+			a.wantEvents("a gives up after 20 attempts", wireguard.EventHandshakeFailed)
 			s, _ := a.Peer(point)
 			if s.Drops[wireguard.DropLowOrder] != 20 || s.Drops[wireguard.DropNoSession] != 1 || s.Staged != 0 || s.Sent.Bytes != 0 {
-				w.Fatalf("status %+v: want 20 tries, and the packet dropped", s)
+				w.Fatalf("status %+v, want 20 failed attempts and one dropped packet", s)
 			}
 			if n := wireguard.SessionIndices(a.Device); n != 0 {
-				w.Fatalf("%d session indices are in use", n)
+				w.Fatalf("%d session indices are in use, want 0", n)
 			}
 			a.RemovePeer(point)
 		}
@@ -147,13 +147,13 @@ func TestReservedBytes(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
 		a.send(b, "x")
-		w.want("a initiation, b cookie reply", "a message of two types")
+		w.want("a initiation, b cookie reply", "this exchange has messages of the first two types")
 		w.lose("a initiation", 1)
-		w.wantJittered(5*time.Second, "a initiation", "which is lost")
+		w.wantJittered(5*time.Second, "a initiation", "the retry is lost")
 		w.hold("b response", 1)
 		initiation := w.last("a initiation")
 		w.replay(initiation)
-		w.want("b response", "of the third, held back")
+		w.want("b response", "the response, a message of the third type, is held back")
 		var refused [2]uint64
 		offer := func(m message, to *node) {
 			for at := 1; at < 4; at++ {
@@ -167,7 +167,7 @@ func TestReservedBytes(t *testing.T) {
 				w.want("", fmt.Sprintf("byte %d of a %v is not zero", at, m.kind))
 				i := map[*node]int{a: 0, b: 1}[to]
 				refused[i]++
-				to.wantDrops(wireguard.DropUnknownMessage, refused[i], "counted")
+				to.wantDrops(wireguard.DropUnknownMessage, refused[i], "the message is counted as a drop")
 			}
 		}
 		offer(initiation, b)
@@ -176,10 +176,10 @@ func TestReservedBytes(t *testing.T) {
 		w.release()
 		w.hold("a data", 1)
 		a.send(b, "y")
-		w.want("a data x2", "of the fourth")
+		w.want("a data x2", "a sends data messages, the fourth type")
 		offer(w.last("a data"), b)
 		w.release()
-		b.wantArrived("the true one is welcome", "x", "y")
+		b.wantArrived("b accepts the genuine messages", "x", "y")
 	})
 }
 
@@ -206,20 +206,20 @@ func TestDatagramsOfAnySize(t *testing.T) {
 				}
 				w.settle()
 				if got := b.Status().Drops; got.Total() != n {
-					w.Fatalf("%d bytes of type %d: drops %v, want each counted once", size, kind, got)
+					w.Fatalf("%d bytes of type %d: drops %v, want each datagram counted once", size, kind, got)
 				}
 			}
 		}
-		w.want("", "none is answered")
+		w.want("", "b answers none of the datagrams")
 		// The sealed form of this packet does not fit into a datagram, so the socket refuses it. The device still sends the next
 		// packets.
 		a.inject(pipe.UDPPacket(netip.AddrPortFrom(a.addr, 7), netip.AddrPortFrom(b.addr, 7), make([]byte, 65507)))
-		a.wantDrops(wireguard.DropSendFailed, 1, "65,535 bytes and 32 more")
+		a.wantDrops(wireguard.DropSendFailed, 1, "a packet of 65,535 bytes and 32 bytes of overhead do not fit into a datagram")
 		large := string(make([]byte, 65507-32-15-28))
 		a.send(b, large, "small")
-		b.wantArrived("what just fits arrives", large, "small")
+		b.wantArrived("the largest packet that fits into a datagram arrives", large, "small")
 		if e := b.status(a).Endpoint.Addr; e != a.at().Addr {
-			w.Fatalf("b has a at %v", e)
+			w.Fatalf("b has the endpoint %v for a, want the address of a", e)
 		}
 	})
 }
@@ -230,7 +230,7 @@ func TestLimiterOutlivesClose(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		wireguard.ForceLoad(b.Device, true)
 		a.send(b, "x")
-		w.want("a initiation, b cookie reply", "under load")
+		w.want("a initiation, b cookie reply", "b is under load")
 		w.lose("a initiation", 1)
 		w.advance(6 * time.Second)
 		good := w.last("a initiation") // it has a mac2, so that it reaches the limiter
@@ -245,7 +245,7 @@ func TestLimiterOutlivesClose(t *testing.T) {
 		flood()
 		w.settle()
 		if n := wireguard.LimitedSources(b.Device); n != 1 {
-			w.Fatalf("%d sources, want that of the flood", n)
+			w.Fatalf("%d sources are remembered, want 1, the source of the flood", n)
 		}
 		flood()
 		b.Down()
@@ -257,7 +257,7 @@ func TestLimiterOutlivesClose(t *testing.T) {
 		flood()
 		w.advance(2 * time.Second)
 		if n := wireguard.LimitedSources(b.Device); n != 0 {
-			w.Fatalf("%d sources are remembered 2 s after the flood", n)
+			w.Fatalf("%d sources are remembered 2 s after the flood, want 0", n)
 		}
 		flood()
 		b.Close()
@@ -329,19 +329,19 @@ func playCloseAmidHandshake(w *world, who, moment string, n int) {
 	<-closing.Done()
 	if closing == a {
 		if err := <-waits; err != nil && !errors.Is(err, net.ErrClosed) {
-			w.Fatalf("Handshake: %v, want one that wraps net.ErrClosed", err)
+			w.Fatalf("Handshake returned %v, want nil or an error that wraps net.ErrClosed", err)
 		}
 	}
 	if k, m := wireguard.StagedBytes(closing.Device), wireguard.Waiters(closing.Device); k != 0 || m != 0 {
-		w.Fatalf("%d bytes staged and %d waiters after Close", k, m)
+		w.Fatalf("%d staged bytes and %d waiters after Close, want 0", k, m)
 	}
 	if k := wireguard.SessionIndices(closing.Device); k != 0 {
-		w.Fatalf("%d session indices after Close", k)
+		w.Fatalf("%d session indices after Close, want 0", k)
 	}
 	before := closing.end.Sent()
 	w.advance(time.Minute)
 	if closing.end.Sent() != before {
-		w.Fatalf("%q: a device that is closed says nothing", w.script())
+		w.Fatalf("the messages %q were sent after Close, want none from the closed device", w.script())
 	}
 	a.Close()
 	b.Close()

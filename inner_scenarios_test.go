@@ -63,19 +63,19 @@ func TestECNBothWays(t *testing.T) {
 					}
 					got, want := b.tun.TryReceive(), withECN(plain, delivered[outer][inner])
 					if !bytes.Equal(got, want) {
-						w.Fatalf("%s: arrived\n%x, want\n%x", name, got, want)
+						w.Fatalf("%s: b delivered\n%x, want\n%x", name, got, want)
 					}
 					if outer == ce && inner == notECT {
 						mismatches++
 					}
 					if n := b.Status().ECNMismatches; n != mismatches {
-						w.Fatalf("%s: %d mismatches counted, want %d", name, n, mismatches)
+						w.Fatalf("%s: b counted %d ECN mismatches, want %d", name, n, mismatches)
 					}
 				}
 			}
 		}
 		if mismatches != 2 {
-			w.Fatalf("%d mismatches, want one of each family", mismatches)
+			w.Fatalf("the test covered %d ECN mismatches, want 2: one for IPv4 and one for IPv6", mismatches)
 		}
 	})
 }
@@ -91,21 +91,21 @@ func TestDSCPStaysInside(t *testing.T) {
 		a.inject(p)
 		for kind, tos := range map[string]uint8{"a initiation": 0x88, "b response": 0x88, "a data": 1} {
 			if m := w.last(kind); m.tos != tos {
-				w.Fatalf("%s with TOS %#x, want %#x", kind, m.tos, tos)
+				w.Fatalf("the message (%s) has TOS %#x, want %#x", kind, m.tos, tos)
 			}
 		}
 		if got := b.tun.TryReceive(); !bytes.Equal(got, p) {
-			w.Fatalf("arrived\n%x, want\n%x", got, p)
+			w.Fatalf("b delivered\n%x, want\n%x", got, p)
 		}
 		w.advance(10 * time.Second)
 		if m := w.last("b keepalive"); m.tos != 0 {
-			w.Fatalf("a keepalive with TOS %#x, want 0", m.tos)
+			w.Fatalf("a keepalive has TOS %#x, want 0", m.tos)
 		}
 		wireguard.ForceLoad(b.Device, true)
 		a.restart()
 		a.send(b, "x")
 		if m := w.last("b cookie reply"); m.tos != 0x88 {
-			w.Fatalf("a cookie reply with TOS %#x, want 0x88", m.tos)
+			w.Fatalf("a cookie reply has TOS %#x, want 0x88", m.tos)
 		}
 	})
 }
@@ -116,10 +116,10 @@ func (n *node) wantUnreachable(p []byte, why string) {
 	n.w.settle()
 	r := n.tun.TryReceive()
 	if r == nil {
-		n.w.Fatalf("no error came: %s", why)
+		n.w.Fatalf("the device delivered no ICMP error: %s", why)
 	}
 	if more := n.tun.TryReceive(); more != nil {
-		n.w.Fatalf("a second error came: %s: %x", why, more)
+		n.w.Fatalf("the device delivered a second ICMP error: %s: %x", why, more)
 	}
 	header, addresses, kind, code := 20, p[12:20], byte(3), byte(1) // type destination unreachable, code host (RFC 792)
 	got := [][]byte{r[16:20], r[12:16]}                             // r's destination and source: p's source and destination
@@ -129,16 +129,16 @@ func (n *node) wantUnreachable(p []byte, why string) {
 		got = [][]byte{r[24:40], r[8:24]}
 		sums = [][]byte{r[8:40], {byte((len(r) - 40) >> 8), byte(len(r) - 40), 0, 58}, r[40:]}
 	} else if !sumOK(r[:20]) {
-		n.w.Fatalf("%s: the checksum of the header is wrong", why)
+		n.w.Fatalf("%s: the IPv4 header of the ICMP error has a wrong checksum", why)
 	}
 	if !bytes.Equal(bytes.Join(got, nil), addresses) {
-		n.w.Fatalf("%s: the error goes from %x to %x, want the packet's addresses the other way round", why, got[1], got[0])
+		n.w.Fatalf("%s: the ICMP error has source %x and destination %x, want the packet's addresses, swapped", why, got[1], got[0])
 	}
 	if r[header] != kind || r[header+1] != code || !sumOK(sums...) {
-		n.w.Fatalf("%s: ICMP type %d, code %d, want %d, %d and a checksum that is right", why, r[header], r[header+1], kind, code)
+		n.w.Fatalf("%s: the error has ICMP type %d and code %d, want %d and %d, and a correct checksum", why, r[header], r[header+1], kind, code)
 	}
 	if !bytes.HasPrefix(p, r[header+8:]) || len(r) == header+8 {
-		n.w.Fatalf("%s: it quotes %x of %x", why, r[header+8:], p)
+		n.w.Fatalf("%s: the ICMP error quotes %x, want a beginning of %x that is not empty", why, r[header+8:], p)
 	}
 }
 
@@ -162,15 +162,15 @@ func TestUnreachableEndToEnd(t *testing.T) {
 			a.inject(p)
 			a.wantUnreachable(p, name)
 		}
-		a.wantDrops(wireguard.DropNoRoute, 4, "counted")
-		a.wantDrops(wireguard.DropNoEndpoint, 2, "counted, of the device")
+		a.wantDrops(wireguard.DropNoRoute, 4, "the device counts the packets that have no peer")
+		a.wantDrops(wireguard.DropNoEndpoint, 2, "the device counts the packets whose peer has no endpoint")
 		if n := a.status(b).Drops[wireguard.DropNoEndpoint]; n != 2 {
-			w.Fatalf("%d counted of the peer", n)
+			w.Fatalf("the peer's status counts %d drops for a missing endpoint, want 2", n)
 		}
 		if s := a.status(b); s.Staged != 0 || s.NextReason != "" {
-			w.Fatalf("status %+v: want no handshake work", s)
+			w.Fatalf("the peer's status is %+v, want no staged packets and no deadline", s)
 		}
-		w.wantIdle(10*time.Minute, "nothing of it is on the wire")
+		w.wantIdle(10*time.Minute, "a packet that cannot be sent causes no handshake")
 
 		// The packets of one burst have different source addresses. Each sender gets an ICMP error.
 		one := pipe.UDPPacket(netip.MustParseAddrPort("10.7.0.1:1"), netip.AddrPortFrom(b.addr, 7), nil)
@@ -178,7 +178,7 @@ func TestUnreachableEndToEnd(t *testing.T) {
 		a.inject(one, two)
 		for _, sender := range []byte{1, 2} {
 			if r := a.tun.TryReceive(); r == nil || r[19] != sender {
-				w.Fatalf("no error came to 10.7.0.%d: %x", sender, r)
+				w.Fatalf("the device delivered no ICMP error to 10.7.0.%d, but %x", sender, r)
 			}
 		}
 	})
@@ -225,7 +225,7 @@ func TestUnreachableExceptionsEndToEnd(t *testing.T) {
 		for name, p := range silent {
 			a.inject(p)
 			if r := a.tun.TryReceive(); r != nil {
-				w.Fatalf("%s: answered with %x", name, r)
+				w.Fatalf("%s: the device delivered the ICMP error %x, want none", name, r)
 			}
 		}
 		for name, p := range answered {
@@ -233,8 +233,8 @@ func TestUnreachableExceptionsEndToEnd(t *testing.T) {
 			a.inject(p)
 			a.wantUnreachable(p, name)
 		}
-		a.wantDrops(wireguard.DropNoRoute, uint64(len(silent)+len(answered)), "each is counted")
-		w.want("", "nothing of it is on the wire")
+		a.wantDrops(wireguard.DropNoRoute, uint64(len(silent)+len(answered)), "the device counts every dropped packet")
+		w.want("", "a packet without a peer causes no message")
 	})
 }
 
@@ -259,10 +259,10 @@ func TestUnreachableIsRateLimited(t *testing.T) {
 		}{{0, 100, 20}, {10*time.Millisecond - 1, 5, 0}, {1, 5, 1}, {100 * time.Millisecond, 50, 10}, {time.Hour, 100, 20}} {
 			w.advance(step.after)
 			if n := answers(step.burst); n != step.want {
-				w.Fatalf("at %v: %d of %d packets were answered, want %d", w.now(), n, step.burst, step.want)
+				w.Fatalf("at %v: %d of %d packets got an ICMP error, want %d", w.now(), n, step.burst, step.want)
 			}
 		}
-		a.wantDrops(wireguard.DropNoRoute, 260, "those without an answer too")
+		a.wantDrops(wireguard.DropNoRoute, 260, "packets without an ICMP error are counted too")
 	})
 }
 
@@ -282,11 +282,11 @@ func TestUnreachableIsFair(t *testing.T) {
 		n := 0
 		for r := a.tun.TryReceive(); r != nil; r = a.tun.TryReceive() {
 			if n++; r[19] != 1 {
-				w.Fatalf("an error came to %v", r[16:20])
+				w.Fatalf("the device delivered an ICMP error to %v, want errors only to 10.7.0.1", r[16:20])
 			}
 		}
 		if n != 20 {
-			w.Fatalf("the greedy sender has %d errors, want 20", n)
+			w.Fatalf("the greedy sender got %d ICMP errors, want 20", n)
 		}
 		p := pipe.UDPPacket(other, none, nil)
 		a.inject(p)
@@ -298,7 +298,7 @@ func TestUnreachableIsFair(t *testing.T) {
 		p[6] |= 0x40
 		a.inject(p)
 		if r := a.tun.TryReceive(); r == nil || r[20] != 3 || r[21] != 4 || r[19] != 2 {
-			w.Fatalf("the other sender does not learn that its packet is too big: %x", r)
+			w.Fatalf("the device delivered %x, want an ICMP error that tells the other sender that its packet is too big", r)
 		}
 	})
 }
@@ -324,19 +324,19 @@ func TestInnerLength(t *testing.T) {
 			p    []byte
 			want int // the size in bytes of the delivered packet; 0 means that the packet is dropped
 		}{
-			{"as long as it is", four(), 38},
-			{"as long as its padding, which cannot be told from it", length(four(), 48), 48},
-			{"longer than its padding", length(four(), 49), 0},
-			{"65,535 bytes long, as it says", length(four(), 65535), 0},
-			{"shorter than its header", length(four(), 19), 0},
-			{"of no length", length(four(), 0), 0},
-			{"a header alone", length(four(), 20), 20},
-			{"IPv6, as long as it is", six(), 58},
-			{"IPv6, as long as its padding", length(six(), 24), 64},
-			{"IPv6, longer than its padding", length(six(), 25), 0},
-			{"IPv6, whose length and header are more than 16 bits hold", length(six(), 65535), 0},
-			{"IPv6, 40 less than a wrap", length(six(), 65536-40), 0},
-			{"IPv6, a header alone", length(six(), 0), 40},
+			{"the correct length", four(), 38},
+			{"a length that includes the padding, which the device cannot notice", length(four(), 48), 48},
+			{"a length one byte beyond the padding", length(four(), 49), 0},
+			{"a length of 65,535 bytes", length(four(), 65535), 0},
+			{"a length shorter than the header", length(four(), 19), 0},
+			{"a length of 0", length(four(), 0), 0},
+			{"the length of the header alone", length(four(), 20), 20},
+			{"IPv6, the correct length", six(), 58},
+			{"IPv6, a length that includes the padding", length(six(), 24), 64},
+			{"IPv6, a length one byte beyond the padding", length(six(), 25), 0},
+			{"IPv6, a length that overflows 16 bits together with the header", length(six(), 65535), 0},
+			{"IPv6, a length that is 2^16 together with the header", length(six(), 65536-40), 0},
+			{"IPv6, the length of the header alone", length(six(), 0), 40},
 		} {
 			a.inject(test.p)
 			got := b.tun.TryReceive()
@@ -349,7 +349,7 @@ func TestInnerLength(t *testing.T) {
 			b.wantDrops(wireguard.DropInnerMalformed, refused, test.name)
 		}
 		a.send(b, "after all")
-		b.wantArrived("the session is none the worse", "after all")
+		b.wantArrived("the session still works", "after all")
 	})
 }
 
@@ -396,15 +396,15 @@ func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 			hub.inject(pipe.UDPPacket(netip.AddrPortFrom(src, 1), a, []byte(dst)))
 			n.wantArrived("the longest prefix wins", dst)
 		}
-		from(wide, "10.50.1.1:1", "10.0.0.1:1", true, "in wide's, and in nobody else's")
-		from(wide, "10.50.7.1:1", "10.0.0.1:1", false, "in wide's, but narrow has the longer prefix")
-		from(narrow, "10.50.7.1:1", "10.0.0.1:1", true, "in narrow's")
-		from(narrow, "10.50.8.1:1", "10.0.0.1:1", false, "in wide's alone")
-		from(wide, "[fd50:1::1]:1", "[fd00::1]:1", true, "in wide's, IPv6")
-		from(wide, "[fd50:7::1]:1", "[fd00::1]:1", false, "in narrow's, IPv6")
-		from(narrow, "[fd50:7::1]:1", "[fd00::1]:1", true, "in narrow's, IPv6")
-		from(narrow, "[fd50:8::1]:1", "[fd00::1]:1", false, "in wide's alone, IPv6")
-		from(narrow, "203.0.113.1:1", "10.0.0.1:1", false, "in nobody's")
+		from(wide, "10.50.1.1:1", "10.0.0.1:1", true, "only wide has the source address")
+		from(wide, "10.50.7.1:1", "10.0.0.1:1", false, "wide has the source address, but narrow has the longer prefix")
+		from(narrow, "10.50.7.1:1", "10.0.0.1:1", true, "narrow has the source address")
+		from(narrow, "10.50.8.1:1", "10.0.0.1:1", false, "only wide has the source address, not narrow")
+		from(wide, "[fd50:1::1]:1", "[fd00::1]:1", true, "only wide has the source address, IPv6")
+		from(wide, "[fd50:7::1]:1", "[fd00::1]:1", false, "narrow has the longer prefix, IPv6")
+		from(narrow, "[fd50:7::1]:1", "[fd00::1]:1", true, "narrow has the source address, IPv6")
+		from(narrow, "[fd50:8::1]:1", "[fd00::1]:1", false, "only wide has the source address, not narrow, IPv6")
+		from(narrow, "203.0.113.1:1", "10.0.0.1:1", false, "no peer has the source address")
 		to(wide, "10.50.1.1:1")
 		to(narrow, "10.50.7.1:1")
 		to(wide, "[fd50:1::1]:1")
@@ -412,10 +412,10 @@ func TestNestedPrefixesOfTwoPeers(t *testing.T) {
 
 		// When narrow is removed, wide does not get back the prefix that narrow took from it.
 		hub.knows(narrow, prefix("10.50.0.0/16")) // the prefix moves from wide to narrow, and narrow loses its other prefixes
-		from(narrow, "10.50.1.1:1", "10.0.0.1:1", true, "the last writer wins")
-		from(wide, "10.50.1.1:1", "10.0.0.1:1", false, "it was taken away")
+		from(narrow, "10.50.1.1:1", "10.0.0.1:1", true, "the prefix belongs to the peer that was configured last")
+		from(wide, "10.50.1.1:1", "10.0.0.1:1", false, "narrow has taken the prefix from wide")
 		hub.RemovePeer(narrow.pub())
-		from(wide, "10.50.1.1:1", "10.0.0.1:1", false, "a removal restores nothing")
+		from(wide, "10.50.1.1:1", "10.0.0.1:1", false, "removing narrow does not give the prefix back to wide")
 	})
 }
 
@@ -429,11 +429,11 @@ func TestFullSinkDrops(t *testing.T) {
 		}
 		b.wantDrops(wireguard.DropSinkFull, 1100-1024, "b's tunnel holds 1024 packets")
 		b.send(a, "meanwhile")
-		a.wantArrived("the other way is free", "meanwhile")
+		a.wantArrived("packets in the other direction still arrive", "meanwhile")
 		if n := len(b.arrived()); n != 1024 {
-			w.Fatalf("%d packets arrived, want those that fit", n)
+			w.Fatalf("b delivered %d packets, want the 1024 that fit", n)
 		}
 		a.send(b, "room again")
-		b.wantArrived("room again", "room again")
+		b.wantArrived("b's tunnel has room again", "room again")
 	})
 }

@@ -24,7 +24,7 @@ import (
 )
 
 // These tests check interoperability with wireguard-go over UDP sockets on loopback. Except in TestInteropRoaming, all datagrams
-// pass through a relay, which counts the messages of each type:
+// between the two devices pass through a relay, which counts the messages of each type:
 //
 //	our Device ─ udp ─▶ relay ─ udp ─▶ wireguard-go's Device
 //	10.0.0.1, fd00::1                  10.0.0.2, fd00::2
@@ -220,10 +220,10 @@ func (x *interop) out(p []byte) {
 	select {
 	case got := <-x.theirTun.Inbound:
 		if !bytes.Equal(got, p) {
-			x.t.Fatalf("wireguard-go got another packet:\n%x\n%x", got, p)
+			x.t.Fatalf("wireguard-go delivered\n%x, want\n%x", got, p)
 		}
 	case <-ctx.Done():
-		x.t.Fatalf("no packet reached wireguard-go\n%s", x.get())
+		x.t.Fatalf("wireguard-go delivered no packet; its state is\n%s", x.get())
 	}
 }
 
@@ -234,14 +234,14 @@ func (x *interop) back(p []byte) {
 	select {
 	case x.theirTun.Outbound <- p:
 	case <-ctx.Done():
-		x.t.Fatal("wireguard-go takes no packet")
+		x.t.Fatal("wireguard-go did not read the packet from its tunnel")
 	}
 	got, err := x.tun.Receive(ctx)
 	if err != nil {
-		x.t.Fatalf("no packet reached us: %v: %+v", err, x.status())
+		x.t.Fatalf("our device delivered no packet: %v; its status is %+v", err, x.status())
 	}
 	if !bytes.Equal(got, p) {
-		x.t.Fatalf("we got another packet:\n%x\n%x", got, p)
+		x.t.Fatalf("our device delivered\n%x, want\n%x", got, p)
 	}
 }
 
@@ -255,7 +255,7 @@ func (x *interop) want(what string, ok func() bool) {
 	x.t.Helper()
 	for end := time.Now().Add(interopWait); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			x.t.Fatalf("never happened: %s\nours: %+v\ntheirs:\n%s", what, x.status(), x.get())
+			x.t.Fatalf("this did not happen in time: %s\nour device's status: %+v\nwireguard-go's state:\n%s", what, x.status(), x.get())
 		}
 	}
 }
@@ -275,13 +275,13 @@ func TestInterop(t *testing.T) {
 						x.send(first, 1, min(size, 1420-48))
 					}
 					if n := x.relay.sent(first, pipe.TypeInitiation); n != 1 {
-						t.Errorf("%d initiations from the initiator, want 1", n)
+						t.Errorf("the initiator sent %d initiations, want 1", n)
 					}
 					if n := x.relay.sent(1-first, pipe.TypeInitiation); n != 0 {
-						t.Errorf("%d initiations from the responder, want none", n)
+						t.Errorf("the responder sent %d initiations, want none", n)
 					}
 					// The last packet may arrive before its sender has counted it.
-					x.want("14 packets each way, no drop", func() bool {
+					x.want("our device counts 14 packets in each direction and no drop", func() bool {
 						got := x.status()
 						return got.Sent.Packets == 14 && got.Received.Packets == 14 && got.Drops.Total() == 0
 					})
@@ -306,13 +306,13 @@ func TestInteropRekey(t *testing.T) {
 				x.clock.shift.Add(int64(6 * time.Second)) // so that the last initiation is more than 5 s old
 			}
 			x.send(ours, 0, 100) // sent in the old session; this packet causes the new handshake
-			x.want("second handshake", func() bool { return x.relay.sent(theirs, pipe.TypeResponse) == 2 })
-			x.want("young session", func() bool { s := x.status(); return s.Session && s.SessionAge < 60*time.Second })
+			x.want("wireguard-go sends a second response", func() bool { return x.relay.sent(theirs, pipe.TypeResponse) == 2 })
+			x.want("our device has a session that is less than 60 s old", func() bool { s := x.status(); return s.Session && s.SessionAge < 60*time.Second })
 			for range 10 {
 				x.send(ours, 0, 100)
 			}
 			if n := x.relay.sent(ours, pipe.TypeInitiation); n != 2 {
-				t.Errorf("%d initiations, want 2", n)
+				t.Errorf("our device sent %d initiations, want 2", n)
 			}
 		})
 	}
@@ -324,10 +324,10 @@ func TestInteropCookieOurs(t *testing.T) {
 	wireguard.ForceLoad(x.dev, true)
 	x.send(theirs, 0, 100)
 	if n := x.relay.sent(ours, pipe.TypeCookieReply); n != 1 {
-		t.Errorf("%d cookie replies, want 1", n)
+		t.Errorf("our device sent %d cookie replies, want 1", n)
 	}
 	if n := x.relay.sent(theirs, pipe.TypeInitiation); n != 2 {
-		t.Errorf("%d initiations, want 2: without mac2 and with it", n)
+		t.Errorf("wireguard-go sent %d initiations, want 2: one without mac2, and one with it", n)
 	}
 }
 
@@ -378,11 +378,11 @@ func TestInteropCookieTheirs(t *testing.T) {
 		defer cancel()
 		x.dev.Handshake(ctx, x.theirKey.Public())
 	}
-	x.want("cookie reply", func() bool {
+	x.want("wireguard-go sends a cookie reply", func() bool {
 		try()
 		return x.relay.sent(theirs, pipe.TypeCookieReply) > 0
 	})
-	x.want("session with mac2", func() bool {
+	x.want("our device makes a session, with mac2", func() bool {
 		try()
 		return x.status().Session
 	})
@@ -408,10 +408,10 @@ func TestInteropRoaming(t *testing.T) {
 		t.Fatal(err)
 	}
 	if x.dev.Status().ListenPort == before {
-		t.Fatal("the port did not change")
+		t.Fatal("Configure did not change the listen port")
 	}
 	x.send(ours, 0, 100)
-	x.want("wireguard-go follows us", func() bool { return strings.Contains(x.get(), fmt.Sprintf("endpoint=127.0.0.1:%d\n", fixed)) })
+	x.want("wireguard-go uses our new port", func() bool { return strings.Contains(x.get(), fmt.Sprintf("endpoint=127.0.0.1:%d\n", fixed)) })
 	if err := x.dev.Configure(wireguard.Change{ListenPort: &zero}); err != nil {
 		t.Fatal(err)
 	}
@@ -420,10 +420,10 @@ func TestInteropRoaming(t *testing.T) {
 	theirs2 := freePort(t)
 	x.set("listen_port=%d", theirs2)
 	x.send(theirs, 0, 100)
-	x.want("we follow wireguard-go", func() bool { return x.status().Endpoint.Addr.Port() == theirs2 })
+	x.want("our device uses wireguard-go's new port", func() bool { return x.status().Endpoint.Addr.Port() == theirs2 })
 	x.send(ours, 1, 100)
 	if s := x.status(); s.LastHandshake.IsZero() || !s.Session {
-		t.Errorf("the session did not survive: %+v", s)
+		t.Errorf("the session did not survive the changes of the ports: %+v", s)
 	}
 }
 

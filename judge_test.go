@@ -101,18 +101,18 @@ func TestJudge(t *testing.T) {
 		test.do(c)
 		got := strings.Join(c.verdict(), "; ")
 		if test.want == "" && got != "" || !strings.Contains(got, test.want) {
-			t.Errorf("the judge says %q, want %q", got, test.want)
+			t.Errorf("the judge reports %q, want a report that contains %q", got, test.want)
 		}
 	}
 	c := newCourt(t)
 	c.await(2)
 	if c.carry(0, now); c.hasFresh(0, 1) {
-		t.Error("packet 1 is not fresh")
+		t.Error("hasFresh is true after packet 1, want false: packet 1 comes before the mark")
 	}
 	if _, lost := c.lost(1); !strings.HasPrefix(lost, "3 packets were lost, the first from a#0 to b: packet 2 ") {
-		t.Errorf("lost: %q", lost)
+		t.Errorf("lost returned %q, want 3 lost packets, the first of which is packet 2", lost)
 	}
 	if c.carry(1, now); !c.hasFresh(0, 1) || c.hasFresh(1, 0) {
-		t.Error("packet 2 is fresh, from a to b")
+		t.Error("after packet 2, hasFresh is wrong, want true from a to b and false from b to a")
 	}
 }

@@ -34,25 +34,25 @@ func TestKeyVectors(t *testing.T) {
 func TestNewKeys(t *testing.T) {
 	a, b := NewPrivateKey(), NewPrivateKey()
 	if a == b || a.IsZero() || samePresharedKeys() {
-		t.Error("new keys are not random")
+		t.Error("new keys are zero or equal, want random keys")
 	}
 	if a != a.clamped() || a[0]&7 != 0 || a[31]&0xc0 != 0x40 {
-		t.Error("a new private key is not in the form that wg(8) stores")
+		t.Error("a new private key is not clamped, want the form that wg(8) stores")
 	}
 }
 
 func TestZeroKeys(t *testing.T) {
 	if !(PrivateKey{}).IsZero() || !(PublicKey{}).IsZero() || !(PresharedKey{}).IsZero() {
-		t.Error("the zero value is a key")
+		t.Error("IsZero is false for a zero key")
 	}
 	if !(PrivateKey{}).Public().IsZero() || !(PrivateKey{}).clamped().IsZero() {
-		t.Error("no private key has a public key")
+		t.Error("the zero private key has a public key that is not zero, or clamping changes it")
 	}
 	for i := range 32 {
 		var b [32]byte
 		b[i] = 1
 		if PrivateKey(b).IsZero() || PublicKey(b).IsZero() || PresharedKey(b).IsZero() {
-			t.Errorf("a key with byte %d set is none", i)
+			t.Errorf("IsZero is true for a key whose byte %d is not zero", i)
 		}
 	}
 }
@@ -86,7 +86,7 @@ func TestKeyText(t *testing.T) {
 		text := base64.StdEncoding.EncodeToString(raw)
 		for what, k := range textKeys() {
 			if err := k.UnmarshalText([]byte(text)); err != nil || !bytes.Equal(k.bytes(), raw) {
-				t.Fatalf("%s: %v", what, err)
+				t.Fatalf("%s: UnmarshalText did not return the key (error %v)", what, err)
 			}
 		}
 		private, err1 := ParsePrivateKey(text)
@@ -97,7 +97,7 @@ func TestKeyText(t *testing.T) {
 		}
 		marshalled, _ := public.MarshalText()
 		if private.Text() != text || public.String() != text || preshared.Text() != text || string(marshalled) != text {
-			t.Fatal("text does not round-trip")
+			t.Fatal("a key does not have the text from which it was parsed")
 		}
 	})
 }
@@ -126,14 +126,14 @@ func TestKeyTextRefused(t *testing.T) {
 			before := bytes.Clone(k.bytes())
 			err := k.UnmarshalText([]byte(text))
 			if err == nil {
-				t.Errorf("%s, %s: accepted", what, name)
+				t.Errorf("%s, %s: UnmarshalText accepted the text, want an error", what, name)
 				continue
 			}
 			if !bytes.Equal(k.bytes(), before) {
-				t.Errorf("%s, %s: the key was changed", what, name)
+				t.Errorf("%s, %s: UnmarshalText failed, but changed the key", what, name)
 			}
 			if m := err.Error(); !strings.HasPrefix(m, "wireguard: "+what+": ") || len(text) > 3 && strings.Contains(m, text) {
-				t.Errorf("%s, %s: the error is %q", what, name, m)
+				t.Errorf("%s, %s: the error is %q, want one that names the kind of key and does not contain the text", what, name, m)
 			}
 		}
 	}
@@ -164,14 +164,14 @@ var (
 func TestKeyRedaction(t *testing.T) {
 	private, preshared := PrivateKey(testSecretKey), PresharedKey(testSecretPSK)
 	if fmt.Sprint(private, preshared) != "(private key) (preshared key)" {
-		t.Errorf("the keys print as %v %v", private, preshared)
+		t.Errorf("the keys print as %v %v, want them redacted", private, preshared)
 	}
 	if got := fmt.Sprintf("%#v %#v", private, preshared); got != "wireguard.PrivateKey(hidden) wireguard.PresharedKey(hidden)" {
-		t.Errorf("%%#v prints %s", got)
+		t.Errorf("%%#v prints %s, want hidden keys", got)
 	}
 	for _, verb := range []string{"%v", "%d", "%x", "%X", "%#x", "%#v", "%o", "%b", "%s", "%U"} {
 		if leaks(fmt.Sprintf(verb, testSecretKey)) == "" {
-			t.Fatalf("this test does not see a key printed by %s", verb)
+			t.Fatalf("the test's function leaks does not recognize a key that is printed with %s", verb)
 		}
 	}
 	type inside struct {
@@ -222,12 +222,12 @@ func TestKeyJSON(t *testing.T) {
 		Public    PublicKey
 	}
 	if out, err := json.Marshal(dump{Public: PublicKey{1}}); err == nil {
-		t.Errorf("a struct with room for secrets is written as %s: it could not be read again", out)
+		t.Errorf("a struct with zero secret keys is marshalled to %s, want an error: the result could not be unmarshalled", out)
 	}
 	var in dump
 	text := `{"Private":"` + private.Text() + `","Preshared":"` + preshared.Text() + `"}`
 	if err := json.Unmarshal([]byte(text), &in); err != nil || in.Private != private || in.Preshared != preshared {
-		t.Errorf("keys are not read from JSON: %v", err)
+		t.Errorf("the keys are not unmarshalled from JSON (error %v)", err)
 	}
 	out, err := json.Marshal(map[PublicKey]PublicKey{{1}: {2}})
 	want := `{"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=":"AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`

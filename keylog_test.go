@@ -51,7 +51,7 @@ func keyLogPair(t *testing.T, a wireguard.Config) (capture []byte, static wiregu
 	send := func(from, to *pipe.Tunnel, src, dst netip.Addr, text string) {
 		packet := pipe.UDPPacket(netip.AddrPortFrom(src, 7000), netip.AddrPortFrom(dst, 7000), []byte(text))
 		if !from.TrySend(packet) {
-			t.Fatal("the tunnel takes no packet")
+			t.Fatal("the tunnel did not accept the packet")
 		}
 		synctest.Wait()
 		if got := to.TryReceive(); !bytes.Equal(got, packet) {
@@ -72,7 +72,7 @@ func TestKeyLog(t *testing.T) {
 		var log writes
 		_, static, peer, psk := keyLogPair(t, wireguard.Config{KeyLog: &log})
 		if len(log) != 2 {
-			t.Fatalf("%d writes, want one for each of 2 handshakes:\n%s", len(log), log.text())
+			t.Fatalf("the device wrote to the key log %d times, want one write for each of 2 handshakes:\n%s", len(log), log.text())
 		}
 		var ephemeral [2]string
 		for i, w := range log {
@@ -99,7 +99,7 @@ func TestKeyLog(t *testing.T) {
 			}
 		}
 		if ephemeral[0] == ephemeral[1] {
-			t.Error("two handshakes have one ephemeral key")
+			t.Error("two handshakes have the same ephemeral key")
 		}
 	})
 }
@@ -109,7 +109,7 @@ func TestKeyLog(t *testing.T) {
 func TestWiresharkReadsTheKeyLog(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
-		t.Skip("needs tshark: install it to have its dissector open the session")
+		t.Skip("needs tshark: install it, so that its dissector decrypts the session")
 	}
 	var log writes
 	var capture []byte
@@ -131,10 +131,10 @@ func TestWiresharkReadsTheKeyLog(t *testing.T) {
 	}
 	const a, b = "61736b65642062792061", "61736b65642062792062" // "asked by a" and "asked by b"
 	if out := read(); strings.Contains(out, a) || strings.Contains(out, b) {
-		t.Fatalf("readable without keys:\n%s", out)
+		t.Fatalf("tshark shows the packets without the keys:\n%s", out)
 	}
 	if out := read("-o", "wg.keylog_file:"+keys); !strings.Contains(out, a) || !strings.Contains(out, b) {
-		t.Errorf("not decrypted: want both %s and %s in\n%s", a, b, out)
+		t.Errorf("tshark did not decrypt the packets, want both %s and %s in\n%s", a, b, out)
 	}
 }
 
@@ -145,10 +145,10 @@ func TestKeyLogThatFails(t *testing.T) {
 		var log failing
 		keyLogPair(t, wireguard.Config{KeyLog: &log, Logger: slog.New(slog.NewTextHandler(&out, nil))})
 		if log != 1 {
-			t.Errorf("%d writes, want none after the first one failed", log)
+			t.Errorf("the device wrote to the key log %d times, want no write after the first one failed", log)
 		}
 		if n := strings.Count(out.String(), io.ErrShortWrite.Error()); n != 1 {
-			t.Errorf("%d warnings, want 1:\n%s", n, out.String())
+			t.Errorf("the device logged %d warnings, want 1:\n%s", n, out.String())
 		}
 	})
 }

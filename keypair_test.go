@@ -108,8 +108,8 @@ func TestKeypairSendable(t *testing.T) {
 		{"last message", &keypair{counter: limit - 1}, 0, 1, true, "REJECT_AFTER_MESSAGES messages may be sent"},
 		{"one too many", &keypair{counter: limit}, 0, 1, false, "REJECT_AFTER_MESSAGES messages were sent"},
 		{"last batch", &keypair{counter: limit - 128}, 0, 128, true, ""},
-		{"batch too large", &keypair{counter: limit - 127}, 0, 128, false, "a batch is sent whole or not"},
-		{"past 2^60", &keypair{counter: 1 << 60}, 0, 128, true, "REKEY_AFTER_MESSAGES asks for a handshake and forbids nothing"},
+		{"batch too large", &keypair{counter: limit - 127}, 0, 128, false, "a batch is sent as a whole or not at all"},
+		{"past 2^60", &keypair{counter: 1 << 60}, 0, 128, true, "REKEY_AFTER_MESSAGES causes a handshake, but does not forbid sending"},
 	} {
 		if c.k != nil {
 			c.k.created = born
@@ -156,10 +156,10 @@ func TestKeypairSeal(t *testing.T) {
 				t.Fatalf("counter %#x, %d bytes: the message begins with %x, want %x", counter, size, m[:16], want[:16])
 			}
 			if p, ok := other.open(bytes.Clone(m)); !ok || !bytes.Equal(p, packet) {
-				t.Fatalf("counter %#x, %d bytes: the message does not open", counter, size)
+				t.Fatalf("counter %#x, %d bytes: the receiver cannot decrypt the message", counter, size)
 			}
 			if _, ok := k.open(bytes.Clone(m)); ok {
-				t.Fatal("the sender opens its own message: both directions have one key")
+				t.Fatal("the sender decrypts its own message, so both directions use the same key")
 			}
 		}
 	}
@@ -175,17 +175,17 @@ func TestKeypairOpenForgeries(t *testing.T) {
 			forged := bytes.Clone(m)
 			forged[at] ^= 1 << bit
 			if _, ok := k.open(forged); ok {
-				t.Fatalf("bit %d of byte %d changed, and the message is authentic", bit, at)
+				t.Fatalf("open accepts the message although bit %d of byte %d was changed", bit, at)
 			}
 		}
 	}
 	for n := messageOverhead; n < len(m); n++ {
 		if _, ok := k.open(bytes.Clone(m[:n])); ok {
-			t.Fatalf("cut to %d bytes, the message is authentic", n)
+			t.Fatalf("open accepts the message although it was cut to %d bytes", n)
 		}
 	}
 	if p, ok := k.open(bytes.Clone(m)); !ok || len(p) != 32 {
-		t.Fatal("the message itself is not")
+		t.Fatal("open refuses the unchanged message")
 	}
 }
 
@@ -196,10 +196,10 @@ func TestKeypairSealsInPlace(t *testing.T) {
 	n := testing.AllocsPerRun(100, func() {
 		sealInPlace(k, m, 1)
 		if p, ok := k.open(m); !ok || &p[0] != &m[messageHeader] || cap(p) > len(m)-messageHeader {
-			t.Error("the packet is not where the message is")
+			t.Error("open did not decrypt the packet in place, within the message")
 		}
 	})
 	if n != 0 {
-		t.Errorf("%v allocations a message, want 0", n)
+		t.Errorf("%v allocations per message, want 0", n)
 	}
 }

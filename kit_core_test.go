@@ -71,7 +71,7 @@ func (c *core) receives(k *keypair, data bool) {
 func (c *core) sends(data bool) {
 	c.t.Helper()
 	if !c.sending(1, c.now, c.step()) {
-		c.t.Fatal("there is no session to send on")
+		c.t.Fatal("the core has no session in which it can send")
 	}
 	c.sentOn(data, c.heard, c.now, &c.out)
 }
@@ -80,11 +80,11 @@ func (c *core) sends(data bool) {
 func (c *core) initiates() Timestamp {
 	c.t.Helper()
 	if !c.out.initiate {
-		c.t.Fatal("no initiation is asked for")
+		c.t.Fatal("the core did not ask for an initiation")
 	}
 	ts, ok := c.beginInitiation(c.now, TimestampOf(c.wall.Add(time.Duration(c.now))))
 	if !ok {
-		c.t.Fatal("the initiation is not made")
+		c.t.Fatal("beginInitiation refused to make the initiation")
 	}
 	c.index++
 	c.commitInitiation(&handshake{initiator: true, local: c.index}, make([]byte, initiationSize), c.now, c.step())
@@ -101,7 +101,7 @@ func (c *core) expires() timer {
 	c.t.Helper()
 	which, at := c.timers.next()
 	if at == 0 {
-		c.t.Fatal("there is no deadline")
+		c.t.Fatal("no timer is set")
 	}
 	c.now = max(c.now, at)
 	c.elapse()
@@ -114,21 +114,21 @@ func (c *core) elapse() { c.expire(c.now, c.step()) }
 func (c *core) wantInitiation(want bool, why string) {
 	c.t.Helper()
 	if c.out.initiate != want {
-		c.t.Errorf("an initiation is asked for: %v, want %v: %s", c.out.initiate, want, why)
+		c.t.Errorf("the core asks for an initiation: %v, want %v: %s", c.out.initiate, want, why)
 	}
 }
 
 func (c *core) wantKeepalive(want bool, why string) {
 	c.t.Helper()
 	if c.out.keepalive != want {
-		c.t.Errorf("a keepalive is asked for: %v, want %v: %s", c.out.keepalive, want, why)
+		c.t.Errorf("the core asks for a keepalive: %v, want %v: %s", c.out.keepalive, want, why)
 	}
 }
 
 func (c *core) wantNone(i timer, why string) {
 	c.t.Helper()
 	if c.timers.pending(i) {
-		c.t.Errorf("%q is pending: %s", timerNames[i], why)
+		c.t.Errorf("the timer %q is set, want it not set: %s", timerNames[i], why)
 	}
 }
 
@@ -136,7 +136,7 @@ func (c *core) wantNone(i timer, why string) {
 func (c *core) wantIn(i timer, d, jitter int64, why string) {
 	c.t.Helper()
 	if in := c.timers.at[i] - c.now; !c.timers.pending(i) || in < d || in > d+jitter {
-		c.t.Errorf("%q in %v, want %v (and up to %v more): %s", timerNames[i], time.Duration(in), time.Duration(d), time.Duration(jitter), why)
+		c.t.Errorf("the timer %q fires in %v, want in %v (and up to %v more): %s", timerNames[i], time.Duration(in), time.Duration(d), time.Duration(jitter), why)
 	}
 }
 
@@ -147,7 +147,7 @@ func (c *core) wantEvents(why string, kinds ...EventKind) {
 		ok = ok && c.out.events[i].kind == kinds[i]
 	}
 	if !ok {
-		c.t.Errorf("events are %v, want %v: %s", c.out.events, kinds, why)
+		c.t.Errorf("the events are %v, want %v: %s", c.out.events, kinds, why)
 	}
 }
 
@@ -158,6 +158,6 @@ func (c *core) wantFreed(why string, indices ...uint32) {
 		ok = ok && c.out.freed[i] == indices[i]
 	}
 	if !ok {
-		c.t.Errorf("freed indices are %v, want %v: %s", c.out.freed, indices, why)
+		c.t.Errorf("the freed indices are %v, want %v: %s", c.out.freed, indices, why)
 	}
 }

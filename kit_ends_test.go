@@ -85,7 +85,7 @@ func (l *line) receive(ts ...Train) {
 // next returns the next datagram that the device sent.
 func (l *line) next(t testing.TB, why string) datagram {
 	t.Helper()
-	return testkit.Next(t, l.sent, "a datagram is sent: "+why)
+	return testkit.Next(t, l.sent, "the device sends a datagram: "+why)
 }
 
 // nothing fails if the device has sent a datagram. Call settle first, because workers may still be sending handshake messages.
@@ -93,7 +93,7 @@ func (l *line) nothing(t testing.TB, why string) {
 	t.Helper()
 	select {
 	case d := <-l.sent:
-		t.Fatalf("a message of type %d was sent: %s", d.b[0], why)
+		t.Fatalf("the device sent a message of type %d, want none: %s", d.b[0], why)
 	default:
 	}
 }
@@ -188,7 +188,7 @@ func (d *drain) WritePackets(pkts [][]byte) (int, error) {
 
 func (d *drain) next(t testing.TB, why string) []byte {
 	t.Helper()
-	return testkit.Next(t, d.got, "a packet is delivered: "+why)
+	return testkit.Next(t, d.got, "the device delivers a packet: "+why)
 }
 
 // An end is a device together with its clock, its Bind and its Tunnel, all of which the test controls.
@@ -244,7 +244,7 @@ func (e *end) advance(t testing.TB, by time.Duration) {
 // has to make an initiation.
 func (e *end) settle(t testing.TB) {
 	t.Helper()
-	eventually(t, "the workers do not end", func() bool {
+	eventually(t, "all workers end", func() bool {
 		e.slow.mu.Lock()
 		defer e.slow.mu.Unlock()
 		return e.slow.workers == 0
@@ -260,7 +260,7 @@ func (e *end) send(t testing.TB, packets ...[]byte) {
 	b := e.NewBatch()
 	for _, p := range packets {
 		if !b.Append(p) {
-			t.Fatal("the packets do not fit a batch")
+			t.Fatal("the packets do not fit into a batch")
 		}
 	}
 	if err := e.Send(b); err != nil {
@@ -340,7 +340,7 @@ func (r *remote) initiation() []byte {
 func (r *remote) takeResponse(t testing.TB, m []byte) {
 	t.Helper()
 	if len(m) != responseSize || m[0] != typeResponse || binary.LittleEndian.Uint32(m[responseReceiver:]) != r.local {
-		t.Fatalf("no response to the remote: %x", m)
+		t.Fatalf("the message is not a response to the remote: %x", m)
 	}
 	keys, index, err := r.h.consumeResponse(m, &r.psk)
 	if err != nil {
@@ -353,11 +353,11 @@ func (r *remote) takeResponse(t testing.TB, m []byte) {
 func (r *remote) response(t testing.TB, m []byte) []byte {
 	t.Helper()
 	if len(m) != initiationSize || m[0] != typeInitiation {
-		t.Fatalf("no initiation: %x", m)
+		t.Fatalf("the message is not an initiation: %x", m)
 	}
 	h, from, err := consumeInitiation(r.id, m)
 	if err != nil || from != r.device {
-		t.Fatal("not the device's initiation", err)
+		t.Fatal("the initiation does not come from the device:", err)
 	}
 	if _, err := h.openTimestamp(m, &r.static); err != nil {
 		t.Fatal(err)
@@ -386,7 +386,7 @@ func (r *remote) dataAt(counter uint64, packet []byte) []byte {
 func (r *remote) open(t testing.TB, m []byte) []byte {
 	t.Helper()
 	if len(m) < messageOverhead || m[0] != typeData || binary.LittleEndian.Uint32(m[4:]) != r.k.local {
-		t.Fatalf("no data message to the remote: %x", m)
+		t.Fatalf("the message is not a data message to the remote: %x", m)
 	}
 	p, ok := r.k.open(m)
 	if !ok {
@@ -399,7 +399,7 @@ func (r *remote) open(t testing.TB, m []byte) []byte {
 func (e *end) connect(t testing.TB, r *remote) {
 	t.Helper()
 	e.line.receive(r.train(r.initiation()))
-	r.takeResponse(t, e.line.next(t, "a response answers the initiation").b)
+	r.takeResponse(t, e.line.next(t, "a response to the initiation").b)
 	e.line.receive(r.train(r.data(nil)))
 }
 

@@ -17,7 +17,7 @@ func unhex(t testing.TB, s string) []byte {
 func key32(t testing.TB, s string) (k [32]byte) {
 	t.Helper()
 	if copy(k[:], unhex(t, s)) != 32 {
-		t.Fatalf("%q are not 32 bytes", s)
+		t.Fatalf("%q does not encode 32 bytes", s)
 	}
 	return k
 }
@@ -49,7 +49,7 @@ func newExchange(t testing.TB, psk PresharedKey) *exchange {
 	}
 	other, err := x.responder.private.shared(&x.initiator.public)
 	if err != nil || other != x.static {
-		t.Fatal("the two static keys have different secrets", err)
+		t.Fatal("the two static keys compute different shared secrets:", err)
 	}
 	return x
 }
@@ -69,10 +69,10 @@ func (x *exchange) consume(t testing.TB, m []byte) *handshake {
 	t.Helper()
 	h, remote, err := consumeInitiation(x.responder, m)
 	if err != nil || remote != x.initiator.public {
-		t.Fatalf("consumeInitiation: %v, %v", remote, err)
+		t.Fatalf("consumeInitiation returned the public key %v and the error %v", remote, err)
 	}
 	if ts, err := h.openTimestamp(m, &x.static); err != nil || ts != x.ts {
-		t.Fatalf("openTimestamp: %x, %v", ts, err)
+		t.Fatalf("openTimestamp returned the timestamp %x and the error %v", ts, err)
 	}
 	return h
 }

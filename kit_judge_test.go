@@ -120,7 +120,7 @@ func (j *judge) initiation(from *life, sender uint32) { defer j.lock()(); j.call
 func (j *judge) response(from *life, sender, receiver uint32, now time.Duration, send, receive cipher.AEAD) {
 	defer j.lock()()
 	if send == nil {
-		j.say("%v sent a response for index %08x, and has no session of it", from, sender)
+		j.say("%v sent a response with sender index %08x, but has no session with this index", from, sender)
 		return
 	}
 	e := &exchange{
@@ -150,19 +150,19 @@ func (j *judge) data(from *life, m []byte, now time.Duration) {
 	hash := maphash.Bytes(messageSeed, m)
 	of := counterOf{from, index, counter}
 	if old, ok := j.counters[of]; ok && old != hash {
-		j.say("%v used counter %d for index %08x twice", from, counter, index)
+		j.say("%v used counter %d in the session with index %08x for two messages", from, counter, index)
 	}
 	j.counters[of] = hash
 	e, packet := j.open(from, index, m)
 	if e == nil {
-		j.say("%v sent a message to index %08x with counter %d that no session of its opens", from, index, counter)
+		j.say("%v sent a message to index %08x with counter %d, but no session of this device can decrypt it", from, index, counter)
 		return
 	}
 	born := e.bornAtResponder
 	if from == e.initiator {
 		e.used = true
 		if born = e.bornAtInitiator; born < 0 {
-			j.say("%v sends on session %08x before the response came", from, index)
+			j.say("%v sends in session %08x before it has received the response", from, index)
 		}
 	}
 	if age := now - born; age >= keyLife {
@@ -196,17 +196,17 @@ func (j *judge) seal(from *life, e *exchange, packet []byte) {
 	id, p := j.find(packet)
 	switch {
 	case p == nil || p.from != from:
-		j.say("%v sent a packet that nobody gave it: %x", from, packet)
+		j.say("%v sent a packet that the simulation did not give to it: %x", from, packet)
 		return
 	case p.message != nil && p.message != e:
 		j.say("%v sent packet %d in two sessions", from, id)
 	case !bytes.HasPrefix(packet, p.packet) || len(packet)-len(p.packet) > 15 || len(bytes.Trim(packet[len(p.packet):], "\x00")) > 0:
-		j.say("%v sent packet %d altered, or padded with something", from, id)
+		j.say("%v sent packet %d altered, or with wrong padding", from, id)
 	}
 	p.message = e
 	l := lane{from, e.other(from).node, p.stream}
 	if last := j.sealed[l]; id <= last {
-		j.say("%v sent packet %d to %v after %d", from, id, e.other(from), last)
+		j.say("%v sent packet %d to %v after %d, want increasing numbers", from, id, e.other(from), last)
 	}
 	j.sealed[l] = id
 }
@@ -254,7 +254,7 @@ func (j *judge) delivered(to *life, packet []byte, now time.Duration) {
 	}
 	l := lane{p.from, to.node, p.stream}
 	if last := j.arrived[l]; j.orderly && id <= last {
-		j.say("%v delivered packet %d from %v after %d, over a wire that keeps order", to, id, p.from, last)
+		j.say("%v delivered packet %d from %v after %d, although the network keeps the order", to, id, p.from, last)
 	}
 	j.arrived[l] = id
 	if id >= j.mark && p.to == to.node {
@@ -359,6 +359,6 @@ func (j *judge) lost(id uint64) (n uint64, what string) {
 		return 0, ""
 	}
 	p := j.parcels[first]
-	return n, fmt.Sprintf("%d packets were lost, the first from %v to %c: packet %d of %d bytes (on the wire: %v)",
+	return n, fmt.Sprintf("%d packets were lost, the first from %v to %c: packet %d of %d bytes (the device sent it: %v)",
 		n, p.from, 'a'+p.to, first, len(p.packet), p.message != nil)
 }

@@ -74,7 +74,7 @@ type spoke struct {
 // newRush makes a hub and its spokes, and brings them up. No session exists yet.
 func newRush(t *testing.T, spokes int) *rush {
 	t.Helper()
-	testkit.NeedsThreads(t, "its senders loop")
+	testkit.NeedsThreads(t, "the senders of this test loop without a pause")
 	r := &rush{
 		T: t, wire: pipe.NewNetwork(pipe.Config{}), tun: pipe.NewTunnel(0), sessions: make(map[uint32]rushSession),
 	}
@@ -152,10 +152,10 @@ func (s rushSocket) Send(ts []wireguard.Train) {
 func (r *rush) saw(socket int32, index uint32, counter uint64) {
 	was, known := r.sessions[index]
 	if known && was.socket != socket {
-		r.Errorf("a session of socket %d sends on socket %d", was.socket, socket)
+		r.Errorf("a message of a session that used socket %d was sent through socket %d", was.socket, socket)
 	}
 	if counter != was.counter {
-		r.Errorf("counter %d is sent where %d is due", counter, was.counter)
+		r.Errorf("a message has counter %d, want %d", counter, was.counter)
 	}
 	r.sessions[index] = rushSession{socket, counter + 1}
 }
@@ -170,7 +170,7 @@ func (r *rush) take(s *spoke) {
 		}
 		from, n := p[28], binary.BigEndian.Uint32(p[29:])
 		if n < s.next[from] {
-			r.Errorf("spoke %v: packet %d of source %d arrived where %d or a later one is due", s.addr, n, from, s.next[from])
+			r.Errorf("spoke %v: packet %d of source %d arrived, want packet %d or a later one", s.addr, n, from, s.next[from])
 		}
 		s.next[from] = n + 1
 		s.delivered.Add(1)
@@ -250,7 +250,7 @@ func (r *rush) run(some []int, do func(source int, b *wireguard.Batch)) (stop fu
 	return func() {
 		r.Helper()
 		close(ended)
-		testkit.Returns(r, testkit.Patience, "the end of the sources", wg.Wait)
+		testkit.Returns(r, testkit.Patience, "the wait for the end of the sources", wg.Wait)
 	}
 }
 
@@ -304,7 +304,7 @@ func (r *rush) eventually(why string, ok func() bool) {
 func (r *rush) fail(why string) {
 	r.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %d packets were handed over, %d delivered, %d dropped\n", why, r.handed.Load(), r.delivered(), r.dropped())
+	fmt.Fprintf(&b, "%s: the sources handed over %d packets, %d were delivered, %d were dropped\n", why, r.handed.Load(), r.delivered(), r.dropped())
 	for i, d := range append(r.peers(), r.hub) {
 		fmt.Fprintf(&b, "device %d:", i)
 		for reason, n := range d.Status().Drops {
@@ -330,7 +330,7 @@ func (r *rush) wantCounted(some ...*spoke) {
 		for _, n := range s.handed {
 			handed += uint64(n)
 		}
-		r.eventually(fmt.Sprintf("packets to %v are lost and not counted", s.addr), func() bool {
+		r.eventually(fmt.Sprintf("packets to %v were neither delivered nor counted as dropped", s.addr), func() bool {
 			fates := r.wire.Stats().Fates
 			p, _ := r.hub.Peer(s.config.PublicKey)
 			drops := s.Status().Drops
@@ -339,10 +339,11 @@ func (r *rush) wantCounted(some ...*spoke) {
 	}
 }
 
-// wantNothingQueued waits until no packet is staged or queued in the hub. It fails if packets remain.
+// wantNothingQueued waits until no packet is staged in the hub, and fails if packets stay staged. It does not see packets in the
+// queues between senders.
 func (r *rush) wantNothingQueued(why string) {
 	r.Helper()
-	r.eventually(why+": packets are left with the hub", func() bool {
+	r.eventually(why+": packets are still staged in the hub", func() bool {
 		n := wireguard.StagedBytes(r.hub)
 		for p := range r.hub.Peers() {
 			n += int64(p.Staged)

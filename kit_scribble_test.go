@@ -44,7 +44,7 @@ func (s scribblingSocket) Send(ts []wireguard.Train) {
 	s.Socket.Send(lent)
 	for i := range lent {
 		if !bytes.Equal(lent[i].Data, ts[i].Data) {
-			panic("a Socket changed the data that it was to send")
+			panic("a Socket changed the data of a train in Send")
 		}
 		ts[i].Endpoint, ts[i].Err = lent[i].Endpoint, lent[i].Err
 		scribble(lent[i].Data)
@@ -84,7 +84,7 @@ func scribble(b []byte) {
 	}
 }
 
-// A keepingSocket keeps the trains that it is to send after Send has returned, which is not allowed for a Socket.
+// A keepingSocket still has its trains after Send has returned, although a Socket must not keep them.
 type keepingSocket struct {
 	wireguard.Socket
 	kept []wireguard.Train
@@ -103,9 +103,9 @@ func TestScribblingSend(t *testing.T) {
 	ts := []wireguard.Train{{Data: []byte("data"), Size: 4}}
 	scribblingSocket{&keeping}.Send(ts)
 	if string(keeping.data) != "\xdb\xdb\xdb\xdb" || keeping.kept[0].Data != nil {
-		t.Errorf("kept are %q and %v", keeping.data, keeping.kept)
+		t.Errorf("the Socket that kept its trains sees the data %q and the trains %v, want overwritten data and empty trains", keeping.data, keeping.kept)
 	}
 	if string(ts[0].Data) != "data" || ts[0].Err != syscall.EPERM || ts[0].Endpoint.Interface != 7 {
-		t.Errorf("the device sees %+v", ts[0])
+		t.Errorf("the device's train is %+v, want unchanged data and the fields that the Socket set", ts[0])
 	}
 }

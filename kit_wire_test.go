@@ -73,7 +73,7 @@ func (w *world) script() string {
 func (w *world) want(script, why string) {
 	w.Helper()
 	if got := w.script(); got != script {
-		w.Fatalf("at %v: on the wire: %q, want %q: %s", w.now(), got, script, why)
+		w.Fatalf("at %v: the devices sent %q, want %q: %s", w.now(), got, script, why)
 	}
 }
 
@@ -88,7 +88,7 @@ func (w *world) wantIdle(d time.Duration, why string) {
 // script.
 func (w *world) wantAt(d time.Duration, script, why string) {
 	w.Helper()
-	w.wantIdle(d-1, "before: "+why)
+	w.wantIdle(d-1, "too early: "+why)
 	w.advance(1)
 	w.want(script, why)
 }
@@ -99,7 +99,7 @@ const jitter = time.Second / 3
 // wantJittered is like wantAt, but the devices may send the messages up to jitter later.
 func (w *world) wantJittered(d time.Duration, script, why string) {
 	w.Helper()
-	w.wantIdle(d-1, "before: "+why)
+	w.wantIdle(d-1, "too early: "+why)
 	w.advance(jitter + 1)
 	w.want(script, why)
 }
@@ -116,7 +116,7 @@ func (w *world) last(kind string) message {
 			return all[i]
 		}
 	}
-	w.Fatalf("at %v: no %s was sent", w.now(), kind)
+	w.Fatalf("at %v: no such message was sent: %s", w.now(), kind)
 	return message{}
 }
 
@@ -134,7 +134,7 @@ func (w *world) replay(m message, from ...netip.AddrPort) {
 }
 
 // judge makes the function rule decide for each message whether the network passes, drops or holds the message. If rule is nil,
-// all messages pass. The rule holds until judge is called again.
+// all messages pass. The rule applies until judge is called again.
 func (w *world) judge(rule func(m *message) pipe.Verdict) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -200,6 +200,6 @@ func wantOnceInOrder(w *world, got []string, atLeast int) {
 		last = i
 	}
 	if len(got) < atLeast {
-		w.Fatalf("%d packets arrived, want %d at least", len(got), atLeast)
+		w.Fatalf("%d packets arrived, want at least %d", len(got), atLeast)
 	}
 }

@@ -242,7 +242,7 @@ func (n *node) psk(o *node) wireguard.PresharedKey {
 	n.w.Helper()
 	k, ok := n.PresharedKey(o.pub())
 	if !ok {
-		n.w.Fatalf("%s does not know %s", n.name, o.name)
+		n.w.Fatalf("%s has no peer %s", n.name, o.name)
 	}
 	return k
 }
@@ -252,7 +252,7 @@ func (n *node) status(o *node) wireguard.PeerStatus {
 	n.w.Helper()
 	s, ok := n.Peer(o.pub())
 	if !ok {
-		n.w.Fatalf("%s does not know %s", n.name, o.name)
+		n.w.Fatalf("%s has no peer %s", n.name, o.name)
 	}
 	return s
 }
@@ -301,7 +301,7 @@ func (n *node) arrived() (payloads []string) {
 func (n *node) wantArrived(why string, payloads ...string) {
 	n.w.Helper()
 	if got := n.arrived(); fmt.Sprint(got) != fmt.Sprint(payloads) {
-		n.w.Fatalf("at %v: arrived at %s: %q, want %q: %s", n.w.now(), n.name, got, payloads, why)
+		n.w.Fatalf("at %v: %s delivered the payloads %q, want %q: %s", n.w.now(), n.name, got, payloads, why)
 	}
 }
 
@@ -310,7 +310,7 @@ func (n *node) wantDrops(r wireguard.DropReason, count uint64, why string) {
 	n.w.Helper()
 	n.w.settle()
 	if got := n.Status().Drops[r]; got != count {
-		n.w.Fatalf("at %v: %s dropped %d with reason %q, want %d: %s", n.w.now(), n.name, got, r, count, why)
+		n.w.Fatalf("at %v: %s counted %d drops with reason %q, want %d: %s", n.w.now(), n.name, got, r, count, why)
 	}
 }
 
@@ -324,7 +324,7 @@ func (n *node) wantEvents(why string, kinds ...wireguard.EventKind) (es []wiregu
 		es, got = append(es, e), append(got, e.Kind)
 	}
 	if fmt.Sprint(got) != fmt.Sprint(kinds) {
-		n.w.Fatalf("at %v: events of %s: %v, want %v: %s", n.w.now(), n.name, got, kinds, why)
+		n.w.Fatalf("at %v: the events of %s are %v, want %v: %s", n.w.now(), n.name, got, kinds, why)
 	}
 	return es
 }
@@ -333,7 +333,7 @@ func (n *node) wantEvents(why string, kinds ...wireguard.EventKind) (es []wiregu
 func (n *node) wantSession(o *node, stands bool, why string) {
 	n.w.Helper()
 	if got := n.status(o).Session; got != stands {
-		n.w.Fatalf("at %v: session of %s with %s: %v, want %v: %s", n.w.now(), n.name, o.name, got, stands, why)
+		n.w.Fatalf("at %v: %s has a usable session with %s: %v, want %v: %s", n.w.now(), n.name, o.name, got, stands, why)
 	}
 }
 
@@ -372,8 +372,8 @@ func (w *world) connect(n, o *node) {
 		w.Fatal(err)
 	}
 	w.want(fmt.Sprintf("%s initiation, %s response, %s keepalive", n.name, o.name, n.name), "a handshake takes one round trip")
-	n.wantSession(o, true, "the response came")
-	o.wantSession(n, true, "the keepalive came")
+	n.wantSession(o, true, "the initiator received the response")
+	o.wantSession(n, true, "the responder received the keepalive")
 }
 
 func ptr[T any](v T) *T { return &v }
@@ -464,7 +464,7 @@ func (n *node) move(to netip.Addr) {
 func (n *node) wantEndpoint(o *node, at netip.AddrPort, why string) {
 	n.w.Helper()
 	if got := n.status(o).Endpoint.Addr; got != at {
-		n.w.Fatalf("at %v: %s has %s at %v, want %v: %s", n.w.now(), n.name, o.name, got, at, why)
+		n.w.Fatalf("at %v: the endpoint that %s has for %s is %v, want %v: %s", n.w.now(), n.name, o.name, got, at, why)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-86b749af/wireguard/transport/pipe"
 )
 
-// TestEveryCallInEveryState calls each method in each state of a device, for example before Up and after Close. The method must
+// TestEveryCallInEveryState calls the main methods in each state of a device, for example before Up and after Close. A method must
 // do what its comment says, or return an error that says why it cannot. The test fails if a goroutine is left.
 func TestEveryCallInEveryState(t *testing.T) {
 	states := []struct {
@@ -43,7 +43,7 @@ func TestEveryCallInEveryState(t *testing.T) {
 			batch.Append(a.packet(b, "x"))
 			defer func() {
 				if batch.Len() != 0 {
-					w.Error("Send must empty the batch, whatever happens")
+					w.Error("Send left packets in the batch, want an empty batch in every case")
 				}
 			}()
 			return a.Send(batch)
@@ -59,7 +59,7 @@ func TestEveryCallInEveryState(t *testing.T) {
 			}
 			key, ok := a.PeerOf(&net.UDPAddr{IP: b.addr.AsSlice()})
 			if _, known := a.PresharedKey(b.pub()); !known || !ok || key != b.pub() || a.PrivateKey().Public() != a.pub() || n != 1 || s.Peers != 1 || s.PublicKey != a.pub() {
-				return fmt.Errorf("status %+v, %d peers", s, n)
+				return fmt.Errorf("the status is %+v, and %d peers are listed; want the configured keys and one peer", s, n)
 			}
 			return nil
 		},
@@ -75,7 +75,7 @@ func TestEveryCallInEveryState(t *testing.T) {
 					b.knows(a)
 					s.enter(a)
 					if up := a.Status().Up; up != s.up {
-						w.Fatalf("up: %v, want %v", up, s.up)
+						w.Fatalf("Status().Up is %v, want %v", up, s.up)
 					}
 					err := call(w, a, b)
 					switch {
@@ -93,7 +93,7 @@ func TestEveryCallInEveryState(t *testing.T) {
 					a.Close()
 					b.Close()
 					if err := a.Err(); err != nil {
-						w.Fatalf("Err after Close: %v", err)
+						w.Fatalf("Err after Close returned %v, want nil", err)
 					}
 					<-a.Done()
 				})
@@ -107,36 +107,36 @@ func TestEveryCallInEveryState(t *testing.T) {
 func TestDownAndUpAgain(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.send(b, "one")
-		b.wantArrived("a session", "one")
+		b.wantArrived("the devices have made a session", "one")
 		w.advance(10 * time.Second)
-		w.want("a initiation, b response, a data, b keepalive", "nobody owes anything")
+		w.want("a initiation, b response, a data, b keepalive", "b answers with a keepalive, and nothing else is due")
 		before := a.status(b)
 		a.Down()
 		if n := wireguard.SessionIndices(a.Device); n != 0 {
-			w.Fatalf("%d session indices while down", n)
+			w.Fatalf("the device has %d session indices while it is down, want 0", n)
 		}
 		s := a.status(b)
 		if s.Sent != before.Sent || s.Received != before.Received || s.Timestamp != before.Timestamp ||
 			s.LastHandshake.IsZero() || s.Endpoint.Addr != before.Endpoint.Addr || s.AllowedIPs != 2 {
-			w.Fatalf("before %+v\nafter %+v", before, s)
+			w.Fatalf("Down changed counters or configuration: before %+v\nafter %+v", before, s)
 		}
 		if s.Session || s.NextReason != "" {
-			w.Fatalf("a session, or a deadline, while down: %+v", s)
+			w.Fatalf("the peer has a session or a deadline while the device is down: %+v", s)
 		}
 		a.send(b, "dropped")
-		a.wantDrops(wireguard.DropDown, 1, "down")
-		w.wantIdle(time.Hour, "down")
+		a.wantDrops(wireguard.DropDown, 1, "the device is down")
+		w.wantIdle(time.Hour, "a device that is down sends nothing")
 		if err := a.Up(); err != nil {
 			w.Fatal(err)
 		}
 		a.send(b, "two")
-		w.want("a initiation, b response, a data", "up again: at once")
-		b.wantArrived("what was sent while down is gone", "two")
+		w.want("a initiation, b response, a data", "after Up, the device begins a handshake at once")
+		b.wantArrived("the packet that was sent while the device was down is dropped", "two")
 	})
 }
 
-// If a Tunnel's ReadPackets fails, the device ends, and Err says why. If ReadPackets returns io.EOF, the device stops reading
-// from the Tunnel but stays up.
+// If a Tunnel's ReadPackets fails, the device closes itself, and Err says why. If ReadPackets returns io.EOF, the device stops
+// reading from the Tunnel but stays up.
 func TestTunnelFails(t *testing.T) {
 	gone := errors.New("the interface is gone")
 	for _, failure := range []error{gone, io.EOF} {
@@ -152,19 +152,19 @@ func TestTunnelFails(t *testing.T) {
 			if failure == io.EOF {
 				b.send(a, "still")
 				if p := failing.Tunnel.TryReceive(); p == nil || a.Err() != nil {
-					w.Fatal("io.EOF ends the reading, not the device")
+					w.Fatal("after io.EOF the device ended or did not deliver a packet, want it to stop only reading")
 				}
 				return
 			}
 			<-a.Done()
 			if err := a.Err(); !errors.Is(err, gone) {
-				w.Fatalf("Err: %v, want one that wraps the tunnel's", err)
+				w.Fatalf("Err returned %v, want an error that wraps the tunnel's error", err)
 			}
 			if err := a.Close(); err != nil {
-				w.Fatalf("Close: %v", err)
+				w.Fatalf("Close returned %v, want nil", err)
 			}
 			if err := a.Up(); !errors.Is(err, net.ErrClosed) {
-				w.Fatalf("Up: %v, want net.ErrClosed", err)
+				w.Fatalf("Up returned %v, want net.ErrClosed", err)
 			}
 		})
 	}
@@ -233,7 +233,7 @@ func TestCloseUnderLoad(t *testing.T) {
 				select {
 				case <-a.Done():
 				default:
-					w.Error("Close returned before it was over")
+					w.Error("Close returned before the channel Done was closed")
 				}
 			})
 		}
@@ -242,7 +242,7 @@ func TestCloseUnderLoad(t *testing.T) {
 		close(stop)
 		wg.Wait()
 		if n, m := wireguard.StagedBytes(a.Device), wireguard.StagedBytes(b.Device); n != 0 || m != 0 {
-			w.Fatalf("%d and %d bytes staged in the end", n, m)
+			w.Fatalf("%d and %d bytes are staged after Close, want 0", n, m)
 		}
 	})
 }
@@ -257,7 +257,7 @@ func TestEventFields(t *testing.T) {
 		w.net.Cut(nil, nil)
 		a.send(b, "x")
 		w.advance(120 * time.Second)
-		es := a.wantEvents("one of each", wireguard.EventHandshake, wireguard.EventSessionExpired, wireguard.EventHandshakeFailed)
+		es := a.wantEvents("the device publishes one event of each kind", wireguard.EventHandshake, wireguard.EventSessionExpired, wireguard.EventHandshakeFailed)
 		for i, want := range []wireguard.Event{
 			{Kind: wireguard.EventHandshake, Time: wall, Endpoint: b.at(), SentTimestamp: b.status(a).Timestamp},
 			{Kind: wireguard.EventSessionExpired, Time: wall.Add(180 * time.Second)},
@@ -267,7 +267,7 @@ func TestEventFields(t *testing.T) {
 			got.Endpoint.Source = want.Endpoint.Source // the local source address does not matter here
 			want.Peer = b.pub()
 			if got != want {
-				w.Errorf("event %+v\nwant  %+v", got, want)
+				w.Errorf("the event is %+v\nwant         %+v", got, want)
 			}
 		}
 	})
@@ -280,7 +280,7 @@ func TestUpFails(t *testing.T) {
 		busy := errors.New("address in use")
 		mood.set(func() { mood.fail = busy })
 		if err := a.Up(); !errors.Is(err, busy) || a.Status().Up {
-			w.Fatalf("Up: %v, up: %v", err, a.Status().Up)
+			w.Fatalf("Up returned %v, and Status().Up is %v; want the error of the Bind, and false", err, a.Status().Up)
 		}
 		mood.set(func() { mood.fail = nil })
 		if err := a.Up(); err != nil {
@@ -295,35 +295,35 @@ func TestUpFails(t *testing.T) {
 func TestWake(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		w.connect(a, b)
-		a.wantEvents("before", wireguard.EventHandshake)
+		a.wantEvents("the first handshake", wireguard.EventHandshake)
 		a.move(elsewhere)
 		if err := a.Wake(); err != nil {
 			w.Fatal(err)
 		}
-		w.want("a keepalive", "the peer hears of the new address")
-		b.wantEndpoint(a, a.at().Addr, "and follows")
+		w.want("a keepalive", "Wake tells the peer the new address")
+		b.wantEndpoint(a, a.at().Addr, "b uses a's new address")
 		busy := errors.New("no network")
 		mood.set(func() { mood.fail = busy })
 		if err := a.Wake(); !errors.Is(err, busy) {
-			w.Fatalf("Wake: %v", err)
+			w.Fatalf("Wake returned %v, want the error of the Bind", err)
 		}
 		if s := a.Status(); !s.Up || s.ListenPort != a.port {
-			w.Fatalf("status %+v: want a device that is up", s)
+			w.Fatalf("the status is %+v, want a device that is up with the same port", s)
 		}
-		if e := a.wantEvents("told", wireguard.EventBindTrouble)[0]; !errors.Is(e.Err, busy) {
-			w.Fatalf("event %+v", e)
+		if e := a.wantEvents("the device publishes the error of the Bind", wireguard.EventBindTrouble)[0]; !errors.Is(e.Err, busy) {
+			w.Fatalf("the event is %+v, want the error of the Bind", e)
 		}
 		a.send(b, "lost")
-		b.wantArrived("there is no socket")
+		b.wantArrived("a has no socket")
 		if n := a.status(b).Drops[wireguard.DropSendFailed]; n == 0 {
-			w.Fatal("what could not be sent is not counted")
+			w.Fatal("the packet that could not be sent is not counted as dropped")
 		}
 		mood.set(func() { mood.fail = nil })
 		if err := a.Wake(); err != nil {
 			w.Fatal(err)
 		}
 		a.send(b, "found")
-		b.wantArrived("the session outlived it", "found")
+		b.wantArrived("the session survives the failed Wake", "found")
 		mood.set(func() {
 			for _, p := range mood.opened {
 				if p != a.port {

@@ -70,8 +70,8 @@ func (r *register) answers(o *node, c wireguard.PeerConfig) {
 	r.peers[o.pub()] = c
 }
 
-// hold makes lookups wait until the test closes the channel that hold returns. The method let ends that: later lookups do not
-// wait.
+// hold makes lookups wait until the test closes the channel that hold returns. After a call of the method let, new lookups do not
+// wait any more.
 func (r *register) hold() chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -101,19 +101,19 @@ func withRegister(t *testing.T, play func(w *world, server, client *node, r *reg
 func TestLookup(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		client.send(server, "hello")
-		w.want("client initiation", "the register does not know it")
-		server.wantDrops(wireguard.DropUnknownPeer, 1, "looked up in vain")
+		w.want("client initiation", "the register does not have the client's key")
+		server.wantDrops(wireguard.DropUnknownPeer, 1, "the lookup found no peer")
 		r.knows(client)
 		w.advance(5*time.Second + jitter)
-		w.want("client initiation, server response, client data", "now it does: no second round trip")
-		server.wantArrived("delivered", "hello")
+		w.want("client initiation, server response, client data", "the server answers as soon as the lookup has found the client")
+		server.wantArrived("the packet waited for the session", "hello")
 		server.send(client, "back")
-		client.wantArrived("the endpoint came with the initiation", "back")
+		client.wantArrived("the server learned the endpoint from the initiation", "back")
 		if s := server.status(client); !s.LookedUp || s.Timestamp == (wireguard.Timestamp{}) {
-			w.Fatalf("status %+v", s)
+			w.Fatalf("the client's status is %+v, want a looked-up peer with a timestamp", s)
 		}
 		if n := r.count(); n != 2 {
-			w.Fatalf("%d lookups, want one for each initiation of a stranger", n)
+			w.Fatalf("%d lookups, want 2: one for each initiation from an unknown key", n)
 		}
 	})
 }
@@ -126,19 +126,19 @@ func TestLookupIsAsynchronousAndMerged(t *testing.T) {
 		r.knows(client)
 		client.send(server, "hello")
 		w.advance(16 * time.Second)
-		w.want("client initiation x4", "the program takes its time")
+		w.want("client initiation x4", "the lookup has not returned yet")
 		if n := r.count(); n != 1 {
-			w.Fatalf("%d lookups for one key at a time, want 1", n)
+			w.Fatalf("%d lookups of one key are under way, want 1", n)
 		}
 		other := w.node("other")
 		other.knows(server)
 		server.knows(other)
 		other.send(server, "me first")
-		server.wantArrived("a lookup holds up nobody else", "me first")
+		server.wantArrived("a pending lookup does not delay other peers", "me first")
 		w.script()
 		close(gate)
-		w.want("server response, client data", "the newest initiation is the one that is answered")
-		server.wantArrived("in the end", "hello")
+		w.want("server response, client data", "after the lookup, the server answers the newest initiation")
+		server.wantArrived("the packet waited for the lookup", "hello")
 	})
 }
 
@@ -151,11 +151,11 @@ func TestLookupKeepsNewestInitiation(t *testing.T) {
 		client.send(server, "hello")
 		old := w.last("client initiation")
 		w.advance(5*time.Second + jitter)
-		w.want("client initiation x2", "the second is the newest")
+		w.want("client initiation x2", "the client has sent a newer initiation")
 		w.replay(old, stranger)
 		close(gate)
-		w.want("server response, client data", "the recording is ignored")
-		server.wantEndpoint(client, client.at().Addr, "and moves nothing")
+		w.want("server response, client data", "the server ignores the replayed initiation")
+		server.wantEndpoint(client, client.at().Addr, "the replayed initiation does not change the endpoint")
 	})
 }
 
@@ -180,27 +180,27 @@ func testLookupBound(t *testing.T, config, most int) {
 		}
 		free := max(most/8, 1)
 		strangers(free)
-		server.wantDrops(wireguard.DropCookieRequired, 0, "so many may come without a cookie")
+		server.wantDrops(wireguard.DropCookieRequired, 0, "this many lookups need no cookie")
 		strangers(1)
-		server.wantDrops(wireguard.DropCookieRequired, 1, "then the device is under load")
+		server.wantDrops(wireguard.DropCookieRequired, 1, "the next lookup needs a cookie")
 		w.advance(10 * time.Second)
 		if !server.Status().UnderLoad {
-			w.Fatal("the load ends although the lookups do not")
+			w.Fatal("the device is not under load any more, although the lookups are still pending")
 		}
 		base := r.count() // includes the last stranger, which has retried with the cookie
 		strangers(most - base)
-		server.wantDrops(wireguard.DropLookupFull, 0, "so many may wait")
+		server.wantDrops(wireguard.DropLookupFull, 0, "this many lookups may be pending")
 		strangers(3)
-		server.wantDrops(wireguard.DropLookupFull, 3, "and not one more")
+		server.wantDrops(wireguard.DropLookupFull, 3, "no further lookup may be pending")
 		if n := r.count(); n != most {
-			w.Fatalf("%d lookups", n)
+			w.Fatalf("Lookup was called %d times, want as often as Config.MaxLookups allows", n)
 		}
 		close(gate)
 		w.settle()
-		server.wantDrops(wireguard.DropUnknownPeer, uint64(most), "all in vain")
+		server.wantDrops(wireguard.DropUnknownPeer, uint64(most), "no lookup found a peer")
 		strangers(1)
 		if n := r.count(); n != most+1 {
-			w.Fatalf("%d lookups: there is room again", n)
+			w.Fatalf("Lookup was called %d times, want one more call: there is room again", n)
 		}
 	}, func(c *wireguard.Config) { c.MaxLookups = config })
 }
@@ -244,11 +244,11 @@ func TestStrangersDoNotStarveKnownKeys(t *testing.T) {
 		strangers(2 * time.Second) // this covers the second attempts, after 5 s and the jitter, and their lookups
 		for i, n := range clients {
 			if s := n.status(server); !s.Session {
-				w.Errorf("client %d has no session by its second attempt", i)
+				w.Errorf("client %d has no session after its second attempt", i)
 			}
 		}
 		if n := server.Status().Drops[wireguard.DropCookieRequired]; n < uint64(sent*9/10) {
-			w.Fatalf("%d of %d strangers were asked for a cookie", n, sent)
+			w.Fatalf("%d of %d initiations from strangers were dropped because they had no cookie, want at least 90 %%", n, sent)
 		}
 	}, func(c *wireguard.Config) {
 		lookup := c.Lookup
@@ -269,10 +269,10 @@ func TestMaxLookedUp(t *testing.T) {
 			r.knows(n)
 			n.send(server, n.name)
 		}
-		server.wantArrived("two are let in", "client", "second")
-		server.wantDrops(wireguard.DropLookupFull, 1, "the third is not")
+		server.wantArrived("the server admits two looked-up peers", "client", "second")
+		server.wantDrops(wireguard.DropLookupFull, 1, "the server does not admit a third looked-up peer")
 		if n := r.count(); n != 2 {
-			w.Fatalf("%d lookups", n)
+			w.Fatalf("Lookup was called %d times, want 2", n)
 		}
 		client.Close()
 		second.Close()
@@ -281,7 +281,7 @@ func TestMaxLookedUp(t *testing.T) {
 			w.advance(5 * time.Second)
 		}
 		if p := server.arrived(); len(p) == 0 {
-			w.Fatal("the place of who was forgotten is free again")
+			w.Fatal("no packet of the third peer arrived, although the server has forgotten the other peers")
 		}
 	}, func(c *wireguard.Config) { c.MaxLookedUp = 2 })
 }
@@ -299,21 +299,21 @@ func TestLookedUpPeerForgotten(t *testing.T) {
 		newest := server.status(client).Timestamp
 		w.advance(100*time.Second - 1)
 		server.status(client) // fails if the peer is gone
-		server.wantEvents("before", wireguard.EventEndpointMoved, wireguard.EventHandshake, wireguard.EventHandshake,
+		server.wantEvents("the peer is not forgotten yet", wireguard.EventEndpointMoved, wireguard.EventHandshake, wireguard.EventHandshake,
 			wireguard.EventSessionExpired)
 		w.advance(1)
 		if _, ok := server.Peer(client.pub()); ok {
-			w.Fatal("540 s after its last session the peer is still there")
+			w.Fatal("540 s after its last session began, the server still has the peer")
 		}
 		if _, ok := server.Route(client.addr); ok {
-			w.Fatal("its prefixes still route")
+			w.Fatal("the prefixes of the forgotten peer still have a route")
 		}
-		e := server.wantEvents("told", wireguard.EventPeerForgotten)[0]
+		e := server.wantEvents("the server has forgotten the peer", wireguard.EventPeerForgotten)[0]
 		if e.Peer != client.pub() || e.Timestamp != newest || e.SentTimestamp != (wireguard.Timestamp{}) {
-			w.Fatalf("event %+v, want the newest timestamp %x, and none sent", e, newest)
+			w.Fatalf("the event is %+v, want the newest timestamp %x and no SentTimestamp", e, newest)
 		}
 		if e.Endpoint.IsValid() {
-			w.Fatalf("event %+v: fields that its kind does not name are zero", e)
+			w.Fatalf("the event is %+v, want no endpoint: fields that its kind does not name must be zero", e)
 		}
 		w.connectAgain(client, server)
 	})
@@ -327,14 +327,14 @@ func TestReplayedInitiationDoesNotBringPeerBack(t *testing.T) {
 		w.connect(client, server)
 		recorded := w.last("client initiation")
 		w.advance(541 * time.Second)
-		es := server.wantEvents("forgotten", wireguard.EventEndpointMoved, wireguard.EventHandshake,
+		es := server.wantEvents("the server forgets the peer", wireguard.EventEndpointMoved, wireguard.EventHandshake,
 			wireguard.EventSessionExpired, wireguard.EventPeerForgotten)
 		r.knows(client, es[3].Timestamp)
 		w.replay(recorded, stranger)
-		w.want("", "not answered")
-		server.wantDrops(wireguard.DropOldTimestamp, 1, "a recording")
+		w.want("", "the server does not answer the replayed initiation")
+		server.wantDrops(wireguard.DropOldTimestamp, 1, "the replayed initiation has an old timestamp")
 		if _, ok := server.Peer(client.pub()); ok {
-			w.Fatal("a recording brought the peer back")
+			w.Fatal("a replayed initiation brought the peer back")
 		}
 		w.connectAgain(client, server) // the client itself can come back
 	})
@@ -347,16 +347,16 @@ func TestUnconfirmedLookedUpPeerForgottenAfter180s(t *testing.T) {
 		r.knows(client)
 		w.lose("client keepalive", 1)
 		go client.Handshake(w.Context(), server.pub())
-		w.want("client initiation, server response, client keepalive", "never confirmed")
+		w.want("client initiation, server response, client keepalive", "the keepalive that confirms the session is lost")
 		client.Close()
 		w.advance(180*time.Second - 1)
 		server.status(client)
 		w.advance(1)
 		if _, ok := server.Peer(client.pub()); ok {
-			w.Fatal("it is still there after 180 s")
+			w.Fatal("the server still has the unconfirmed peer after 180 s")
 		}
 		if n := wireguard.SessionIndices(server.Device); n != 0 {
-			w.Fatalf("%d session indices of nobody", n)
+			w.Fatalf("%d session indices are left of the forgotten peer, want 0", n)
 		}
 	})
 }
@@ -381,7 +381,7 @@ func TestLookupAndDown(t *testing.T) {
 		}
 		r.knows(client)
 		w.advance(5*time.Second + jitter)
-		w.want("client initiation, server response, client data", "looked up anew")
+		w.want("client initiation, server response, client data", "the server looks the client up again")
 	})
 }
 
@@ -394,7 +394,7 @@ func TestLookedUpPeerForgottenAfterDown(t *testing.T) {
 		server.restart()
 		w.advance(541 * time.Second)
 		if _, ok := server.Peer(client.pub()); ok {
-			w.Fatal("540 s without a session: a looked-up peer must not stay for ever because the device was down")
+			w.Fatal("the server still has the looked-up peer after 540 s without a session, because the device was down")
 		}
 	})
 }
@@ -406,15 +406,15 @@ func TestLookedUpPeerConfigured(t *testing.T) {
 		w.connect(client, server)
 		server.update(client, wireguard.PeerChange{UpdateOnly: true, PersistentKeepalive: ptr(time.Duration(0))})
 		if !server.status(client).LookedUp {
-			w.Fatal("an update alone is no adoption")
+			w.Fatal("a change with UpdateOnly made the looked-up peer an ordinary peer")
 		}
 		server.update(client, wireguard.PeerChange{AllowedIPs: client.prefixes()})
-		server.wantSession(client, true, "untouched")
+		server.wantSession(client, true, "Configure keeps the session")
 		w.advance(time.Hour)
 		if server.status(client).LookedUp {
-			w.Fatal("still a looked-up peer")
+			w.Fatal("the peer is still a looked-up peer after Configure has set it")
 		}
-		server.wantEvents("not forgotten", wireguard.EventEndpointMoved, wireguard.EventHandshake, wireguard.EventSessionExpired)
+		server.wantEvents("the device does not forget a configured peer", wireguard.EventEndpointMoved, wireguard.EventHandshake, wireguard.EventSessionExpired)
 	})
 }
 
@@ -424,14 +424,14 @@ func TestLookupReturnsNonsense(t *testing.T) {
 	withRegister(t, func(w *world, server, client *node, r *register) {
 		r.answers(client, wireguard.PeerConfig{PublicKey: wireguard.NewPrivateKey().Public()})
 		client.send(server, "x")
-		w.want("client initiation", "another key is no answer")
+		w.want("client initiation", "Lookup returned a peer with another key")
 		r.answers(client, wireguard.PeerConfig{PublicKey: client.pub(), AllowedIPs: make([]netip.Prefix, 1)})
 		w.advance(5*time.Second + jitter)
-		w.want("client initiation", "an invalid prefix is no answer")
+		w.want("client initiation", "Lookup returned a peer with an invalid prefix")
 		if n := server.Status().Peers; n != 0 {
-			w.Fatalf("%d peers", n)
+			w.Fatalf("the server has %d peers, want 0", n)
 		}
-		server.wantDrops(wireguard.DropUnknownPeer, 2, "counted")
+		server.wantDrops(wireguard.DropUnknownPeer, 2, "the server counts both initiations")
 	})
 }
 
@@ -450,7 +450,7 @@ func TestForgedInitiationIsNotLookedUp(t *testing.T) {
 			w.replay(m, stranger)
 		}
 		if r.count() != n {
-			w.Fatal("a forgery was looked up")
+			w.Fatal("a forged initiation caused a lookup")
 		}
 	})
 }
@@ -464,9 +464,9 @@ func TestLookupWhileConfigured(t *testing.T) {
 		server.knows(client) // the lookup is still waiting at this point
 		close(gate)
 		w.settle()
-		server.wantArrived("the initiation that waited is taken up", "hello")
+		server.wantArrived("the server answers the initiation that waited for the lookup", "hello")
 		if server.status(client).LookedUp {
-			w.Fatal("a configured peer became a looked-up one")
+			w.Fatal("a configured peer became a looked-up peer")
 		}
 	})
 }

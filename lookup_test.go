@@ -24,14 +24,14 @@ func TestReplacedInitiationIsWiped(t *testing.T) {
 	wiped := func(in *initiation) bool { return *in.handshake == (handshake{}) && in.static == secret{} }
 	first, before := put(1), e.drops.load()
 	if wiped(first) {
-		t.Fatal("an initiation that waits is wiped")
+		t.Fatal("an initiation that still waits for its lookup was wiped")
 	}
 	second := put(2)
 	if !wiped(first) || wiped(second) {
-		t.Errorf("a newer initiation came: the older one is wiped: %v, the newer one: %v", wiped(first), wiped(second))
+		t.Errorf("after a newer initiation, the older one is wiped: %v, want true; the newer one is wiped: %v, want false", wiped(first), wiped(second))
 	}
 	if recording := put(1); !wiped(recording) || wiped(second) {
-		t.Errorf("a recording came: it is wiped: %v, the newest one: %v", wiped(recording), wiped(second))
+		t.Errorf("after a replayed initiation, the replayed one is wiped: %v, want true; the newest one is wiped: %v, want false", wiped(recording), wiped(second))
 	}
-	e.wantDrops(t, before, DropOldTimestamp, 1, "the recording is counted")
+	e.wantDrops(t, before, DropOldTimestamp, 1, "the replayed initiation is counted")
 }

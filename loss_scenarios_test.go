@@ -30,11 +30,11 @@ func TestLoss(t *testing.T) {
 				wantOnceInOrder(w, atB, least)
 				wantOnceInOrder(w, atA, least)
 				if h := w.net.Sent().Initiations; loss < 0.1 && h > 10 {
-					w.Fatalf("%d initiations in 10 minutes with loss of %v", h, loss)
+					w.Fatalf("the devices sent %d initiations in 10 minutes with a loss of %v, want at most 10", h, loss)
 				}
 				for _, n := range []*node{a, b} {
 					if d := n.Status().Drops; d[wireguard.DropForged] != 0 || d[wireguard.DropReplayed] != 0 {
-						w.Fatalf("drops %v: loss makes neither forgeries nor replays", d)
+						w.Fatalf("the drops are %v, want no forged and no replayed messages", d)
 					}
 				}
 			})
@@ -56,13 +56,13 @@ func TestReordering(t *testing.T) {
 		w.advance(time.Second)
 		got := b.arrived()
 		if slices.Equal(got, all) {
-			w.Fatal("the wire did not reorder: the test shows nothing")
+			w.Fatal("the network did not reorder the packets, so the test proves nothing")
 		}
 		slices.SortFunc(got, func(x, y string) int { i, _ := strconv.Atoi(x); j, _ := strconv.Atoi(y); return i - j })
 		if !slices.Equal(got, all) {
 			w.Fatalf("%d packets arrived, want each of %d once", len(got), len(all))
 		}
-		b.wantDrops(wireguard.DropReplayed, 0, "reordering is no replay")
+		b.wantDrops(wireguard.DropReplayed, 0, "a reordered message is not a replay")
 	})
 }
 
@@ -75,10 +75,10 @@ func TestDuplication(t *testing.T) {
 		wantOnceInOrder(w, atB, 800)
 		wantOnceInOrder(w, atA, 800)
 		if d := b.Status().Drops; d[wireguard.DropReplayed] < 800 {
-			w.Fatalf("%d replays, want each packet's copy", d[wireguard.DropReplayed])
+			w.Fatalf("b counted %d replays, want at least 800: the copy of each packet", d[wireguard.DropReplayed])
 		}
 		if h := w.net.Sent().Initiations; h > 4 {
-			w.Fatalf("%d initiations: copies of handshake messages must not make handshakes", h)
+			w.Fatalf("the devices sent %d initiations, want at most 4: copies of handshake messages must not cause handshakes", h)
 		}
 	})
 }
@@ -91,22 +91,22 @@ func TestPathMTUShrinks(t *testing.T) {
 		scenario(t, func(w *world, a, b *node) {
 			big, small := string(make([]byte, 1300)), "small"
 			a.send(b, big, small)
-			b.wantArrived("the path is wide", big, small)
+			b.wantArrived("the MTU of the path is large enough", big, small)
 			w.net.SetConditions(pipe.Conditions{MTU: 1280, RefuseTooBig: refuse})
 			a.send(b, small, big, small, small)
-			b.wantArrived("what fits goes on", small, small, small)
+			b.wantArrived("packets that fit still arrive", small, small, small)
 			failed := uint64(0)
 			if refuse {
 				failed = 2 // the large packet, and the small one behind it in the same train, because Err is about a whole train
 			}
-			a.wantDrops(wireguard.DropSendFailed, failed, "what the bind reports is counted")
+			a.wantDrops(wireguard.DropSendFailed, failed, "the device counts the packets that the Bind could not send")
 			a.tun.SetMTU(1200)
 			a.send(b, big[:1100])
-			b.wantArrived("the tunnel's MTU followed", big[:1100])
-			a.wantSession(b, true, "a failed send ends no session")
+			b.wantArrived("packets of the smaller tunnel MTU fit", big[:1100])
+			a.wantSession(b, true, "a failed send does not end the session")
 			w.net.SetConditions(pipe.Conditions{})
 			a.send(b, big)
-			b.wantArrived("wide again: nothing was remembered for ever", big)
+			b.wantArrived("the device does not remember the smaller MTU of the path", big)
 		})
 	}
 }
@@ -117,12 +117,12 @@ func TestFailedSendIsNotUnanswered(t *testing.T) {
 		w.connect(a, b)
 		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
 		a.send(b, string(make([]byte, 500)))
-		a.wantDrops(wireguard.DropSendFailed, 1, "refused")
+		a.wantDrops(wireguard.DropSendFailed, 1, "the Bind refused the packet")
 		if s := a.status(b).Sent; s.Packets != 0 || s.Bytes != 148+32 {
-			w.Fatalf("counted %+v: row 25 counts what was sent", s)
+			w.Fatalf("the sent counters are %+v, want only the handshake: a packet that was not sent does not count (row 25)", s)
 		}
 		w.net.SetConditions(pipe.Conditions{})
-		w.wantIdle(time.Minute, "nothing was sent that could be answered")
+		w.wantIdle(time.Minute, "no data was sent, so no answer is due")
 	})
 }
 
@@ -152,7 +152,7 @@ func TestSeveralPeersInOneBatch(t *testing.T) {
 					want = append(want, strconv.Itoa(i))
 				}
 			}
-			s.wantArrived("its own, in order", want...)
+			s.wantArrived("each spoke gets its own packets in order", want...)
 		}
 
 		// One call of the hub's Receive returns messages from all spokes, in mixed order.
@@ -169,16 +169,16 @@ func TestSeveralPeersInOneBatch(t *testing.T) {
 			for _, p := range got {
 				if p[:1] == s.name {
 					if p != s.name+strconv.Itoa(i) {
-						w.Fatalf("%q of %s arrived in place of %d", p, s.name, i)
+						w.Fatalf("packet %q of %s arrived, want number %d", p, s.name, i)
 					}
 					i++
 				}
 			}
 			if i != 40 {
-				w.Fatalf("%d packets of %s arrived", i, s.name)
+				w.Fatalf("%d packets of %s arrived, want 40", i, s.name)
 			}
 			if r := hub.status(s).Received.Packets; r != 40 {
-				w.Fatalf("%d packets counted of %s", r, s.name)
+				w.Fatalf("the hub counts %d packets received from %s, want 40", r, s.name)
 			}
 		}
 	})
@@ -210,7 +210,7 @@ func TestTwoSendersKeepOrder(t *testing.T) {
 				var s, i int
 				fmt.Sscanf(p, "%d %d", &s, &i)
 				if i != next[s] {
-					w.Fatalf("sender %d: packet %d in place of %d", s, i, next[s])
+					w.Fatalf("sender %d: packet %d arrived, want packet %d", s, i, next[s])
 				}
 				next[s]++
 			}
@@ -222,7 +222,7 @@ func TestTwoSendersKeepOrder(t *testing.T) {
 				w.Fatalf("%d packets of sender %d arrived, want %d", n, s, batches*each)
 			}
 		}
-		a.wantDrops(wireguard.DropStagedOverflow, 0, "none was lost between them")
+		a.wantDrops(wireguard.DropStagedOverflow, 0, "no staged packet was dropped")
 	})
 }
 
@@ -313,11 +313,11 @@ func TestTunnelInTunnel(t *testing.T) {
 			})
 		}
 		upper[0].send(upper[1], "through both")
-		upper[1].wantArrived("two handshakes, one in the other", "through both")
+		upper[1].wantArrived("both tunnels have made their sessions", "through both")
 		upper[1].send(upper[0], "and back")
-		upper[0].wantArrived("and back", "and back")
+		upper[0].wantArrived("packets in the other direction arrive", "and back")
 		if n := w.net.Sent(); n.Initiations != 1 || n.Responses != 1 || n.Data < 4 {
-			w.Fatalf("on the wire %+v: want one handshake to be seen, and the other inside", n)
+			w.Fatalf("the network carried %+v, want one visible handshake, and the other one inside of data messages", n)
 		}
 		all := numbered(0, 2000)
 		var got []string
@@ -327,7 +327,7 @@ func TestTunnelInTunnel(t *testing.T) {
 			got = append(got, upper[1].arrived()...)
 		}
 		if !slices.Equal(got, all) {
-			w.Fatalf("%d of %d packets arrived", len(got), len(all))
+			w.Fatalf("%d of %d packets arrived, want all of them in order", len(got), len(all))
 		}
 		for _, u := range upper {
 			u.Close()
@@ -352,10 +352,10 @@ func TestEndpointInsideOwnTunnel(t *testing.T) {
 		}
 		s := a.status(b)
 		if s.Sent.Bytes > 148*14 {
-			w.Fatalf("%d bytes sent in a minute: want an initiation each 5 s", s.Sent.Bytes)
+			w.Fatalf("the device sent %d bytes in a minute, want at most one initiation per 5 s", s.Sent.Bytes)
 		}
 		if s.Staged < 2 || s.Staged > 128 {
-			w.Fatalf("%d packets staged", s.Staged)
+			w.Fatalf("%d packets are staged, want 2 to 128", s.Staged)
 		}
 		a.Close()
 	})
@@ -385,13 +385,13 @@ func TestEndpointMovesInsideOwnTunnel(t *testing.T) {
 		w.advance(time.Second)
 		s := a.status(b)
 		if n := s.Sent.Packets - before; n != 1 {
-			w.Fatalf("one packet was sent %d times, want once: what came back is not sealed again", n)
+			w.Fatalf("one packet was sent %d times, want once: the device must not encrypt the message again that came back", n)
 		}
-		a.wantDrops(wireguard.DropLoop, 1, "the loop is visible")
+		a.wantDrops(wireguard.DropLoop, 1, "the device counts the packet that came back")
 		again := s.Sent.Packets
 		w.advance(10 * time.Second)
 		if n := a.status(b).Sent.Packets; n != again {
-			w.Fatalf("%d packets more: the loop goes on", n-again)
+			w.Fatalf("the device sent %d more packets, want none: the loop continues", n-again)
 		}
 		a.Close()
 	})

@@ -35,18 +35,18 @@ func (n *node) wantTooBig(p []byte, mtu int, why string) {
 		l3, kind, code, quoted = 40, 2, 0, 1280-48
 	}
 	if r == nil {
-		n.w.Fatalf("at %v: %s was told of nothing: %s", n.w.now(), n.name, why)
+		n.w.Fatalf("at %v: %s delivered no ICMP error: %s", n.w.now(), n.name, why)
 	}
 	if icmp := r[l3:]; icmp[0] != kind || icmp[1] != code || int(binary.BigEndian.Uint32(icmp[4:])) != mtu || !bytes.Equal(icmp[8:], p[:min(quoted, len(p))]) {
-		n.w.Fatalf("at %v: %s was told of ICMP type %d, code %d, MTU %d, want %d, %d, %d: %s", n.w.now(), n.name, icmp[0], icmp[1], binary.BigEndian.Uint32(icmp[4:]), kind, code, mtu, why)
+		n.w.Fatalf("at %v: %s delivered an error with ICMP type %d, code %d and MTU %d, want %d, %d and %d, and a quote of the packet: %s", n.w.now(), n.name, icmp[0], icmp[1], binary.BigEndian.Uint32(icmp[4:]), kind, code, mtu, why)
 	}
 	if r := n.tun.TryReceive(); r != nil {
-		n.w.Fatalf("at %v: %s was told of more: %x", n.w.now(), n.name, r)
+		n.w.Fatalf("at %v: %s delivered another packet: %x", n.w.now(), n.name, r)
 	}
 }
 
-// The device drops a packet that is larger than its peer's MTU. It sends an ICMP error to the packet's sender, except if the
-// packet may be fragmented.
+// The device drops a packet that is larger than its peer's MTU, and sends an ICMP error to the packet's sender. It sends an IPv4
+// packet that may be fragmented even if the packet is too large.
 func TestMTUOfPeer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b, c := w.node("a"), w.node("b"), w.node("c")
@@ -55,7 +55,7 @@ func TestMTUOfPeer(t *testing.T) {
 		b.knows(a)
 		c.knows(a)
 		if s := a.status(b); s.MTU != 1300 {
-			t.Fatalf("the status has MTU %d", s.MTU)
+			t.Fatalf("the peer's status has MTU %d, want 1300", s.MTU)
 		}
 		wantSize := func(n *node, size int, why string) {
 			t.Helper()
@@ -68,45 +68,45 @@ func TestMTUOfPeer(t *testing.T) {
 			t.Helper()
 			a.wantDrops(wireguard.DropTooBig, count, why)
 			if got := a.status(b).Drops[wireguard.DropTooBig]; got != count {
-				t.Fatalf("the peer counts %d, want %d: %s", got, count, why)
+				t.Fatalf("the peer's status counts %d packets that were too large, want %d: %s", got, count, why)
 			}
 		}
 		for _, six := range []bool{false, true} {
 			a.inject(a.packetOf(b, 1300, six, true))
-			wantSize(b, 1300, "as large as the MTU, and first of all staged")
+			wantSize(b, 1300, "the packet is as large as the peer's MTU")
 			large := a.packetOf(b, 1301, six, true)
 			a.inject(large)
-			a.wantTooBig(large, 1300, "one byte more")
+			a.wantTooBig(large, 1300, "the packet is one byte larger than the peer's MTU")
 			a.inject(a.packetOf(c, 1301, six, true))
 			wantSize(c, 1301, "the other peer has the tunnel's MTU")
 			a.inject(a.packetOf(b, 100, six, true), a.packetOf(b, 1420, six, true), a.packetOf(c, 1420, six, true), a.packetOf(b, 200, six, true))
-			wantSize(b, 100, "before the one that is too big, in the same batch")
-			wantSize(b, 200, "behind it")
-			wantSize(c, 1420, "of another peer in the same batch")
-			a.wantTooBig(a.packetOf(b, 1420, six, true), 1300, "in the middle of a batch")
+			wantSize(b, 100, "the packet is in front of the one that is too large, in the same batch")
+			wantSize(b, 200, "the packet is behind the one that is too large, in the same batch")
+			wantSize(c, 1420, "the packet in the same batch is for another peer")
+			a.wantTooBig(a.packetOf(b, 1420, six, true), 1300, "the packet that is too large is in the middle of a batch")
 			w.advance(time.Second) // so that the rate limit allows more ICMP errors
 		}
-		wantDropped(4, "two of each family")
+		wantDropped(4, "two IPv4 packets and two IPv6 packets were too large")
 		a.inject(a.packetOf(b, 1400, false, false))
-		wantSize(b, 1400, "what may be fragmented is sent whole")
+		wantSize(b, 1400, "a packet that may be fragmented is sent as a whole")
 
 		a.update(b, wireguard.PeerChange{MTU: ptr(600)})
 		large := a.packetOf(b, 601, false, true)
 		a.inject(large)
-		a.wantTooBig(large, 600, "changed")
+		a.wantTooBig(large, 600, "the peer's MTU is 600 now")
 		a.inject(a.packetOf(b, 1280, true, true))
-		wantSize(b, 1280, "IPv6 has no smaller MTU")
+		wantSize(b, 1280, "IPv6 has no MTU below 1280")
 		large = a.packetOf(b, 1281, true, true)
 		a.inject(large)
-		a.wantTooBig(large, 1280, "and none smaller is told of")
-		wantDropped(6, "one more of each family")
+		a.wantTooBig(large, 1280, "the ICMP error does not report an MTU below 1280")
+		wantDropped(6, "one more IPv4 packet and one more IPv6 packet were too large")
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(time.Duration(0))})
 		a.inject(a.packetOf(b, 601, false, true))
-		a.wantTooBig(a.packetOf(b, 601, false, true), 600, "another change leaves it")
+		a.wantTooBig(a.packetOf(b, 601, false, true), 600, "another change keeps the peer's MTU")
 		a.update(b, wireguard.PeerChange{MTU: ptr(0)})
 		a.inject(a.packetOf(b, 1420, false, true))
-		wantSize(b, 1420, "no MTU of its own any more")
-		wantDropped(7, "all that were too big")
+		wantSize(b, 1420, "the peer does not have its own MTU any more")
+		wantDropped(7, "seven packets were too large in all")
 	})
 }
 
@@ -133,16 +133,16 @@ func TestMTUClampsPadding(t *testing.T) {
 						continue
 					}
 					if count++; len(m.data) != test.want {
-						t.Fatalf("MTU %d, a packet of %d bytes: a message of %d, want %d: %s", test.mtu, test.size, len(m.data), test.want, why)
+						t.Fatalf("MTU %d, a packet of %d bytes: the message has %d bytes, want %d: %s", test.mtu, test.size, len(m.data), test.want, why)
 					}
 				}
 			}
 			p := a.packetOf(b, test.size, false, true)
 			check("staged", p, p)
 			check("back to back", p, p, p)
-			check("mixed", p, a.packetOf(c, 500, false, true), p, a.packetOf(c, 1300, false, true), p)
+			check("in alternation with packets to another peer", p, a.packetOf(c, 500, false, true), p, a.packetOf(c, 1300, false, true), p)
 			if count != 8 {
-				t.Fatalf("%d messages, want 8", count)
+				t.Fatalf("the device sent %d data messages to b, want 8", count)
 			}
 			if got := len(b.arrived()); got != 8 {
 				t.Fatalf("%d packets arrived, want 8", got)

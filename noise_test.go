@@ -61,7 +61,7 @@ func wantSameMessage(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-var noiseHandshakes = flag.Int("handshakes", 0, "how many handshakes TestNoiseOracle compares; 0: 1000, or 100 with -race and in WebAssembly")
+var noiseHandshakes = flag.Int("handshakes", 0, "how many handshakes TestNoiseOracle compares; 0 means 1000, or 100 with -race and in WebAssembly")
 
 // TestNoiseOracle compares this package with the second implementation in kit_noise_test.go, the oracle. It compares the messages
 // that both write as initiator and as responder, field by field, the values that each reads from the other's messages, and both

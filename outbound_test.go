@@ -53,7 +53,7 @@ func TestOutboundOrder(t *testing.T) {
 				}
 			})
 			testkit.Returns(r, testkit.Patience, "a send without a session", ready.Wait)
-			r.eventually("not all is staged", func() bool {
+			r.eventually("not all packets were staged", func() bool {
 				n := 0
 				for p := range r.hub.Peers() {
 					n += p.Staged
@@ -63,7 +63,7 @@ func TestOutboundOrder(t *testing.T) {
 			unhold()
 			close(first)
 			r.wire.Release()
-			r.eventually("not all is handed over", func() bool { return r.handed.Load() >= total })
+			r.eventually("the sources did not hand over all packets", func() bool { return r.handed.Load() >= total })
 			stop()
 			r.wantCounted(r.spokes...)
 			r.wantNothingQueued("the sources have ended")
@@ -92,7 +92,7 @@ func TestOutboundDuringDownAndClose(t *testing.T) {
 		}
 	})
 	for i := range 9 {
-		r.wantFlow("the device is up")
+		r.wantFlow("a spoke delivers no packets although the hub is up")
 		time.Sleep(25 * time.Millisecond) // a spoke refuses an initiation that arrives less than 20 ms after the last one
 		testkit.Returns(r, testkit.Patience, "Down", func() { r.hub.Down() })
 		if i%3 == 0 { // stay down for a while; the device must not send during that time
@@ -113,7 +113,7 @@ func TestOutboundDuringDownAndClose(t *testing.T) {
 			}
 		})
 	}
-	r.wantFlow("the device is up")
+	r.wantFlow("a spoke delivers no packets although the hub is up")
 	testkit.Returns(r, testkit.Patience, "Close", func() {
 		if err := r.hub.Close(); err != nil {
 			t.Error(err)
@@ -121,7 +121,7 @@ func TestOutboundDuringDownAndClose(t *testing.T) {
 	})
 	before := r.end.Sent().Total()
 	if err := r.hub.Send(r.hub.NewBatch()); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Send after Close: %v", err)
+		t.Errorf("Send after Close returned %v, want net.ErrClosed", err)
 	}
 	time.Sleep(5 * time.Millisecond)
 	if n := r.end.Sent().Total() - before; n != 0 {
@@ -129,7 +129,7 @@ func TestOutboundDuringDownAndClose(t *testing.T) {
 	}
 	stop()
 	if b, n := wireguard.StagedBytes(r.hub), wireguard.SessionIndices(r.hub); b != 0 || n != 0 {
-		t.Errorf("%d bytes of packets and %d sessions are left", b, n)
+		t.Errorf("after Close, %d bytes of packets are staged and %d session indices exist, want 0", b, n)
 	}
 }
 
@@ -139,7 +139,7 @@ func TestOutboundStarvesNobody(t *testing.T) {
 	r := newRush(t, 3)
 	busy, other, third := r.spokes[0], r.spokes[1], r.spokes[2]
 	r.hand(fromTunnel, nil, r.packet(fromTunnel, other, 0))
-	r.eventually("the other peer has no session", func() bool { return other.delivered.Load() == 1 })
+	r.eventually("the first packet to the other peer did not arrive", func() bool { return other.delivered.Load() == 1 })
 	stop := r.run([]int{1, 2, 3}, func(source int, b *wireguard.Batch) {
 		var ps [][]byte
 		for range 40 {
@@ -147,7 +147,7 @@ func TestOutboundStarvesNobody(t *testing.T) {
 		}
 		r.hand(source, b, ps...)
 	})
-	r.eventually("the senders have no session", func() bool { return busy.delivered.Load() > 1000 })
+	r.eventually("the packets of the senders do not arrive", func() bool { return busy.delivered.Load() > 1000 })
 
 	var calls sync.WaitGroup
 	calls.Go(func() {
@@ -156,12 +156,12 @@ func TestOutboundStarvesNobody(t *testing.T) {
 			r.hand(0, b, r.packet(0, busy, 100), r.packet(0, other, 100))
 		}
 	})
-	testkit.Returns(r, testkit.Patience, "another sender", calls.Wait)
+	testkit.Returns(r, testkit.Patience, "the last Send of another sender", calls.Wait)
 	r.eventually("packets to another peer do not arrive", func() bool { return other.delivered.Load() == 201 })
 
 	for i := range 50 {
-		testkit.Returns(r, testkit.Patience, "a send to the tunnel", func() { r.hand(fromTunnel, nil, r.packet(fromTunnel, other, 100)) })
-		r.eventually("a packet of the tunnel does not arrive", func() bool { return other.delivered.Load() == uint64(202+i) })
+		testkit.Returns(r, testkit.Patience, "a send through the hub's tunnel", func() { r.hand(fromTunnel, nil, r.packet(fromTunnel, other, 100)) })
+		r.eventually("a packet from the hub's tunnel did not arrive", func() bool { return other.delivered.Load() == uint64(202+i) })
 	}
 
 	every := time.Second
@@ -169,7 +169,7 @@ func TestOutboundStarvesNobody(t *testing.T) {
 	if err := r.hub.Configure(wireguard.Change{Peers: []wireguard.PeerChange{change}}); err != nil {
 		t.Fatal(err)
 	}
-	r.eventually("a third peer gets no session and no keepalive", func() bool { return third.end.Received().Keepalives >= 2 })
+	r.eventually("the third peer did not receive two keepalives", func() bool { return third.end.Received().Keepalives >= 2 })
 	stop()
 	r.wantNothingQueued("the senders have ended")
 }
@@ -184,7 +184,7 @@ func TestOutboundDuringRemoval(t *testing.T) {
 		r.pace()
 		r.hand(source, b, r.burst(source, 1+rand.IntN(60))...)
 	})
-	r.wantFlow("all peers are known")
+	r.wantFlow("a spoke delivers no packets although the hub has all peers")
 	for range 10 {
 		testkit.Returns(r, testkit.Patience, "RemovePeer", func() {
 			if err := r.hub.RemovePeer(gone.config.PublicKey); err != nil {
@@ -196,20 +196,20 @@ func TestOutboundDuringRemoval(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := gone.delivered.Load()
-		r.eventually("the peer that was added again gets nothing", func() bool { return gone.delivered.Load() > before })
+		r.eventually("no packet reaches the peer that was added again", func() bool { return gone.delivered.Load() > before })
 		time.Sleep(25 * time.Millisecond) // a spoke refuses an initiation that arrives less than 20 ms after the last one
 	}
 	if err := r.hub.RemovePeer(gone.config.PublicKey); err != nil {
 		t.Fatal(err)
 	}
 	stop()
-	r.eventually("packets of the removed peer are lost and not counted", func() bool { return r.delivered()+r.dropped() >= r.handed.Load() })
+	r.eventually("packets to the removed peer were neither delivered nor counted as dropped", func() bool { return r.delivered()+r.dropped() >= r.handed.Load() })
 	r.wantCounted(stays...)
 	r.wantNothingQueued("the sources have ended")
 	if n := wireguard.SessionIndices(r.hub); n > len(stays)*3 {
-		t.Errorf("%d session indices for %d peers", n, len(stays))
+		t.Errorf("%d session indices for %d peers, want at most 3 per peer", n, len(stays))
 	}
 	if i := slices.IndexFunc(slices.Collect(r.hub.Peers()), func(p wireguard.PeerStatus) bool { return p.PublicKey == gone.config.PublicKey }); i >= 0 {
-		t.Error("the removed peer is known")
+		t.Error("the hub still has the removed peer")
 	}
 }

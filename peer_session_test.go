@@ -46,7 +46,7 @@ func TestRekeyOnSend(t *testing.T) {
 	}
 	c := newCore(t)
 	c.sentOn(true, c.heard, c.now, c.step())
-	c.wantInitiation(false, "the session went while its messages were sealed")
+	c.wantInitiation(false, "the session was removed while its messages were encrypted")
 }
 
 // TestRekeyOnReceive checks that receiving a message causes a rekey if the session is at least 165 s old and the device is its
@@ -56,15 +56,15 @@ func TestRekeyOnReceive(t *testing.T) {
 		c := newCore(t)
 		k := c.initiator()
 		c.after(165*second-1).receives(k, data)
-		c.wantInitiation(false, "young")
+		c.wantInitiation(false, "the session is younger than 165 s")
 		c.after(1).receives(k, data)
-		c.wantInitiation(true, "165 s: limits are inclusive")
+		c.wantInitiation(true, "the limit of 165 s is inclusive")
 		c.initiates()
 		c.after(6*second).receives(k, data)
-		c.wantInitiation(false, "once a session")
+		c.wantInitiation(false, "a session causes at most one rekey on receive")
 		k = c.initiator()
 		c.after(165*second).receives(k, data)
-		c.wantInitiation(true, "once in this session too")
+		c.wantInitiation(true, "the new session has not caused a rekey yet")
 	}
 	c := newCore(t)
 	k := c.responder()
@@ -99,7 +99,7 @@ func TestSendingLimits(t *testing.T) {
 		if got := p.sending(c.n, p.now, p.step()); got != c.want {
 			t.Errorf("%s: may send %d: %v, want %v", c.name, c.n, got, c.want)
 		}
-		p.wantInitiation(!c.want, c.name+": what finds no usable key asks for one")
+		p.wantInitiation(!c.want, c.name+": a send without a usable session asks for a handshake")
 		p.flushOrInitiate(p.now, p.step())
 		if flush := c.age < 180*second; p.out.flush != flush || p.out.initiate && c.want {
 			t.Errorf("%s: flush %v, want %v", c.name, p.out.flush, flush)
@@ -107,7 +107,7 @@ func TestSendingLimits(t *testing.T) {
 	}
 	p := newCore(t)
 	if p.sending(1, p.now, p.step()) {
-		t.Error("sends without a session")
+		t.Error("the core sends without a session")
 	}
 	p.wantInitiation(true, "there is no session")
 }
@@ -119,21 +119,21 @@ func TestReceiveOnPreviousAndNext(t *testing.T) {
 	for _, k := range []*keypair{previous, current} {
 		c.receives(k, true)
 		if c.current != current || c.previous != previous || len(c.out.events) != 0 {
-			t.Fatal("a message on it moved the sessions")
+			t.Fatal("a message in the previous or current session changed the sessions or published an event")
 		}
 	}
 	next := c.after(second).responded() // its index is 3
-	c.wantFreed("previous gives way to next", 1)
+	c.wantFreed("the next session removes the previous one", 1)
 	c.receives(current, true)
 	if c.next != next {
-		t.Fatal("a message on current confirmed next")
+		t.Fatal("a message in the current session confirmed the next session")
 	}
 	c.receives(next, true)
-	c.wantFreed("nothing was previous")
+	c.wantFreed("there was no previous session")
 	if c.current != next || c.previous != current || c.next != nil {
-		t.Fatal("a message on next does not confirm it")
+		t.Fatal("a message in the next session did not confirm it")
 	}
-	c.wantIn(timerExpiry, rejectAfterTime, 0, "of the new session")
+	c.wantIn(timerExpiry, rejectAfterTime, 0, "the expiry of the new session")
 }
 
 // TestConfirmLater checks that the age of a session counts from the time when the session was made, not from the time when it was
@@ -142,10 +142,10 @@ func TestConfirmLater(t *testing.T) {
 	c := newCore(t)
 	k := c.responded()
 	c.after(100*second).receives(k, false)
-	c.wantIn(timerExpiry, rejectAfterTime-100*second, 0, "since it was made")
-	c.wantIn(timerWipe, wipeAfterTime-100*second, 0, "since it was made")
+	c.wantIn(timerExpiry, rejectAfterTime-100*second, 0, "the time counts from when the session was made")
+	c.wantIn(timerWipe, wipeAfterTime-100*second, 0, "the time counts from when the session was made")
 	if c.lastHandshake != c.now {
-		t.Error("the handshake is not the last one")
+		t.Error("lastHandshake is not the time of the confirmation")
 	}
 }
 
@@ -170,7 +170,7 @@ func TestEndpointMoves(t *testing.T) {
 		p.receive(k, &c.from, true, p.now, p.step())
 		p.wantEvents(c.name, c.want...)
 		if p.endpoint != c.from {
-			t.Errorf("%s: the endpoint is %v from %v", c.name, p.endpoint, p.endpoint.Source)
+			t.Errorf("%s: the endpoint is %v with the source address %v, want that of the message", c.name, p.endpoint, p.endpoint.Source)
 		}
 	}
 }
@@ -186,7 +186,7 @@ func TestWakePeer(t *testing.T) {
 		{"no session, persistent keepalive", func(c *core) { c.persistent = 25 }, true, false},
 		{"no session, packets staged", func(c *core) { c.staged.Push(nil, 1<<20) }, true, false},
 		{"young session of the initiator", func(c *core) { c.initiator(); c.after(120*second - 1) }, true, false},
-		{"session of the initiator that is due", func(c *core) { c.initiator(); c.after(120 * second) }, true, true},
+		{"session of the initiator that is due for a rekey", func(c *core) { c.initiator(); c.after(120 * second) }, true, true},
 		{"old session of the responder", func(c *core) { c.responder(); c.after(180*second - 1) }, true, false},
 		{"dead session", func(c *core) { c.initiator(); c.after(180 * second) }, false, false},
 		{"dead session, persistent keepalive", func(c *core) { c.persistent = 25; c.initiator(); c.after(3600 * second) }, true, false},
@@ -198,7 +198,7 @@ func TestWakePeer(t *testing.T) {
 		p.wantKeepalive(c.keepalive, c.name)
 		p.wantInitiation(c.initiation, c.name)
 		if p.endpoint.Source.IsValid() {
-			t.Errorf("%s: the source address is that of the network before", c.name)
+			t.Errorf("%s: wake kept the source address of the previous network", c.name)
 		}
 	}
 }
@@ -209,36 +209,36 @@ func TestWakePeer(t *testing.T) {
 func TestRetire(t *testing.T) {
 	c := newCore(t)
 	current := c.initiator()
-	next := c.responded() // this call removes the keypair in previous
+	next := c.responded() // previous is still empty
 	c.after(second)
 	c.handshake = &handshake{initiator: true, local: 55}
 	c.static, c.staticOf = secret{1}, new(identity)
 	c.retire(new(identity), c.step())
-	c.wantFreed("the handshake under way is of the old identity", 55)
+	c.wantFreed("the handshake under way belongs to the old identity", 55)
 	if c.handshake != nil || c.static != (secret{}) || c.staticOf != nil {
-		t.Error("something of the old identity is left")
+		t.Error("the handshake or the static secret of the old identity is left")
 	}
 	if c.sending(1, c.now, c.step()) {
-		t.Error("sends on a session of the old identity")
+		t.Error("the core sends in a session of the old identity")
 	}
-	c.wantInitiation(true, "a handshake is immediate, although a response was sent a second ago")
+	c.wantInitiation(true, "the core asks for a handshake at once, although a response was sent a second ago")
 	c.initiates()
 	c.receives(current, true)
 	if !c.holds(current) || !c.holds(next) {
-		t.Fatal("receiving ends with the old identity")
+		t.Fatal("the core removed a session of the old identity, in which it must still receive")
 	}
 	before := c.lastHandshake
 	c.receives(next, true) // this message confirms the keypair next
-	c.wantEvents("a session of the old identity is none to tell of")
+	c.wantEvents("the confirmation of a session of the old identity publishes no event")
 	if c.out.flush || c.lastHandshake != before || !c.timers.pending(timerRetransmit) {
-		t.Error("a session of the old identity counts as the handshake that is under way")
+		t.Error("the core took a session of the old identity for the result of the handshake under way")
 	}
 	if c.current != next || c.sending(1, c.now, c.step()) {
-		t.Error("sends on the session that was next, of the old identity")
+		t.Error("the core does not use, or sends in, the confirmed session of the old identity")
 	}
 	c.initiator()
 	if !c.sending(1, c.now, c.step()) {
-		t.Error("does not send on a session of the new identity")
+		t.Error("the core does not send in a session of the new identity")
 	}
 }
 
@@ -255,23 +255,23 @@ func TestRetireSparesTheNew(t *testing.T) {
 	c.handshake = &handshake{initiator: true, local: 55, id: is}
 	sent := c.lastSent
 	c.retire(is, c.step())
-	c.wantFreed("the handshake is the new identity's")
+	c.wantFreed("the handshake belongs to the new identity")
 	if c.handshake == nil || next.retired || !old.retired || c.static != (secret{1}) || c.staticOf != is || c.lastSent != sent {
-		t.Error("something of the new identity is gone, or something of the old one is left")
+		t.Error("retire changed state of the new identity, or left state of the old one")
 	}
 	if old.id != nil || previous.id != nil {
 		t.Error("a retired session keeps the old private key")
 	}
 	c.handshake = nil
 	c.receives(next, true)
-	c.wantEvents("a session of the new identity", EventHandshake)
+	c.wantEvents("the session of the new identity is confirmed", EventHandshake)
 	if !c.sending(1, c.now, c.step()) {
-		t.Error("does not send on a session of the new identity")
+		t.Error("the core does not send in a session of the new identity")
 	}
 
 	c.retire(nil, c.step())
 	if !next.retired || c.lastSent != 0 || c.staticOf != nil {
-		t.Error("without an identity nothing is sent on any session")
+		t.Error("without an identity, the core still sends in a session, or kept the 5 s limit or the static secret")
 	}
 }
 
@@ -286,7 +286,7 @@ func TestSessionMadeAmidKeyChange(t *testing.T) {
 		if role == "initiator" {
 			e.send(t, r.numbered(0))
 			e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
-			e.line.next(t, "what was staged")
+			e.line.next(t, "the staged packet")
 		} else {
 			e.connect(t, r)
 		}
@@ -295,13 +295,13 @@ func TestSessionMadeAmidKeyChange(t *testing.T) {
 		e.changeIdentity(id)
 		e.mu.Unlock()
 		if s, _ := e.Peer(r.id.public); !s.Session {
-			t.Errorf("%s: the session of the new identity is thrown away", role)
+			t.Errorf("%s: the session of the new identity was removed", role)
 		}
 		e.mu.Lock()
 		e.changeIdentity(newIdentity(testKey(3)))
 		e.mu.Unlock()
 		if s, _ := e.Peer(r.id.public); s.Session {
-			t.Errorf("%s: a session of another identity is kept", role)
+			t.Errorf("%s: the device still sends in a session of another identity", role)
 		}
 	}
 }
@@ -324,27 +324,27 @@ func TestStop(t *testing.T) {
 	c.static, c.staticOf = secret{1}, new(identity)
 	seed := c.timers.seed
 	c.stop(c.step())
-	c.wantFreed("all that names something of this peer's", 55, 1, 2)
+	c.wantFreed("all session indices of the peer", 55, 1, 2)
 	if c.keypairs != (keypairs{}) || c.handshake != nil {
-		t.Error("keys are left")
+		t.Error("keypairs or a handshake are left")
 	}
 	if c.timers != (timers{seed: seed}) {
 		t.Errorf("timers are left: %+v", c.timers)
 	}
 	if c.staged.N != 0 || c.out.dropped.N != 3 {
-		t.Error("staged packets are not dropped, for the device to count")
+		t.Error("stop did not move the staged packets to the list of dropped packets, which the device counts")
 	}
 	if c.drops != nil {
-		t.Error("a peer that is down has counts of its own, which take memory")
+		t.Error("a peer that is down has its own drop counters, which take memory")
 	}
 	if c.lastSent != 0 {
-		t.Error("the 5 s limit is left")
+		t.Error("the 5 s limit still applies")
 	}
 	if c.lastTimestamp != (Timestamp{1}) || c.ownTimestamp != (Timestamp{2}) {
-		t.Error("what guards against replays went")
+		t.Error("stop removed the timestamps that protect against replays")
 	}
 	if c.persistent != 25 || c.endpoint != coreEndpoint {
-		t.Error("configuration went")
+		t.Error("stop removed configuration")
 	}
 }
 
@@ -352,7 +352,7 @@ func TestDropStagedNone(t *testing.T) {
 	c := newCore(t)
 	c.dropStaged(c.step())
 	if c.drops != nil || c.out.dropped.N != 0 {
-		t.Error("nothing was staged, and something is dropped: an idle peer has no counters")
+		t.Error("nothing was staged, but dropStaged dropped packets or allocated drop counters")
 	}
 }
 
@@ -360,7 +360,7 @@ func TestOutboxFreesWhatIsThere(t *testing.T) {
 	var out outbox
 	out.freeKeypairs(nil, &keypair{local: 3}, nil, &keypair{local: 0})
 	if len(out.freed) != 2 || out.freed[0] != 3 || out.freed[1] != 0 {
-		t.Errorf("freed %v, want [3 0]: 0 is an index as good as any", out.freed)
+		t.Errorf("the freed indices are %v, want [3 0]: 0 is a valid index", out.freed)
 	}
 }
 
@@ -371,10 +371,10 @@ func TestRetransmissionAfterSessionByPeer(t *testing.T) {
 	c.initiate(c.now, false, c.step())
 	c.initiates()
 	if _, ok := c.after(second / 10).accepts(1); !ok {
-		t.Fatal("the peer's initiation is refused")
+		t.Fatal("the core refused the peer's initiation")
 	}
 	k := c.responded()
-	c.wantIn(timerRetransmit, rekeyTimeout-second/10, maxJitter, "nothing is confirmed yet")
+	c.wantIn(timerRetransmit, rekeyTimeout-second/10, maxJitter, "the session is not confirmed yet")
 	c.after(time.Millisecond.Nanoseconds()).receives(k, false)
-	c.wantNone(timerRetransmit, "a session stands")
+	c.wantNone(timerRetransmit, "a session is established")
 }

@@ -13,31 +13,31 @@ func TestInitiateConditions(t *testing.T) {
 	c := newCore(t)
 	c.endpoint = Endpoint{}
 	c.initiate(c.now, false, c.step())
-	c.wantInitiation(false, "no handshake work for a peer without endpoint")
-	c.wantNone(timerRetransmit, "no handshake work, by packet or by timer, for a peer without endpoint")
+	c.wantInitiation(false, "a peer without an endpoint gets no initiation")
+	c.wantNone(timerRetransmit, "a peer without an endpoint has no retransmission timer")
 
 	c = newCore(t)
 	c.initiate(c.now, false, c.step())
-	c.wantInitiation(true, "nothing speaks against it")
+	c.wantInitiation(true, "nothing prevents an initiation")
 	asked := c.out
 	c.initiate(c.now, false, c.step())
-	c.wantInitiation(false, "one is asked for already")
+	c.wantInitiation(false, "the core has already asked for an initiation")
 	c.out = asked
 	c.initiates()
 	c.wantIn(timerRetransmit, rekeyTimeout, maxJitter, "REKEY_TIMEOUT and jitter")
 	retransmit := c.timers.at[timerRetransmit]
 
 	c.after(rekeyTimeout-1).initiate(c.now, false, c.step())
-	c.wantInitiation(false, "none within 5 s of the last one")
+	c.wantInitiation(false, "the last initiation was sent less than 5 s ago")
 	if c.timers.at[timerRetransmit] != retransmit {
-		t.Error("asking again moves the retransmission")
+		t.Error("a second request changed the time of the retransmission")
 	}
 	c.after(1)
 	c.initiate(c.now, false, c.step())
-	c.wantInitiation(false, "the next try is about to come: a packet must not make it come without its jitter")
+	c.wantInitiation(false, "the retransmission is due after the jitter, and a packet must not make it earlier")
 	c.after(retransmit - c.now)
 	c.initiate(c.now, false, c.step())
-	c.wantInitiation(true, "5 s and the jitter after the last one")
+	c.wantInitiation(true, "5 s and the jitter have passed since the last initiation")
 }
 
 func TestInitiateAfterResponse(t *testing.T) {
@@ -46,8 +46,8 @@ func TestInitiateAfterResponse(t *testing.T) {
 	c.responded()
 	c.after(second)
 	c.initiate(c.now, false, c.step())
-	c.wantInitiation(false, "none within 5 s of a response: this is what ends crossing handshakes")
-	c.wantIn(timerRetransmit, rekeyTimeout-second, maxJitter, "something waits for it: it is put off")
+	c.wantInitiation(false, "a response was sent less than 5 s ago; this limit ends crossing handshakes")
+	c.wantIn(timerRetransmit, rekeyTimeout-second, maxJitter, "a packet waits for a session, so the initiation is delayed")
 }
 
 func TestInitiationSeries(t *testing.T) {
@@ -62,7 +62,7 @@ func TestInitiationSeries(t *testing.T) {
 		c.initiates()
 		tries++
 		if h := c.handshake; !h.initiator || h.local != c.index {
-			t.Fatal("the handshake under way is another")
+			t.Fatal("the handshake under way is not that of the last initiation")
 		}
 		c.timers.set(timerKeepalive, c.now+1000*second)
 		sent := c.now
@@ -70,31 +70,31 @@ func TestInitiationSeries(t *testing.T) {
 			t.Fatal("another timer fired first")
 		}
 		if gap := c.now - sent; gap < rekeyTimeout || gap > rekeyTimeout+maxJitter {
-			t.Fatalf("try %d came %v after the one before", tries+1, time.Duration(gap))
+			t.Fatalf("attempt %d came %v after the previous one, want 5 to 5.33 s", tries+1, time.Duration(gap))
 		}
 		if c.endpoint.Source.IsValid() {
-			t.Fatal("the source address is kept: it may be what does not work")
+			t.Fatal("the source address is kept, although it may be the cause of the failure")
 		}
 		if !c.out.initiate {
 			break
 		}
 		if c.out.dropped.N != 0 {
-			t.Fatal("given up, and not")
+			t.Fatal("the staged packets were dropped before the last attempt")
 		}
-		c.wantEvents("this one was not the last", EventAttemptFailed)
+		c.wantEvents("an attempt failed that was not the last one", EventAttemptFailed)
 	}
 	if tries != 20 {
-		t.Errorf("%d tries, want 20", tries)
+		t.Errorf("the core sent %d initiations, want 20", tries)
 	}
 	if took := time.Duration(c.now - start); took < 100*time.Second || took > 107*time.Second {
 		t.Errorf("the series took %v, want about 100 s", took)
 	}
-	c.wantEvents("after the last try", EventAttemptFailed, EventHandshakeFailed)
-	c.wantNone(timerKeepalive, "give-up cancels the passive keepalive")
+	c.wantEvents("the last attempt failed", EventAttemptFailed, EventHandshakeFailed)
+	c.wantNone(timerKeepalive, "giving up cancels the passive keepalive")
 	c.wantNone(timerRetransmit, "the series is over")
-	c.wantIn(timerWipe, wipeAfterTime, 0, "give-up arms the wipe")
+	c.wantIn(timerWipe, wipeAfterTime, 0, "giving up sets the timer of the wipe")
 	if c.out.dropped.N != 1 || c.staged.N != 0 || c.drops == nil || c.drops[DropNoSession] != 1 {
-		t.Error("staged packets are not dropped and counted")
+		t.Error("the staged packet was not dropped and counted")
 	}
 }
 
@@ -108,7 +108,7 @@ func TestGiveUpLeavesPendingWipe(t *testing.T) {
 	c.elapse()
 	c.wantEvents("the session expired long ago, and the series ends", EventSessionExpired, EventHandshakeFailed)
 	if c.timers.at[timerWipe] != wipe {
-		t.Error("give-up moves a wipe that is pending")
+		t.Error("giving up changed a timer of the wipe that was already set")
 	}
 }
 
@@ -120,16 +120,16 @@ func TestPacketsKeepSeriesGoing(t *testing.T) {
 	for range 100 {
 		c.initiates()
 		if c.timers.attempts != 1 {
-			t.Fatalf("%d attempts after a packet", c.timers.attempts)
+			t.Fatalf("after a packet, the count of attempts is %d, want 1", c.timers.attempts)
 		}
 		if c.after(second).sending(1, c.now, c.step()) {
-			t.Fatal("there is no session")
+			t.Fatal("the core sends although there is no session")
 		}
 		for !c.out.initiate {
 			if c.expires() != timerRetransmit {
 				t.Fatal("another timer fired first")
 			}
-			c.out.events = nil // an event is published after every 20 attempts
+			c.out.events = nil // one event is published after each attempt, and another one after every 20 attempts
 		}
 	}
 }
@@ -142,11 +142,11 @@ func TestPersistentKeepaliveBeginsNewSeries(t *testing.T) {
 	c.initiates()
 	last := c.now
 	c.expires()
-	c.wantEvents("the last try", EventAttemptFailed, EventHandshakeFailed)
+	c.wantEvents("the last attempt failed", EventAttemptFailed, EventHandshakeFailed)
 	if c.expires() != timerPersistent || c.now != last+25*second {
-		t.Errorf("the keepalive comes %v after the last try, want 25 s", time.Duration(c.now-last))
+		t.Errorf("the keepalive is due %v after the last attempt, want 25 s", time.Duration(c.now-last))
 	}
-	c.wantKeepalive(true, "a new series starts one interval after the last try")
+	c.wantKeepalive(true, "a new series starts one interval after the last attempt")
 }
 
 func TestBeginInitiation(t *testing.T) {
@@ -155,7 +155,7 @@ func TestBeginInitiation(t *testing.T) {
 		set  func(*core)
 		want bool
 	}{
-		{"nothing against it", func(*core) {}, true},
+		{"nothing prevents it", func(*core) {}, true},
 		{"peer was removed", func(c *core) { c.removed = true }, false},
 		{"endpoint was taken away", func(c *core) { c.endpoint = Endpoint{} }, false},
 		{"a response was sent meanwhile", func(c *core) { c.lastSent = c.now - rekeyTimeout + 1 }, false},
@@ -166,13 +166,13 @@ func TestBeginInitiation(t *testing.T) {
 		c.set(p)
 		ts, ok := p.beginInitiation(p.now, TimestampOf(epoch))
 		if ok != c.want || ok && ts != TimestampOf(epoch) {
-			t.Errorf("%s: made %v with %x, want %v", c.name, ok, ts, c.want)
+			t.Errorf("%s: beginInitiation allows an initiation: %v, with the timestamp %x; want %v", c.name, ok, ts, c.want)
 		}
 		if p.initiating {
-			t.Errorf("%s: still asked for: there would never be another", c.name)
+			t.Errorf("%s: initiating is still set, so there would never be another initiation", c.name)
 		}
 		if c.want && p.lastSent != p.now {
-			t.Errorf("%s: the 5 s limit does not hold while it is made", c.name)
+			t.Errorf("%s: the 5 s limit does not apply while the initiation is made", c.name)
 		}
 	}
 }
@@ -206,12 +206,12 @@ func TestCommitInitiationReplacesHandshake(t *testing.T) {
 	c.after(rekeyTimeout)
 	c.initiate(c.now, true, c.step())
 	c.initiates()
-	c.wantFreed("the index of the first initiation names nothing any more", index)
+	c.wantFreed("the index of the first initiation is not used any more", index)
 	if *h != (handshake{}) {
-		t.Error("the first handshake's secrets are left")
+		t.Error("the secrets of the first handshake were not cleared")
 	}
 	if c.timers.attempts != 2 {
-		t.Errorf("%d attempts, want 2", c.timers.attempts)
+		t.Errorf("the count of attempts is %d, want 2", c.timers.attempts)
 	}
 }
 
@@ -272,17 +272,17 @@ func TestAcceptInitiation(t *testing.T) {
 		if !c.ok {
 			if p.lastTimestamp != c.last || p.lastInitiation != accepted || p.handshake != old ||
 				p.endpoint != endpoint || p.lastSent != 0 || len(p.out.events) != 0 {
-				t.Errorf("%s: what is refused changes the peer", c.name)
+				t.Errorf("%s: the refused initiation changed the peer", c.name)
 			}
 			continue
 		}
 		if p.lastTimestamp != c.ts || p.lastInitiation != p.now || p.handshake != h {
-			t.Errorf("%s: it is not what counts from now on", c.name)
+			t.Errorf("%s: the peer did not store the timestamp, the time or the handshake of the accepted initiation", c.name)
 		}
-		p.wantFreed("this device's own initiation is given up", 99)
-		p.wantEvents("the initiation proved where the peer is", EventEndpointMoved)
+		p.wantFreed("the device gives up its own initiation", 99)
+		p.wantEvents("the initiation proves the peer's address", EventEndpointMoved)
 		if p.endpoint != from || p.lastSent != p.now {
-			t.Errorf("%s: the endpoint, or the 5 s limit, is not this initiation's", c.name)
+			t.Errorf("%s: the accepted initiation did not set the endpoint or the start of the 5 s limit", c.name)
 		}
 	}
 }
@@ -293,24 +293,24 @@ func TestCommitResponse(t *testing.T) {
 	h := c.handshake
 	k := c.responded()
 	if c.next != k || c.current != nil || c.handshake != nil || *h != (handshake{}) {
-		t.Error("the session is not next alone, or the handshake's secrets are left")
+		t.Error("the session is not in the place next alone, or the secrets of the handshake were not cleared")
 	}
-	c.wantEvents("it is not confirmed yet")
+	c.wantEvents("the session is not confirmed yet")
 	if c.sending(1, c.now, c.step()) {
-		t.Error("the responder sends before it received data on the new keypair")
+		t.Error("the responder sends before it has received a message with the new keypair")
 	}
 	if c.lastHandshake != 0 {
-		t.Error("an unconfirmed handshake counts")
+		t.Error("an unconfirmed handshake set lastHandshake")
 	}
 	c.receives(k, false)
-	c.wantEvents("confirmed", EventHandshake)
+	c.wantEvents("the first message confirms the session", EventHandshake)
 	if !c.out.flush || c.out.keepalive || c.current != k || c.lastHandshake != c.now {
-		t.Error("on confirmation the responder flushes what it staged, and no more")
+		t.Error("on confirmation, want the new current session, lastHandshake, a flush of the staged packets, and no keepalive")
 	}
 	c.receives(k, true)
-	c.wantEvents("it was confirmed before")
+	c.wantEvents("the session was already confirmed")
 	if c.out.flush {
-		t.Error("flushes again")
+		t.Error("the second message causes another flush")
 	}
 }
 
@@ -323,17 +323,17 @@ func TestCommitSession(t *testing.T) {
 	k := &keypair{local: c.index, initiator: true, created: c.now}
 	c.commitSession(k, from, c.now, c.step())
 	if c.current != k || c.handshake != nil || *h != (handshake{}) {
-		t.Error("the session is not current, or the handshake's secrets are left")
+		t.Error("the session is not current, or the secrets of the handshake were not cleared")
 	}
-	c.wantFreed("the handshake's index is the session's")
-	c.wantKeepalive(true, "the initiator at once sends its staged packets or, if none, a keepalive")
-	c.wantEvents("the response came from elsewhere", EventEndpointMoved, EventHandshake)
+	c.wantFreed("the session keeps the index of the handshake")
+	c.wantKeepalive(true, "the initiator at once sends its staged packets or, if there are none, a keepalive")
+	c.wantEvents("the response came from another endpoint", EventEndpointMoved, EventHandshake)
 	if c.endpoint != from || c.out.events[1].endpoint != from {
-		t.Error("the endpoint is not the response's")
+		t.Error("the endpoint is not the source of the response")
 	}
-	c.wantNone(timerRetransmit, "answered")
+	c.wantNone(timerRetransmit, "the initiation was answered")
 	if c.timers.attempts != 0 || c.timers.lastMinute || c.lastHandshake != c.now {
-		t.Error("the series, or the rekey on receive, is not over")
+		t.Error("the session did not end the series or the state of the rekey on receive, or did not set lastHandshake")
 	}
 }
 
@@ -351,25 +351,25 @@ func TestCrossingInitiations(t *testing.T) {
 		if r, ok := c.accepts(1); !ok {
 			t.Fatal(r)
 		}
-		c.wantFreed("its own initiation is given up", c.index)
+		c.wantFreed("the device gives up its own initiation", c.index)
 		c.responded()
 		if c.handshake != nil || c.current != nil || c.next == nil {
-			t.Fatal("a session stands, or there is no unconfirmed one")
+			t.Fatal("want an unconfirmed session, no current session and no handshake under way")
 		}
-		c.wantIn(timerRetransmit, rekeyTimeout-second/20, maxJitter, "the retransmission is still to come")
+		c.wantIn(timerRetransmit, rekeyTimeout-second/20, maxJitter, "the retransmission is still due")
 	}
 	first, second := a, b
 	if b.timers.at[timerRetransmit] < a.timers.at[timerRetransmit] {
 		first, second = b, a
 	}
 	if first.timers.at[timerRetransmit] == second.timers.at[timerRetransmit] {
-		t.Fatal("both ends retransmit at the same instant")
+		t.Fatal("both devices retransmit at the same time")
 	}
 	if first.expires() != timerRetransmit {
 		t.Fatal("another timer fired first")
 	}
 	if took := first.now - coreT0; took < rekeyTimeout || took > rekeyTimeout+maxJitter {
-		t.Errorf("it heals after %v, want 5 to 5.33 s", time.Duration(took))
+		t.Errorf("the first retransmission comes after %v, want 5 to 5.33 s", time.Duration(took))
 	}
 	first.initiates()
 	second.now = first.now
@@ -378,12 +378,12 @@ func TestCrossingInitiations(t *testing.T) {
 	}
 	k := second.responded()
 	first.commitSession(&keypair{local: first.index, initiator: true, created: first.now}, first.endpoint, first.now, first.step())
-	first.wantKeepalive(true, "which confirms the session to the responder")
+	first.wantKeepalive(true, "the keepalive confirms the session to the responder")
 	second.receives(k, false)
 	if !first.current.sendable(first.now, 1) || !second.current.sendable(second.now, 1) {
-		t.Error("no session stands")
+		t.Error("a device has no session in which it can send")
 	}
-	second.wantNone(timerRetransmit, "its own series is over")
+	second.wantNone(timerRetransmit, "the series of the other device is over")
 }
 
 // TestGivenUpInitiationCrossesNothing is about this rule: if the initiations of two devices cross, one of the two devices lets
@@ -398,14 +398,14 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 		c.expires()
 	}
 	if c.handshake == nil || c.timers.pending(timerRetransmit) {
-		t.Fatal("the series is not given up, or its handshake is gone: there is nothing to test")
+		t.Fatal("the series is not given up, or its handshake is gone, so the test proves nothing")
 	}
 	c.after(second)
 	if r, ok := c.accepts(1); !ok {
 		t.Fatal(r)
 	}
 	c.responded()
-	c.wantNone(timerRetransmit, "nothing waits for a session, and the peer makes one")
+	c.wantNone(timerRetransmit, "no packet waits for a session, and the peer is making one")
 
 	for asked := range 2 { // 0: while the initiation is unanswered; 1: when the core has asked for the retry
 		c = newCore(t)
@@ -416,7 +416,7 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 			c.expires()
 		}
 		c.accepts(1)
-		c.wantIn(timerRetransmit, rekeyTimeout+maxJitter, maxJitter, "the other end tries first")
+		c.wantIn(timerRetransmit, rekeyTimeout+maxJitter, maxJitter, "the other device retries first")
 	}
 }
 
@@ -434,6 +434,6 @@ func TestRemovedPeerKeepsNoSecrets(t *testing.T) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.removed || p.psk != (PresharedKey{}) || p.static != (secret{}) || p.staticOf != nil || p.cookie != (cookieJar{}) {
-		t.Error("a secret outlives its peer")
+		t.Error("the removed peer still has secrets")
 	}
 }

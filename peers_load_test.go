@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-var loadPeers = flag.Int("peers", 0, "how many peers TestReplacePeersUnderTraffic configures, of which one in 100 is active; 0: 10,000, or 1,000 with -race")
+var loadPeers = flag.Int("peers", 0, "how many peers TestReplacePeersUnderTraffic configures, of which one in 100 is active; 0 means 10,000, or 1,000 with -race")
 
 // A crowded is a device with many peers. Only the active peers exchange packets with it.
 type crowded struct {
@@ -113,7 +113,7 @@ func TestReplacePeersUnderTraffic(t *testing.T) {
 		began := time.Now()
 		s, ok := c.Peer(r.id.public)
 		if peers := c.Status().Peers; !ok || !s.Session || s.AllowedIPs != 1 || peers != len(c.active)+n {
-			t.Errorf("an active peer shows %+v, %v; the device has %d peers, want %d", s, ok, peers, len(c.active)+n)
+			t.Errorf("the status of an active peer is %+v (found: %v), and the device has %d peers, want %d", s, ok, peers, len(c.active)+n)
 			c.stop.Store(true)
 		}
 		for range c.PeersAfter(s.PublicKey) {
@@ -126,7 +126,7 @@ func TestReplacePeersUnderTraffic(t *testing.T) {
 		c.replace(t, (round+1)*n/10)
 		t.Logf("round %d took %v; meanwhile %d packets in, %d out, %d looks", round+1, time.Since(began), in.Load()-i, out.Load()-o, looks.Load()-l)
 	}
-	eventually(t, "nothing flows", func() bool { return in.Load() > 100 && out.Load() > 100 && looks.Load() > 100 })
+	eventually(t, "each of the three loops has made 100 calls", func() bool { return in.Load() > 100 && out.Load() > 100 && looks.Load() > 100 })
 	c.stop.Store(true)
 	c.wg.Wait()
 	t.Logf("%d peers, %d of them active, %d MiB of heap; the longest look took %v", n+len(c.active), len(c.active),
@@ -138,14 +138,14 @@ func TestReplacePeersUnderTraffic(t *testing.T) {
 		}
 		return sum
 	}
-	eventually(t, "packets are lost on their way out", func() bool { return total() == out.Load() })
+	eventually(t, "all packets to the active peers are sent", func() bool { return total() == out.Load() })
 	if got := c.got.Load(); got != in.Load() {
 		t.Errorf("%d of %d packets from the active peers arrived", got, in.Load())
 	}
 	if drops := c.Status().Drops.Total(); drops != 0 {
-		t.Errorf("%d drops: %v", drops, c.Status().Drops)
+		t.Errorf("the device counted %d drops, want 0: %v", drops, c.Status().Drops)
 	}
-	c.line.nothing(t, "sessions stay")
+	c.line.nothing(t, "no session is renewed")
 
 	c.idle = 0
 	c.replace(t, 0)
@@ -154,7 +154,7 @@ func TestReplacePeersUnderTraffic(t *testing.T) {
 		t.Errorf("%d peers are left, want %d", c.Status().Peers, len(c.active))
 	}
 	if grown, left := int64(full.HeapInuse-before.HeapInuse), int64(after.HeapInuse)-int64(before.HeapInuse); left > grown/5+1<<20 {
-		t.Errorf("of %d bytes of heap for %d peers, %d are in use after all but %d peers were removed", grown, n, left, len(c.active))
+		t.Errorf("of %d bytes of heap for %d idle peers, %d are still in use after the removal of all but %d peers", grown, n, left, len(c.active))
 	} else {
 		t.Logf("%d KiB of heap are in use after the removal", left>>10)
 	}

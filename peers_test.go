@@ -55,7 +55,7 @@ func TestPagesOfPeers(t *testing.T) {
 		n := 0
 		for s := range e.PeersAfter(after) {
 			if bytes.Compare(s.PublicKey[:], after[:]) <= 0 {
-				t.Fatalf("%v follows %v", s.PublicKey, after)
+				t.Fatalf("the peer %v was read after the peer %v, want ascending keys", s.PublicKey, after)
 			}
 			after = s.PublicKey
 			seen = append(seen, after)
@@ -78,7 +78,7 @@ func TestPagesOfPeers(t *testing.T) {
 			}
 		}
 		if n != 1 {
-			t.Errorf("peer %d stayed, and was read %d times", i, n)
+			t.Errorf("peer %d, which was not removed, was read %d times, want once", i, n)
 		}
 	}
 	if !slices.Equal(seen, slices.Compact(slices.Clone(seen))) {
@@ -150,21 +150,21 @@ func TestStatusWaitsForNothing(t *testing.T) {
 			select {
 			case <-done:
 			case <-time.After(20 * time.Second):
-				t.Error("a status waits for the lock of the configuration")
+				t.Error("reading the status waits for the configuration lock")
 			}
 		}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Up(); err != nil || !read {
-		t.Errorf("%v; what was read while Up held the lock is wrong", err)
+		t.Errorf("Up returned %v, or the status that was read while Up held the lock is wrong", err)
 	}
 	d.Close()
 }
 
 // TestStatusSeesAllOrNothing counts the peers while Configure adds many. It must see either all new peers or none.
 func TestStatusSeesAllOrNothing(t *testing.T) {
-	testkit.NeedsThreads(t, "it looks at the device amid a change")
+	testkit.NeedsThreads(t, "the test reads the status during a change")
 	n := crowdSize(20_000)
 	e := newEnd(t, testKey(1))
 	done := make(chan struct{})
@@ -183,7 +183,7 @@ func TestStatusSeesAllOrNothing(t *testing.T) {
 			listed++
 		}
 		if status != 0 && status != n || listed != 0 && listed != n {
-			t.Fatalf("%d peers, of which %d are listed, want 0 or %d", status, listed, n)
+			t.Fatalf("the status counts %d peers, and %d peers are listed; want 0 or %d in both cases", status, listed, n)
 		}
 	}
 	if got := e.Status().Peers; got != n {
@@ -206,8 +206,8 @@ func costOf(f func(try int)) cost {
 }
 
 // TestCostOfOne checks that changing or reading one prefix or peer allocates about as much memory with 64,000 prefixes and peers
-// as with 1,000. The test compares allocations, because times depend on the machine. For time,
-// TestSteps in internal/ordered checks that the number of key comparisons grows only with the logarithm of the number of items.
+// as with 1,000. The test compares allocations, because times depend on the machine. For the time, TestSteps in internal/ordered
+// checks that the number of key comparisons grows only with the logarithm of the number of items.
 func TestCostOfOne(t *testing.T) {
 	costs := func(n int) map[string]cost {
 		prefixes, key, other := hostPrefixes(n), crowdKey(1), crowdKey(n+1)
@@ -243,9 +243,9 @@ func TestCostOfOne(t *testing.T) {
 	few, many := costs(1000), costs(64_000)
 	for what, c := range many {
 		one := few[what]
-		t.Logf("%s: %d allocations of %d B among 1,000; %d of %d B among 64,000", what, one.allocs, one.bytes, c.allocs, c.bytes)
+		t.Logf("%s: %d allocations and %d B with 1,000 prefixes and peers; %d allocations and %d B with 64,000", what, one.allocs, one.bytes, c.allocs, c.bytes)
 		if c.bytes > 64<<10 || c.bytes > 5*one.bytes+1024 || c.allocs > 3*one.allocs+10 {
-			t.Errorf("%s: %d allocations of %d bytes among 64,000, and %d of %d among 1,000", what, c.allocs, c.bytes, one.allocs, one.bytes)
+			t.Errorf("%s: %d allocations and %d bytes with 64,000 prefixes and peers, but %d allocations and %d bytes with 1,000", what, c.allocs, c.bytes, one.allocs, one.bytes)
 		}
 	}
 }
@@ -260,17 +260,17 @@ func TestSetPeerOfTheSame(t *testing.T) {
 	slices.Reverse(c.AllowedIPs)
 	c.AllowedIPs = append(c.AllowedIPs, c.AllowedIPs[:9]...)
 	if err := e.SetPeer(c); err != nil || e.allowed.table.Load() != before {
-		t.Errorf("%v; the same prefixes in another order, and some of them twice, make another table", err)
+		t.Errorf("SetPeer returned %v, or replaced the table although it got the same prefixes, in another order and some of them twice", err)
 	}
 	c.AllowedIPs = append(prefixes[1:], netip.MustParsePrefix("192.0.2.0/24"))
 	edit := e.allowed.edit()
 	edit.change(c.AllowedIPs, nil, true, e.peers.Find(c.PublicKey))
 	if edit.copied || edit.paths != 2 {
-		t.Errorf("a set that differs by two prefixes changes %d, and copies the table: %v", edit.paths, edit.copied)
+		t.Errorf("replacing one of the prefixes changes %d prefixes, want 2, and copies the table: %v, want false", edit.paths, edit.copied)
 	}
 	edit.publish()
 	if s, _ := e.Peer(c.PublicKey); s.AllowedIPs != len(prefixes) || !slices.Equal(slices.Collect(e.AllowedIPs(c.PublicKey)), c.AllowedIPs) {
-		t.Errorf("the peer has %d prefixes", s.AllowedIPs)
+		t.Errorf("the peer has %d prefixes, or other ones than SetPeer was called with", s.AllowedIPs)
 	}
 }
 
@@ -288,7 +288,7 @@ func TestRemovedPeersLeaveNothing(t *testing.T) {
 	e.mustConfigure(t, c)
 	c = Change{}
 	if left := heapAndStack() - before; left > int64(20*n) && !testkit.Race {
-		t.Errorf("%d bytes are left of %d peers", left, n)
+		t.Errorf("%d bytes of memory are left of %d removed peers", left, n)
 	}
 	if e.Status().Peers != 1 {
 		t.Errorf("%d peers are left, want 1", e.Status().Peers)

@@ -71,7 +71,7 @@ func (e *end) wantSent(t *testing.T, r *remote, why string, numbers ...int) {
 	t.Helper()
 	for _, n := range numbers {
 		if p, _, ok := packet.Unpad(r.open(t, e.line.next(t, why).b)); !ok || !bytes.Equal(p, r.numbered(n)) {
-			t.Errorf("packet %d is another, or out of order: %s", n, why)
+			t.Errorf("the device did not send packet %d, but another one: %s", n, why)
 		}
 	}
 }
@@ -86,24 +86,24 @@ func TestQueue(t *testing.T) {
 	e.line.send = func(ts []Train) {
 		collect(sent)(ts)
 		if calls++; calls == 2 && len(ts) != 1 {
-			t.Errorf("packets of one size leave in %d trains", len(ts))
+			t.Errorf("packets of one size are sent in %d trains, want 1", len(ts))
 		}
 		if calls == 1 {
 			for i := 1; i < 4; i++ {
 				e.send(t, r.numbered(2*i), r.numbered(2*i+1))
 			}
 			if n := waiting(e.peer(r)); n != 1 || len(sent) != 2 {
-				t.Errorf("%d runs wait for the goroutine that leads, want a joint one; %d packets were sent, want 2", n, len(sent))
+				t.Errorf("%d runs are queued, want one joint run; %d packets were sent, want 2", n, len(sent))
 			}
 		}
 	}
 	e.send(t, r.numbered(0), r.numbered(1))
 	if calls != 2 {
-		t.Errorf("the socket was called %d times", calls)
+		t.Errorf("Socket.Send was called %d times, want 2", calls)
 	}
 	e.wantSent(t, r, "all are sent", 0, 1, 2, 3, 4, 5, 6, 7)
 	if p := e.peer(r); p.queue.led || p.queue.head != nil || p.queue.n != 0 {
-		t.Errorf("the peer is led: %t; %d runs wait", p.queue.led, p.queue.n)
+		t.Errorf("a goroutine leads the peer: %t, want false; the queue counts %d runs, want an empty queue", p.queue.led, p.queue.n)
 	}
 }
 
@@ -135,16 +135,16 @@ func TestQueueSealedOutOfOrder(t *testing.T) {
 		}
 	}
 	seal(first)
-	e.wantSent(t, r, "it is sealed", 0)
+	e.wantSent(t, r, "the first run is encrypted", 0)
 	rest()
-	e.line.nothing(t, "the next one is not sealed")
+	e.line.nothing(t, "the second run is not encrypted")
 	if p := e.peer(r); p.queue.led || waiting(p) != 2 {
-		t.Errorf("the peer is led: %t; %d runs wait", p.queue.led, waiting(p))
+		t.Errorf("a goroutine leads the peer: %t, want false; %d runs are queued, want 2", p.queue.led, waiting(p))
 	}
 	seal(second)
-	e.wantSent(t, r, "the goroutine that sealed the head sends all", 1)
+	e.wantSent(t, r, "the goroutine that encrypts the run at the head sends it", 1)
 	rest()
-	e.wantSent(t, r, "what was behind it follows", 2)
+	e.wantSent(t, r, "that goroutine also sends the run behind", 2)
 	e.send(t, r.numbered(3))
 	e.wantSent(t, r, "the queue is empty", 3)
 }
@@ -166,13 +166,13 @@ func TestQueueBound(t *testing.T) {
 	}
 	e.wantDrops(t, before, DropSendQueueFull, 10, "the queue is full")
 	if n := waiting(e.peer(a)); n != maxQueued {
-		t.Errorf("%d runs keep memory, want %d", n, maxQueued)
+		t.Errorf("%d runs are queued, want %d", n, maxQueued)
 	}
 	e.send(t, b.numbered(7))
-	e.wantSent(t, b, "another peer gets through", 7)
+	e.wantSent(t, b, "packets to another peer are sent", 7)
 	leave()
 	for i := range most {
-		e.wantSent(t, a, "what was taken is sent", i)
+		e.wantSent(t, a, "the queued packets are sent in order", i)
 	}
 	leave = e.occupy(t, a, ignore, collect(e.line.sent))
 	full := e.NewBatch()
@@ -182,7 +182,7 @@ func TestQueueBound(t *testing.T) {
 		e.Device.Send(full)
 	}
 	if n := waiting(e.peer(a)); n != maxQueued {
-		t.Errorf("%d full batches wait, want %d", n, maxQueued)
+		t.Errorf("%d full batches are queued, want %d", n, maxQueued)
 	}
 	leave()
 }
@@ -213,7 +213,7 @@ func TestQueueHandsOver(t *testing.T) {
 			}
 		}
 	})...)
-	eventually(t, "the slow path leads for ever", func() bool {
+	eventually(t, "the slow path stops leading the peer", func() bool {
 		p := e.peer(r)
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -254,16 +254,16 @@ func TestQueueEnds(t *testing.T) {
 			before := e.drops.load()
 			ended := make(chan struct{})
 			go func() { c.end(e, r); close(ended) }()
-			eventually(t, "the runs still wait", func() bool { return waiting(p) == 0 })
-			e.wantDrops(t, before, c.reason, 3, "they are counted")
+			eventually(t, "the queue becomes empty", func() bool { return waiting(p) == 0 })
+			e.wantDrops(t, before, c.reason, 3, "the queued packets are counted as dropped")
 			unsealed.seal(e.helpers)
 			e.finish(unsealed)
 			unsealed.release()
 			leave()
 			<-ended
-			eventually(t, "the peer is led", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return !p.queue.led })
+			eventually(t, "no goroutine leads the peer", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return !p.queue.led })
 			if len(late) != 0 {
-				t.Errorf("%d datagrams were sent after all", len(late))
+				t.Errorf("%d datagrams of queued packets were sent, want 0", len(late))
 			}
 			if name == "Close" {
 				return
@@ -276,19 +276,19 @@ func TestQueueEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			e.send(t, r.numbered(3))
-			m := e.line.next(t, "a new session is asked for")
+			m := e.line.next(t, "an initiation for a new session")
 			if binary.LittleEndian.Uint32(m.b) != typeInitiation {
-				t.Fatalf("a message of type %d is sent", m.b[0])
+				t.Fatalf("the device sent a message of type %d, want an initiation", m.b[0])
 			}
 			e.line.receive(r.train(r.response(t, m.b)))
-			e.wantSent(t, r, "the peer is led again", 3)
+			e.wantSent(t, r, "packets can be sent to the peer again", 3)
 		})
 	}
 }
 
-// TestQueueOldGeneration checks a goroutine that is inside Socket.Send while the device goes down and up again. Afterwards,
-// of the packets in the queue, the goroutine must send those that were queued after Up, through the new socket. It must not send
-// those that were queued before Down.
+// TestQueueOldGeneration checks a goroutine that is inside Socket.Send while the device goes down and up again. Afterwards, the
+// goroutine must send the packets that were queued after Up, through the new socket. It must not send the packets that were queued
+// before Down.
 func TestQueueOldGeneration(t *testing.T) {
 	r := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), r.config())
@@ -307,9 +307,9 @@ func TestQueueOldGeneration(t *testing.T) {
 	e.line.receive(r.train(r.data(nil)))
 	e.send(t, r.numbered(1))
 	time.Sleep(5 * time.Millisecond)
-	e.line.nothing(t, "another goroutine leads")
+	e.line.nothing(t, "another goroutine leads the peer")
 	leave()
-	e.wantSent(t, r, "it goes on with what came since", 1)
+	e.wantSent(t, r, "the goroutine sends the packet that was queued after Up", 1)
 	e.settle(t)
-	e.line.nothing(t, "what was queued before Down was dropped")
+	e.line.nothing(t, "the packet that was queued before Down is dropped")
 }

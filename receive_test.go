@@ -36,7 +36,7 @@ func atSink(t *testing.T) (e *end, leave, configured chan struct{}) {
 		port := uint16(41000)
 		e.Configure(Change{ListenPort: &port})
 	}()
-	eventually(t, "the new socket is not opened", func() bool { return e.Status().ListenPort == 41000 })
+	eventually(t, "Configure opens the new socket", func() bool { return e.Status().ListenPort == 41000 })
 	return e, leave, configured
 }
 
@@ -45,20 +45,24 @@ func atSink(t *testing.T) (e *end, leave, configured chan struct{}) {
 // them.
 func TestReceiversOfReplacedSocket(t *testing.T) {
 	for name, ending := range map[string]func(e *end){
-		"Down":            func(e *end) { e.Down() },
-		"Close":           func(e *end) { e.Close() },
-		"Close, Down too": func(e *end) { go e.Down(); eventually(t, "down", func() bool { return !e.Status().Up }); e.Close() },
+		"Down":  func(e *end) { e.Down() },
+		"Close": func(e *end) { e.Close() },
+		"Close, Down too": func(e *end) {
+			go e.Down()
+			eventually(t, "the device goes down", func() bool { return !e.Status().Up })
+			e.Close()
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, leave, configured := atSink(t)
 			ended := make(chan struct{})
 			go func() { ending(e); close(ended) }()
-			eventually(t, "the device is not down", func() bool { return !e.Status().Up })
+			eventually(t, "the device goes down", func() bool { return !e.Status().Up })
 			select {
 			case <-ended:
-				t.Error("it returned while a receiver is in the sink")
+				t.Error("Down or Close returned while a receiver was inside WritePackets")
 			case <-configured:
-				t.Error("Configure returned while a receiver is in the sink")
+				t.Error("Configure returned while a receiver was inside WritePackets")
 			case <-time.After(20 * time.Millisecond): // calls that do not wait would have returned by now
 			}
 			close(leave)
@@ -78,17 +82,17 @@ func TestSocketClosedByItself(t *testing.T) {
 	e.Down()
 	e.Up()
 	if got := unreadEvents(t, events); len(got) != 0 {
-		t.Fatalf("events %+v of sockets that the device closed", got)
+		t.Fatalf("the device published the events %+v about sockets that it closed itself", got)
 	}
 	e.line.socket.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	ev, err := events.Next(ctx)
 	if err != nil {
-		t.Fatal("a device that hears nothing any more says nothing")
+		t.Fatal("the device published no event when its socket stopped receiving")
 	}
 	if ev.Kind != EventBindTrouble || !errors.Is(ev.Err, net.ErrClosed) {
-		t.Fatalf("event %+v", ev)
+		t.Fatalf("the event is %+v, want EventBindTrouble with net.ErrClosed", ev)
 	}
 	if err := e.Wake(); err != nil {
 		t.Fatal(err)
@@ -110,7 +114,7 @@ func TestWakeKeepsPort(t *testing.T) {
 	}
 	for range 2 {
 		if err := e.Wake(); err != nil || e.Status().ListenPort != port {
-			t.Fatalf("port %d (%v), want %d", e.Status().ListenPort, err, port)
+			t.Fatalf("after Wake, the port is %d (error %v), want %d", e.Status().ListenPort, err, port)
 		}
 	}
 }
@@ -129,7 +133,7 @@ func TestSinkReturnsAnyNumber(t *testing.T) {
 			ts = append(ts, r.train(r.data(packet4(100, r.addr, here))))
 		}
 		e.line.receive(ts...)
-		e.wantDrops(t, before, DropSinkFull, want, "a sink that returned any number")
+		e.wantDrops(t, before, DropSinkFull, want, "WritePackets returned an arbitrary number")
 	}
 }
 
@@ -143,7 +147,7 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 	if err := e.SetPeer(other.config()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the table before the last change is kept", func() bool { runtime.GC(); return old.Value() == nil })
+	eventually(t, "the old table of allowed IPs is freed", func() bool { runtime.GC(); return old.Value() == nil })
 
 	b, nested := e.NewBatch(), false
 	e.line.send = func([]Train) {
@@ -160,7 +164,7 @@ func TestIdleDeviceKeepsNoOldTable(t *testing.T) {
 	}
 	b.Append(packet4(100, here, here)) // no peer has this address
 	e.Device.Send(b)
-	eventually(t, "the batch keeps a peer that was removed", func() bool { runtime.GC(); return gone.Value() == nil })
+	eventually(t, "the removed peer is freed", func() bool { runtime.GC(); return gone.Value() == nil })
 	runtime.KeepAlive(b)
 }
 
@@ -172,9 +176,9 @@ func TestStatusFromInsideSink(t *testing.T) {
 	there := make(chan struct{})
 	e.tunnel.write = func(pkts [][]byte) int {
 		close(there)
-		eventually(t, "the device is not down", func() bool { return !e.Status().Up })
+		eventually(t, "the device goes down", func() bool { return !e.Status().Up })
 		if _, ok := e.Peer(r.id.public); !ok {
-			t.Error("the peer is gone")
+			t.Error("the status does not have the peer while the device is being closed")
 		}
 		return len(pkts)
 	}
@@ -230,19 +234,19 @@ func TestReceiveAlternatingPeers(t *testing.T) {
 		}
 	}
 	if calls != 1 {
-		t.Errorf("the sink was called %d times", calls)
+		t.Errorf("WritePackets was called %d times, want 1", calls)
 	}
 	if heard(a) != heardA+1 || heard(b) != heardB+1 {
-		t.Errorf("the peers were visited %d and %d times, want once each", heard(a)-heardA, heard(b)-heardB)
+		t.Errorf("the states of the peers were updated %d and %d times, want once each", heard(a)-heardA, heard(b)-heardB)
 	}
 	e.wantDrops(t, before, DropForged, 1, "one message is not authentic")
 	if !e.peer(a).endpoint.SamePlace(moved.Endpoint) || !e.peer(b).endpoint.SamePlace(relayed.Endpoint) {
-		t.Errorf("the peers are at %v and %v", e.peer(a).endpoint, e.peer(b).endpoint)
+		t.Errorf("the endpoints are %v and %v, want the sources of the last authentic messages", e.peer(a).endpoint, e.peer(b).endpoint)
 	}
 }
 
-// TestReceiveManySessions checks that the device handles all messages if one call of Receive returns messages of more sessions,
-// and more messages, than the device opens at a time.
+// TestReceiveManySessions checks that the device handles all messages if one call of Receive returns more messages, with more
+// session indices, than the device opens at a time. Most of the indices are unknown.
 func TestReceiveManySessions(t *testing.T) {
 	a := newRemote(1, testKey(1).Public())
 	e := up(t, testKey(1), a.config())
@@ -264,7 +268,7 @@ func TestReceiveManySessions(t *testing.T) {
 	if n != len(ts)-int(unknown) {
 		t.Errorf("%d packets of %d arrived", n, len(ts)-int(unknown))
 	}
-	e.wantDrops(t, before, DropUnknownIndex, unknown, "the others name no session")
+	e.wantDrops(t, before, DropUnknownIndex, unknown, "the other messages have the index of no session")
 }
 
 // TestHandshakesDoNotWaitForTheSink checks that the device answers an initiation while its receiver waits in the sink. One call of
@@ -288,7 +292,7 @@ func TestHandshakesDoNotWaitForTheSink(t *testing.T) {
 	received := make(chan struct{})
 	go func() { defer close(received); e.line.receive(ts...) }()
 	<-there
-	b.takeResponse(t, e.line.next(t, "the response leaves while the sink waits").b)
+	b.takeResponse(t, e.line.next(t, "the response is sent while WritePackets blocks").b)
 	goOn()
 	<-received
 }

@@ -53,13 +53,13 @@ func TestChangesAmidInitiation(t *testing.T) {
 		then      func(w *world, a, b *node)
 	}{
 		"peer removed": {func(w *world, a, b *node) { a.RemovePeer(b.pub()) }, "", func(w *world, a, b *node) {
-			w.wantIdle(time.Minute, "there is nobody to send to")
+			w.wantIdle(time.Minute, "the peer was removed")
 		}},
 		"key taken away": {func(w *world, a, b *node) { change(w, a, wireguard.Change{PrivateKey: &wireguard.PrivateKey{}}) }, "",
 			func(w *world, a, b *node) {
-				w.wantIdle(time.Minute, "without a key, silence")
+				w.wantIdle(time.Minute, "a device without a private key sends nothing")
 				a.configure(wireguard.Change{PrivateKey: &a.key})
-				w.want("a initiation, b response, a data", "the packet waited for a key")
+				w.want("a initiation, b response, a data", "the staged packet waited for a private key")
 			}},
 		"another key": {func(w *world, a, b *node) {
 			a.key = next
@@ -67,36 +67,36 @@ func TestChangesAmidInitiation(t *testing.T) {
 			// After this call another worker may make the next initiation, so b must already know the new key.
 			change(w, a, wireguard.Change{PrivateKey: &next})
 		}, "a initiation, b response, a data", func(w *world, a, b *node) {
-			b.wantSession(a, true, "under the new key")
-			b.wantArrived("under the new key", "hello")
+			b.wantSession(a, true, "the devices made a session with the new key")
+			b.wantArrived("the packet was sent in the session of the new key", "hello")
 		}},
 		"endpoint forgotten": {func(w *world, a, b *node) { changePeer(w, a, b, wireguard.PeerChange{Endpoint: &wireguard.Endpoint{}}) }, "",
 			func(w *world, a, b *node) {
-				w.wantIdle(time.Minute, "nowhere to send to")
+				w.wantIdle(time.Minute, "the peer has no endpoint")
 				a.update(b, wireguard.PeerChange{Endpoint: ptr(b.at())})
-				w.want("a initiation, b response, a data", "the packet waited for an endpoint")
+				w.want("a initiation, b response, a data", "the staged packet waited for an endpoint")
 			}},
 		"endpoint moved": {func(w *world, a, b *node) {
 			changePeer(w, a, b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(stranger))})
 		}, "a initiation", func(w *world, a, b *node) {
 			if m := w.last("a initiation"); m.dst != stranger {
-				w.Fatalf("sent to %v, want where the peer is now", m.dst)
+				w.Fatalf("the initiation was sent to %v, want the new endpoint", m.dst)
 			}
 		}},
 		"down": {func(w *world, a, b *node) { a.Down() }, "", func(w *world, a, b *node) {
-			w.wantIdle(time.Minute, "a device that is down says nothing")
+			w.wantIdle(time.Minute, "a device that is down sends nothing")
 			if n := wireguard.SessionIndices(a.Device); n != 0 {
-				w.Fatalf("%d session indices while down", n)
+				w.Fatalf("the device has %d session indices while it is down, want 0", n)
 			}
 			a.Up()
 			a.send(b, "again")
-			w.want("a initiation, b response, a data", "nothing is left of it")
+			w.want("a initiation, b response, a data", "the interrupted initiation leaves no state")
 		}},
 		"preshared key": {func(w *world, a, b *node) {
 			changePeer(w, a, b, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
 			changePeer(w, b, a, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
 		}, "a initiation, b response, a data", func(w *world, a, b *node) {
-			b.wantArrived("an initiation does not depend on it", "hello")
+			b.wantArrived("an initiation does not depend on the preshared key", "hello")
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -120,10 +120,10 @@ func TestChangesAmidResponse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			playMeanwhile(t, "b", interrupt, func(w *world, a, b *node) {
-				w.want("a initiation", "a response to it would be one of the past")
-				b.wantDrops(wireguard.DropSuperseded, 1, "what it was computed on has changed")
+				w.want("a initiation", "b drops the response, because its state has changed")
+				b.wantDrops(wireguard.DropSuperseded, 1, "the state from which the response was computed has changed")
 				if n := wireguard.SessionIndices(b.Device); n != 0 {
-					w.Fatalf("%d session indices for nothing", n)
+					w.Fatalf("%d session indices are left of the dropped response, want 0", n)
 				}
 				switch name {
 				case "peer removed":
@@ -133,8 +133,8 @@ func TestChangesAmidResponse(t *testing.T) {
 				case "down":
 					b.Up()
 				}
-				w.wantJittered(5*time.Second, "a initiation, b response, a data", "the retry is answered by what holds now")
-				b.wantArrived("in the end", "hello")
+				w.wantJittered(5*time.Second, "a initiation, b response, a data", "b answers the retry with its current state")
+				b.wantArrived("the staged packet is sent in the session", "hello")
 			})
 		})
 	}
@@ -143,18 +143,18 @@ func TestChangesAmidResponse(t *testing.T) {
 // A newer initiation of a peer arrives while the device computes the response to an older one. The device answers only the newer
 // initiation.
 func TestNewerInitiationAmidResponse(t *testing.T) {
-	testkit.NeedsThreads(t, "two workers answer at once")
+	testkit.NeedsThreads(t, "two workers handle initiations at the same time")
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // one worker for each initiation
 	playMeanwhile(t, "b", func(w *world, a, b *node) { time.Sleep(50 * time.Millisecond) }, func(w *world, a, b *node) {
 		w.advance(30 * time.Millisecond)
 		a.restart()
 		a.send(b, "newer")
-		w.want("a initiation x2, b response, a data", "the newer one is answered at once")
+		w.want("a initiation x2, b response, a data", "the newer initiation is answered at once")
 		w.advance(30 * time.Millisecond)
-		w.want("", "the older one is not answered any more")
-		b.wantDrops(wireguard.DropSuperseded, 1, "it is superseded")
-		b.wantArrived("on the newer one's session", "newer")
-		wantWorks(w, a, b, "the session of the newer one stands")
+		w.want("", "the older initiation is not answered any more")
+		b.wantDrops(wireguard.DropSuperseded, 1, "the older initiation is superseded")
+		b.wantArrived("the packet was sent in the session of the newer initiation", "newer")
+		wantWorks(w, a, b, "the session of the newer initiation works")
 	})
 }
 
@@ -164,13 +164,13 @@ func TestPresharedKeyChangeAmidHandshake(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.hold("b response", 1)
 		a.send(b, "hello")
-		w.want("a initiation, b response", "made with the old key")
+		w.want("a initiation, b response", "the response is made with the old key")
 		a.update(b, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
 		w.release()
-		w.want("", "no session on the old key")
-		a.wantDrops(wireguard.DropForged, 1, "its tag is of another key")
+		w.want("", "a makes no session with the old key")
+		a.wantDrops(wireguard.DropForged, 1, "the response was made with another preshared key")
 		b.update(a, wireguard.PeerChange{PresharedKey: &wireguard.PresharedKey{1}})
-		w.wantJittered(5*time.Second, "a initiation, b response, a data", "both have the new one")
-		b.wantArrived("in the end", "hello")
+		w.wantJittered(5*time.Second, "a initiation, b response, a data", "both devices have the new key")
+		b.wantArrived("the staged packet is sent in the session", "hello")
 	})
 }

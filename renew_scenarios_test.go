@@ -32,23 +32,23 @@ func TestHandshakeAfterEndpointChange(t *testing.T) {
 		b.moves()
 		a.update(b, wireguard.PeerChange{Endpoint: ptr(b.at())})
 		w.wantIdle(time.Second, "a change of the endpoint alone sends nothing, as in the kernel")
-		a.wantSession(b, true, "its keys are good")
+		a.wantSession(b, true, "a change of the endpoint keeps the session")
 
 		start := w.now()
 		if err := a.Handshake(context.Background(), b.pub()); err != nil {
 			w.Fatal(err)
 		}
 		if took := w.now() - start; took != 0 {
-			w.Fatalf("Handshake took %v", took)
+			w.Fatalf("Handshake took %v, want no time", took)
 		}
-		w.want("a initiation, b response, a keepalive", "a handshake with the new place")
+		w.want("a initiation, b response, a keepalive", "a handshake with the new endpoint")
 		if got := w.last("a initiation").dst; got != b.at().Addr {
 			w.Fatalf("the initiation went to %v, want %v", got, b.at())
 		}
 		if err := a.Handshake(context.Background(), b.pub()); err != nil {
 			w.Fatal(err)
 		}
-		w.want("", "the new session was heard on")
+		w.want("", "a message has arrived in the new session")
 	})
 }
 
@@ -61,7 +61,7 @@ func TestHandshakeSameEndpoint(t *testing.T) {
 		if err := a.Handshake(context.Background(), b.pub()); err != nil {
 			w.Fatal(err)
 		}
-		w.want("", "the session stands")
+		w.want("", "Handshake relies on the session")
 	})
 }
 
@@ -73,18 +73,18 @@ func TestHandshakeUnansweredData(t *testing.T) {
 		w.advance(time.Second)
 		w.net.Cut(nil, nil)
 		a.send(b, "lost")
-		w.want("a data", "on the session")
+		w.want("a data", "the packet is sent in the session")
 		w.advance(10*time.Second - 1)
 		if err := a.Handshake(context.Background(), b.pub()); err != nil {
 			w.Fatal(err)
 		}
-		w.want("", "the answer may still come")
+		w.want("", "an answer may still arrive")
 		w.advance(1)
 		w.net.Mend(nil, nil)
 		if err := a.Handshake(context.Background(), b.pub()); err != nil {
 			w.Fatal(err)
 		}
-		w.want("a initiation, b response, a keepalive", "10 s without an answer")
+		w.want("a initiation, b response, a keepalive", "data has been unanswered for 10 s")
 	})
 }
 
@@ -97,16 +97,16 @@ func TestHandshakeRevived(t *testing.T) {
 		ended, renewed := make(chan error, 1), make(chan error, 1)
 		go func() { ended <- a.Handshake(w.Context(), b.pub()) }()
 		go func() { renewed <- a.Renew(w.Context(), b.pub()) }()
-		w.want("a initiation", "to where nobody is")
+		w.want("a initiation", "the initiation is sent to an address without a device")
 		b.send(a, "alive")
-		w.want("b data", "on the session")
+		w.want("b data", "the packet is sent in the session")
 		if len(ended) != 1 || len(renewed) != 0 {
-			w.Fatalf("Handshake ended: %v, Renew ended: %v; want the first alone", len(ended) == 1, len(renewed) == 1)
+			w.Fatalf("Handshake returned: %v, Renew returned: %v; want only Handshake to return", len(ended) == 1, len(renewed) == 1)
 		}
 		if err := <-ended; err != nil {
 			w.Fatal(err)
 		}
-		w.wantJittered(5*time.Second, "a initiation, b response, a keepalive", "the next try goes to where b was heard")
+		w.wantJittered(5*time.Second, "a initiation, b response, a keepalive", "the retry is sent to the endpoint from which b sent last")
 		if err := <-renewed; err != nil {
 			w.Fatal(err)
 		}
@@ -123,24 +123,24 @@ func TestRenew(t *testing.T) {
 		if err := a.Renew(context.Background(), b.pub()); err != nil {
 			w.Fatal(err)
 		}
-		w.want("a initiation, b response, a keepalive", "there was no session")
+		w.want("a initiation, b response, a keepalive", "there was no session before")
 		w.advance(5 * time.Second)
 		if err := a.Renew(context.Background(), b.pub()); err != nil {
 			w.Fatal(err)
 		}
-		w.want("a initiation, b response, a keepalive", "there was one")
+		w.want("a initiation, b response, a keepalive", "there was a session before")
 		if age := a.status(b).SessionAge; age != 0 {
-			w.Fatalf("the session is %v old", age)
+			w.Fatalf("the session is %v old, want a new session", age)
 		}
 		w.advance(time.Second)
 		ended := make(chan error, 1)
 		go func() { ended <- a.Renew(context.Background(), b.pub()) }()
-		w.wantJittered(4*time.Second, "a initiation, b response, a keepalive", "5 s after the last one")
+		w.wantJittered(4*time.Second, "a initiation, b response, a keepalive", "5 s after the last initiation")
 		if err := <-ended; err != nil {
 			w.Fatal(err)
 		}
 		b.Renew(context.Background(), a.pub())
-		w.want("b initiation, a response, b keepalive", "b sent a no initiation, and its response does not count")
+		w.want("b initiation, a response, b keepalive", "b has not sent an initiation to a, and its response does not delay one")
 	})
 }
 
@@ -195,7 +195,7 @@ func TestSentTimestampFloor(t *testing.T) {
 				c.update(b, wireguard.PeerChange{SentTimestamp: &floor})
 				c.update(b, wireguard.PeerChange{SentTimestamp: &old})
 				if got := c.status(b).SentTimestamp; got != floor {
-					w.Fatalf("the floor is %v, want %v: an older one is ignored", got, floor)
+					w.Fatalf("the SentTimestamp is %v, want %v: an older value is ignored", got, floor)
 				}
 			})
 		})
@@ -208,12 +208,12 @@ func TestRenewWithoutWaiting(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		w.advance(10 * time.Second)
-		w.wantIdle(time.Second, "nothing is sent")
+		w.wantIdle(time.Second, "the session is idle")
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		if err := a.Renew(ctx, b.pub()); !errors.Is(err, context.Canceled) {
-			w.Fatalf("Renew returned %v, want that the context has ended", err)
+			w.Fatalf("Renew returned %v, want context.Canceled", err)
 		}
-		w.want("a initiation, b response, a keepalive", "the session is renewed nevertheless")
+		w.want("a initiation, b response, a keepalive", "the device renews the session nevertheless")
 	})
 }

@@ -24,22 +24,22 @@ func TestRenewLimits(t *testing.T) {
 		}
 	}
 	renew(true, "a session is no reason to wait")
-	renew(false, "this endpoint got one now")
+	renew(false, "an initiation was just sent to this endpoint")
 	for n := range byte(maxRecent - 1) {
 		c.after(second).setEndpoint(place(n))
-		renew(true, "an endpoint that got none")
-		renew(false, "the same endpoint again")
+		renew(true, "no initiation was sent to this endpoint")
+		renew(false, "an initiation was just sent to the new endpoint")
 	}
 	c.setEndpoint(place(200))
-	renew(false, "4 in 5 s are the most")
+	renew(false, "at most 4 initiations are sent in 5 s")
 	c.at(5*time.Second - 1)
 	renew(false, "the first of the 4 was sent less than 5 s ago")
 	c.after(1)
 	renew(true, "the first of the 4 was sent 5 s ago")
 	c.setEndpoint(place(0))
-	renew(false, "the second is in its 5 s")
+	renew(false, "the second of the 4, to this endpoint, was sent less than 5 s ago")
 	c.after(second)
-	renew(true, "the second is past its 5 s")
+	renew(true, "the second of the 4 was sent 5 s ago")
 }
 
 // If Renew has to delay its initiation, the device makes the initiation later, even if there is a session by then.
@@ -49,10 +49,10 @@ func TestRenewPutOff(t *testing.T) {
 	c.initiates()
 	c.initiator() // the response arrived
 	c.after(second).renew(c.now, c.step())
-	c.wantInitiation(false, "the endpoint got one a second ago")
-	c.wantIn(timerRetransmit, 4*second, maxJitter, "the renewal is put off")
+	c.wantInitiation(false, "an initiation was sent to this endpoint a second ago")
+	c.wantIn(timerRetransmit, 4*second, maxJitter, "the initiation is delayed")
 	c.expires()
-	c.wantInitiation(true, "the renewal")
+	c.wantInitiation(true, "the delayed initiation is due")
 }
 
 // When the device begins to make an initiation for Renew, it checks again that it has not sent an initiation to the same endpoint
@@ -63,21 +63,21 @@ func TestRenewJudgedAgain(t *testing.T) {
 	c.initiates()
 	c.setEndpoint(place(1))
 	c.renew(c.now, c.step())
-	c.wantInitiation(true, "another endpoint")
+	c.wantInitiation(true, "the core has another endpoint now")
 	c.setEndpoint(coreEndpoint)
 	if _, ok := c.beginInitiation(c.now, TimestampOf(c.wall)); ok {
-		t.Error("an initiation is made to an endpoint that got one now")
+		t.Error("beginInitiation allows an initiation to an endpoint to which one was just sent")
 	}
-	c.wantIn(timerRetransmit, 5*second, maxJitter, "it is put off")
+	c.wantIn(timerRetransmit, 5*second, maxJitter, "the initiation is delayed")
 
 	// While a worker is making an initiation, renew does not ask for another one.
 	c = newCore(t)
 	c.renew(c.now, c.step())
 	if _, ok := c.beginInitiation(c.now, TimestampOf(c.wall)); !ok {
-		t.Fatal("the initiation is not made")
+		t.Fatal("beginInitiation refused to make the initiation")
 	}
 	c.renew(c.now, c.step())
-	c.wantInitiation(false, "one is being made")
+	c.wantInitiation(false, "a worker is making an initiation")
 }
 
 // A response delays ordinary initiations for 5 s, but not those of Renew.
@@ -85,9 +85,9 @@ func TestRenewAfterResponse(t *testing.T) {
 	c := newCore(t)
 	c.responder()
 	c.initiate(c.now, false, c.step())
-	c.wantInitiation(false, "a response was sent now")
+	c.wantInitiation(false, "a response was just sent")
 	c.renew(c.now, c.step())
-	c.wantInitiation(true, "the endpoint got no initiation")
+	c.wantInitiation(true, "no initiation was sent to this endpoint")
 	c.initiates()
 }
 
@@ -102,10 +102,10 @@ func TestRenewMemory(t *testing.T) {
 		c.renew(c.now, c.step())
 		c.initiates()
 		if c.recent == nil || c.recent.before != nil {
-			t.Fatal("nothing is remembered")
+			t.Fatal("the list of recent initiations does not have exactly one entry")
 		}
 		if end(c); c.recent != nil {
-			t.Errorf("%s: initiations are still remembered", name)
+			t.Errorf("%s: the list of recent initiations was not freed", name)
 		}
 	}
 }
@@ -124,25 +124,25 @@ func TestLiveSession(t *testing.T) {
 		{"data in flight", func(c *core, k *keypair) { c.sends(true); c.after(10*second - 1) }, true},
 		{"data unanswered", func(c *core, k *keypair) { c.sends(true); c.after(10 * second) }, false},
 		{"more data does not make it young", func(c *core, k *keypair) { c.sends(true); c.after(9 * second).sends(true); c.after(second) }, false},
-		{"unanswered past the new initiation", func(c *core, k *keypair) {
+		{"data unanswered beyond the time of the new initiation", func(c *core, k *keypair) {
 			c.sends(true)
 			c.expires()
 			c.after(second).sends(true)
 		}, false},
 		{"answered", func(c *core, k *keypair) { c.sends(true); c.after(second).receives(k, false); c.after(10 * second) }, true},
 		{"answered late", func(c *core, k *keypair) { c.sends(true); c.after(11*second).receives(k, false) }, true},
-		{"a keepalive wants no answer", func(c *core, k *keypair) { c.sends(false); c.after(10 * second) }, true},
+		{"a keepalive needs no answer", func(c *core, k *keypair) { c.sends(false); c.after(10 * second) }, true},
 		{"moved", func(c *core, k *keypair) { c.setEndpoint(place(1)) }, false},
 		{"moved and heard", func(c *core, k *keypair) { c.setEndpoint(place(1)); c.receives(k, false) }, true},
-		{"moved and heard on the one before", func(c *core, k *keypair) {
+		{"moved and heard in the previous session", func(c *core, k *keypair) {
 			c.initiator()
 			c.setEndpoint(place(1))
 			c.receives(k, true)
 		}, false},
-		{"set to where it is", func(c *core, k *keypair) { c.setEndpoint(coreEndpoint) }, true},
+		{"endpoint set to its current value", func(c *core, k *keypair) { c.setEndpoint(coreEndpoint) }, true},
 		{"roamed", func(c *core, k *keypair) { e := place(1); c.peerState.receive(k, &e, true, c.now, c.step()) }, true},
-		{"an initiation is not heard on it", func(c *core, k *keypair) { c.setEndpoint(place(1)); c.responded() }, false},
-		{"a new one", func(c *core, k *keypair) { c.setEndpoint(place(1)); c.initiator() }, true},
+		{"moved, and only an initiation arrived", func(c *core, k *keypair) { c.setEndpoint(place(1)); c.responded() }, false},
+		{"a new session after the move", func(c *core, k *keypair) { c.setEndpoint(place(1)); c.initiator() }, true},
 	} {
 		c := newCore(t)
 		test.play(c, c.initiator())
@@ -151,7 +151,7 @@ func TestLiveSession(t *testing.T) {
 		}
 	}
 	if (*keypair)(nil).live(coreT0) {
-		t.Error("no session is live")
+		t.Error("live is true without a session")
 	}
 }
 
@@ -160,14 +160,14 @@ func TestRevivedSession(t *testing.T) {
 	c := newCore(t)
 	k := c.initiator()
 	if c.receives(k, true); c.out.revived {
-		t.Error("a live session is not revived")
+		t.Error("a message in a live session revived it")
 	}
 	c.setEndpoint(place(1))
 	if c.receives(k, false); !c.out.revived {
-		t.Error("the session was heard on after its endpoint had changed")
+		t.Error("a message after a change of the endpoint did not revive the session")
 	}
 	if c.receives(k, false); c.out.revived {
-		t.Error("revived twice")
+		t.Error("the next message revived the session again")
 	}
 }
 
@@ -177,13 +177,13 @@ func TestRevivedSession(t *testing.T) {
 func TestRenewWhileMade(t *testing.T) {
 	c := newCore(t)
 	if _, ok := c.beginInitiation(c.now, Timestamp{1}); !ok {
-		t.Fatal("the initiation is not made")
+		t.Fatal("beginInitiation refused to make the initiation")
 	}
 	c.setEndpoint(Endpoint{Addr: netip.MustParseAddrPort("192.0.2.99:1")})
 	c.renew(c.now, c.step())
-	c.wantInitiation(false, "one is being made, and will be sent to the new endpoint")
+	c.wantInitiation(false, "a worker is making an initiation, and will send it to the new endpoint")
 	c.commitInitiation(&handshake{initiator: true, local: 1}, make([]byte, initiationSize), c.now, c.step())
 	c.setEndpoint(Endpoint{Addr: netip.MustParseAddrPort("192.0.2.98:1")})
 	c.renew(c.now, c.step())
-	c.wantInitiation(true, "the endpoint changed after it was made")
+	c.wantInitiation(true, "the endpoint changed after the initiation was made")
 }

@@ -78,7 +78,7 @@ func TestReplayWholeWindowBackwards(t *testing.T) {
 	for round, want := range []bool{true, false} {
 		for back := uint64(0); back <= windowSize; back++ {
 			if w.accept(top-back) != want {
-				t.Fatalf("round %d: %d behind was accepted: %v", round, back, !want)
+				t.Fatalf("round %d: the counter %d behind the greatest one was accepted: %v", round, back, !want)
 			}
 		}
 	}

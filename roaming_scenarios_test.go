@@ -20,21 +20,21 @@ func TestRoaming(t *testing.T) {
 				} else {
 					w.connect(b, a)
 				}
-				b.wantEvents("before", wireguard.EventHandshake)
+				b.wantEvents("the first handshake", wireguard.EventHandshake)
 				a.move(elsewhere)
 				b.send(a, "lost")
-				a.wantArrived("nobody told b yet")
+				a.wantArrived("b does not know a's new address yet")
 				a.send(b, "here I am")
-				b.wantArrived("authentic, wherever it came from", "here I am")
-				b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "followed")
-				e := b.wantEvents("told", wireguard.EventEndpointMoved)[0]
+				b.wantArrived("the packet is authentic, whatever its source", "here I am")
+				b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "b uses a's new address")
+				e := b.wantEvents("b publishes a's new endpoint", wireguard.EventEndpointMoved)[0]
 				if e.Peer != a.pub() || e.Endpoint.Addr.Addr() != elsewhere {
-					w.Fatalf("event %+v", e)
+					w.Fatalf("the event is %+v, want a's key and new address", e)
 				}
 				b.send(a, "found you")
 				a.wantArrived("without a handshake", "found you")
 				if n := w.net.Sent().Initiations; n != 1 {
-					w.Fatalf("%d initiations, want the first one alone", n)
+					w.Fatalf("the devices sent %d initiations, want only the first one", n)
 				}
 			})
 		})
@@ -47,30 +47,30 @@ func TestRoamingByKeepaliveAndHandshake(t *testing.T) {
 		w.connect(a, b)
 		a.move(elsewhere)
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
-		w.want("a keepalive", "from the new place")
-		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "a keepalive is authentic")
+		w.want("a keepalive", "a sends from its new address")
+		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "a keepalive changes the endpoint")
 
 		w.advance(time.Second)
 		w.lose("b response", 1)
 		a.move(elsewhere2)
 		a.restart()
-		w.want("a initiation, b response", "which is lost: the initiation alone has to do")
-		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere2, a.port), "an initiation is authentic")
+		w.want("a initiation, b response", "the response is lost, so only the initiation arrives")
+		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere2, a.port), "an initiation changes the endpoint")
 	})
 	scenario(t, func(w *world, a, b *node) {
 		w.net.SetConditions(pipe.Conditions{Delay: time.Millisecond})
 		a.send(b, "x")
 		w.advance(time.Millisecond)
-		w.want("a initiation, b response", "the response is under way")
+		w.want("a initiation, b response", "the response is in flight")
 		if w.last("b response").src != b.at().Addr {
-			w.Fatal("answered from another place")
+			w.Fatal("the response was not sent from b's address")
 		}
 		w.net.Cut(nil, nil)
 		w.advance(time.Second)
 		w.net.Mend(nil, nil)
 		response := w.last("b response")
 		w.replay(response, stranger)
-		a.wantEndpoint(b, stranger, "a response is authentic wherever it comes from")
+		a.wantEndpoint(b, stranger, "a response changes the endpoint, whatever its source")
 	})
 }
 
@@ -85,15 +85,15 @@ func TestBothRoamAtOnce(t *testing.T) {
 		a.send(b, "lost")
 		b.send(a, "lost")
 		w.advance(20 * time.Second)
-		a.wantArrived("nobody knows where")
-		b.wantArrived("nobody knows where")
+		a.wantArrived("neither device knows the other's new address")
+		b.wantArrived("neither device knows the other's new address")
 		b.move(home)
 		w.advance(5*time.Second + jitter)
 		a.send(b, "there")
 		b.send(a, "back")
-		b.wantArrived("a's retries found it", "there")
-		a.wantArrived("and b followed", "back")
-		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "followed")
+		b.wantArrived("a's retries reached b at its old address", "there")
+		a.wantArrived("b uses a's new address", "back")
+		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "b uses a's new address")
 	})
 }
 
@@ -106,17 +106,17 @@ func TestBothRoamWithPacketsUnderWay(t *testing.T) {
 		a.send(b, "from the old place")
 		a.move(elsewhere)
 		w.release()
-		b.wantEndpoint(a, netip.AddrPortFrom(netip.MustParseAddr("198.18.0.1"), a.port), "it was sent from there")
+		b.wantEndpoint(a, netip.AddrPortFrom(netip.MustParseAddr("198.18.0.1"), a.port), "the packet was sent from a's old address")
 		b.move(elsewhere2)
 		b.send(a, "into the void")
 		a.send(b, "into the void")
-		w.want("a data, b data, a data", "both miss")
+		w.want("a data, b data, a data", "each device sends to the other's old address")
 		// The program configures a's new address at b. It may know the address from a rendezvous server.
 		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
 		b.send(a, "here I am")
-		a.wantArrived("on the session that stands", "here I am")
+		a.wantArrived("the session still works", "here I am")
 		a.send(b, "followed")
-		b.wantArrived("both are found", "from the old place", "followed")
+		b.wantArrived("both devices know the current addresses", "from the old place", "followed")
 	})
 }
 
@@ -127,7 +127,7 @@ func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
 		home := a.at().Addr
 		w.connect(a, b)
 		a.send(b, "x")
-		b.wantArrived("once", "x")
+		b.wantArrived("the first copy is delivered", "x")
 		data, initiation, response := w.last("a data"), w.last("a initiation"), w.last("b response")
 
 		w.replay(data, stranger)
@@ -152,7 +152,7 @@ func TestEndpointUnchangedByForgedAndReplayed(t *testing.T) {
 		w.replay(response, stranger)
 		a.wantDrops(wireguard.DropSuperseded, 1, "replayed response")
 		a.wantEndpoint(b, b.at().Addr, "replayed response")
-		b.wantArrived("nothing of this is delivered")
+		b.wantArrived("no replayed or forged packet is delivered")
 	})
 }
 
@@ -164,11 +164,11 @@ func TestRefusedSourceIsAuthentic(t *testing.T) {
 		a.move(elsewhere)
 		spoofed := pipe.UDPPacket(netip.MustParseAddrPort("10.9.9.9:1"), netip.AddrPortFrom(b.addr, 1), nil)
 		a.inject(spoofed)
-		b.wantDrops(wireguard.DropSourceNotAllowed, 1, "not a's address")
-		b.wantArrived("not delivered")
-		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "followed")
+		b.wantDrops(wireguard.DropSourceNotAllowed, 1, "a may not send from this source address")
+		b.wantArrived("the packet is not delivered")
+		b.wantEndpoint(a, netip.AddrPortFrom(elsewhere, a.port), "b uses a's new address")
 		if r := b.status(a).Received; r.Packets != 0 {
-			w.Fatalf("%d packets counted as received", r.Packets)
+			w.Fatalf("%d packets are counted as received, want 0", r.Packets)
 		}
 	})
 }
@@ -181,9 +181,9 @@ func TestCookieReplyMovesNothing(t *testing.T) {
 		a.send(b, "x")
 		w.want("a initiation, b cookie reply", "under load")
 		w.replay(w.last("b cookie reply"), stranger)
-		a.wantDrops(wireguard.DropBadCookie, 0, "it is authentic")
-		a.wantEndpoint(b, b.at().Addr, "but moves nothing")
-		w.wantJittered(5*time.Second, "a initiation, b response, a data", "and the cookie in it is good")
+		a.wantDrops(wireguard.DropBadCookie, 0, "the cookie reply is authentic")
+		a.wantEndpoint(b, b.at().Addr, "a cookie reply does not change the endpoint")
+		w.wantJittered(5*time.Second, "a initiation, b response, a data", "the retry has a mac2 that is made with the cookie")
 	})
 }
 
@@ -202,16 +202,16 @@ func TestNATExpiry(t *testing.T) {
 		w.connect(a, b)
 		first := b.status(a).Endpoint
 		if first.Addr.Addr() != elsewhere {
-			w.Fatalf("a is seen at %v, want the NAT", first)
+			w.Fatalf("b has the endpoint %v for a, want an address of the NAT", first)
 		}
 		w.advance(31 * time.Second)
 		b.send(a, "blocked")
-		a.wantArrived("the mapping is gone")
+		a.wantArrived("the NAT has forgotten the mapping")
 		a.send(b, "out")
-		b.wantArrived("out", "out")
+		b.wantArrived("a's packet makes a new mapping", "out")
 		second := b.status(a).Endpoint
 		if second.Addr.Addr() != elsewhere || second.Addr.Port() == first.Addr.Port() {
-			w.Fatalf("a is seen at %v, was at %v: want another port", second, first)
+			w.Fatalf("b has the endpoint %v for a, before %v; want the same address with another port", second, first)
 		}
 		b.send(a, "in")
 		a.wantArrived("through the new mapping", "in")
@@ -219,9 +219,9 @@ func TestNATExpiry(t *testing.T) {
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
 		w.advance(10 * time.Minute)
 		b.send(a, "still open")
-		a.wantArrived("persistent keepalives hold it open", "still open")
+		a.wantArrived("persistent keepalives keep the mapping", "still open")
 		if got := b.status(a).Endpoint; got.Addr != second.Addr {
-			w.Fatalf("a is seen at %v, was at %v", got, second)
+			w.Fatalf("b has the endpoint %v for a, before %v; want no change", got, second)
 		}
 	})
 }
@@ -242,10 +242,10 @@ func TestNATRebind(t *testing.T) {
 			w.Fatal(err)
 		}
 		b.send(a, "lost")
-		a.wantArrived("no way in")
+		a.wantArrived("the NAT has lost the mapping")
 		a.send(b, "out")
 		b.send(a, "in")
-		a.wantArrived("healed by the first packet out", "in")
+		a.wantArrived("a's first packet makes a new mapping", "in")
 	})
 }
 
@@ -259,23 +259,23 @@ func TestStickySource(t *testing.T) {
 		a.update(b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(netip.AddrPortFrom(second, b.port)))})
 		a.send(b, "x")
 		if r := w.last("b response"); r.src.Addr() != second {
-			w.Fatalf("answered from %v, want the address that was reached", r.src)
+			w.Fatalf("the response was sent from %v, want the address to which a sends", r.src)
 		}
 		b.send(a, "y")
 		if d := w.last("b data"); d.src.Addr() != second {
-			w.Fatalf("sent from %v, want the address that was reached", d.src)
+			w.Fatalf("the data was sent from %v, want the address to which a sends", d.src)
 		}
 		first := b.end.Addrs()[0]
 		b.move(first) // b loses the address to which a sends
 		b.send(a, "z")
 		if d := w.last("b data"); d.src.Addr() != first {
-			w.Fatalf("sent from %v, want the address that is left", d.src)
+			w.Fatalf("the data was sent from %v, want b's remaining address", d.src)
 		}
 		if s := b.status(a).Endpoint.Source; s == second {
-			w.Fatal("a source that is gone is kept")
+			w.Fatal("b keeps a source address that its machine has lost")
 		}
-		a.wantArrived("not one packet was lost", "y", "z")
-		a.wantEndpoint(b, netip.AddrPortFrom(first, b.port), "a follows")
+		a.wantArrived("no packet is lost", "y", "z")
+		a.wantEndpoint(b, netip.AddrPortFrom(first, b.port), "a uses b's remaining address")
 	})
 }
 
@@ -307,11 +307,11 @@ func TestStickySourceForgotten(t *testing.T) {
 			scenario(t, func(w *world, a, b *node) {
 				w.connect(a, b)
 				if s := b.status(a).Endpoint.Source; !s.IsValid() {
-					w.Fatal("no sticky source to begin with")
+					w.Fatal("b has no sticky source before the cause")
 				}
 				cause(w, a, b)
 				if s := b.status(a).Endpoint.Source; s.IsValid() {
-					w.Fatalf("source %v is kept", s)
+					w.Fatalf("b keeps the sticky source %v, want none", s)
 				}
 			})
 		})
@@ -325,12 +325,12 @@ func TestRoamingBetweenFamilies(t *testing.T) {
 		v6 := netip.AddrPortFrom(b.end.Addrs()[1], b.port)
 		a.update(b, wireguard.PeerChange{Endpoint: ptr(wireguard.EndpointOf(v6))})
 		a.send(b, "over IPv6")
-		b.wantArrived("the session does not care", "over IPv6")
+		b.wantArrived("the session works over IPv6", "over IPv6")
 		if e := b.status(a).Endpoint; !e.Addr.Addr().Is6() {
-			w.Fatalf("b has a at %v", e)
+			w.Fatalf("b has the endpoint %v for a, want an IPv6 address", e)
 		}
 		b.send(a, "back")
-		a.wantArrived("likewise", "back")
+		a.wantArrived("the session works in the other direction, too", "back")
 	})
 }
 
@@ -359,16 +359,16 @@ func lostUntilTold(w *world, a, b *node) {
 		b.send(a, "lost")
 		w.advance(time.Second)
 	}
-	a.wantArrived("b sends to where a was")
-	b.wantArrived("the NAT does not know a's new place")
+	a.wantArrived("b sends to a's old endpoint")
+	b.wantArrived("the NAT has no mapping for a's new endpoint")
 	b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
 	w.advance(5*time.Second + jitter)
 	a.arrived()
 	b.arrived()
 	b.send(a, "there")
 	a.send(b, "back")
-	a.wantArrived("b was told again", "there")
-	b.wantArrived("b's packet told the NAT", "back")
+	a.wantArrived("a's new endpoint is configured at b again", "there")
+	b.wantArrived("b's packet makes a mapping for a's new endpoint", "back")
 }
 
 // The device b is behind a NAT. After the program has configured a's new endpoint at b, a packet arrives that a sent before it
@@ -381,10 +381,10 @@ func TestLateDataMovesEndpointBack(t *testing.T) {
 		a.send(b, "late")
 		a.changePort(2013)
 		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
-		b.wantEndpoint(a, a.at().Addr, "b was told")
+		b.wantEndpoint(a, a.at().Addr, "a's new endpoint is configured at b")
 		w.release()
-		b.wantArrived("it is authentic", "late")
-		b.wantEndpoint(a, old, "it was sent from there")
+		b.wantArrived("the late packet is authentic", "late")
+		b.wantEndpoint(a, old, "the late packet was sent from a's old endpoint")
 		lostUntilTold(w, a, b)
 	})
 }
@@ -398,12 +398,12 @@ func TestLateResponseMovesEndpointBack(t *testing.T) {
 		w.script()
 		w.hold("a response", 1)
 		b.send(a, "x")
-		w.want("b data, b initiation, a response", "the session is old")
+		w.want("b data, b initiation, a response", "b renews the old session")
 		a.arrived()
 		a.changePort(2013)
 		b.update(a, wireguard.PeerChange{Endpoint: ptr(a.at())})
 		w.release()
-		b.wantEndpoint(a, old, "the response was sent from there")
+		b.wantEndpoint(a, old, "the late response was sent from a's old endpoint")
 		lostUntilTold(w, a, b)
 	})
 }

@@ -17,7 +17,7 @@ func rootFiles(t *testing.T) (fset *token.FileSet, files map[string]*ast.File) {
 	t.Helper()
 	names, err := filepath.Glob("*.go")
 	if err != nil || len(names) == 0 {
-		t.Fatalf("no files: %v", err)
+		t.Fatalf("no Go files were found: %v", err)
 	}
 	fset, files = token.NewFileSet(), make(map[string]*ast.File)
 	for _, name := range names {
@@ -41,10 +41,10 @@ func TestRootDependsOnLittle(t *testing.T) {
 		for _, i := range f.Imports {
 			path, _ := strconv.Unquote(i.Path.Value)
 			if strings.Contains(path, ".") && !slices.ContainsFunc(allowed, func(a string) bool { return strings.HasPrefix(path, a) }) {
-				t.Errorf("%s imports %s", name, path)
+				t.Errorf("%s imports %s, which is not in the list of allowed imports", name, path)
 			}
 			if path == "unsafe" {
-				t.Errorf("%s imports unsafe", name)
+				t.Errorf("%s imports unsafe, which the root package must not use", name)
 			}
 		}
 	}
@@ -61,7 +61,7 @@ func TestRootIsSmall(t *testing.T) {
 			t.Fatal(err)
 		}
 		if lines := strings.Count(string(src), "\n"); lines > 500 {
-			t.Errorf("%s has %d lines", name, lines)
+			t.Errorf("%s has %d lines, want at most 500", name, lines)
 		}
 		ast.Inspect(f, func(n ast.Node) bool {
 			switch n := n.(type) {
@@ -72,17 +72,17 @@ func TestRootIsSmall(t *testing.T) {
 					goroutines++
 				}
 				if n.Sel.Name == "SetFinalizer" || n.Sel.Name == "AddCleanup" {
-					t.Errorf("%s uses a finalizer", name)
+					t.Errorf("%s uses a finalizer, want none in the root package", name)
 				}
 			case *ast.Comment:
 				if strings.HasPrefix(n.Text, "//go:linkname") {
-					t.Errorf("%s uses linkname", name)
+					t.Errorf("%s uses linkname, want none in the root package", name)
 				}
 			}
 			return true
 		})
 	}
 	if goroutines > 10 {
-		t.Errorf("goroutines start at %d places", goroutines)
+		t.Errorf("the root package starts goroutines at %d places, want at most 10", goroutines)
 	}
 }

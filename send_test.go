@@ -40,26 +40,26 @@ func TestSealedBackToBack(t *testing.T) {
 		}
 		trains := l.runs[i].pack(nil)
 		if l.runs[i].trains != len(trains) {
-			t.Errorf("run %d knows of %d trains, want %d", i, l.runs[i].trains, len(trains))
+			t.Errorf("run %d counts %d trains, want %d", i, l.runs[i].trains, len(trains))
 		}
 		var n int
 		for j := range trains {
 			if train := &trains[j]; train.Endpoint != l.runs[i].endpoint || train.Headroom != 8 || train.Err != nil {
-				t.Errorf("run %d, train %d is %+v", i, j, train)
+				t.Errorf("run %d, train %d is %+v, want the endpoint and headroom of the run, and no error", i, j, train)
 			}
 			for m := range trains[j].Datagrams() {
 				pkt, ok := k.open(m)
 				if got := binary.LittleEndian.Uint64(m[8:]); !ok || got != want.counter+uint64(n) || !bytes.Equal(pkt[:want.sizes[n]], packet4(want.sizes[n], here, here)) {
-					t.Errorf("run %d, message %d: authentic %t, counter %d", i, n, ok, got)
+					t.Errorf("run %d, message %d is wrong: authentic %t, counter %d", i, n, ok, got)
 				}
 				n++
 			}
 		}
 		if n != len(want.sizes) {
-			t.Errorf("run %d has %d messages", i, n)
+			t.Errorf("run %d has %d messages, want one for each packet", i, n)
 		}
 		if i == 0 && len(trains) != 1 {
-			t.Errorf("three messages of one size are %d trains", len(trains))
+			t.Errorf("three messages of one size are in %d trains, want 1", len(trains))
 		}
 	}
 }
@@ -98,21 +98,21 @@ func TestStageBounds(t *testing.T) {
 	for i := range 130 {
 		e.send(t, r.numbered(i))
 	}
-	e.wantDrops(t, before, DropStagedOverflow, 2, "the oldest make room")
+	e.wantDrops(t, before, DropStagedOverflow, 2, "the two oldest packets are dropped")
 	if s, _ := e.Peer(r.id.public); s.Staged != 128 || s.Drops[DropStagedOverflow] != 2 || e.pool.Bytes() != 128*(staged.Small+staged.Overhead) {
-		t.Errorf("%d packets of %d bytes are staged", s.Staged, e.pool.Bytes())
+		t.Errorf("%d packets that use %d bytes are staged, want 128 packets", s.Staged, e.pool.Bytes())
 	}
 	e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
 	for i := 2; i < 130; i++ {
-		p, _, ok := packet.Unpad(r.open(t, e.line.next(t, "what was staged").b))
+		p, _, ok := packet.Unpad(r.open(t, e.line.next(t, "a staged packet").b))
 		if !ok || !bytes.Equal(p, r.numbered(i)) {
-			t.Fatalf("packet %d is another, or out of order", i)
+			t.Fatalf("the device did not send packet %d, but another one", i)
 		}
 	}
 	e.settle(t)
-	e.line.nothing(t, "all that was staged was sent, and confirms the session")
+	e.line.nothing(t, "the staged packets were sent, and confirm the session")
 	if n := e.pool.Bytes(); n != 0 {
-		t.Errorf("%d bytes of nothing are staged", n)
+		t.Errorf("%d bytes count as staged, want 0", n)
 	}
 }
 
@@ -123,17 +123,17 @@ func TestStagedBytesBound(t *testing.T) {
 	before := e.drops.load()
 	e.send(t, a.numbered(0))
 	e.send(t, b.numbered(0), a.numbered(1), b.numbered(1))
-	e.wantDrops(t, before, DropStagedBytes, 2, "the device's memory for them is used up")
+	e.wantDrops(t, before, DropStagedBytes, 2, "the device's memory for staged packets is used up")
 	before = e.drops.load()
 	if err := e.RemovePeer(a.id.public); err != nil {
 		t.Fatal(err)
 	}
-	e.wantDrops(t, before, DropNoSession, 1, "a removed peer's packet waited in vain")
+	e.wantDrops(t, before, DropNoSession, 1, "the staged packet of the removed peer is dropped")
 	before = e.drops.load()
 	e.send(t, b.numbered(2))
-	e.wantDrops(t, before, 0, 0, "a peer that went gave its memory back")
+	e.wantDrops(t, before, 0, 0, "the memory of the removed peer is free again")
 	if n := e.pool.Bytes(); n != 2*(staged.Small+staged.Overhead) {
-		t.Errorf("%d bytes are staged, want those of two packets", n)
+		t.Errorf("%d bytes count as staged, want those of two packets", n)
 	}
 }
 
@@ -149,22 +149,22 @@ func TestStagedPerPeer(t *testing.T) {
 	for i := range 5 {
 		e.send(t, a.numbered(i), b.numbered(i))
 	}
-	e.wantDrops(t, before, DropStagedOverflow, 4, "two of each")
+	e.wantDrops(t, before, DropStagedOverflow, 4, "the two oldest packets of each peer are dropped")
 	e.send(t, packet4(9000, here, a.addr))
-	e.wantDrops(t, before, DropStagedOverflow, 7, "the three that waited of one")
+	e.wantDrops(t, before, DropStagedOverflow, 7, "the three packets that were staged before the large one are dropped")
 	for _, c := range []struct {
 		r     *remote
 		n     int32
 		bytes int32
 	}{{a, 1, 9000 + 32}, {b, 3, 3 * (staged.Small + staged.Overhead)}} {
 		if s := &e.peer(c.r).staged; s.N != c.n || s.Bytes != c.bytes {
-			t.Errorf("%d packets are staged, of %d bytes; want %d of %d", s.N, s.Bytes, c.n, c.bytes)
+			t.Errorf("%d packets with %d bytes are staged, want %d packets with %d bytes", s.N, s.Bytes, c.n, c.bytes)
 		}
 	}
 	e.line.receive(b.train(b.response(t, e.initiationTo(t, b))))
 	e.settle(t)
 	if s := &e.peer(b).staged; s.N != 0 || s.Bytes != 0 {
-		t.Errorf("%d packets of %d bytes are staged when all were sent", s.N, s.Bytes)
+		t.Errorf("%d packets with %d bytes are staged, want none: all were sent", s.N, s.Bytes)
 	}
 }
 
@@ -192,8 +192,8 @@ func TestSendReasons(t *testing.T) {
 		{"no IP", []byte{0x50, 1, 2, 3}, DropMalformed},
 		{"half an IPv4 header", packet4(20, here, r.addr)[:19], DropMalformed},
 		{"half an IPv6 header", packet6(40, here6, here6)[:39], DropMalformed},
-		{"nobody's address", packet4(100, here, netip.MustParseAddr("172.16.0.1")), DropNoRoute},
-		{"nobody's IPv6 address", packet6(100, here6, netip.MustParseAddr("fd00::99")), DropNoRoute},
+		{"the address of no peer", packet4(100, here, netip.MustParseAddr("172.16.0.1")), DropNoRoute},
+		{"the IPv6 address of no peer", packet6(100, here6, netip.MustParseAddr("fd00::99")), DropNoRoute},
 		{"peer without endpoint", packet4(100, here, r.addr), DropNoEndpoint},
 	} {
 		before := e.drops.load()
@@ -201,12 +201,12 @@ func TestSendReasons(t *testing.T) {
 		e.wantDrops(t, before, c.reason, 1, c.name)
 	}
 	for range 3 {
-		if reply := e.tunnel.next(t, "the inner sender is told"); !bytes.Contains(reply, here.AsSlice()) && !bytes.Contains(reply, here6.AsSlice()) {
-			t.Errorf("%x is not to the sender", reply)
+		if reply := e.tunnel.next(t, "an ICMP error to the inner sender"); !bytes.Contains(reply, here.AsSlice()) && !bytes.Contains(reply, here6.AsSlice()) {
+			t.Errorf("the ICMP error %x is not addressed to the sender", reply)
 		}
 	}
 	e.settle(t)
-	e.line.nothing(t, "no handshake work for a peer without endpoint")
+	e.line.nothing(t, "a peer without an endpoint gets no initiation")
 }
 
 // TestSendTwoPeersInTurn checks that if a batch has packets to two peers in alternation, the device sends one train per peer,
@@ -227,7 +227,7 @@ func TestSendTwoPeersInTurn(t *testing.T) {
 	}
 	e.send(t, a.numbered(0), b.numbered(0), a.numbered(1), a.numbered(2), b.numbered(1))
 	if trains != 2 {
-		t.Errorf("packets to two peers leave in %d trains", trains)
+		t.Errorf("packets to two peers are sent in %d trains, want 2", trains)
 	}
 	next := map[*remote]int{}
 	for range 5 {
@@ -237,12 +237,12 @@ func TestSendTwoPeersInTurn(t *testing.T) {
 			r = b
 		}
 		if p, _, ok := packet.Unpad(r.open(t, d.b)); !ok || !bytes.Equal(p, r.numbered(next[r])) {
-			t.Errorf("packet %d to %v is another", next[r], d.to)
+			t.Errorf("the device did not send packet %d to %v, but another one", next[r], d.to)
 		}
 		next[r]++
 	}
 	if e.peer(a).queue.led || e.peer(b).queue.led {
-		t.Error("a peer is still led")
+		t.Error("a goroutine still leads a peer")
 	}
 }
 
@@ -269,13 +269,13 @@ func TestSendFailures(t *testing.T) {
 	e.send(t, a.numbered(0), b.numbered(0), b.numbered(1))
 	e.wantDrops(t, before, DropSendFailed, 1, "one train of two failed")
 	if p := e.peer(a); p.sent != sentA || p.drops[DropSendFailed] != 1 || p.timers.pending(timerUnanswered) {
-		t.Errorf("what failed counts: %+v", p.sent)
+		t.Errorf("the packet that failed counts as sent, does not count as failed, or starts a timer: %+v", p.sent)
 	}
 	if e.peer(a).endpoint != a.from {
-		t.Error("a source that is gone is kept")
+		t.Error("the peer keeps the source address that the socket removed")
 	}
 	if p := e.peer(b); p.sent.Packets != sentB.Packets+2 || p.sent.Bytes != sentB.Bytes+2*(112+32) || !p.timers.pending(timerUnanswered) {
-		t.Errorf("what was sent does not count: %+v", p.sent)
+		t.Errorf("the packets that were sent are not counted, or start no timer: %+v", p.sent)
 	}
 }
 
@@ -306,7 +306,7 @@ func TestSendECN(t *testing.T) {
 			want = 2
 		}
 		if d := e.line.next(t, "all are sent"); d.tos != want {
-			t.Fatalf("a packet with TOS %#x has %#x outside, want %#x", tos, d.tos, want)
+			t.Fatalf("a packet with TOS %#x is sent with the outer TOS %#x, want %#x", tos, d.tos, want)
 		}
 	}
 }
@@ -320,15 +320,15 @@ func TestStagedKeepsECN(t *testing.T) {
 	p[1] = 1
 	e.send(t, p)
 	e.line.receive(r.train(r.response(t, e.line.next(t, "an initiation").b)))
-	if d := e.line.next(t, "the packet that waited"); d.tos != 1 {
-		t.Errorf("a staged packet of ECT(1) has %#x outside", d.tos)
+	if d := e.line.next(t, "the staged packet"); d.tos != 1 {
+		t.Errorf("a staged packet with ECT(1) is sent with the outer TOS %#x, want 0x1", d.tos)
 	}
 	e.advance(t, 11*time.Second)
 	e.line.receive(r.train(r.data(packet4(100, r.addr, here))))
 	e.tunnel.next(t, "data")
 	e.advance(t, 10*time.Second)
 	if d := e.line.next(t, "a keepalive"); d.tos != 0 || len(d.b) != messageOverhead {
-		t.Errorf("a keepalive has %d bytes and TOS %#x", len(d.b), d.tos)
+		t.Errorf("a keepalive has %d bytes and TOS %#x, want an empty data message with TOS 0", len(d.b), d.tos)
 	}
 }
 
@@ -346,7 +346,7 @@ func TestSealClearsPadding(t *testing.T) {
 		e.Send(b)
 		p := r.open(t, e.line.next(t, "sent").b)
 		if len(p) != layout.Pad(n, 1420) || !bytes.Equal(p[n:], make([]byte, len(p)-n)) {
-			t.Errorf("a packet of %d bytes is padded with %x", n, p[n:])
+			t.Errorf("a packet of %d bytes is padded with %x, want zeros up to the padded size", n, p[n:])
 		}
 	}
 }
@@ -371,11 +371,11 @@ func TestTransmitAfterPortChange(t *testing.T) {
 	ts := []Train{{Data: []byte{1}, Size: 1}, {Data: []byte{2}, Size: 1}}
 	e.transmit(r, ts)
 	if calls != 2 || ts[0].Err != nil || ts[1].Err != nil {
-		t.Errorf("%d calls, errors %v and %v: the new socket takes over", calls, ts[0].Err, ts[1].Err)
+		t.Errorf("Send was called %d times, with the errors %v and %v; want 2 calls, and that the new socket sends both trains", calls, ts[0].Err, ts[1].Err)
 	}
 	e.transmit(r, nil)
 	if calls != 2 {
-		t.Error("nothing is sent to the socket")
+		t.Error("transmit called Send without trains")
 	}
 
 	// A Bind may have a socket for each family, and close them one after the other. So some trains may be sent, and others not.
@@ -406,7 +406,7 @@ func TestTransmitAfterPortChange(t *testing.T) {
 	}
 	for i := range ts {
 		if want := fails[i]; want == tooBig && ts[i].Err != want || want != tooBig && ts[i].Err != nil {
-			t.Errorf("train %d: %v", i, ts[i].Err)
+			t.Errorf("train %d has the wrong error: %v", i, ts[i].Err)
 		}
 	}
 	old.Close()

@@ -33,21 +33,21 @@ func TestPreviousSessionDecryptsDuringRotation(t *testing.T) {
 				}
 				w.advance(time.Second)
 				if s := a.status(b).SessionAge; s != time.Second {
-					w.Fatalf("session age %v: no rotation", s)
+					w.Fatalf("the session is %v old, want a new session", s)
 				}
 				to.arrived()
 				w.release()
-				to.wantArrived("previous still receives", "under the old key")
+				to.wantArrived("the previous session still receives", "under the old key")
 
 				// The next rekey removes the old session.
 				w.advance(120 * time.Second)
 				w.script()
 				a.send(b, "x")
-				w.want("a data, a initiation, b response, a keepalive", "rotation")
+				w.want("a data, a initiation, b response, a keepalive", "the next rekey")
 				to.arrived()
 				w.replay(old)
-				to.wantArrived("two rotations on, it is gone")
-				to.wantDrops(wireguard.DropUnknownIndex, 1, "its index is given up")
+				to.wantArrived("the session was removed by the second rekey")
+				to.wantDrops(wireguard.DropUnknownIndex, 1, "the index of the removed session is unknown")
 			})
 		})
 	}
@@ -62,14 +62,14 @@ func TestResponderSendsOnCurrentUntilConfirmed(t *testing.T) {
 		a.send(b, "renew")
 		w.want("a data, a initiation, b response, a keepalive", "the confirmation of the new session is held back")
 		if age := b.status(a).SessionAge; age != 120*time.Second {
-			w.Fatalf("session age at the responder %v: want the old one", age)
+			w.Fatalf("the responder's session is %v old, want the old session", age)
 		}
 		b.send(a, "on the old")
-		w.want("b data", "at once, on the session that is confirmed")
-		a.wantArrived("which is a's previous", "on the old")
+		w.want("b data", "the responder sends at once, in the confirmed session")
+		a.wantArrived("a receives in its previous session", "on the old")
 		w.release()
 		if age := b.status(a).SessionAge; age != 0 {
-			w.Fatalf("session age at the responder %v: want the new one", age)
+			w.Fatalf("the responder's session is %v old, want the new session", age)
 		}
 	})
 }
@@ -85,7 +85,7 @@ func offerCounters(w *world, a, b *node, counters []uint64) (accepted []bool) {
 			a.send(b, fmt.Sprint(c))
 			made[c] = w.last("a data")
 			if got := binary.LittleEndian.Uint64(made[c].data[8:]); got != c {
-				w.Fatalf("counter %d on the wire, want %d", got, c)
+				w.Fatalf("the message has counter %d, want %d", got, c)
 			}
 		}
 		w.replay(made[c])
@@ -94,8 +94,8 @@ func offerCounters(w *world, a, b *node, counters []uint64) (accepted []bool) {
 	return accepted
 }
 
-// TestReplayWindow checks the sliding window (5.4.6) of a whole device with the sequences of counters in Linux's
-// selftest/counter.c.
+// TestReplayWindow checks the sliding window (whitepaper, section 5.4.6) of a whole device with the sequences of counters in
+// Linux's selftest/counter.c.
 func TestReplayWindow(t *testing.T) {
 	const limit = wireguard.WindowSize + 1
 	type row struct {
@@ -131,7 +131,7 @@ func TestReplayWindow(t *testing.T) {
 	}
 }
 
-// A device in either role begins a rekey after it has sent 2^60 messages (Rekey-After-Messages, 6.2).
+// A device in either role begins a rekey after it has sent 2^60 messages (Rekey-After-Messages; whitepaper, section 6.2).
 func TestRekeyAfterMessages(t *testing.T) {
 	for _, role := range []string{"initiator", "responder"} {
 		t.Run(role, func(t *testing.T) {
@@ -147,13 +147,13 @@ func TestRekeyAfterMessages(t *testing.T) {
 				w.want("a data", "2^60 - 1 messages")
 				a.send(b, "last")
 				w.want("a data, a initiation, b response, a keepalive", "2^60 messages")
-				b.wantArrived("all of them", "last but one", "last")
+				b.wantArrived("no packet is lost", "last but one", "last")
 			})
 		})
 	}
 }
 
-// A device stops sending in a session when the counter has reached Reject-After-Messages (6.2).
+// A device stops sending in a session when the counter has reached Reject-After-Messages (whitepaper, section 6.2).
 func TestRejectAfterMessages(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -168,14 +168,14 @@ func TestRejectAfterMessages(t *testing.T) {
 		a.send(b, "one")
 		a.send(b, "two")
 		w.want("a data, a initiation, a data", "the last two counters")
-		a.wantSession(b, false, "used up")
+		a.wantSession(b, false, "the session has used all its counters")
 		a.send(b, "three")
-		w.want("", "never on this key")
-		b.wantArrived("the last counter is good", "one", "two")
+		w.want("", "no further message is sent with this key")
+		b.wantArrived("the message with the last counter is accepted", "one", "two")
 		w.judge(nil)
 		w.advance(5*time.Second + jitter)
-		w.want("a initiation, b response, a data", "it waits for the next session")
-		b.wantArrived("staged", "three")
+		w.want("a initiation, b response, a data", "the packet waited for the next session")
+		b.wantArrived("the staged packet arrives", "three")
 	})
 }
 
@@ -185,9 +185,9 @@ func TestCounterPasses32Bits(t *testing.T) {
 		w.connect(a, b)
 		wireguard.SetSendCounter(a.Device, b.pub(), 1<<32-2)
 		a.send(b, "1", "2", "3", "4")
-		b.wantArrived("across 2^32", "1", "2", "3", "4")
+		b.wantArrived("the counter passes 2^32", "1", "2", "3", "4")
 		if c := binary.LittleEndian.Uint64(w.last("a data").data[8:]); c != 1<<32+1 {
-			w.Fatalf("counter %#x on the wire, want 2^32 + 1", c)
+			w.Fatalf("the last message has counter %#x, want 2^32 + 1", c)
 		}
 	})
 }
@@ -200,18 +200,18 @@ func TestPrivateKeyChange(t *testing.T) {
 		w.connect(a, b)
 		w.advance(time.Second)
 		a.configure(wireguard.Change{PrivateKey: &a.key})
-		a.wantSession(b, true, "the same key is no change")
+		a.wantSession(b, true, "the same key again is not a change")
 
 		old := a.key
 		a.key = wireguard.NewPrivateKey()
 		a.configure(wireguard.Change{PrivateKey: &a.key})
-		w.want("", "nothing waits")
-		a.wantSession(b, false, "no more sending on the old identity's sessions")
+		w.want("", "no packet waits, so no handshake begins")
+		a.wantSession(b, false, "a does not send in sessions of the old identity any more")
 		b.send(a, "still received")
-		w.want("b data", "b knows nothing of it")
-		a.wantArrived("until 180 s", "still received")
+		w.want("b data", "b does not know of a's new key")
+		a.wantArrived("a receives in the old session until it is 180 s old", "still received")
 		a.send(b, "from the new me")
-		w.want("a initiation", "at once, one second after the last handshake; b does not know this key")
+		w.want("a initiation", "a sends an initiation at once, and b does not know the new key")
 		b.wantDrops(wireguard.DropUnknownPeer, 1, "b does not know this key")
 
 		b.configure(wireguard.Change{Peers: []wireguard.PeerChange{
@@ -219,9 +219,9 @@ func TestPrivateKeyChange(t *testing.T) {
 			{PublicKey: a.pub(), Endpoint: ptr(a.at()), AllowedIPs: a.prefixes()},
 		}})
 		w.wantJittered(5*time.Second, "a initiation, b response, a data", "b knows the new key")
-		b.wantArrived("under the new identity", "from the new me")
+		b.wantArrived("the packet is sent in a session of the new identity", "from the new me")
 		b.send(a, "welcome")
-		a.wantArrived("both ways", "welcome")
+		a.wantArrived("the session works in both directions", "welcome")
 	})
 }
 
@@ -237,8 +237,8 @@ func TestPrivateKeyChangeReceivesUntil180s(t *testing.T) {
 		b.send(a, "late")
 		w.advance(11 * time.Second)
 		w.release()
-		a.wantArrived("until 180 s", "119 s")
-		a.wantDrops(wireguard.DropExpiredKey, 1, "and not longer")
+		a.wantArrived("a receives in the old session until it is 180 s old", "119 s")
+		a.wantDrops(wireguard.DropExpiredKey, 1, "a drops the message that arrives after 180 s")
 	})
 }
 
@@ -254,26 +254,26 @@ func TestFirstPrivateKeyOnUpDevice(t *testing.T) {
 		a.knows(b)
 		a.send(b, "one")
 		a.send(b, "two")
-		w.wantIdle(time.Minute, "no key, no handshake")
+		w.wantIdle(time.Minute, "a device without a private key does not begin a handshake")
 		b.send(a, "from b")
-		w.want("b initiation", "not answered either")
+		w.want("b initiation", "a device without a private key does not answer")
 		a.wantDrops(wireguard.DropNoIdentity, 1, "a device without a private key answers nothing")
 		w.advance(6 * time.Second)
 		w.script()
 		a.configure(wireguard.Change{PrivateKey: &key})
-		w.want("a initiation, b response, a data x2, b data", "the first key sends what is staged")
+		w.want("a initiation, b response, a data x2, b data", "with its first key, a sends the staged packets")
 		b.wantArrived("in order", "one", "two")
-		a.wantArrived("the other way too", "from b")
+		a.wantArrived("packets in the other direction arrive, too", "from b")
 
 		a.configure(wireguard.Change{PrivateKey: &wireguard.PrivateKey{}})
 		before := a.end.Sent()
 		a.send(b, "three")
 		w.advance(time.Minute)
 		if a.end.Sent() != before {
-			w.Fatalf("%q: the key is taken away again", w.script())
+			w.Fatalf("the devices sent %q, but a has no private key any more", w.script())
 		}
 		if !a.Status().PublicKey.IsZero() || !a.PrivateKey().IsZero() {
-			w.Fatal("the device shows a key that was taken away")
+			w.Fatal("the device still shows the key that was removed")
 		}
 	})
 }
@@ -288,10 +288,10 @@ func TestOwnKeyIsNoPeer(t *testing.T) {
 			w.Fatal("the device is its own peer")
 		}
 		if _, ok := a.Route(b.addr); ok {
-			w.Fatal("its prefixes still route")
+			w.Fatal("the prefixes of the removed peer still have a route")
 		}
 		if err := a.SetPeer(b.peer()); err == nil {
-			w.Fatal("the own key was accepted as a peer")
+			w.Fatal("SetPeer accepted the device's own key as a peer")
 		}
 	})
 }
@@ -302,14 +302,14 @@ func TestPresharedKeyChange(t *testing.T) {
 		w.connect(a, b)
 		a.update(b, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
 		a.send(b, "on")
-		w.want("a data", "the running session stays")
+		w.want("a data", "the current session continues")
 		w.advance(119 * time.Second)
 		b.update(a, wireguard.PeerChange{PresharedKey: ptr(wireguard.PresharedKey{1})})
 		w.script()
 		w.advance(time.Second)
 		a.send(b, "and on")
-		w.want("a data, a initiation, b response, a keepalive", "the next handshake has it")
-		b.wantArrived("no break", "on", "and on")
+		w.want("a data, a initiation, b response, a keepalive", "the next handshake uses the new preshared key")
+		b.wantArrived("no packet is lost", "on", "and on")
 	})
 }
 
@@ -325,12 +325,12 @@ func TestPeerRemovedWithPacketsInFlight(t *testing.T) {
 		}
 		w.release()
 		a.wantArrived("in flight when b was removed")
-		a.wantDrops(wireguard.DropUnknownIndex, 3, "they find no session")
+		a.wantDrops(wireguard.DropUnknownIndex, 3, "the messages in flight have no session any more")
 		if n := wireguard.SessionIndices(a.Device); n != 0 {
-			w.Fatalf("%d session indices of nobody", n)
+			w.Fatalf("%d session indices are left of the removed peer, want 0", n)
 		}
 		a.send(b, "to nobody")
-		a.wantDrops(wireguard.DropNoRoute, 1, "its prefixes are gone")
+		a.wantDrops(wireguard.DropNoRoute, 1, "the prefixes of the removed peer have no route")
 	})
 	scenario(t, func(w *world, a, b *node) {
 		w.net.Cut(nil, nil)
@@ -343,12 +343,12 @@ func TestPeerRemovedWithPacketsInFlight(t *testing.T) {
 		if err := <-waits; err == nil {
 			w.Fatal("Handshake succeeded with a peer that was removed")
 		}
-		a.wantDrops(wireguard.DropNoSession, 2, "staged")
+		a.wantDrops(wireguard.DropNoSession, 2, "the staged packets of the removed peer are dropped")
 		if n, m := wireguard.StagedBytes(a.Device), wireguard.SessionIndices(a.Device); n != 0 || m != 0 {
-			w.Fatalf("%d bytes staged and %d indices for nobody", n, m)
+			w.Fatalf("%d bytes and %d session indices are left of the removed peer, want 0", n, m)
 		}
 		w.script()
-		w.wantIdle(time.Minute, "and no retries")
+		w.wantIdle(time.Minute, "a does not send an initiation to the removed peer")
 	})
 }
 
@@ -364,8 +364,8 @@ func TestStagedInOrder(t *testing.T) {
 			w.advance(time.Millisecond)
 		}
 		w.advance(time.Second)
-		b.wantArrived("none overtaken", want...)
-		w.want("a initiation, b response, a data x60", "nothing but these")
+		b.wantArrived("no packet overtakes another one", want...)
+		w.want("a initiation, b response, a data x60", "one handshake is enough, and each packet is sent once")
 	})
 }
 
@@ -380,14 +380,14 @@ func TestStagingOverflow(t *testing.T) {
 				want = append(want, fmt.Sprint(i))
 			}
 		}
-		a.wantDrops(wireguard.DropStagedOverflow, 300-128, "the oldest")
+		a.wantDrops(wireguard.DropStagedOverflow, 300-128, "the oldest packets are dropped")
 		if s := a.status(b); s.Staged != 128 || s.Drops[wireguard.DropStagedOverflow] != 300-128 {
-			w.Fatalf("%d staged, %d dropped of this peer", s.Staged, s.Drops[wireguard.DropStagedOverflow])
+			w.Fatalf("the peer has %d staged and %d dropped packets, want 128 and 172", s.Staged, s.Drops[wireguard.DropStagedOverflow])
 		}
 		w.advance(5*time.Second + jitter)
 		b.wantArrived("the newest 128, in order", want...)
 		if n := wireguard.StagedBytes(a.Device); n != 0 {
-			w.Fatalf("%d bytes still counted as staged", n)
+			w.Fatalf("%d bytes still count as staged, want 0", n)
 		}
 	})
 }
@@ -416,20 +416,20 @@ func TestStagedBytesShared(t *testing.T) {
 		a.configure(wireguard.Change{Peers: absent})
 		fill()
 		if n := wireguard.StagedBytes(a.Device); n < 16<<20-2080 || n > 16<<20 {
-			w.Fatalf("%d bytes staged, want all of the pool", n)
+			w.Fatalf("%d bytes are staged, want the whole limit to be used", n)
 		}
 		w.lose("b response", 1)
 		large := string(make([]byte, 1300))
 		a.send(b, "1", "2", "3", large, large)
 		fill()
 		a.send(c, "1", "2", "3")
-		c.wantArrived("it has a session", "1", "2", "3")
+		c.wantArrived("c has a session", "1", "2", "3")
 		if s := a.status(b); s.Staged != 5 || s.Drops.Total() != 0 {
-			w.Fatalf("%d packets are staged, drops %v", s.Staged, s.Drops)
+			w.Fatalf("b has %d staged packets and the drops %v, want 5 packets and no drops", s.Staged, s.Drops)
 		}
 		w.advance(5*time.Second + jitter)
-		b.wantArrived("it asked for little", "1", "2", "3", large, large)
-		a.wantDrops(wireguard.DropStagedBytes, a.Status().Drops.Total()-a.Status().Drops[wireguard.DropStagedOverflow], "those who took most paid")
+		b.wantArrived("b's few staged packets were not dropped", "1", "2", "3", large, large)
+		a.wantDrops(wireguard.DropStagedBytes, a.Status().Drops.Total()-a.Status().Drops[wireguard.DropStagedOverflow], "packets were dropped only because of the two limits of staged packets")
 	})
 }
 
@@ -448,15 +448,15 @@ func TestStagedBytesBound(t *testing.T) {
 			a.send(c, payload)
 		}
 		if n := wireguard.StagedBytes(a.Device); n != 10*(256+32) {
-			w.Fatalf("%d bytes staged, want the limit", n)
+			w.Fatalf("%d bytes are staged, want the limit", n)
 		}
-		a.wantDrops(wireguard.DropStagedBytes, 4, "over the limit of the device")
+		a.wantDrops(wireguard.DropStagedBytes, 4, "the packets exceed Config.StagedBytes")
 		if x, y := a.status(b).Staged, a.status(c).Staged; x != 5 || y != 5 {
-			w.Fatalf("%d and %d packets are staged: of two, each has half", x, y)
+			w.Fatalf("%d and %d packets are staged, want 5 each: both peers get half of the limit", x, y)
 		}
 		a.Down()
 		if n := wireguard.StagedBytes(a.Device); n != 0 {
-			w.Fatalf("%d bytes staged after Down", n)
+			w.Fatalf("%d bytes are staged after Down, want 0", n)
 		}
 	})
 }

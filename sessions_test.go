@@ -19,7 +19,7 @@ func TestIndexPrefix(t *testing.T) {
 		for range 100 {
 			index, err := s.reserve(new(peer), random)
 			if err != nil || index>>(32-x.Bits) != uint32(x.Value) {
-				t.Fatalf("prefix %+v: index %#x, %v", x, index, err)
+				t.Fatalf("prefix %+v: reserve returned the index %#x and the error %v", x, index, err)
 			}
 			seen |= index ^ uint32(x.Value)<<(32-x.Bits)
 		}
@@ -38,10 +38,10 @@ func TestIndexPrefix(t *testing.T) {
 	}
 	index, err := s.reserve(new(peer), random)
 	if err != refusal(DropIndexFull) || index>>16 == 0xabcd {
-		t.Errorf("a full table reserves %#x, %v", index, err)
+		t.Errorf("a full table returned the index %#x and the error %v, want an index without the prefix and DropIndexFull", index, err)
 	}
 	if s.free(index); s.m.Len() != 3<<14 {
-		t.Error("what a full table returned frees an index")
+		t.Error("freeing the index that the full table returned freed an index in use")
 	}
 	s.free(last)
 	if _, err := s.reserve(new(peer), random); err != nil {
@@ -60,7 +60,7 @@ func TestIndexPrefixOnWire(t *testing.T) {
 	want := func(b []byte, at int) {
 		t.Helper()
 		if index := binary.LittleEndian.Uint32(b[at:]); index>>16 != 0xabcd {
-			t.Errorf("message of type %d has the sender's index %#x", b[0], index)
+			t.Errorf("a message of type %d has the index %#x of the device, want one with the prefix 0xabcd", b[0], index)
 		}
 	}
 	e.send(t, r.numbered(1))
@@ -69,7 +69,7 @@ func TestIndexPrefixOnWire(t *testing.T) {
 	answer := r.response(t, m)
 	want(answer, 8)
 	e.line.receive(r.train(answer))
-	e.line.next(t, "what was staged")
+	e.line.next(t, "the staged packet")
 	e.advance(t, 6*time.Second)
 	e.line.receive(r.train(r.initiation()))
 	want(e.line.next(t, "a response").b, 4)
@@ -84,11 +84,11 @@ func TestIndexPrefixOnWire(t *testing.T) {
 	e.line.receive(r.train(r.initiation()))
 	e.settle(t)
 	e.line.nothing(t, "there is no index for a response")
-	e.wantDrops(t, before, DropIndexFull, 1, "a response")
+	e.wantDrops(t, before, DropIndexFull, 1, "the device cannot make a response")
 	e.send(t, other.numbered(1))
 	e.settle(t)
 	e.line.nothing(t, "there is no index for an initiation")
-	e.wantDrops(t, before, DropIndexFull, 2, "an initiation")
+	e.wantDrops(t, before, DropIndexFull, 2, "the device cannot make an initiation")
 }
 
 func TestIndexPrefixBounds(t *testing.T) {
@@ -127,6 +127,6 @@ func TestIndicesAreUnpredictable(t *testing.T) {
 		}
 	}
 	if len(distances) < n-2 {
-		t.Errorf("%d distances between neighbours, want %d", len(distances), n)
+		t.Errorf("there are %d different distances between consecutive indices, want about %d", len(distances), n)
 	}
 }

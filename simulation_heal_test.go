@@ -17,7 +17,7 @@ func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 	s.net.Mend(nil, nil)
 	s.calmWire()
 	if left := s.drain(); left > 0 {
-		s.fail(fmt.Sprintf("the wire is not empty: %d packets are under way", left))
+		s.fail(fmt.Sprintf("the network does not become empty: %d packets are in flight", left))
 	}
 	for _, n := range s.all {
 		s.must(n.Up())
@@ -45,7 +45,7 @@ func (s *sim) heal(_, _ *simNode, r *rand.Rand) {
 			break
 		}
 		if s.now()-since >= healTime {
-			s.fail(fmt.Sprintf("not healed within %v: %s", healTime, broken))
+			s.fail(fmt.Sprintf("within %v, no new packet arrived between these nodes: %s", healTime, broken))
 		}
 		s.greet(r)
 	}
@@ -128,11 +128,12 @@ func (s *sim) calm(r *rand.Rand) {
 	}
 	s.advance(5*time.Second + jitter + 4*s.delay)
 	if n, lost := s.judge.lost(first); s.awake && s.orderly && n > s.unknown()-before {
-		s.fail("on a wire that loses none: " + lost)
+		s.fail("although the network loses no packets, " + lost)
 	}
 }
 
-// unknown returns how many messages the devices have dropped because the session of the message was already removed or expired.
+// unknown returns how many messages the devices have dropped because the session of the message was already removed or expired. It
+// also counts the forgeries of strangers that have an unknown session index.
 func (s *sim) unknown() (n uint64) {
 	for _, o := range s.all {
 		d := o.Status().Drops
@@ -191,10 +192,10 @@ func TestDrainGivesUp(t *testing.T) {
 		s.heal(a, b, r) // makes a session
 		s.late(a, b, time.Minute, r)
 		if left := s.drain(); left != 1 {
-			t.Errorf("%d packets are under way, want the late one", left)
+			t.Errorf("%d packets are in flight, want 1: the late one", left)
 		}
 		if left := s.drain(); left != 0 {
-			t.Errorf("%d packets are under way after they arrived", left)
+			t.Errorf("%d packets are in flight after all have arrived, want 0", left)
 		}
 		s.play()
 	})

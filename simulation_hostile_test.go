@@ -102,7 +102,7 @@ func TestHostileParties(t *testing.T) {
 			drops := victim.Status().Drops
 			for _, reason := range []wireguard.DropReason{wireguard.DropBadMAC, wireguard.DropForged, wireguard.DropUnknownIndex, wireguard.DropSourceNotAllowed} {
 				if drops[reason] == 0 {
-					t.Errorf("seed %d: nothing was dropped with reason %q", seed, reason)
+					t.Errorf("seed %d: the victim dropped no message with reason %q", seed, reason)
 				}
 			}
 			s.play()

@@ -30,8 +30,8 @@ import (
 // A schedule consists of episodes. In each episode, steps disturb the devices and the network. The last step, heal, undoes that,
 // and asserts that every tunnel works again.
 var (
-	simSchedules = flag.Int("schedules", 0, "how many schedules TestSimulation plays; 0: 200, or 40 with -short")
-	simSeed      = flag.Uint64("seed", 0, "the seed of the first schedule of TestSimulation, and of its only one unless -schedules is given; 0: begin with 1")
+	simSchedules = flag.Int("schedules", 0, "how many schedules TestSimulation plays; 0 means 200, or 40 with -short")
+	simSeed      = flag.Uint64("seed", 0, "the seed of the first schedule of TestSimulation, and of its only one unless -schedules is given; 0 means to begin with 1")
 )
 
 // healTime is the maximum time that a tunnel needs to work again after the network works again. In the worst case, data goes
@@ -362,11 +362,11 @@ func (s *sim) play() {
 func (s *sim) end(n *simNode) {
 	s.must(n.Close())
 	if b, i, c := wireguard.StagedBytes(n.Device), wireguard.SessionIndices(n.Device), wireguard.Waiters(n.Device); b != 0 || i != 0 || c != 0 {
-		s.fail(fmt.Sprintf("%v is closed, and has %d bytes staged, %d session indices, %d calls of Handshake", n.life, b, i, c))
+		s.fail(fmt.Sprintf("%v is closed, but has %d bytes staged, %d session indices and %d waiting calls of Handshake", n.life, b, i, c))
 	}
 	for r, count := range n.Status().Drops {
 		if causes, ok := dropCauses[wireguard.DropReason(r)]; ok && count != 0 && !slices.ContainsFunc(causes, func(c string) bool { return s.did[c] }) {
-			s.fail(fmt.Sprintf("%v dropped %d with reason %q, and nothing in the schedule makes that happen", n.life, count, wireguard.DropReason(r)))
+			s.fail(fmt.Sprintf("%v counted %d drops with reason %q, but no step of the schedule can cause them", n.life, count, wireguard.DropReason(r)))
 		}
 	}
 }
@@ -409,10 +409,10 @@ func (s *sim) fail(why string) {
 	s.Helper()
 	var b strings.Builder
 	for _, n := range s.all {
-		fmt.Fprintf(&b, "%v dropped", n.life)
+		fmt.Fprintf(&b, "%v counted these drops:", n.life)
 		for r, count := range n.Status().Drops {
 			if count > 0 {
-				fmt.Fprintf(&b, ", %d %v", count, wireguard.DropReason(r))
+				fmt.Fprintf(&b, " %d %v;", count, wireguard.DropReason(r))
 			}
 		}
 		b.WriteByte('\n')
@@ -487,7 +487,7 @@ func TestSimulationIsReplayed(t *testing.T) {
 		seen := make(map[string]bool)
 		for d := simulate(t, seed); !seen[d]; d = simulate(t, seed) {
 			if seen[d] = true; len(seen) == 6 {
-				t.Fatalf("seed %d went six ways", seed)
+				t.Fatalf("seed %d: six runs sent six different sequences of messages", seed)
 			}
 		}
 	}

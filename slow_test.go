@@ -41,23 +41,23 @@ func TestInitiationQueue(t *testing.T) {
 	room := max(65536, 25000*runtime.GOMAXPROCS(0))
 	d.queue(room)
 	if n := d.drops[DropQueueFull].Load(); n != 0 {
-		t.Fatalf("%d of %d messages are refused", n, room)
+		t.Fatalf("the queue refused %d of %d initiations, want none", n, room)
 	}
 	d.queue(7)
 	if n := d.drops[DropQueueFull].Load(); n != 7 {
-		t.Errorf("%d of 7 more messages are refused", n)
+		t.Errorf("the queue refused %d of 7 more initiations, want all", n)
 	}
 	var j slowJob
 	for i := range room {
 		if !d.slow.take(d, &j, d.now()) || binary.LittleEndian.Uint32(j.message.b[4:]) != uint32(i) || j.message.from != coreEndpoint {
-			t.Fatalf("message %d is another, or out of order", i)
+			t.Fatalf("the message taken from the queue is not initiation %d", i)
 		}
 		if i%1000 == 0 {
 			d.queue(1)
 		}
 	}
 	if n := d.drops[DropQueueFull].Load(); n != 7 {
-		t.Error("messages are refused although there is room")
+		t.Error("initiations are refused although there is room again")
 	}
 	for d.slow.take(d, &j, d.now()) {
 	}
@@ -75,7 +75,7 @@ func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 	d := newSlowDevice()
 	d.queue(max(65536, 25000*runtime.GOMAXPROCS(0)) + 1)
 	if n := d.drops[DropQueueFull].Load(); n != 1 {
-		t.Fatalf("%d initiations are refused, want 1", n)
+		t.Fatalf("the queue refused %d initiations, want 1", n)
 	}
 	greedy, modest := new(peer), new(peer)
 	for i, p := range []*peer{greedy, modest} {
@@ -88,20 +88,20 @@ func TestAnswersHaveTheirOwnQueue(t *testing.T) {
 		d.arrived(response(1))
 	}
 	if n := d.drops[DropQueueFull].Load(); n != 1+100-8 {
-		t.Fatalf("%d of 100 responses to one peer are refused, want all but 8", n-1)
+		t.Fatalf("the queue refused %d of 100 responses from one peer, want all but 8", n-1)
 	}
 	d.arrived(response(2))
 	d.arrived(response(3))
 	if n := d.drops[DropUnknownIndex].Load(); n != 1 {
-		t.Errorf("a response to nobody is counted %d times", n)
+		t.Errorf("a response with an unknown index is counted %d times, want 1", n)
 	}
 	var j slowJob
 	for taken := 1; j.message == nil || j.message.to != modest; taken++ {
 		if !d.slow.take(d, &j, d.now()) || taken > 4*9 {
-			t.Fatal("the other peer's response waits for more than its turn")
+			t.Fatal("the other peer's response was not taken in its turn")
 		}
 		if j.loaded == (j.message.to != nil) {
-			t.Fatal("the load of initiations is that of responses")
+			t.Fatal("a response is marked as under load, or an initiation is not")
 		}
 	}
 	d.receiveHandshake(&handshakeMessage{to: greedy}, d.now(), false, nil)
@@ -132,32 +132,32 @@ func TestStaleInitiation(t *testing.T) {
 	}
 }
 
-// TestUnderLoad checks that the device is under load when at least 512 initiations are queued, and that it stays under load for 1
-// s after that.
+// TestUnderLoad checks that the device is under load when at least 512 initiations are queued, and that it stays under load for a
+// second after that.
 func TestUnderLoad(t *testing.T) {
 	d := newSlowDevice()
 	s, now := &d.slow, 100*second
 	d.queue(511)
 	if s.loaded(d, now) {
-		t.Error("under load with less")
+		t.Error("the device is under load with 511 initiations")
 	}
 	d.queue(1)
 	if !s.loaded(d, now) {
-		t.Error("not under load with 512 messages")
+		t.Error("the device is not under load with 512 initiations")
 	}
 	var j slowJob
 	s.take(d, &j, now)
 	if !j.loaded {
-		t.Error("the worker does not know of the load")
+		t.Error("the job that the worker took is not marked as under load")
 	}
 	if !s.loaded(d, now+second-1) {
-		t.Error("load is not held for a second")
+		t.Error("the device is under load for less than a second")
 	}
 	if s.loaded(d, now+second) {
-		t.Error("load is held for more than a second")
+		t.Error("the device is under load for more than a second")
 	}
 	if s.loaded(d, now+second-1) {
-		t.Error("load comes back by itself")
+		t.Error("the device is under load again without new initiations")
 	}
 }
 
@@ -174,53 +174,53 @@ func TestTakeUnderLoad(t *testing.T) {
 	want := func(i int) {
 		t.Helper()
 		if j.message == nil || binary.LittleEndian.Uint32(j.message.b[4:]) != uint32(i) || !j.loaded {
-			t.Fatalf("message %d does not come next, or not as under load: %+v", i, j.message)
+			t.Fatalf("want initiation %d next, marked as under load; the message is %+v", i, j.message)
 		}
 	}
 	s.take(d, &j, d.now())
 	for i := range takeAtOnce - 1 {
 		want(i)
 		if !j.next() {
-			t.Fatalf("only %d initiations were taken", i+1)
+			t.Fatalf("the worker took only %d initiations at a time", i+1)
 		}
 	}
 	want(takeAtOnce - 1)
 	if j.next() {
-		t.Error("more initiations were taken")
+		t.Error("the worker took more than 16 initiations at a time")
 	}
 	if n := len(s.initiations.Queue); n != 2*backlog.Long-takeAtOnce {
-		t.Errorf("%d initiations wait, want %d", n, 2*backlog.Long-takeAtOnce)
+		t.Errorf("%d initiations are queued, want %d", n, 2*backlog.Long-takeAtOnce)
 	}
 	s.take(d, &j, d.now())
 	want(takeAtOnce)
 	s.peer(d, p) // as if the last initiation had cost an X25519, after which the worker calls take and not next
 	if s.take(d, &j, d.now()); j.peer != p {
-		t.Fatal("the peer waits for all that were taken")
+		t.Fatal("the worker handles all initiations that it took before the peer")
 	}
 	s.take(d, &j, d.now())
 	want(takeAtOnce + 1)
 	if n := len(s.spare); n != takeAtOnce+1 {
-		t.Errorf("%d messages are to be used again, want %d", n, takeAtOnce+1)
+		t.Errorf("%d spare messages are kept, want %d", n, takeAtOnce+1)
 	}
 	d.queue(1)
 	if n := len(s.spare); n != takeAtOnce {
-		t.Errorf("a spare message was not used: %d are left, want %d", n, takeAtOnce)
+		t.Errorf("the new initiation did not use a spare message: %d are left, want %d", n, takeAtOnce)
 	}
 	for s.take(d, &j, d.now()) {
 		for j.next() {
 		}
 		if len(s.spare) > spareMax {
-			t.Fatalf("%d messages are kept, want at most %d", len(s.spare), spareMax)
+			t.Fatalf("%d spare messages are kept, want at most %d", len(s.spare), spareMax)
 		}
 	}
 	if s.workers == 0 || s.spare == nil {
-		t.Fatal("the spare messages are gone before the last worker")
+		t.Fatal("the spare messages were freed before the last worker ended")
 	}
 	for s.workers > 0 {
 		s.take(d, &j, d.now())
 	}
 	if s.spare != nil {
-		t.Error("the spare messages outlive the workers")
+		t.Error("the spare messages were not freed when the last worker ended")
 	}
 }
 
@@ -244,7 +244,7 @@ func TestSlowPathTakesTurns(t *testing.T) {
 		switch {
 		case j.peer != nil:
 			if kinds["peer"]++; j.peer != ps[initiated] {
-				t.Errorf("peer %d is another", initiated)
+				t.Errorf("peer %d was taken out of order", initiated)
 			}
 			initiated++
 		case j.icmp != nil:
@@ -254,7 +254,7 @@ func TestSlowPathTakesTurns(t *testing.T) {
 		}
 	}
 	if kinds["peer"] != 3 || kinds["icmp"] != 2 || kinds["message"] != 4 {
-		t.Errorf("of nine jobs, %v", kinds)
+		t.Errorf("the nine jobs were %v, want 3 peers, 2 ICMP errors and 4 messages", kinds)
 	}
 	if d.slow.peers != nil {
 		t.Error("the queue of peers is not empty")
@@ -271,7 +271,7 @@ func TestUnreachableRate(t *testing.T) {
 		d.slow.unreachable(d, []byte("no packet"), now)
 	}
 	if n := len(d.slow.unreachables); n != 20 {
-		t.Errorf("%d errors at once, want 20", n)
+		t.Errorf("%d ICMP errors are queued at once, want 20", n)
 	}
 	d.slow.unreachables = nil
 	sent := 0
@@ -281,14 +281,14 @@ func TestUnreachableRate(t *testing.T) {
 		d.slow.unreachables = nil
 	}
 	if sent != 100 {
-		t.Errorf("%d errors in a second, want 100", sent)
+		t.Errorf("%d ICMP errors are queued in a second, want 100", sent)
 	}
 	now += 10 * second
 	for i := range int64(1000) {
 		d.slow.unreachable(d, packet4(100, here, nowhere), now+i*second)
 	}
 	if n := len(d.slow.unreachables); n != maxUnreachables {
-		t.Errorf("%d errors wait, want %d", n, maxUnreachables)
+		t.Errorf("%d ICMP errors are queued, want %d", n, maxUnreachables)
 	}
 }
 
@@ -315,16 +315,16 @@ func TestHandOverAmidVisit(t *testing.T) {
 	d.clock = amid
 	d.visit(p) // the worker makes no initiation, because the device has no private key
 	if amid.call != nil {
-		t.Fatal("the visit did not come to making an initiation")
+		t.Fatal("the visit did not begin to make an initiation")
 	}
 	handOver() // hand over again, while the peer is queued
 	for range 2 {
 		if !d.slow.take(d, &j, d.now()) || j.peer != p {
-			t.Fatal("what was handed over is forgotten")
+			t.Fatal("the peer is not queued for the queue that was handed over")
 		}
 		d.visit(p)
 		if p.initiating || p.handed || p.queue.led || p.inSlow || d.slow.peers != nil {
-			t.Fatal("the visit leaves something behind")
+			t.Fatal("after the visit, the peer is still initiating, handed over, led or queued")
 		}
 		p.mu.Lock()
 		out = outbox{}
@@ -359,17 +359,17 @@ func TestSlowPathClosed(t *testing.T) {
 	d.slow.unreachable(d, packet4(100, here, nowhere), d.now()+second)
 	var j slowJob
 	if d.slow.take(d, &j, d.now()) {
-		t.Error("there is work after close")
+		t.Error("take returned work after close")
 	}
 	if d.drops[DropQueueFull].Load() != 1 {
-		t.Error("a message that came too late is not counted")
+		t.Error("a message that arrived after close is not counted as dropped")
 	}
 }
 
 func TestSessionTable(t *testing.T) {
 	var s sessionTable
 	if s.find(7) != (session{}) {
-		t.Error("the zero value finds something")
+		t.Error("the zero value of the table finds a session")
 	}
 	// The random generator repeats values. If a drawn index is in use, reserve draws another one.
 	draws := []uint32{7, 7, 7, 0, 0, 7, 1 << 31}
@@ -386,25 +386,25 @@ func TestSessionTable(t *testing.T) {
 		return index
 	}
 	if got := reserve(a); got != 7 {
-		t.Errorf("index %d, want 7", got)
+		t.Errorf("reserve returned the index %d, want 7", got)
 	}
 	if got := reserve(b); got != 0 {
-		t.Errorf("index %d, want 0: 7 is taken", got)
+		t.Errorf("reserve returned the index %d, want 0: the index 7 is in use", got)
 	}
 	if got := reserve(b); got != 1<<31 {
-		t.Errorf("index %d, want 2^31", got)
+		t.Errorf("reserve returned the index %d, want 2^31", got)
 	}
 	k := new(keypair)
 	if s.set(7, a, k); s.find(7) != (session{a, k}) || s.find(0) != (session{b, nil}) {
-		t.Error("an index names something else")
+		t.Error("find returned the wrong session for an index")
 	}
 	s.free(7, 1<<31)
 	s.free()
 	if s.find(7) != (session{}) || s.find(0).p != b {
-		t.Error("free frees something else")
+		t.Error("free did not free the index 7, or freed another index")
 	}
 	if s.free(0, 0, 99); s.m.Len() != 0 {
-		t.Error("an empty table keeps its memory")
+		t.Error("the table is not empty after all indices were freed")
 	}
 }
 
@@ -425,7 +425,7 @@ func TestCookieRepliesLeaveTogether(t *testing.T) {
 			for m := range train.Datagrams() {
 				if len(m) != cookieSize || train.Headroom != 8 || jars[train.Endpoint] == nil ||
 					!jars[train.Endpoint].consume(m, e.identity.Load().public, 1) {
-					t.Errorf("the reply to %v does not open: %x", train.Endpoint, m)
+					t.Errorf("the cookie reply to %v is not expected, or its receiver cannot decrypt it: %x", train.Endpoint, m)
 				}
 				delete(jars, train.Endpoint)
 			}
@@ -442,21 +442,21 @@ func TestCookieRepliesLeaveTogether(t *testing.T) {
 			jars[m.from] = new(cookieJar)
 			jars[m.from].sign(m.bytes(), id.public, 1)
 			if e.checkMACs(&m, id, r, e.now(), true, &w) {
-				t.Fatal("a message without a cookie passed")
+				t.Fatal("an initiation without a valid mac2 was accepted under load")
 			}
 		}
 	}
 	want := func(why string, n ...int) {
 		t.Helper()
 		if !slices.Equal(calls, n) {
-			t.Errorf("%s: the calls carry %v replies, want %v", why, calls, n)
+			t.Errorf("%s: the calls of Socket.Send had %v replies, want %v", why, calls, n)
 		}
 		calls = nil
 	}
 	ask(r, takeAtOnce)
-	want("there may be more")
+	want("the worker may have more initiations")
 	ask(r, 1)
-	want("one more than has room", takeAtOnce)
+	want("one more reply than one call has room for", takeAtOnce)
 	again := new(running)
 	again.socket.Store(r.socket.Load())
 	ask(again, 2)

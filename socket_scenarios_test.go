@@ -55,19 +55,19 @@ func TestAnswerBeforeSendReturns(t *testing.T) {
 	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
 		a.send(b, "ping")
 		b.send(a, "pong")
-		w.want("a data, b data", "the answer is there while Send still waits")
-		a.wantArrived("at once", "pong")
-		w.wantAt(10*time.Second, "a keepalive", "a has nothing to send back")
-		w.wantIdle(time.Minute, "the ping was answered: there is no reason for a handshake")
+		w.want("a data, b data", "the answer arrives while Send has not returned yet")
+		a.wantArrived("the answer is delivered at once", "pong")
+		w.wantAt(10*time.Second, "a keepalive", "a has no data to send back")
+		w.wantIdle(time.Minute, "the ping was answered, so no handshake is needed")
 	})
 	withSlowSocket(t, time.Millisecond, func(w *world, a, b *node) {
 		b.send(a, "before")
 		a.arrived()
 		a.send(b, "ping")
 		w.net.Cut(nil, nil)
-		w.want("b data, a data", "b's came before the ping")
-		w.wantAt(10*time.Second, "b keepalive", "which is cut off")
-		w.wantJittered(5*time.Second+time.Millisecond, "a initiation", "the ping went unanswered: what came before it is no answer")
+		w.want("b data, a data", "b's packet arrives before the ping is sent")
+		w.wantAt(10*time.Second, "b keepalive", "the keepalive is lost")
+		w.wantJittered(5*time.Second+time.Millisecond, "a initiation", "the ping went unanswered: a packet before the ping is not an answer")
 	})
 }
 
@@ -86,14 +86,14 @@ func TestPeerRemovedAmidSend(t *testing.T) {
 			w.Fatal(err)
 		}
 		w.advance(time.Second)
-		w.want("a data", "what was sealed is sent; what waited for its turn is not")
-		b.wantArrived("it was sealed before the removal", "with the socket")
-		a.wantDrops(wireguard.DropNoSession, 1, "what waited is counted")
+		w.want("a data", "the packet that was already encrypted is sent, and the queued packet is not")
+		b.wantArrived("the packet was encrypted before the removal", "with the socket")
+		a.wantDrops(wireguard.DropNoSession, 1, "the queued packet is counted as dropped")
 		if n, m := wireguard.StagedBytes(a.Device), wireguard.SessionIndices(a.Device); n != 0 || m != 0 {
-			w.Fatalf("%d bytes staged and %d indices for nobody", n, m)
+			w.Fatalf("%d bytes and %d session indices are left of the removed peer, want 0", n, m)
 		}
 		b.Close()
-		w.wantIdle(10*time.Minute, "neither the rekey nor the 15 s of the removed peer's timers come")
+		w.wantIdle(10*time.Minute, "the timers of the removed peer cause no handshake")
 	})
 }
 
@@ -102,35 +102,35 @@ func TestPeerRemovedAmidSend(t *testing.T) {
 func TestSendTrouble(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
-		a.wantEvents("before", wireguard.EventHandshake)
+		a.wantEvents("the first handshake", wireguard.EventHandshake)
 		w.net.SetConditions(pipe.Conditions{MTU: 100, RefuseTooBig: true})
 		big := string(make([]byte, 500))
 		for range 10 {
 			a.send(b, big)
 		}
-		e := a.wantEvents("ten in one instant are told once", wireguard.EventBindTrouble)[0]
+		e := a.wantEvents("ten errors at the same time cause one event", wireguard.EventBindTrouble)[0]
 		if !errors.Is(e.Err, syscall.EMSGSIZE) || e.Peer != b.pub() || e.Endpoint.Addr != b.at().Addr {
-			w.Fatalf("event %+v, want the peer, where it is, and why", e)
+			w.Fatalf("the event is %+v, want the peer, its endpoint and the error", e)
 		}
 		w.advance(time.Second - 1)
 		a.send(b, big)
-		a.wantEvents("less than a second later")
+		a.wantEvents("no second event within a second")
 		w.advance(1)
 		a.send(b, big)
-		a.wantEvents("a second later", wireguard.EventBindTrouble)
-		w.want("", "nothing of it is on the wire")
-		a.wantDrops(wireguard.DropSendFailed, 12, "each is counted")
+		a.wantEvents("another event a second later", wireguard.EventBindTrouble)
+		w.want("", "no packet was sent")
+		a.wantDrops(wireguard.DropSendFailed, 12, "each packet is counted as dropped")
 
 		w.advance(5 * time.Second)
 		a.restart()
 		a.send(b, "x") // needs an initiation of 148 bytes, which is too large
-		w.want("", "an initiation is refused as well")
-		a.wantEvents("a handshake that cannot leave is trouble too", wireguard.EventBindTrouble)
+		w.want("", "the socket refuses the initiation, too")
+		a.wantEvents("an initiation that cannot be sent causes an event, too", wireguard.EventBindTrouble)
 		w.net.SetConditions(pipe.Conditions{})
-		w.wantJittered(5*time.Second, "a initiation, b response, a data", "the retry finds the socket well again")
+		w.wantJittered(5*time.Second, "a initiation, b response, a data", "the socket works again when a sends the next initiation")
 		a.Down()
 		a.send(b, "x")
-		a.wantEvents("a device that is down has no trouble", wireguard.EventHandshake)
+		a.wantEvents("a device that is down publishes no socket errors", wireguard.EventHandshake)
 	})
 }
 
@@ -162,7 +162,7 @@ func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 			var s, i int
 			fmt.Sscanf(p, "%d %d", &s, &i)
 			if i != next[s] {
-				w.Fatalf("sender %d: packet %d in place of %d", s, i, next[s])
+				w.Fatalf("sender %d: packet %d arrived, want packet %d", s, i, next[s])
 			}
 			next[s]++
 		}
@@ -181,12 +181,12 @@ func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 				sessions++
 			}
 			if c != counter {
-				w.Fatalf("counter %d follows %d", c, counter-1)
+				w.Fatalf("counter %d follows %d, want consecutive counters", c, counter-1)
 			}
 			counter++
 		}
 		if sessions != 2 {
-			w.Fatalf("%d sessions, want one rekey", sessions)
+			w.Fatalf("a sent in %d sessions, want 2: one rekey", sessions)
 		}
 	})
 }
@@ -196,7 +196,7 @@ func TestTwoSendersKeepOrderOnSlowSocket(t *testing.T) {
 func TestReceiverSurvivesErrors(t *testing.T) {
 	withMood(t, func(w *world, a, b *node, mood *moodyBind) {
 		w.connect(a, b)
-		a.wantEvents("before", wireguard.EventHandshake)
+		a.wantEvents("the first handshake", wireguard.EventHandshake)
 		odd := errors.New("recvmsg: network is down")
 		mood.set(func() {
 			for range 12 {
@@ -204,14 +204,14 @@ func TestReceiverSurvivesErrors(t *testing.T) {
 			}
 		})
 		b.send(a, "one") // the pending call of Receive returns this packet, and the next call fails
-		a.wantArrived("before the trouble", "one")
+		a.wantArrived("the packet arrives before the errors", "one")
 		w.advance(10 * time.Second)
-		es := a.wantEvents("told once a second at most", wireguard.EventBindTrouble, wireguard.EventBindTrouble, wireguard.EventBindTrouble)
+		es := a.wantEvents("a publishes at most one event per second", wireguard.EventBindTrouble, wireguard.EventBindTrouble, wireguard.EventBindTrouble)
 		if !errors.Is(es[0].Err, odd) {
-			w.Fatalf("event %+v", es[0])
+			w.Fatalf("the event is %+v, want the error of Receive", es[0])
 		}
 		b.send(a, "two")
-		a.wantArrived("it goes on", "two")
+		a.wantArrived("the receiver continues after the errors", "two")
 		mood.set(func() { mood.moods = []error{odd, odd, odd} })
 		b.send(a, "three")
 		a.Close() // the receiver is waiting after an error

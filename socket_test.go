@@ -127,7 +127,7 @@ func TestRenewSocket(t *testing.T) {
 			d.Configure(Change{FirewallMark: &mark})
 			b.noMark = errors.New("no marks")
 			if err := d.Wake(); !errors.Is(err, b.noMark) {
-				t.Errorf("Wake: %v", err)
+				t.Errorf("Wake returned %v, want the error of SetMark", err)
 			}
 			b.noMark = nil
 		}},
@@ -137,7 +137,7 @@ func TestRenewSocket(t *testing.T) {
 			begin := time.Now()
 			d.Down()
 			if time.Since(begin) != 0 {
-				t.Error("Down waits")
+				t.Error("Down waited for the retired socket")
 			}
 		}},
 		{"neither does Close", "renew a b, retire a, close b, close a", func(d *Device, b *renewingBind) {
@@ -170,10 +170,10 @@ func TestRenewSocket(t *testing.T) {
 					t.Errorf("the device did\n%s, want\n%s", got, c.want)
 				}
 				if r := d.running.Load(); r != nil && len(r.retired) != 0 {
-					t.Errorf("%d sockets stay retired", len(r.retired))
+					t.Errorf("the device still keeps %d retired sockets, want none", len(r.retired))
 				}
 				if got := unreadEvents(t, events); len(got) != 0 && b.fail == nil && !strings.Contains(c.why, "without a mark") {
-					t.Errorf("events %+v of sockets that the device replaced", got)
+					t.Errorf("the device published the events %+v about sockets that it replaced", got)
 				}
 				d.Close()
 				if open := b.n - strings.Count(strings.Join(b.did, ", "), "close "); open != 0 {
@@ -211,6 +211,6 @@ func TestTransmitAmidWakes(t *testing.T) {
 	}
 	ts := []Train{{Data: []byte{1}, Size: 1}}
 	if e.transmit(r, ts); calls != len(sockets) || ts[0].Err != nil || r.socket.Load() != last {
-		t.Errorf("%d calls, error %v: want that the last socket sends", calls, ts[0].Err)
+		t.Errorf("Send was called %d times, with the error %v; want that the last socket sends the train", calls, ts[0].Err)
 	}
 }

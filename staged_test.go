@@ -8,7 +8,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/staged"
 )
 
-// TestStagedPoolModel makes some peers stage and send packets of two sizes. The pool must know the total size of all staged
+// TestStagedPoolModel makes some peers stage and send small and large packets. The pool must know the total size of all staged
 // packets, and find the peer whose packets use the most memory. relieve must drop packets of that peer until the rest fits into
 // the limit.
 func TestStagedPoolModel(t *testing.T) {
@@ -28,7 +28,7 @@ func TestStagedPoolModel(t *testing.T) {
 				t.Fatalf("the pool counts %d bytes, want %d", got, sum)
 			}
 			if p, ok := d.pool.Largest(0); ok != (sum > 0) || ok && p.staged.Bytes != largest {
-				t.Fatalf("of %d bytes, the largest peer has %d, and is not found", sum, largest)
+				t.Fatalf("of %d staged bytes, the largest peer has %d, but Largest does not find it", sum, largest)
 			}
 			return largest
 		}
@@ -56,11 +56,11 @@ func TestStagedPoolModel(t *testing.T) {
 			d.relieve()
 			largest := check()
 			if used := d.pool.Bytes(); used > d.maxStagedBytes {
-				t.Fatalf("%d bytes are left, want %d at most", used, d.maxStagedBytes)
+				t.Fatalf("%d bytes are left, want at most %d", used, d.maxStagedBytes)
 			}
 			for i, p := range ps {
 				if kept[i] < largest && p.staged.Bytes != kept[i] {
-					t.Fatalf("a peer with %d bytes pays, and another one keeps %d", kept[i], largest)
+					t.Fatalf("relieve dropped packets of a peer with %d bytes, although another peer keeps %d", kept[i], largest)
 				}
 			}
 		}

@@ -14,7 +14,7 @@ func TestStatusOfDeadlines(t *testing.T) {
 			w.Helper()
 			w.settle()
 			if s := n.status(o); s.NextReason != reason || s.NextDeadline < in || s.NextDeadline > in+2*jitter {
-				w.Fatalf("%s: next %q in %v, want %q in %v", n.name, s.NextReason, s.NextDeadline, reason, in)
+				w.Fatalf("%s: the next deadline is %q in %v, want %q in %v", n.name, s.NextReason, s.NextDeadline, reason, in)
 			}
 		}
 		want(a, b, 0, "")
@@ -22,7 +22,7 @@ func TestStatusOfDeadlines(t *testing.T) {
 		a.send(b, "x")
 		want(a, b, 5*time.Second, "retransmit the initiation")
 		if s := a.status(b); !s.Initiating || s.Attempts != 1 || s.Staged != 1 || s.Session {
-			w.Fatalf("status %+v", s)
+			w.Fatalf("the status is %+v, want one attempt, one staged packet and no session", s)
 		}
 		w.net.Mend(nil, nil)
 		w.advance(5*time.Second + jitter)
@@ -37,7 +37,7 @@ func TestStatusOfDeadlines(t *testing.T) {
 		w.advance(at)
 		want(a, b, 360*time.Second, "wipe the session")
 		if s := a.status(b); s.Session || s.SessionAge != 0 || s.Initiating {
-			w.Fatalf("status %+v", s)
+			w.Fatalf("the status is %+v, want no session and no handshake", s)
 		}
 	})
 }

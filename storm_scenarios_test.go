@@ -14,9 +14,9 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// TestStorm calls all methods of a device at the same time, on several goroutines. Each goroutine draws its calls and their
-// arguments from its own seed. The scheduler determines the order of the calls. In every order, a call may fail only if the
-// device is down, no packet may arrive twice or changed, and afterwards the tunnel must work.
+// TestStorm calls many methods of a device at the same time, on several goroutines. Each goroutine draws its calls and their
+// arguments from its own seed. The scheduler determines the order of the calls. In every order, Send may fail only if the device
+// is down, no other call except Handshake may fail, no packet may arrive twice or changed, and afterwards the tunnel must work.
 func TestStorm(t *testing.T) {
 	seeds := uint64(8)
 	if testkit.OneThread {
@@ -133,14 +133,14 @@ func playStorm(w *world, seed uint64) {
 				continue // this is an ICMP error about a packet whose peer was removed
 			}
 			if arrived++; !sent[p] {
-				w.Fatalf("%q arrived, and was not sent or arrived before", p)
+				w.Fatalf("the payload %q arrived, but was never sent or arrived twice", p)
 			}
 			delete(sent, p)
 		}
 	}
 	w.Logf("%d of %d packets arrived, in %d handshakes and %v", arrived, number, w.net.Sent().Initiations, w.now())
 	if arrived < number/10 {
-		w.Fatalf("%d of %d packets arrived", arrived, number)
+		w.Fatalf("only %d of %d packets arrived, want at least a tenth", arrived, number)
 	}
 	for _, n := range spokes {
 		h.send(n, "after the storm")
@@ -153,13 +153,13 @@ func playStorm(w *world, seed uint64) {
 	h.wantArrived("the tunnel works", "calm", "calm", "calm")
 	for _, n := range append(spokes, h) {
 		if k, m := wireguard.StagedBytes(n.Device), wireguard.Waiters(n.Device); k != 0 || m != 0 {
-			w.Fatalf("%s: %d bytes staged and %d waiters in the end", n.name, k, m)
+			w.Fatalf("%s: %d bytes are staged and %d calls wait at the end, want 0", n.name, k, m)
 		}
 	}
 	for _, n := range spokes {
 		h.RemovePeer(n.pub())
 	}
 	if k := wireguard.SessionIndices(h.Device); k != 0 {
-		w.Fatalf("%d session indices of nobody", k)
+		w.Fatalf("%d session indices are left after all peers were removed, want 0", k)
 	}
 }

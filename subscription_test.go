@@ -87,11 +87,11 @@ func TestMergedEvents(t *testing.T) {
 			}
 			test.want.Time = epoch.Add(2)
 			if got := unreadEvents(t, s); len(got) != 1 || got[0] != test.want {
-				t.Errorf("events\n%+v, want\n%+v", got, test.want)
+				t.Errorf("the events are\n%+v, want\n%+v", got, test.want)
 			}
 			d.announce(test.first)
 			if got := unreadEvents(t, s); len(got) != 1 || got[0] != test.first {
-				t.Errorf("events %+v: one that was read is merged with the next", got)
+				t.Errorf("the events are %+v, want one event that is not merged with an event that was read", got)
 			}
 		})
 	}
@@ -124,15 +124,15 @@ func TestEventOrder(t *testing.T) {
 	publish(2, EventHandshake)
 	publish(1, EventEndpointMoved)
 	publish(3, EventHandshake)
-	want("the session of 1 stands", "session expired 1 2", "handshake completed 1 3")
+	want("the first events are of peer 1, in the order in which they last happened", "session expired 1 2", "handshake completed 1 3")
 	publish(1, EventSessionExpired, EventEndpointMoved)
 	publish(2, EventSessionExpired)
-	want("the turn of 1 ends with what was known when it began", "endpoint moved 1 4")
-	want("of 2", "handshake completed 2 1", "session expired 2 2")
+	want("the turn of peer 1 ends with the last event that was unread when the turn began", "endpoint moved 1 4")
+	want("the next turn is that of peer 2", "handshake completed 2 1", "session expired 2 2")
 	publish(2, EventHandshake)
-	want("then of 3, of 1 and again of 2", "handshake completed 3 1", "session expired 1 5", "endpoint moved 1 6", "handshake completed 2 3")
+	want("then it is the turn of peer 3, of peer 1 and again of peer 2", "handshake completed 3 1", "session expired 1 5", "endpoint moved 1 6", "handshake completed 2 3")
 	if left := unreadEvents(t, s); left != nil {
-		t.Errorf("%+v is left", left)
+		t.Errorf("the unread events %+v are left, want none", left)
 	}
 }
 
@@ -151,11 +151,11 @@ func TestNoPeerIsStarved(t *testing.T) {
 		seen[eventTexts([]Event{e})[0]]++
 	}
 	if len(seen) != 6 {
-		t.Errorf("events read: %v, want all of 6", seen)
+		t.Errorf("the events that were read are %v, want two kinds for each of three peers", seen)
 	}
 	for e, n := range seen {
 		if n < 99 || n > 101 {
-			t.Errorf("%q was read %d times of 600, want a sixth", e, n)
+			t.Errorf("of 600 events, %q was read %d times, want a sixth", e, n)
 		}
 	}
 }
@@ -181,17 +181,17 @@ func TestFullKind(t *testing.T) {
 		d.announce(Event{Kind: EventHandshake, Peer: peerNumber(i)}) // no subscription wants this kind
 	}
 	if n := len(unreadEvents(t, other)); n != inbox.Max {
-		t.Errorf("%d of %d events", n, inbox.Max)
+		t.Errorf("the other subscription has %d of %d events", n, inbox.Max)
 	}
 	moved, forgotten := 0, 0
 	for i, e := range unreadEvents(t, s) {
 		if missed := 10; (e.Missed == missed) != (i == 0) || i > 0 && e.Missed != 0 {
-			t.Fatalf("event %d says that %d were missed", i, e.Missed)
+			t.Fatalf("event %d says that %d events were missed, want 10 in the first event and 0 in the others", i, e.Missed)
 		}
 		switch e.Kind {
 		case EventEndpointMoved:
 			if moved++; e.Merged != 1 {
-				t.Fatalf("event %+v stands for one more", e)
+				t.Fatalf("the event is %+v, want Merged to be 1", e)
 			}
 		case EventPeerForgotten:
 			forgotten++
@@ -202,7 +202,7 @@ func TestFullKind(t *testing.T) {
 	}
 	d.announce(Event{Kind: EventEndpointMoved, Peer: peerNumber(inbox.Max + 6)})
 	if got := unreadEvents(t, s); len(got) != 1 || got[0].Missed != 0 {
-		t.Errorf("events %+v: a kind that was read has room", got)
+		t.Errorf("the events are %+v, want one event: there is room again after all were read", got)
 	}
 }
 
@@ -217,9 +217,9 @@ func TestUnreadMemory(t *testing.T) {
 			d.announce(Event{Kind: EventEndpointMoved, Peer: peerNumber(i)})
 		}
 		if each := (heapAndStack() - before) / inbox.Max; each > 500 && !raceEnabled {
-			t.Errorf("an unread event takes %d bytes", each)
+			t.Errorf("an unread event uses %d bytes of memory, want at most 500", each)
 		} else {
-			t.Logf("an unread event takes %d bytes", each)
+			t.Logf("an unread event uses %d bytes of memory", each)
 		}
 		if end == "read" {
 			unreadEvents(t, s)
@@ -227,7 +227,7 @@ func TestUnreadMemory(t *testing.T) {
 			s.Close()
 		}
 		if left := heapAndStack() - before; left > 256<<10 {
-			t.Errorf("%s: %d bytes are left", end, left)
+			t.Errorf("%s: %d bytes of memory are left", end, left)
 		}
 		runtime.KeepAlive(&d)
 		runtime.KeepAlive(s)
@@ -241,15 +241,15 @@ func TestPublishAllocatesNothing(t *testing.T) {
 	e := Event{Kind: EventEndpointMoved, Peer: PublicKey{1}}
 	publish := func() { d.announce(e) }
 	if n := testing.AllocsPerRun(100, publish); n != 0 {
-		t.Errorf("%v allocations without a subscription", n)
+		t.Errorf("without a subscription, publishing allocates %v times, want 0", n)
 	}
 	d.Subscribe(EventHandshake)
 	if n := testing.AllocsPerRun(100, publish); n != 0 {
-		t.Errorf("%v allocations without a subscription to the kind", n)
+		t.Errorf("without a subscription to the kind, publishing allocates %v times, want 0", n)
 	}
 	d.Subscribe()
 	if n := testing.AllocsPerRun(100, publish); n != 0 {
-		t.Errorf("%v allocations where the last event is unread", n)
+		t.Errorf("when the last event is unread, publishing allocates %v times, want 0", n)
 	}
 }
 
@@ -262,18 +262,18 @@ func TestNextEnds(t *testing.T) {
 	s := d.Subscribe()
 	d.announce(event)
 	if e, err := s.Next(over); err != context.Canceled {
-		t.Errorf("with a context that has ended: %+v, %v", e, err)
+		t.Errorf("with an ended context, Next returned %+v and the error %v, want context.Canceled", e, err)
 	}
 	for range s.Events(over) {
-		t.Error("a loop goes on after its context")
+		t.Error("the loop over Events continues although its context has ended")
 	}
 	if e, err := s.Next(t.Context()); err != nil || e != event {
-		t.Errorf("the event is %+v, %v", e, err)
+		t.Errorf("Next returned %+v and the error %v, want the unread event", e, err)
 	}
 	soon, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
 	if e, err := s.Next(soon); err != context.DeadlineExceeded {
-		t.Errorf("no event: %+v, %v", e, err)
+		t.Errorf("without an unread event, Next returned %+v and the error %v, want context.DeadlineExceeded", e, err)
 	}
 	for i := range 3 {
 		d.announce(Event{Kind: EventHandshake, Peer: peerNumber(i)})
@@ -304,12 +304,12 @@ func TestSubscriptionClose(t *testing.T) {
 		event.Peer[1]++
 	}
 	if e, err := closed.Next(t.Context()); err != nil || e.Peer != (PublicKey{1}) {
-		t.Errorf("the first event is %+v, %v", e, err)
+		t.Errorf("Next returned %+v and the error %v, want the first event", e, err)
 	}
 	for range 2 {
 		closed.Close()
 		if e, err := closed.Next(t.Context()); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("after Close: %+v, %v", e, err)
+			t.Errorf("after Subscription.Close, Next returned %+v and the error %v, want net.ErrClosed", e, err)
 		}
 	}
 	d.subscriptions.Close(errClosed)
@@ -318,7 +318,7 @@ func TestSubscriptionClose(t *testing.T) {
 	n := 0
 	for e := range kept.Events(t.Context()) {
 		if e.Peer != (PublicKey{1, byte(n)}) {
-			t.Errorf("event %d is %+v", n, e)
+			t.Errorf("event %d is %+v, want the events in the order of their publication", n, e)
 		}
 		if n++; n == 2 {
 			break
@@ -332,7 +332,7 @@ func TestSubscriptionClose(t *testing.T) {
 	}
 	for _, s := range []*Subscription{kept, d.Subscribe()} {
 		if e, err := s.Next(t.Context()); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("after the device's Close: %+v, %v", e, err)
+			t.Errorf("after Device.Close, Next returned %+v and the error %v, want net.ErrClosed", e, err)
 		}
 		s.Close()
 	}
@@ -367,7 +367,7 @@ func TestSubscriptionsConcurrently(t *testing.T) {
 		last := make(map[PublicKey]int)
 		for e := range alone.Events(context.Background()) {
 			if e.Attempt <= last[e.Peer] {
-				t.Errorf("event %d of %x came after %d", e.Attempt, e.Peer[:2], last[e.Peer])
+				t.Errorf("event %d of peer %x was read after event %d, want ascending numbers", e.Attempt, e.Peer[:2], last[e.Peer])
 			}
 			last[e.Peer] = e.Attempt
 			got[1].Add(int64(1 + e.Merged + e.Missed))
@@ -404,7 +404,7 @@ func TestSubscriptionsConcurrently(t *testing.T) {
 	}
 	publishing.Wait()
 	for i := range 2 {
-		eventually(t, "a reader waits although there is something to read", func() bool {
+		eventually(t, "the readers have got all events, merged and missed ones included", func() bool {
 			return got[i].Load() == publishers*perPublisher
 		})
 	}
@@ -443,7 +443,7 @@ func TestNewestEventWins(t *testing.T) {
 		}
 		receivers.Wait()
 		if got := unreadEvents(t, s); len(got) != 1 || got[0].Merged != 39 || got[0].Endpoint != p.endpoint {
-			t.Fatalf("round %d: events %+v, but the peer is at %v", round, got, p.endpoint)
+			t.Fatalf("round %d: the events are %+v, want one event with 39 merged ones and the peer's endpoint %v", round, got, p.endpoint)
 		}
 	}
 }
@@ -499,14 +499,14 @@ func TestFlappingPeer(t *testing.T) {
 		for _, ev := range got {
 			switch {
 			case ev.Missed != 0:
-				t.Errorf("event %+v tells of missed ones", ev)
+				t.Errorf("the event %+v says that events were missed, want none", ev)
 			case ev.Kind == EventEndpointMoved && ev.Peer == flapping.id.public:
 				if moves += 1 + ev.Merged; ev.Endpoint != e.peer(flapping).endpoint {
-					t.Errorf("event %+v, but the peer is at %v", ev, e.peer(flapping).endpoint)
+					t.Errorf("the event is %+v, but the peer's endpoint is %v", ev, e.peer(flapping).endpoint)
 				}
 			case ev.Kind == EventHandshake && ev.Peer == quiet.id.public:
 				if handshakes++; ev.Timestamp != quiet.ts || ev.Endpoint != quiet.from {
-					t.Errorf("event %+v of the quiet peer", ev)
+					t.Errorf("the quiet peer's event is %+v, want its timestamp and endpoint", ev)
 				}
 			}
 		}

@@ -27,7 +27,7 @@ func (w *world) wantYoungKeys() {
 			made[index], made[binary.LittleEndian.Uint32(p.Data[8:])] = w.now(), w.now()
 		case pipe.TypeData, pipe.TypeKeepalive:
 			if at, ok := made[index]; !ok || w.now()-at >= 180*time.Second {
-				w.Errorf("at %v: a message under a session of %v (known: %v)", w.now(), w.now()-at, ok)
+				w.Errorf("at %v: a device sent a message in a session that is %v old (known: %v)", w.now(), w.now()-at, ok)
 			}
 		}
 	})
@@ -43,7 +43,7 @@ func TestSuspendBoth(t *testing.T) {
 					w.wantYoungKeys()
 					w.connect(a, b)
 					w.suspend(asleep, a, b)
-					w.want("", "asleep, and nothing is due that sends")
+					w.want("", "no message is due after the sleep")
 					from, to := a, b
 					if first == "responder" {
 						from, to = b, a
@@ -53,11 +53,11 @@ func TestSuspendBoth(t *testing.T) {
 					case asleep < 120*time.Second:
 						w.want(from.name+" data", "the session is young")
 					case asleep < 180*time.Second && from == a:
-						w.want("a data, a initiation, b response, a keepalive", "its initiator renews it after 120 s")
+						w.want("a data, a initiation, b response, a keepalive", "the initiator renews the session after 120 s")
 					case asleep < 180*time.Second:
-						w.want("b data", "its responder does not")
+						w.want("b data", "the responder does not renew the session")
 					default:
-						w.want(fmt.Sprintf("%s initiation, %s response, %s data", from.name, to.name, from.name), "a new one, at once")
+						w.want(fmt.Sprintf("%s initiation, %s response, %s data", from.name, to.name, from.name), "the devices make a new session at once")
 					}
 					to.wantArrived("without delay", "good morning")
 					to.send(from, "and to you")
@@ -74,8 +74,8 @@ func TestSuspendBoth(t *testing.T) {
 				a.tun.TrySend(a.packet(b, "from a"))
 				b.tun.TrySend(b.packet(a, "from b"))
 				w.advance(5*time.Second + jitter + 5*time.Millisecond)
-				b.wantArrived("their initiations may cross: within one retry", "from a")
-				a.wantArrived("their initiations may cross: within one retry", "from b")
+				b.wantArrived("the initiations may cross, but one retry makes a session", "from a")
+				a.wantArrived("the initiations may cross, but one retry makes a session", "from b")
 			})
 		})
 	}
@@ -93,16 +93,16 @@ func TestSuspendAmidHandshakeInitiator(t *testing.T) {
 				w.want("a initiation, b response", "the response is held back")
 				w.suspend(asleep, a)
 				if asleep < 5*time.Second {
-					w.want("", "the initiation is young")
+					w.want("", "the initiation is younger than 5 s")
 					w.release()
-					w.want("a data", "the answer to this very initiation")
+					w.want("a data", "the response answers the newest initiation")
 				} else {
-					w.want("a initiation, b response, a data", "the retry is due")
+					w.want("a initiation, b response, a data", "the next initiation is due")
 					w.release()
-					w.want("", "the first response answers nothing any more")
-					a.wantDrops(wireguard.DropUnknownIndex, 1, "too late")
+					w.want("", "a drops the response to its old initiation")
+					a.wantDrops(wireguard.DropUnknownIndex, 1, "the response has the index of the old initiation")
 				}
-				b.wantArrived("what was staged is kept", "hello")
+				b.wantArrived("the staged packet arrives", "hello")
 			})
 		})
 	}
@@ -122,19 +122,19 @@ func TestSuspendAmidHandshakeResponder(t *testing.T) {
 				tries := a.end.Sent().Initiations
 				w.advance(5*time.Second + jitter)
 				if tries < 20 {
-					b.wantArrived("the next retry finds it", "hello")
-					a.wantEvents("in one series", wireguard.EventHandshake)
+					b.wantArrived("the next retry reaches b", "hello")
+					a.wantEvents("one series of initiations is enough", wireguard.EventHandshake)
 					return
 				}
 				if tries > 20 || asleep < 95*time.Second {
-					w.Fatalf("%d initiations while b slept", tries)
+					w.Fatalf("a sent %d initiations while b slept, want 20 only if it slept for at least 95 s", tries)
 				}
-				a.wantEvents("nobody answered 20 initiations", wireguard.EventHandshakeFailed)
+				a.wantEvents("b answered none of 20 initiations", wireguard.EventHandshakeFailed)
 				w.script()
-				w.wantIdle(time.Minute, "it does not try again by itself")
+				w.wantIdle(time.Minute, "a does not try again by itself")
 				a.send(b, "anyone?")
 				w.want("a initiation, b response, a data", "a packet begins a new series")
-				b.wantArrived("the first one was given up", "anyone?")
+				b.wantArrived("the first packet was dropped when a gave up", "anyone?")
 			})
 		})
 	}
@@ -153,21 +153,21 @@ func TestSuspendKeptAlive(t *testing.T) {
 						w.connect(b, a)
 					}
 					a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
-					w.want("a keepalive", "turned on")
+					w.want("a keepalive", "a turns on the persistent keepalive")
 					w.suspend(asleep, a)
 					switch {
 					case asleep < 25*time.Second:
-						w.want("", "not due yet")
+						w.want("", "the keepalive is not due yet")
 					case asleep < 120*time.Second, asleep < 180*time.Second && role == "responder":
-						w.want("a keepalive", "due, and the session is young")
+						w.want("a keepalive", "the keepalive is due, and the session is young")
 					case asleep < 180*time.Second:
-						w.want("a keepalive, a initiation, b response, a keepalive", "and its initiator renews it")
+						w.want("a keepalive, a initiation, b response, a keepalive", "the keepalive is due, and the initiator renews the session")
 					default:
-						w.want("a initiation, b response, a keepalive", "a new session, at once")
+						w.want("a initiation, b response, a keepalive", "a makes a new session at once")
 					}
 					w.advance(25 * time.Second)
 					b.send(a, "still there?")
-					a.wantArrived("reachable without a delay", "still there?")
+					a.wantArrived("a is reachable without delay", "still there?")
 				})
 			})
 		}
@@ -188,13 +188,13 @@ func TestRestartWithClockSetBack(t *testing.T) {
 			w.Fatal(err)
 		}
 		a.send(b, "x")
-		w.want("a initiation", "from a minute ago: not answered")
-		b.wantDrops(wireguard.DropOldTimestamp, 1, "it cannot be told from a replay")
+		w.want("a initiation", "b does not answer the initiation, because its timestamp is old")
+		b.wantDrops(wireguard.DropOldTimestamp, 1, "b cannot distinguish the initiation from a replay")
 		w.advance(50 * time.Second)
 		w.script()
-		b.wantSession(a, true, "of before the restart: b knows of none")
+		b.wantSession(a, true, "b still has the session from before a's restart")
 		w.advance(10*time.Second + 5*time.Second + jitter)
-		b.wantArrived("a's calendar caught up", "x")
+		b.wantArrived("a's wall clock has passed the old timestamp", "x")
 	})
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
@@ -206,11 +206,11 @@ func TestRestartWithClockSetBack(t *testing.T) {
 			w.Fatal(err)
 		}
 		b.send(a, "lost")
-		w.want("b data", "under a session that a has not any more")
-		a.wantDrops(wireguard.DropUnknownIndex, 1, "nobody's")
-		w.wantJittered(15*time.Second, "b initiation, a response, b keepalive", "unanswered for 15 s; b's own calendar is right")
+		w.want("b data", "b sends in a session that a does not have any more")
+		a.wantDrops(wireguard.DropUnknownIndex, 1, "the session index is unknown")
+		w.wantJittered(15*time.Second, "b initiation, a response, b keepalive", "the data was unanswered for 15 s, and b's timestamps are valid")
 		a.send(b, "back again")
-		b.wantArrived("both ways", "back again")
+		b.wantArrived("the session works in both directions", "back again")
 	})
 }
 
@@ -237,27 +237,27 @@ func playSuspend(w *world, a, b *node, asleep time.Duration, role string, wake b
 	}
 	w.suspend(asleep, a)
 	alive := asleep < 180*time.Second
-	w.want("", "asleep")
+	w.want("", "no message is due after the sleep")
 	if wake {
 		if err := a.Wake(); err != nil {
 			w.Fatal(err)
 		}
 		if alive {
-			w.want("a keepalive", "the peer hears of where a is now, on the session that is still young")
+			w.want("a keepalive", "Wake tells the peer a's address, in the session that is still young")
 		} else {
-			w.want("", "nothing waits: no handshake is due")
+			w.want("", "no packet waits, so no handshake is due")
 		}
 	}
-	a.wantSession(b, alive, "ages count suspend")
+	a.wantSession(b, alive, "the age of the session includes the sleep")
 	a.send(b, "good morning")
 	if alive {
 		w.want("a data", "the session is still young")
 	} else {
-		w.want("a initiation, b response, a data", "no data under an old key; a handshake at once")
+		w.want("a initiation, b response, a data", "a sends no data with an old key, and begins a handshake at once")
 	}
 	b.wantArrived("without delay", "good morning")
 	b.send(a, "good morning to you")
-	w.want("b data", "the same session back")
+	w.want("b data", "b answers in the same session")
 	a.wantArrived("without delay", "good morning to you")
 }
 
@@ -272,16 +272,16 @@ func TestSuspendWhilePeerSends(t *testing.T) {
 		b.send(a, "lost")
 		w.advance(50 * time.Second)
 		if n := b.end.Sent().Initiations; n < 6 || n > 8 {
-			w.Fatalf("%d initiations in 50 s, want one at 15 s and one each 5 s after it", n)
+			w.Fatalf("b sent %d initiations in 50 s, want one after 15 s, and then one per 5 s", n)
 		}
 		w.net.Mend(a.end, nil)
 		a.clock.suspend(false)
 		w.advance(5*time.Second + jitter)
 		if w.script(); b.end.Sent().Keepalives == 0 {
-			w.Fatal("the next try did not make a session")
+			w.Fatal("the next initiation did not make a session")
 		}
 		b.send(a, "after")
-		a.wantArrived("found again", "before", "after")
+		a.wantArrived("a is reachable again", "before", "after")
 	})
 }
 
@@ -293,25 +293,25 @@ func TestWakeRings(t *testing.T) {
 		for _, n := range []*node{a, b} {
 			n.clock.leap(time.Hour)
 		}
-		w.wantIdle(0, "their timers stood still")
+		w.wantIdle(0, "the timers stood still")
 		for _, n := range []*node{a, b} {
 			if err := n.Wake(); err != nil {
 				w.Fatal(err)
 			}
 		}
-		w.want("", "nothing to say")
+		w.want("", "no message is due")
 		if x, y := wireguard.SessionIndices(a.Device), wireguard.SessionIndices(b.Device); x+y != 0 {
-			w.Fatalf("%d and %d indices: Wake must wipe what is an hour old", x, y)
+			w.Fatalf("%d and %d session indices are left, want 0: Wake must wipe sessions that are an hour old", x, y)
 		}
-		a.wantEvents("what came due", wireguard.EventHandshake, wireguard.EventSessionExpired)
+		a.wantEvents("a publishes the events that were due", wireguard.EventHandshake, wireguard.EventSessionExpired)
 	})
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
-		w.want("a keepalive", "at once")
+		w.want("a keepalive", "a sends a keepalive at once")
 		a.clock.leap(time.Hour)
 		b.clock.leap(time.Hour)
 		a.Wake()
-		w.want("a initiation, b response, a keepalive", "a handshake is due where something is to be kept alive")
+		w.want("a initiation, b response, a keepalive", "a peer with a persistent keepalive needs a new session")
 	})
 }

@@ -19,10 +19,10 @@ func TestRekeyOnSend(t *testing.T) {
 		w.want("a data", "1 ns before REKEY_AFTER_TIME")
 		w.advance(1)
 		b.send(a, "responder")
-		w.want("b data", "the responder does not renew")
+		w.want("b data", "the responder does not renew the session")
 		a.send(b, "old")
-		w.want("a data, a initiation, b response, a keepalive", "the initiator does, after it sent")
-		b.wantArrived("the old session carries on meanwhile", "young", "old")
+		w.want("a data, a initiation, b response, a keepalive", "the initiator renews the session after it has sent the packet")
+		b.wantArrived("the old session works during the rekey", "young", "old")
 		a.send(b, "new")
 		w.want("a data", "the new session is young")
 	})
@@ -34,8 +34,8 @@ func TestRekeyOnKeepalive(t *testing.T) {
 		w.connect(a, b)
 		w.advance(115 * time.Second)
 		b.send(a, "data that wants a keepalive")
-		w.want("b data", "too young for anything else")
-		w.wantAt(10*time.Second, "a keepalive, a initiation, b response, a keepalive", "a keepalive is a send like any other")
+		w.want("b data", "the session is too young for a rekey")
+		w.wantAt(10*time.Second, "a keepalive, a initiation, b response, a keepalive", "sending a keepalive causes a rekey, too")
 	})
 }
 
@@ -55,20 +55,20 @@ func TestRekeyOnReceive(t *testing.T) {
 			w.advance(time.Second)
 			b.send(a, "three")
 		}
-		w.want("b data x4", "asked for once: retries have their own pace")
+		w.want("b data x4", "more data causes no initiation before the retry is due")
 		w.wantJittered(time.Second, "a initiation", "the retry")
 	})
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		w.advance(170 * time.Second)
 		a.send(b, "x")
-		w.want("a data, a initiation, b response, a keepalive", "the initiator renews by its own data")
+		w.want("a data, a initiation, b response, a keepalive", "the initiator renews the session because it sends data")
 		b.send(a, "y")
-		w.want("b data", "the new session has a last minute of its own")
+		w.want("b data", "the new session is too young for a rekey on receive")
 		w.advance(165 * time.Second)
 		w.script()
 		b.send(a, "z")
-		w.want("b data, a initiation, b response, a keepalive", "which begins 165 s after it was made")
+		w.want("b data, a initiation, b response, a keepalive", "the new session is renewed on receive after 165 s")
 	})
 }
 
@@ -78,7 +78,7 @@ func TestNoRekeyOnReceiveByResponder(t *testing.T) {
 		w.connect(a, b)
 		w.advance(110 * time.Second)
 		a.send(b, "x")
-		w.want("a data", "young")
+		w.want("a data", "the session is young")
 		w.judge(func(m *message) pipe.Verdict {
 			if m.kind == pipe.TypeInitiation {
 				return pipe.Drop
@@ -90,7 +90,7 @@ func TestNoRekeyOnReceiveByResponder(t *testing.T) {
 		a.send(b, "y")
 		w.script()
 		if n := b.end.Sent().Initiations; n != 0 {
-			w.Fatalf("the responder sent %d initiations", n)
+			w.Fatalf("the responder sent %d initiations, want 0", n)
 		}
 	})
 }
@@ -101,7 +101,7 @@ func TestPassiveKeepalive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		a.send(b, "hello")
-		w.want("a data", "sent")
+		w.want("a data", "a sends a packet")
 		w.wantAt(10*time.Second, "b keepalive", "nothing was sent back for KEEPALIVE_TIMEOUT")
 		w.wantIdle(time.Hour, "a keepalive is not answered: no ping-pong, and no renewal of an idle session")
 	})
@@ -115,8 +115,8 @@ func TestPassiveKeepaliveCancelled(t *testing.T) {
 		a.send(b, "hello")
 		w.advance(10*time.Second - 1)
 		b.send(a, "back")
-		w.want("a data, b data", "an answer just in time")
-		w.wantAt(10*time.Second, "a keepalive", "that answer is data too")
+		w.want("a data, b data", "b sends data just before its keepalive is due")
+		w.wantAt(10*time.Second, "a keepalive", "b's packet is data, so a sends a keepalive")
 		w.wantIdle(time.Minute, "b's keepalive was cancelled")
 	})
 }
@@ -131,10 +131,10 @@ func TestNeedAnotherKeepalive(t *testing.T) {
 		a.send(b, "two")
 		w.advance(1 * time.Second)
 		a.send(b, "three")
-		w.want("a data x3", "all before the keepalive")
-		w.wantAt(4*time.Second, "b keepalive", "10 s after the first, not the last")
-		w.wantAt(10*time.Second, "b keepalive", "one more, for those that came meanwhile")
-		w.wantIdle(time.Minute, "and no third")
+		w.want("a data x3", "all three packets are sent before the keepalive")
+		w.wantAt(4*time.Second, "b keepalive", "10 s after the first packet, not the last one")
+		w.wantAt(10*time.Second, "b keepalive", "one more keepalive, for the packets that arrived meanwhile")
+		w.wantIdle(time.Minute, "there is no third keepalive")
 	})
 }
 
@@ -145,8 +145,8 @@ func TestKeepaliveAnsweredByNothing(t *testing.T) {
 		w.connect(a, b)
 		w.net.Cut(a.end, b.end)
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(time.Hour)})
-		w.want("a keepalive", "turned on: one at once")
-		w.wantIdle(10*time.Minute, "nobody answers, and that is no reason for a handshake")
+		w.want("a keepalive", "a sends a keepalive at once when it is turned on")
+		w.wantIdle(10*time.Minute, "an unanswered keepalive is no reason for a handshake")
 	})
 }
 
@@ -161,23 +161,23 @@ func TestUnansweredData(t *testing.T) {
 		a.send(b, "second")
 		w.advance(7 * time.Second)
 		a.send(b, "third")
-		w.want("a data x3", "into the void")
-		w.wantJittered(time.Second, "a initiation", "15 s and the jitter after the first")
+		w.want("a data x3", "all three packets are lost")
+		w.wantJittered(time.Second, "a initiation", "15 s and the jitter after the first packet")
 	})
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		b.send(a, "first") // the same holds for the responder
 		w.lose("a keepalive", 1)
-		w.want("b data", "sent")
-		w.wantAt(10*time.Second, "a keepalive", "which is lost")
-		w.wantJittered(5*time.Second, "b initiation, a response, b keepalive", "either role")
+		w.want("b data", "b sends a packet")
+		w.wantAt(10*time.Second, "a keepalive", "the keepalive is lost")
+		w.wantJittered(5*time.Second, "b initiation, a response, b keepalive", "the responder begins a handshake, too")
 	})
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		a.send(b, "first")
 		w.advance(14 * time.Second)
-		w.want("a data, b keepalive", "answered")
-		w.wantIdle(time.Minute, "any authenticated packet cancels it")
+		w.want("a data, b keepalive", "b answers")
+		w.wantIdle(time.Minute, "any authenticated packet cancels the timer")
 	})
 }
 
@@ -195,20 +195,20 @@ func TestSessionSilentAt180s(t *testing.T) {
 		a.send(b, "a's last")
 		b.send(a, "b's last")
 		w.want("a data, a initiation, b data", "1 ns before REJECT_AFTER_TIME the session carries data")
-		b.wantArrived("in time", "a's last")
-		a.wantArrived("in time", "b's last")
+		b.wantArrived("the session is younger than 180 s", "a's last")
+		a.wantArrived("the session is younger than 180 s", "b's last")
 		late := w.last("b data")
-		a.wantSession(b, true, "1 ns before")
+		a.wantSession(b, true, "1 ns before REJECT_AFTER_TIME")
 		w.advance(1)
-		a.wantSession(b, false, "silent at exactly 180 s")
-		b.wantSession(a, false, "on both sides")
+		a.wantSession(b, false, "a does not send in a session that is 180 s old")
+		b.wantSession(a, false, "b does not send in a session that is 180 s old")
 		a.send(b, "x")
 		b.send(a, "x")
-		w.want("b initiation", "no data; a waits for its 5 s, b initiates at once")
+		w.want("b initiation", "no device sends data; a must wait for 5 s, and b initiates at once")
 		late.data[8]++ // this makes the message a forgery, but a drops it before it opens the message
 		w.replay(late)
-		a.wantDrops(wireguard.DropExpiredKey, 1, "nor does it receive")
-		a.wantEvents("it expired", wireguard.EventHandshake, wireguard.EventSessionExpired)
+		a.wantDrops(wireguard.DropExpiredKey, 1, "a does not receive in the session")
+		a.wantEvents("the session expired", wireguard.EventHandshake, wireguard.EventSessionExpired)
 	})
 }
 
@@ -225,8 +225,8 @@ func TestReceiveAt180s(t *testing.T) {
 			if late < 0 {
 				b.wantArrived("1 ns before the end of the session", "slow")
 			} else {
-				b.wantArrived("at its end")
-				b.wantDrops(wireguard.DropExpiredKey, 1, "at its end")
+				b.wantArrived("the session is 180 s old")
+				b.wantDrops(wireguard.DropExpiredKey, 1, "the session is 180 s old")
 			}
 		})
 	}
@@ -249,7 +249,7 @@ func TestWipe(t *testing.T) {
 				w.Fatalf("%s has %d session indices after the wipe, want 0", n.name, got)
 			}
 			if s := n.status(map[*node]*node{a: b, b: a}[n]); s.NextReason != "" {
-				w.Fatalf("%s: next %q, want nothing", n.name, s.NextReason)
+				w.Fatalf("%s: the next deadline is %q, want none", n.name, s.NextReason)
 			}
 		}
 		w.want("", "a wipe sends nothing")
@@ -264,11 +264,11 @@ func TestWipeAfterLastSession(t *testing.T) {
 		w.connect(b, a)
 		w.advance(540*time.Second - 1)
 		if x, y := wireguard.SessionIndices(a.Device), wireguard.SessionIndices(b.Device); x == 0 || y == 0 {
-			w.Fatal("540 s after the first session is too early")
+			w.Fatal("a device wiped its keys 540 s after the first session, want 540 s after the last one")
 		}
 		w.advance(1)
 		if x, y := wireguard.SessionIndices(a.Device), wireguard.SessionIndices(b.Device); x+y != 0 {
-			w.Fatalf("%d and %d indices 540 s after the last session", x, y)
+			w.Fatalf("%d and %d session indices are left 540 s after the last session, want 0", x, y)
 		}
 	})
 }
@@ -284,15 +284,15 @@ func TestWipeAfterGiveUp(t *testing.T) {
 			w.advance(time.Millisecond)
 		}
 		if n := wireguard.SessionIndices(a.Device); n != 1 {
-			w.Fatalf("%d indices at the give-up, want that of the last try", n)
+			w.Fatalf("a has %d session indices when it gives up, want 1: that of the last initiation", n)
 		}
 		w.advance(540*time.Second - time.Millisecond)
 		if n := wireguard.SessionIndices(a.Device); n != 1 {
-			w.Fatalf("%d indices before the wipe", n)
+			w.Fatalf("a has %d session indices before the wipe, want 1", n)
 		}
 		w.advance(time.Millisecond)
 		if n := wireguard.SessionIndices(a.Device); n != 0 {
-			w.Fatalf("%d indices after the wipe", n)
+			w.Fatalf("a has %d session indices after the wipe, want 0", n)
 		}
 	})
 }
@@ -304,16 +304,16 @@ func TestPersistentKeepaliveIdle(t *testing.T) {
 		w.connect(a, b)
 		w.advance(time.Second)
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
-		w.want("a keepalive", "one at once when it is turned on")
+		w.want("a keepalive", "a sends a keepalive at once when it is turned on")
 		for i := range 4 {
 			w.wantAt(25*time.Second, "a keepalive", fmt.Sprintf("interval %d", i+1))
 		}
 		w.wantAt(25*time.Second, "a keepalive, a initiation, b response, a keepalive",
-			"at 126 s it is due for a new session, too")
+			"after 126 s, the session is also due for a rekey")
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(30 * time.Second)})
-		w.want("", "another interval is not turning on")
+		w.want("", "a change of the interval sends no keepalive")
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(time.Duration(0))})
-		w.wantIdle(time.Hour, "off")
+		w.wantIdle(time.Hour, "the persistent keepalive is off")
 	})
 }
 
@@ -322,7 +322,7 @@ func TestPersistentKeepaliveActive(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		w.connect(a, b)
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(15 * time.Second)})
-		w.want("a keepalive", "at once")
+		w.want("a keepalive", "a sends a keepalive at once when it is turned on")
 		for range 18 {
 			w.advance(4 * time.Second)
 			b.send(a, "b")
@@ -330,11 +330,11 @@ func TestPersistentKeepaliveActive(t *testing.T) {
 			a.send(b, "a")
 		}
 		if n := a.end.Sent().Keepalives; n != 2 {
-			w.Fatalf("%d keepalives, want that of the handshake and the first one", n)
+			w.Fatalf("a sent %d keepalives, want 2: that of the handshake and the first persistent one", n)
 		}
 		w.script()
-		w.wantAt(10*time.Second, "b keepalive", "b has nothing to answer a's last packet with")
-		w.wantAt(15*time.Second, "a keepalive", "its interval begins with whatever goes either way")
+		w.wantAt(10*time.Second, "b keepalive", "b sends a passive keepalive after a's last packet")
+		w.wantAt(15*time.Second, "a keepalive", "the interval begins with the last message in either direction")
 	})
 }
 
@@ -343,14 +343,14 @@ func TestPersistentKeepaliveActive(t *testing.T) {
 func TestPersistentKeepaliveMakesSession(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		a.update(b, wireguard.PeerChange{PersistentKeepalive: ptr(25 * time.Second)})
-		w.want("a initiation, b response, a keepalive", "at once")
+		w.want("a initiation, b response, a keepalive", "a begins a handshake at once")
 		a.Down()
 		w.advance(time.Minute)
-		w.want("", "down")
+		w.want("", "a device that is down sends nothing")
 		if err := a.Up(); err != nil {
 			w.Fatal(err)
 		}
-		w.want("a initiation, b response, a keepalive", "row 26: up sends persistent keepalives, without the 5 s limit")
+		w.want("a initiation, b response, a keepalive", "Up begins a handshake for the persistent keepalive, without the 5 s limit (row 26)")
 	})
 }
 
@@ -362,12 +362,12 @@ func TestPersistentKeepaliveThenEndpoint(t *testing.T) {
 		a.knows(b, func(c *wireguard.PeerConfig) {
 			c.Endpoint, c.PersistentKeepalive = wireguard.Endpoint{}, 25*time.Second
 		})
-		w.wantIdle(time.Minute, "row 2: no handshake work for a peer without endpoint, by packet or by timer")
+		w.wantIdle(time.Minute, "a peer without an endpoint gets no initiation, even if a timer is due (row 2)")
 		a.update(b, wireguard.PeerChange{Endpoint: ptr(b.at())})
 		w.advance(25 * time.Second)
 		if n := a.end.Sent().Initiations; n != 1 {
-			w.Fatalf("%d initiations, want one: the peer can be reached now, within an interval", n)
+			w.Fatalf("a sent %d initiations, want 1: the peer has an endpoint, and one interval has passed", n)
 		}
-		b.wantSession(a, true, "kept alive")
+		b.wantSession(a, true, "the persistent keepalive made a session")
 	})
 }

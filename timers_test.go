@@ -91,7 +91,7 @@ func TestTimersNext(t *testing.T) {
 			t.Errorf("next is %v at %d, want %v", timerNames[which], at, timerNames[i])
 		}
 		if ts.due(i, int64(99-i)) || !ts.due(i, int64(100-i)) || !ts.due(i, math.MaxInt64) {
-			t.Errorf("%s: due is not from its deadline on", timerNames[i])
+			t.Errorf("%s: due does not become true exactly at the deadline", timerNames[i])
 		}
 		if timerNames[i] == "" {
 			t.Errorf("timer %d has no name", i)
@@ -99,14 +99,14 @@ func TestTimersNext(t *testing.T) {
 	}
 	for i := range timerCount {
 		if !ts.pending(i) {
-			t.Errorf("%s: not pending", timerNames[i])
+			t.Errorf("%s: the timer was set, but is not pending", timerNames[i])
 		}
 		if ts.cancel(i); ts.pending(i) || ts.due(i, math.MaxInt64) {
-			t.Errorf("%s: pending after cancel", timerNames[i])
+			t.Errorf("%s: the timer is pending or due after cancel", timerNames[i])
 		}
 	}
 	if ts != (timers{}) {
-		t.Error("something is left")
+		t.Error("the timers are not the zero value after all were cancelled")
 	}
 }
 
@@ -120,10 +120,10 @@ func TestJitter(t *testing.T) {
 		now := 3600*second + i*second/7
 		j := a.jitter(now)
 		if j < 0 || j > maxJitter {
-			t.Fatalf("jitter %d", j)
+			t.Fatalf("the jitter is %d ns, want 0 to 333 ms", j)
 		}
 		if j != a.jitter(now) {
-			t.Fatal("the jitter of one instant changes")
+			t.Fatal("two calls of jitter with the same time return different values")
 		}
 		least, most = min(least, j), max(most, j)
 		if d := j - b.jitter(now); d > -second/1000 && d < second/1000 {
@@ -131,10 +131,10 @@ func TestJitter(t *testing.T) {
 		}
 	}
 	if least > maxJitter/100 || most < maxJitter*99/100 {
-		t.Errorf("jitter is from %d to %d: it does not fill its range", least, most)
+		t.Errorf("the jitter is from %d to %d ns, want it to fill the range from 0 to 333 ms", least, most)
 	}
 	if same > 200 { // 60 of 10,000 are expected
-		t.Errorf("%d of 10000 pairs of ends are within 1 ms of each other", same)
+		t.Errorf("%d of 10000 pairs of devices have jitters within 1 ms of each other, want at most 200", same)
 	}
 }
 
@@ -142,18 +142,18 @@ func TestUnansweredCountsFromFirstDataPacket(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
 	c.sends(false)
-	c.wantNone(timerUnanswered, "keepalives do not arm it")
+	c.wantNone(timerUnanswered, "keepalives do not start the timer")
 	c.sends(true)
 	c.wantIn(timerUnanswered, unansweredTimeout, maxJitter, "data was sent")
 	first := c.timers.at[timerUnanswered]
 	c.after(14 * second).sends(true)
 	if c.timers.at[timerUnanswered] != first {
-		t.Error("later data moves it: it counts from the first unanswered packet")
+		t.Error("later data changed the timer, which must count from the first unanswered packet")
 	}
 	for c.expires() != timerUnanswered {
 	}
 	c.wantInitiation(true, "data went unanswered")
-	c.wantNone(timerUnanswered, "it fired")
+	c.wantNone(timerUnanswered, "the timer has fired")
 }
 
 // If data goes unanswered, one event says so, 11 s plus the jitter after the data was sent. That is before the device begins a
@@ -167,26 +167,26 @@ func TestUnansweredIsPublished(t *testing.T) {
 	for c.expires() != timerSilence {
 	}
 	if age := c.now - sent; age < silenceTimeout || age > silenceTimeout+maxJitter {
-		t.Errorf("published %d ns after the first data was sent, want 11 s", age)
+		t.Errorf("the event was published %d ns after the first data was sent, want 11 s plus the jitter", age)
 	}
 	if len(c.out.events) != 1 || c.out.events[0] != (outEvent{EventUnanswered, c.endpoint}) {
-		t.Errorf("events %+v, want one that data went unanswered", c.out.events)
+		t.Errorf("the events are %+v, want one EventUnanswered", c.out.events)
 	}
 	c.sends(true)
 	for which := c.expires(); which != timerUnanswered; which = c.expires() {
 		if which == timerSilence {
-			t.Error("it was published twice")
+			t.Error("the event was published twice")
 		}
 	}
 	c.wantInitiation(true, "data went unanswered")
 	if len(c.out.events) != 0 {
-		t.Errorf("events %+v, want none", c.out.events)
+		t.Errorf("the events are %+v, want none", c.out.events)
 	}
 	c.sends(true)
 	c.receives(c.current, false)
 	c.step()
 	if c.expire(c.now+silenceTimeout+maxJitter, &c.out); len(c.out.events) != 0 {
-		t.Errorf("events %+v, want none: an answer arrived", c.out.events)
+		t.Errorf("the events are %+v, want none: an answer arrived", c.out.events)
 	}
 }
 
@@ -209,10 +209,10 @@ func TestUnansweredOnlyWhenSent(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
 	if !c.sending(1, c.now, c.step()) {
-		t.Fatal("there is no session")
+		t.Fatal("the core cannot send in its session")
 	}
 	c.sentOn(false, c.heard, c.now, c.step()) // the socket failed, and no data was sent
-	c.wantNone(timerUnanswered, "only when the send succeeded")
+	c.wantNone(timerUnanswered, "the timer starts only if the send succeeded")
 }
 
 // An answer may arrive before the goroutine that sent the data calls sentOn. In that case sentOn does not start the timer that
@@ -221,14 +221,14 @@ func TestUnansweredNotArmedOnceAnswered(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
 	if !c.sending(1, c.now, c.step()) {
-		t.Fatal("there is no session")
+		t.Fatal("the core cannot send in its session")
 	}
 	began := c.heard
 	c.receives(c.current, true)
 	c.sentOn(true, began, c.now, c.step())
-	c.wantNone(timerUnanswered, "answered since the send began")
+	c.wantNone(timerUnanswered, "an answer arrived after the send began")
 	c.sends(true)
-	c.wantIn(timerUnanswered, unansweredTimeout, maxJitter, "the next one is unanswered")
+	c.wantIn(timerUnanswered, unansweredTimeout, maxJitter, "the next packet is unanswered")
 }
 
 func TestUnansweredForgetsSource(t *testing.T) {
@@ -239,7 +239,7 @@ func TestUnansweredForgetsSource(t *testing.T) {
 	for c.expires() != timerUnanswered {
 	}
 	if c.endpoint.Source.IsValid() {
-		t.Error("the source address is kept: it may be what does not work")
+		t.Error("the source address is kept, although it may be the cause of the failure")
 	}
 }
 
@@ -253,7 +253,7 @@ func TestKeepaliveArmedByFirstDataReceived(t *testing.T) {
 	at := c.timers.at[timerKeepalive]
 	c.after(4*second).receives(k, true)
 	if c.timers.at[timerKeepalive] != at {
-		t.Error("more data moves it: it counts from the first")
+		t.Error("more data changed the timer, which must count from the first packet")
 	}
 }
 
@@ -265,24 +265,24 @@ func TestKeepaliveNeedAnother(t *testing.T) {
 	if c.expires() != timerKeepalive {
 		t.Fatal("another timer fired first")
 	}
-	c.wantKeepalive(true, "ten seconds without an answer")
+	c.wantKeepalive(true, "the core has sent nothing for 10 s after it received data")
 	c.sends(false)
-	c.wantIn(timerKeepalive, keepaliveTimeout, 0, "more data came while it was armed: one more period after it")
+	c.wantIn(timerKeepalive, keepaliveTimeout, 0, "more data arrived while the timer was set, so it is set for another period")
 	if c.expires() != timerKeepalive {
 		t.Fatal("another timer fired first")
 	}
-	c.wantKeepalive(true, "the second one")
+	c.wantKeepalive(true, "the second keepalive")
 	c.sends(false)
-	c.wantNone(timerKeepalive, "no data came since")
+	c.wantNone(timerKeepalive, "no data has arrived since")
 }
 
 func TestKeepaliveOnceForOnePacket(t *testing.T) {
 	c := newCore(t)
 	c.receives(c.initiator(), true)
 	c.expires()
-	c.wantKeepalive(true, "ten seconds without an answer")
+	c.wantKeepalive(true, "the core has sent nothing for 10 s after it received data")
 	c.sends(false)
-	c.wantNone(timerKeepalive, "one packet asks for one keepalive")
+	c.wantNone(timerKeepalive, "one packet causes one keepalive")
 }
 
 func TestKeepaliveCancelledBeforeTheSend(t *testing.T) {
@@ -295,7 +295,7 @@ func TestKeepaliveCancelledBeforeTheSend(t *testing.T) {
 		c.receives(c.initiator(), true)
 		c.wantIn(timerKeepalive, keepaliveTimeout, 0, "data was received")
 		send(c)
-		c.wantNone(timerKeepalive, "any authenticated send cancels it, whatever its outcome: "+name)
+		c.wantNone(timerKeepalive, "sending any authenticated message cancels the timer before the send succeeds: "+name)
 	}
 }
 
@@ -313,7 +313,7 @@ func TestPersistentKeepalive(t *testing.T) {
 	} {
 		c.after(second)
 		traffic()
-		c.wantIn(timerPersistent, 25*second, 0, name+": an active tunnel needs none")
+		c.wantIn(timerPersistent, 25*second, 0, name+": traffic restarts the interval")
 	}
 	c.timers = timers{}
 	c.traversed(c.now)
@@ -322,12 +322,12 @@ func TestPersistentKeepalive(t *testing.T) {
 	}
 	c.wantKeepalive(true, "25 s without traffic")
 	c.sends(false)
-	c.wantIn(timerPersistent, 25*second, 0, "and so on")
+	c.wantIn(timerPersistent, 25*second, 0, "the keepalive restarts the interval")
 
 	c.persistent = 0
 	c.expires()
-	c.wantKeepalive(false, "it was turned off meanwhile")
-	c.wantNone(timerPersistent, "it was turned off meanwhile")
+	c.wantKeepalive(false, "the persistent keepalive was turned off meanwhile")
+	c.wantNone(timerPersistent, "the persistent keepalive was turned off meanwhile")
 }
 
 // TestPersistentKeepaliveOffAmidSleep is about a persistent keepalive that was turned off but whose timer is still set. After the
@@ -347,24 +347,24 @@ func TestPersistentKeepaliveOff(t *testing.T) {
 	k := c.initiator()
 	c.sends(true)
 	c.receives(k, true)
-	c.wantNone(timerPersistent, "it is off")
+	c.wantNone(timerPersistent, "the persistent keepalive is off")
 }
 
 func TestSessionExpires(t *testing.T) {
 	c := newCore(t)
 	k := c.initiator()
-	c.wantIn(timerExpiry, rejectAfterTime, 0, "the session stands")
+	c.wantIn(timerExpiry, rejectAfterTime, 0, "the session is established")
 	c.after(rejectAfterTime - 1).elapse()
 	c.wantEvents("a nanosecond before 180 s")
 	c.after(1).elapse()
-	c.wantEvents("limits are inclusive", EventSessionExpired)
-	c.wantNone(timerExpiry, "it fired")
+	c.wantEvents("the limit of 180 s is inclusive", EventSessionExpired)
+	c.wantNone(timerExpiry, "the timer has fired")
 	if c.sending(1, c.now, c.step()) {
-		t.Error("the session sends at exactly 180 s")
+		t.Error("the core sends in a session that is exactly 180 s old")
 	}
-	c.wantInitiation(true, "a packet finds no usable key")
+	c.wantInitiation(true, "there is no usable session for a packet")
 	if c.current != k {
-		t.Error("keys go with the wipe, not with the expiry")
+		t.Error("the expiry removed the session, want it removed by the wipe")
 	}
 }
 
@@ -372,7 +372,7 @@ func TestSessionRenewedDoesNotExpire(t *testing.T) {
 	c := newCore(t)
 	c.initiator()
 	c.after(120 * second).initiator()
-	c.wantIn(timerExpiry, rejectAfterTime, 0, "of the new session")
+	c.wantIn(timerExpiry, rejectAfterTime, 0, "the expiry of the new session")
 	c.after(60 * second).elapse()
 	c.wantEvents("the first session was replaced")
 }
@@ -387,18 +387,18 @@ func TestWipe(t *testing.T) {
 	for c.timers.at[timerWipe] > c.now {
 		c.expires()
 	}
-	c.wantFreed("the sessions that had places are no more", 2, 3)
+	c.wantFreed("the wipe frees the indices of all sessions", 2, 3)
 	if c.keypairs != (keypairs{}) || c.handshake != nil || c.drops != nil {
-		t.Error("keys are left")
+		t.Error("the wipe left keypairs, a handshake or drop counters")
 	}
 	if c.timers.pending(timerWipe) || c.timers.pending(timerExpiry) {
-		t.Error("the wipe comes again")
+		t.Error("the timer of the wipe or of the expiry is still set")
 	}
 	if c.static == (secret{}) {
-		t.Error("the static secret went too: it is the identity's")
+		t.Error("the wipe cleared the static secret, which belongs to the identity")
 	}
 	if c.out.forget {
-		t.Error("a configured peer is forgotten")
+		t.Error("the wipe makes the device forget a configured peer")
 	}
 }
 
@@ -411,7 +411,7 @@ func TestWipeEndsHandshake(t *testing.T) {
 	h := c.handshake
 	c.at(540 * time.Second).elapse()
 	if c.handshake != nil || *h != (handshake{}) {
-		t.Error("the handshake's secrets are left")
+		t.Error("the wipe did not clear the secrets of the handshake")
 	}
 }
 
@@ -419,13 +419,13 @@ func TestWipeOfLookedUpPeer(t *testing.T) {
 	c := newCore(t)
 	c.lookedUp = true
 	c.responded()
-	c.wantIn(timerWipe, rejectAfterTime, 0, "a recorded initiation gets this far; none confirms")
+	c.wantIn(timerWipe, rejectAfterTime, 0, "a replayed initiation can make such a session, but cannot confirm it")
 	c.after(second).receives(c.next, false)
-	c.wantIn(timerWipe, wipeAfterTime-second, 0, "confirmed")
+	c.wantIn(timerWipe, wipeAfterTime-second, 0, "the session is confirmed")
 	c.after(120 * second).responded()
-	c.wantIn(timerWipe, wipeAfterTime, 0, "a session stands already")
+	c.wantIn(timerWipe, wipeAfterTime, 0, "there is already a confirmed session")
 	c.after(wipeAfterTime).elapse()
 	if !c.out.forget {
-		t.Error("a peer of Lookup's stays for ever")
+		t.Error("the wipe does not make the device forget a looked-up peer")
 	}
 }

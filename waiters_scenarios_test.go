@@ -90,7 +90,7 @@ func TestHandshakeEndings(t *testing.T) {
 					w.settle()
 					if test.during != nil {
 						if len(ended) > 0 {
-							w.Fatalf("Handshake did not wait: %v", <-ended)
+							w.Fatalf("Handshake or Renew returned too early, with the error %v", <-ended)
 						}
 						test.during(w, a, b)
 					}
@@ -100,7 +100,7 @@ func TestHandshakeEndings(t *testing.T) {
 					w.settle()
 					for range cap(ended) {
 						if len(ended) == 0 {
-							w.Fatal("Handshake still waits")
+							w.Fatal("Handshake or Renew has not returned")
 						}
 						err := <-ended
 						if test.want == nil && err != nil {
@@ -108,15 +108,15 @@ func TestHandshakeEndings(t *testing.T) {
 						}
 						for _, s := range sentinels {
 							if got := errors.Is(err, s); got != (s == test.want) {
-								w.Fatalf("error %v: is it %q: %v, want %v", err, s, got, !got)
+								w.Fatalf("the error is %v: errors.Is with %q returned %v, want %v", err, s, got, !got)
 							}
 						}
 						if err != nil && (!contains(err, b.pub().String()) || strings.Count(err.Error(), "wireguard: ") != 1) {
-							w.Fatalf("error %q: want the peer's key and one prefix", err)
+							w.Fatalf("the error is %q, want one that has the peer's key and one prefix", err)
 						}
 					}
 					if n := wireguard.Waiters(a.Device); n != 0 {
-						w.Fatalf("%d waiters are left", n)
+						w.Fatalf("%d calls still wait, want 0", n)
 					}
 				})
 			})
@@ -144,7 +144,7 @@ func TestHandshakeSaysWhySendingFails(t *testing.T) {
 		w.net.Cut(nil, nil)
 		a.restart()
 		if err := a.within(time.Second, a.Handshake, b); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.EMSGSIZE) {
-			w.Fatalf("error %q after a message that was sent", err)
+			w.Fatalf("the error is %q, want only context.DeadlineExceeded: the initiation was sent", err)
 		}
 	})
 }
@@ -157,13 +157,13 @@ func TestHandshakeSaysAnswersDoNotOpen(t *testing.T) {
 		a.update(b, wireguard.PeerChange{PresharedKey: &psk})
 		for d, want := range map[time.Duration]error{time.Second: context.DeadlineExceeded, time.Hour: wireguard.ErrNoAnswer} {
 			if err := a.within(d, a.Handshake, b); !errors.Is(err, want) || !contains(err, "preshared key") {
-				w.Fatalf("error %q, want one that wraps %q and is about the preshared key", err, want)
+				w.Fatalf("the error is %q, want one that wraps %q and mentions the preshared key", err, want)
 			}
 			w.advance(6 * time.Second)
 		}
 		w.net.Cut(nil, nil)
 		if err := a.within(6*time.Second, a.Handshake, b); !errors.Is(err, context.DeadlineExceeded) || contains(err, "preshared key") {
-			w.Fatalf("error %q, want silence", err)
+			w.Fatalf("the error is %q, want one that wraps context.DeadlineExceeded and does not mention the preshared key", err)
 		}
 	})
 }
@@ -173,32 +173,32 @@ func TestHandshakeSaysAnswersDoNotOpen(t *testing.T) {
 func TestLastReceived(t *testing.T) {
 	scenario(t, func(w *world, a, b *node) {
 		if got := a.status(b).LastReceived; !got.IsZero() {
-			w.Fatalf("heard %v before anything came", got)
+			w.Fatalf("LastReceived is %v before any message has arrived, want the zero time", got)
 		}
 		w.connect(a, b)
 		heard := a.clock.Wall()
 		want := func(why string) {
 			w.Helper()
 			if got := a.status(b).LastReceived; !got.Equal(heard) {
-				w.Fatalf("heard at %v, want %v: %s", got, heard, why)
+				w.Fatalf("LastReceived is %v, want %v: %s", got, heard, why)
 			}
 		}
-		want("the response")
+		want("the last message of the handshake was received")
 		w.advance(3 * time.Second)
 		a.send(b, "x")
-		want("what is sent does not count")
+		want("a message that is sent does not count")
 		w.replay(w.last("b response"))
-		want("neither does a replay")
+		want("a replayed message does not count")
 		w.advance(10 * time.Second)
 		heard = a.clock.Wall()
-		w.want("a data, b keepalive", "the answer")
-		want("a keepalive")
+		w.want("a data, b keepalive", "b answers with a keepalive")
+		want("a keepalive counts")
 		w.advance(time.Hour)
-		want("no time passes without a message")
+		want("the time does not change without a message")
 		a.restart()
-		want("it outlives Down")
+		want("Down does not change the time")
 		a.clock.stepWall(time.Minute)
 		heard = heard.Add(time.Minute)
-		want("it is counted back from the wall clock of now")
+		want("the time is computed from the current wall clock")
 	})
 }

@@ -27,21 +27,21 @@ func TestWireGuardGo(t *testing.T) {
 
 				if initiator {
 					e.line.in <- r.initiation()
-					r.takeResponse(t, testkit.Next(t, e.line.out, "a response"))
+					r.takeResponse(t, testkit.Next(t, e.line.out, "wireguard-go sends a response"))
 				} else {
 					e.tun.Outbound <- back
-					e.line.in <- r.response(t, testkit.Next(t, e.line.out, "an initiation"))
-					sealed := r.open(t, testkit.Next(t, e.line.out, "the packet that waited"))
+					e.line.in <- r.response(t, testkit.Next(t, e.line.out, "wireguard-go sends an initiation"))
+					sealed := r.open(t, testkit.Next(t, e.line.out, "wireguard-go sends the staged packet"))
 					if p, _, ok := packet.Unpad(sealed); !ok || !bytes.Equal(p, back) {
 						t.Errorf("wireguard-go sent\n%x, want\n%x", p, back)
 					}
 				}
 				e.line.in <- r.data(there)
-				if p := testkit.Next(t, e.tun.Inbound, "our packet"); !bytes.Equal(p, there) {
+				if p := testkit.Next(t, e.tun.Inbound, "wireguard-go delivers our packet"); !bytes.Equal(p, there) {
 					t.Errorf("wireguard-go delivered\n%x, want\n%x", p, there)
 				}
 				e.tun.Outbound <- back
-				if p, _, ok := packet.Unpad(r.open(t, testkit.Next(t, e.line.out, "its packet"))); !ok || !bytes.Equal(p, back) {
+				if p, _, ok := packet.Unpad(r.open(t, testkit.Next(t, e.line.out, "wireguard-go sends its packet"))); !ok || !bytes.Equal(p, back) {
 					t.Errorf("wireguard-go sent\n%x, want\n%x", p, back)
 				}
 			})
@@ -64,7 +64,7 @@ func TestWireGuardGoCookies(t *testing.T) {
 		m := bytes.Clone(m)
 		jar.sign(m, id.public, 1)
 		if !checker.CheckMAC1(m) || checker.CheckMAC2(m, source) {
-			t.Fatal("wireguard-go does not take our mac1, or takes a mac2 of zeros")
+			t.Fatal("wireguard-go refuses our mac1, or accepts a mac2 of zeros")
 		}
 		theirs, err := checker.CreateReply(m, 0x01020304, source)
 		if err != nil {
@@ -73,11 +73,11 @@ func TestWireGuardGoCookies(t *testing.T) {
 		var reply bytes.Buffer
 		binary.Write(&reply, binary.LittleEndian, theirs)
 		if reply.Len() != cookieSize || !jar.consume(reply.Bytes(), id.public, 1) {
-			t.Fatal("their cookie reply is refused")
+			t.Fatal("we refuse wireguard-go's cookie reply")
 		}
 		jar.sign(m, id.public, 2)
 		if !checker.CheckMAC1(m) || !checker.CheckMAC2(m, source) {
-			t.Error("wireguard-go does not take our macs with its cookie")
+			t.Error("wireguard-go refuses our macs, which are made with its cookie")
 		}
 	})
 	t.Run("we ask them", func(t *testing.T) {
@@ -87,18 +87,18 @@ func TestWireGuardGoCookies(t *testing.T) {
 		m := bytes.Clone(m)
 		generator.AddMacs(m)
 		if !checker.validMAC1(m, id) || checker.validMAC2(m, source, 1, random) {
-			t.Fatal("we do not take their mac1, or take a mac2 of zeros")
+			t.Fatal("we refuse wireguard-go's mac1, or accept a mac2 of zeros")
 		}
 		reply := checker.reply(m, source, id, 1, random)
 		theirs := &device.MessageCookieReply{Type: 3, Receiver: binary.LittleEndian.Uint32(reply[4:])}
 		copy(theirs.Nonce[:], reply[cookieNonce:])
 		copy(theirs.Cookie[:], reply[cookieCookie:])
 		if theirs.Receiver != 0x01020304 || !generator.ConsumeReply(theirs) {
-			t.Fatal("they refuse our cookie reply")
+			t.Fatal("wireguard-go refuses our cookie reply")
 		}
 		generator.AddMacs(m)
 		if !checker.validMAC1(m, id) || !checker.validMAC2(m, source, 2, random) {
-			t.Error("we do not take their macs with our cookie")
+			t.Error("we refuse wireguard-go's macs, which are made with our cookie")
 		}
 	})
 }
