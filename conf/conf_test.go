@@ -163,7 +163,7 @@ func TestParseValues(t *testing.T) {
 	} {
 		p := parse(t, "[Peer]\n"+c.line+"\n").Peers[0]
 		if fmt.Sprint(p.AllowedIPs) != c.add || fmt.Sprint(p.RemoveAllowedIPs) != c.remove || p.Incremental != c.isIncremental {
-			t.Errorf("%q: %v, without %v, incremental %v", c.line, p.AllowedIPs, p.RemoveAllowedIPs, p.Incremental)
+			t.Errorf("%q: AllowedIPs %v, RemoveAllowedIPs %v, Incremental %v; this differs from the table", c.line, p.AllowedIPs, p.RemoveAllowedIPs, p.Incremental)
 		}
 	}
 }
@@ -180,7 +180,7 @@ func TestParseEndpoint(t *testing.T) {
 	} {
 		e, err := ParseEndpoint(c.text)
 		if err != nil || e.Host != c.host || e.Port != 51820 || e.String() != c.back {
-			t.Errorf("%s: %+v, %v, %v", c.text, e, e.String(), err)
+			t.Errorf("ParseEndpoint(%s) returned %+v, written as %v, error %v; this differs from the table", c.text, e, e.String(), err)
 		}
 	}
 	for _, s := range []string{
@@ -188,7 +188,7 @@ func TestParseEndpoint(t *testing.T) {
 		"0.0.0.0:1", "[::]:1", "224.0.0.1:1", "[ff02::1]:1", "1.2.3:1", "a b:1", "-a:1", "a/b:1", "[::ffff:0.0.0.0]:1",
 	} {
 		if e, err := ParseEndpoint(s); err == nil {
-			t.Errorf("%q: taken as %+v", s, e)
+			t.Errorf("ParseEndpoint accepted %q as %+v, want an error", s, e)
 		}
 	}
 }
@@ -223,7 +223,7 @@ func TestErrors(t *testing.T) {
 	}, "\n")
 	f, err := Parse([]byte(text))
 	if f != nil || err == nil {
-		t.Fatalf("%v, %v", f, err)
+		t.Fatalf("Parse returned %v, error %v; want no File and an error", f, err)
 	}
 	var got []string
 	for _, e := range Errors(err) {
@@ -238,10 +238,10 @@ func TestErrors(t *testing.T) {
 		t.Errorf("got  %q\nwant %q\n%v", got, want, err)
 	}
 	if len(strings.Split(err.Error(), "\n")) != len(want) {
-		t.Errorf("not a line an error:\n%v", err)
+		t.Errorf("the text does not have one line per error:\n%v", err)
 	}
 	if leaks(err.Error(), misplaced) {
-		t.Fatalf("a key is in an error:\n%v", err)
+		t.Fatalf("an error contains a part of a key:\n%v", err)
 	}
 }
 
@@ -287,7 +287,7 @@ func TestBrokenKeys(t *testing.T) {
 			}
 			fmt.Fprintln(&said, err)
 			if leaks(said.String(), key) {
-				t.Fatalf("%q:\n%s", text, &said)
+				t.Fatalf("errors for %q contain a part of the key:\n%s", text, &said)
 			}
 		}
 	})
@@ -303,7 +303,7 @@ func TestPrintable(t *testing.T) {
 	} {
 		name, value, _ := cut(strings.Split(line, "#")[0])
 		if got := new(Syntax).printable(name, value); got != want {
-			t.Errorf("%q: %q, want %q", line, got, want)
+			t.Errorf("%q: printable returned %q, want %q", line, got, want)
 		}
 	}
 	for value, quoted := range map[string]bool{
@@ -312,7 +312,7 @@ func TestPrintable(t *testing.T) {
 		"sometimes": false, "yAnz5TF+": false, "yAnz5TF.lXXJte14": false, "aaaaaaaaaaaaaaaaaaaa.example": false, "-yAnz5TFa": false, "m6s15aby,bomjec=:51820": false, "2001:db8::1111/129": true, "a.b/abcdefgh": false,
 	} {
 		if got := quote(value) != "the value"; got != quoted {
-			t.Errorf("%q: quoted %v, want %v", value, got, quoted)
+			t.Errorf("%q: quote quoted the value: %v, want %v", value, got, quoted)
 		}
 	}
 }
@@ -335,10 +335,10 @@ func TestUnknown(t *testing.T) {
 		"line 9: this section is unknown; want [Interface] or [Peer]",
 	}
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("got\n%s", strings.Join(got, "\n"))
+		t.Errorf("Unknown returned other errors than wanted:\n%s", strings.Join(got, "\n"))
 	}
 	if back := must(f.Text()); string(back) != text {
-		t.Errorf("written as\n%s", back)
+		t.Errorf("Text changed the unknown keys:\n%s", back)
 	}
 }
 
@@ -352,12 +352,12 @@ func TestNothingPrintsKeys(t *testing.T) {
 		fmt.Fprintf(&out, verb+"\n", f.Peers)
 	}
 	if j, err := json.Marshal(f); err == nil {
-		t.Errorf("a file is written as JSON, where keys have no form: %s", j)
+		t.Errorf("json.Marshal wrote a File, want an error, because it contains keys: %s", j)
 	}
 	private, psk := must(wireguard.ParsePrivateKey(privateText)), must(wireguard.ParsePresharedKey(pskText))
 	for _, secret := range []string{privateText, pskText, fmt.Sprintf("%x", private[:]), fmt.Sprintf("%x", psk[:])} {
 		if strings.Contains(out.String(), secret[:20]) {
-			t.Errorf("a key was printed:\n%s", out.String())
+			t.Errorf("fmt printed a key:\n%s", out.String())
 		}
 	}
 }
@@ -366,40 +366,40 @@ func TestValidate(t *testing.T) {
 	f := parse(t, "[Interface]\nPrivateKey = "+privateText+"\n[Peer]\nAllowedIPs = 10.0.0.0/8\n[Peer]\nPublicKey = "+publicText+"\n")
 	want := "line 3: PublicKey: this peer has no key; give the key that wg pubkey prints at the other end"
 	if got := f.Validate(); got == nil || got.Error() != want {
-		t.Errorf("got\n%v", got)
+		t.Errorf("Validate returned another error than wanted:\n%v", got)
 	}
 	if _, err := f.Config(); err == nil {
-		t.Error("a configuration was made of it")
+		t.Error("Config succeeded for a peer without a key")
 	}
 	if _, err := f.Text(); err != nil {
-		t.Errorf("what was read cannot be written back: %v", err)
+		t.Errorf("Text failed for an unchanged file: %v", err)
 	}
 	if err := parse(t, full).Validate(); err != nil {
-		t.Errorf("a file without a fault: %v", err)
+		t.Errorf("Validate refused a correct file: %v", err)
 	}
 }
 
-// TestErrorsOfOthers checks that Errors finds nothing in an error of another package.
+// TestErrorsOfOthers checks that Errors finds nothing in an error of another package, and finds a single *Error.
 func TestErrorsOfOthers(t *testing.T) {
 	if es := Errors(errors.New("x")); es != nil {
-		t.Errorf("%v", es)
+		t.Errorf("Errors found %v in an error of another package", es)
 	}
 	one := &Error{Line: 3, Key: "MTU", Err: errors.ErrUnsupported}
 	if es := Errors(one); len(es) != 1 || !errors.Is(es[0], errors.ErrUnsupported) {
-		t.Errorf("%v", es)
+		t.Errorf("Errors returned %v, want the one error", es)
 	}
 }
 
 func TestExpandHook(t *testing.T) {
 	if got := ExpandHook("ip link show %i; echo %i %%i", "wg0"); got != "ip link show wg0; echo wg0 %wg0" {
-		t.Error(got)
+		t.Error("ExpandHook returned a wrong command:", got)
 	}
 }
 
 func TestReadFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "wg0.conf")
 	if _, err := ReadFile(name); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), name) {
-		t.Errorf("a file that does not exist: %v", err)
+		t.Errorf("ReadFile of a file that does not exist: error %v, want fs.ErrNotExist and the file's name", err)
 	}
 	for text, lines := range map[string][]int{full: nil, "[Interface]\nMTU = 9\n[Peer]\nEndpoint = x\n": {2, 4}} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
@@ -411,7 +411,7 @@ func TestReadFile(t *testing.T) {
 			got = append(got, e.Line)
 		}
 		if !slices.Equal(got, lines) || (f == nil) != (lines != nil) || err != nil && !strings.HasPrefix(err.Error(), name+": line 2: MTU: ") {
-			t.Errorf("ReadFile: %v, errors in lines %v, want %v", err, got, lines)
+			t.Errorf("ReadFile returned %v, with errors in the lines %v, want them in %v", err, got, lines)
 		}
 	}
 }
@@ -419,9 +419,9 @@ func TestReadFile(t *testing.T) {
 func TestAddrs(t *testing.T) {
 	f := must(Parse([]byte("[Interface]\nAddress = 10.0.0.2/24, fd00::2/64\nAddress = 192.168.7.1, 10.0.0.2/16\n")))
 	if got := fmt.Sprint(f.Addrs()); got != "[10.0.0.2 fd00::2 192.168.7.1]" {
-		t.Errorf("addresses without lengths are %s", got)
+		t.Errorf("Addrs returned %s, want each address once, without lengths", got)
 	}
 	if got := new(File).Addrs(); got != nil {
-		t.Errorf("an empty file has addresses %v", got)
+		t.Errorf("Addrs of an empty File returned %v", got)
 	}
 }

@@ -15,8 +15,8 @@ import (
 )
 
 // TestCorpusWithWg checks whether wg and wg-quick understand each file of the corpus as the first line of its .want file says. It
-// compares the device's configuration with that which `wg-quick strip | wg setconf` makes, and the settings of wg-quick with
-// those which wg-quick's own parser reads.
+// compares the device's configuration with the one that `wg-quick strip | wg setconf` makes, and the settings of wg-quick with
+// those that wg-quick's own parser reads.
 func TestCorpusWithWg(t *testing.T) {
 	d := newDevice(t)
 	program, err := exec.LookPath("wg-quick")
@@ -45,7 +45,7 @@ func TestCorpusWithWg(t *testing.T) {
 			t.Fatal(err)
 		}
 		if first, _, _ := strings.Cut(string(text), "\n"); first != verdict {
-			t.Errorf("%s: %s, want %s\nwg makes of it\n%s\nthis package\n%s", name, verdict, first, theirs, ours)
+			t.Errorf("%s: the verdict is '%s', want '%s'\nwg understands the file as\n%s\nthis package understands it as\n%s", name, verdict, first, theirs, ours)
 		}
 	}
 }
@@ -98,7 +98,7 @@ done`, program}
 	said, err := exec.Command("bash", args...).Output()
 	parts := strings.Split(string(said), "\x00")
 	if err != nil || len(parts) != len(names)+1 {
-		t.Fatalf("wg-quick's parser: %v, %d answers for %d files", err, len(parts)-1, len(names))
+		t.Fatalf("wg-quick's parser returned error %v and %d answers for %d files", err, len(parts)-1, len(names))
 	}
 	for _, part := range parts[:len(names)] {
 		q := quick{values: make(map[string][]string), refused: strings.HasSuffix(part, "refused")}
@@ -132,7 +132,7 @@ func (d *device) outcome(name string, q quick) string {
 	}
 	device, err := describe(d.showconf())
 	if err != nil {
-		d.Fatalf("%s: wg showconf writes what Config refuses: %v", name, err)
+		d.Fatalf("%s: Config refused the output of wg showconf: %v", name, err)
 	}
 	return device + quickText(q.values)
 }

@@ -30,7 +30,7 @@ func corpus(t *testing.T) []string {
 	t.Helper()
 	names, err := filepath.Glob("testdata/corpus/*.conf")
 	if err != nil || len(names) < 60 {
-		t.Fatalf("%d files, %v", len(names), err)
+		t.Fatalf("the corpus has %d files, error %v; want at least 60", len(names), err)
 	}
 	return names
 }
@@ -144,7 +144,7 @@ func TestCorpus(t *testing.T) {
 		}
 		_, text, _ := strings.Cut(string(want), "\n")
 		if got := outcome(name); got != text && !*update {
-			t.Errorf("%s means\n%s\nwant\n%s", name, got, text)
+			t.Errorf("%s: this package understands the file as\n%s\nwant\n%s", name, got, text)
 		}
 	}
 }

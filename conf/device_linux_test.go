@@ -32,7 +32,7 @@ func newDevice(t *testing.T) *device {
 		t.Skip("needs wg: install wireguard-tools")
 	}
 	if os.Getuid() != 0 {
-		t.Skip("needs root: for a control socket where wg looks for it")
+		t.Skip("needs root, for a control socket at the path that wg uses")
 	}
 	d, err := wireguard.New(wireguard.Config{Tunnel: pipe.NewTunnel(0), Bind: pipe.NewNetwork(pipe.Config{}).NewEnd()})
 	if err != nil {
@@ -132,7 +132,7 @@ func TestSetconfAndShowconf(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s := d.Status(); d.PrivateKey() != c.PrivateKey || s.ListenPort != c.ListenPort || s.FirewallMark != c.FirewallMark {
-		t.Errorf("the device is %+v", s)
+		t.Errorf("the device is %+v, want the configuration that Config returned", s)
 	}
 	for _, want := range c.Peers {
 		got, ok := d.Peer(want.PublicKey)

@@ -13,7 +13,7 @@ import (
 func TestConfig(t *testing.T) {
 	f := must(Syntax{AllowUnknown: true}.Parse([]byte(full)))
 	if _, err := f.Config(); err == nil || !strings.HasPrefix(err.Error(), "line 26: Endpoint: ") {
-		t.Errorf("a name that was not resolved: %v", err)
+		t.Errorf("Config with a name that was not resolved: error %v, want one for line 26", err)
 	}
 	f.Peers[0].Endpoint.Addr = netip.MustParseAddr("192.0.2.1")
 	c, err := f.Config()
@@ -85,7 +85,7 @@ func TestChangeAndAddition(t *testing.T) {
 			side.want.Peers = []wireguard.PeerChange{p}
 			got, err := side.get()
 			if err != nil || !reflect.DeepEqual(got, side.want) {
-				t.Errorf("%s of\n%s: %v\n%+v\nwant\n%+v", side.name, c.text, err, got, side.want)
+				t.Errorf("%s of\n%s: error %v\n%+v\nwant\n%+v", side.name, c.text, err, got, side.want)
 			}
 		}
 	}
@@ -108,17 +108,17 @@ func TestAddressesTwice(t *testing.T) {
 	} {
 		err := parse(t, "[Interface]\n"+text+"\n").Validate()
 		if err == nil && want != "" || err != nil && err.Error() != want {
-			t.Errorf("%q: %v, want %q", text, err, want)
+			t.Errorf("%q: Validate returned %v, want %q", text, err, want)
 		}
 	}
 	f := new(File)
 	f.Interface.Addresses = prefixes("10.0.0.1/24", "10.0.0.1/24")
 	if err := f.Validate(); err == nil || err.Error() != "Address: 10.0.0.1 appears twice; remove one of the two" {
-		t.Errorf("of a program: %v", err)
+		t.Errorf("a repeated address in a File made by a program: error %v, want one without a line", err)
 	}
 	f = parse(t, "[Interface]\nAddress = 10.0.0.1/24\n")
 	f.Interface.Addresses = prefixes("10.0.0.3/24", "10.0.0.3/24")
 	if err := f.Validate(); err == nil || err.Error() != "line 2: Address: 10.0.0.3 appears twice; remove one of the two" {
-		t.Errorf("of a program, in a file: %v", err)
+		t.Errorf("a repeated address set by a program in a parsed File: error %v, want one for line 2", err)
 	}
 }

@@ -57,14 +57,14 @@ func TestLookupRetries(t *testing.T) {
 			start, waits := time.Now(), 0
 			r := Resolution{Resolver: resolver{"x": c.answers}, Retries: c.retries, Waiting: func(host string, err error, _ time.Duration) {
 				if host != "x" || err == nil {
-					t.Errorf("%s: told %q, %v", c.name, host, err)
+					t.Errorf("%s: Waiting was called with the name %q and error %v, want x and an error", c.name, host, err)
 				}
 				waits++
 			}}
 			got, err := r.Lookup(t.Context(), "x")
 			took := time.Since(start).Truncate(time.Microsecond)
 			if !errors.Is(err, c.err) || err == nil && got != a.Unmap() || took != c.took || waits != c.waits {
-				t.Errorf("%s: %v, %v after %v and %d waits", c.name, got, err, took, waits)
+				t.Errorf("%s: Lookup returned %v, error %v, after %v and %d waits; this differs from the table", c.name, got, err, took, waits)
 			}
 		}
 	})
@@ -78,7 +78,7 @@ func TestLookupEnds(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), 1500*time.Millisecond, cause)
 			_, err := Resolution{Resolver: resolver{"x": {timeout}}}.Lookup(ctx, "x")
 			if !errors.Is(err, context.DeadlineExceeded) || cause != nil && !errors.Is(err, cause) {
-				t.Errorf("%v, want one that wraps %v and %v", err, context.DeadlineExceeded, cause)
+				t.Errorf("Lookup returned %v, want an error that wraps %v and %v", err, context.DeadlineExceeded, cause)
 			}
 			cancel()
 		}
@@ -90,21 +90,21 @@ func TestResolve(t *testing.T) {
 	text := "[Peer]\nEndpoint = a:1\n[Peer]\nEndpoint = a:2\n[Peer]\nEndpoint = 192.0.2.9:3\n[Peer]\n[Peer]\nEndpoint = gone:4\n[Peer]\nEndpoint = empty:5\n"
 	f := parse(t, text)
 	if _, ok := f.Peers[0].Endpoint.AddrPort(); ok {
-		t.Error("a name has an address before it was resolved")
+		t.Error("AddrPort returned an address for a name that was not resolved")
 	}
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	err := f.Resolve(t.Context(), Resolution{Resolver: resolver{"a": {a, b}, "gone": {notFound}}})
 	es := Errors(err)
 	if len(es) != 2 || es[0].Line != 9 || es[1].Line != 11 || !strings.Contains(es[0].Error(), "correct the name") || !errors.Is(es[0], notFound) {
-		t.Errorf("%v", err)
+		t.Errorf("Resolve returned %v, want two errors, for the lines 9 and 11", err)
 	}
 	for i, want := range []string{"192.0.2.1:1", "192.0.2.1:2", "192.0.2.9:3", "invalid AddrPort", "invalid AddrPort", "invalid AddrPort"} {
 		got, ok := f.Peers[i].Endpoint.AddrPort()
 		if ok != (want != "invalid AddrPort") || ok && got.String() != want {
-			t.Errorf("peer %d: %v, %v; want %s", i, got, ok, want)
+			t.Errorf("peer %d: AddrPort returned %v, %v; want %s", i, got, ok, want)
 		}
 	}
 	if got := must(f.Text()); string(got) != text {
-		t.Errorf("the answers were written:\n%s", got)
+		t.Errorf("Text wrote the resolved addresses, want the file unchanged:\n%s", got)
 	}
 }

@@ -54,23 +54,23 @@ func TestSections(t *testing.T) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
 	}
 	if es := f.Unknown(); es != nil {
-		t.Errorf("declared, and unknown nevertheless: %v", es)
+		t.Errorf("Unknown reports keys or sections that the Syntax declares: %v", es)
 	}
 	if _, err := f.Config(); err != nil {
-		t.Errorf("no configuration: %v", err)
+		t.Errorf("Config: %v", err)
 	}
 	if got := must(f.Text()); string(got) != foreignFile {
-		t.Errorf("written as\n%s", got)
+		t.Errorf("Text changed the file:\n%s", got)
 	}
 	stripped := string(must(must(f.Strip()).Text()))
 	if want := "; ini\n[Interface]\n\n[Peer]\nPublicKey = " + publicText + "\nEndpoint = 192.0.2.1:1\n"; stripped != want {
-		t.Errorf("stripped to\n%s\nwant\n%s", stripped, want)
+		t.Errorf("Strip returned\n%s\nwant\n%s", stripped, want)
 	}
 	if _, err := Parse([]byte(foreignFile)); err == nil || len(Errors(err)) != 3 {
-		t.Errorf("without the syntax, the first key and two comments are errors: %v", err)
+		t.Errorf("Parse without the Syntax returned %v, want three errors, for the first key and two comments", err)
 	}
 	if parse(t, full).Sections() != nil {
-		t.Error("a file without a syntax has declared sections")
+		t.Error("Sections of a file parsed without a Syntax is not nil")
 	}
 }
 
@@ -102,14 +102,14 @@ func TestRefusesUnknown(t *testing.T) {
 			"Addition": func() error { _, err := f.Addition(); return err },
 		} {
 			if err := get(); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") {
-				t.Errorf("%q: %s says %v, want %s", text, how, err, want)
+				t.Errorf("%q: %s returned %v, want an error that begins with %s", text, how, err, want)
 			}
 		}
 		lax := proxySyntax
 		lax.AllowUnknown = true
 		f = must(lax.Parse([]byte(text)))
 		if _, err := f.Config(); err != nil || len(f.Unknown()) != 1 {
-			t.Errorf("%q: allowed, and %v, %v", text, err, f.Unknown())
+			t.Errorf("%q: with AllowUnknown, Config returned %v and Unknown returned %v, want no error and one unknown", text, err, f.Unknown())
 		}
 	}
 }
@@ -127,12 +127,12 @@ func TestAmnezia(t *testing.T) {
 	for _, n := range names {
 		f := parse(t, "[Interface]\n"+n+" = 5\n")
 		if _, err := f.Config(); err == nil || !strings.Contains(err.Error(), "line 2: "+n+": ") || !strings.Contains(err.Error(), "AmneziaWG") {
-			t.Errorf("%s: %v", n, err)
+			t.Errorf("%s: Config returned %v, want an error that names the key and AmneziaWG", n, err)
 		}
 	}
 	for _, n := range append(new(Syntax).keys(sectionInterface), new(Syntax).keys(sectionPeer)...) {
 		if foreign(strings.ToLower(n)) != "" {
-			t.Errorf("%s is taken for another program's key", n)
+			t.Errorf("%s, a key of WireGuard, is mistaken for another program's key", n)
 		}
 	}
 }
@@ -145,7 +145,7 @@ func TestNearest(t *testing.T) {
 	} {
 		names := append(new(Syntax).keys(sectionInterface), new(Syntax).keys(sectionPeer)...)
 		if got := nearest(names, word); got != want {
-			t.Errorf("%q: %q, want %q", word, got, want)
+			t.Errorf("%q: nearest returned %q, want %q", word, got, want)
 		}
 	}
 }

@@ -55,7 +55,7 @@ func TestAsSetconf(t *testing.T) {
 		}
 		out, err := exec.Command(wg, "setconf", "nosuchwg", file).CombinedOutput()
 		if err == nil {
-			t.Fatal("there is an interface nosuchwg")
+			t.Fatal("wg setconf succeeded, although no interface nosuchwg should exist")
 		}
 		refused := bytes.Contains(out, []byte("Configuration parsing error")) || bytes.Contains(out, []byte("Invalid configuration"))
 		f, err := Parse([]byte(text))
@@ -66,7 +66,7 @@ func TestAsSetconf(t *testing.T) {
 			err = f.Unknown()[0]
 		}
 		if refused != (err != nil) {
-			t.Errorf("%q: wg says %q, we say %v", text, out, err)
+			t.Errorf("%q: wg prints %q, but this package returns %v", text, out, err)
 		}
 	}
 }
@@ -75,7 +75,7 @@ func TestAsSetconf(t *testing.T) {
 func TestAsStrip(t *testing.T) {
 	quick := tool(t, "wg-quick")
 	if os.Getuid() != 0 {
-		t.Skip("needs root: wg-quick asks for it")
+		t.Skip("needs root, which wg-quick requires")
 	}
 	file := filepath.Join(t.TempDir(), "wgstrip.conf")
 	if err := os.WriteFile(file, []byte(full), 0o600); err != nil {
@@ -97,7 +97,7 @@ func TestAsStrip(t *testing.T) {
 		return s
 	}
 	if got := must(stripped.Text()); trim(got) != trim(out) {
-		t.Errorf("got\n%s\nwant\n%s", got, out)
+		t.Errorf("Strip returned\n%s\nwant, as wg-quick strip prints,\n%s", got, out)
 	}
 }
 
@@ -110,6 +110,6 @@ func TestAsPubkey(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := parse(t, full).Interface.PrivateKey.Public().String(); got != strings.TrimSpace(string(out)) {
-		t.Errorf("got %s, want %s", got, out)
+		t.Errorf("the public key is %s, want %s as wg pubkey prints", got, out)
 	}
 }

@@ -60,17 +60,17 @@ func TestWarnings(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	if err := f.Validate(); err != nil {
-		t.Errorf("a warning is an error: %v", err)
+		t.Errorf("Validate refused a file that has only warnings: %v", err)
 	}
 	if got := parse(t, full).Warnings(); got != nil {
-		t.Errorf("a file without a fault: %v", got)
+		t.Errorf("Warnings of a correct file: %v, want none", got)
 	}
 	made := File{Peers: make([]Peer, 2)}
 	for i := range made.Peers {
 		made.Peers[i] = Peer{PublicKey: f.Peers[0].PublicKey}
 	}
 	if got := made.Warnings(); len(got) != 1 || got[0].Line != 0 || !strings.Contains(got[0].Error(), "another peer has the same key") {
-		t.Errorf("peers of a program with the same key: %v", got)
+		t.Errorf("two peers with the same key, made by a program: warnings %v, want one without a line", got)
 	}
 }
 
@@ -84,7 +84,7 @@ func TestJoined(t *testing.T) {
 	c := must(f.Config())
 	psk := must(wireguard.ParsePresharedKey(pskText))
 	if len(c.Peers) != 2 {
-		t.Fatalf("%d peers", len(c.Peers))
+		t.Fatalf("Config returned %d peers, want 2", len(c.Peers))
 	}
 	for i, want := range []struct {
 		endpoint string
@@ -92,11 +92,11 @@ func TestJoined(t *testing.T) {
 	}{{"192.0.2.1:1", prefixes("10.0.1.0/24", "10.0.2.0/24")}, {"192.0.2.2:2", prefixes("10.3.0.0/24")}} {
 		p := c.Peers[i]
 		if p.PresharedKey != psk || p.PersistentKeepalive != 0 || p.Endpoint.Addr.String() != want.endpoint || !slices.Equal(p.AllowedIPs, want.prefixes) {
-			t.Errorf("peer %d: %+v", i, p)
+			t.Errorf("peer %d is %+v, want the values of its sections joined", i, p)
 		}
 	}
 	if change := must(f.Change()); len(change.Peers) != 2 || !slices.Equal(change.Peers[1].AllowedIPs, prefixes("10.3.0.0/24")) {
-		t.Errorf("changed to %+v", change.Peers)
+		t.Errorf("Change has the peers %+v, want 2 joined peers", change.Peers)
 	}
 }
 
@@ -117,25 +117,25 @@ func TestMoreEndpoints(t *testing.T) {
 	} {
 		f := parse(t, peer+"Endpoint = "+strings.ReplaceAll(endpoints, " ", "\nEndpoint = ")+"\n")
 		if got := len(f.Peers[0].Endpoints()); got != len(strings.Fields(endpoints)) {
-			t.Errorf("%s: %d endpoints", endpoints, got)
+			t.Errorf("%s: the peer has %d endpoints, want all of them", endpoints, got)
 		}
 		r := names()
 		r.Waiting = func(host string, _ error, _ time.Duration) {
-			t.Errorf("%s: waited for %s, which another endpoint replaces", endpoints, host)
+			t.Errorf("%s: Resolve waited for %s, although the peer has another endpoint", endpoints, host)
 		}
 		err := f.Resolve(t.Context(), r)
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), want) || !strings.Contains(err.Error(), "correct the name") {
-				t.Errorf("%s: %v", endpoints, err)
+				t.Errorf("%s: Resolve returned %v, want an error for line 3 only if no endpoint has an address", endpoints, err)
 			}
 			continue
 		}
 		if c := must(f.Config()); c.Peers[0].Endpoint.Addr.String() != want {
-			t.Errorf("%s: %v, want %s", endpoints, c.Peers[0].Endpoint, want)
+			t.Errorf("%s: the initial endpoint is %v, want %s", endpoints, c.Peers[0].Endpoint, want)
 		}
 	}
 	all, err := Resolution{Resolver: resolver{"a": {a}}}.LookupAll(t.Context(), "a")
 	if err != nil || !slices.Equal(all, []netip.Addr{a, netip.MustParseAddr("198.51.100.99")}) {
-		t.Errorf("all addresses: %v, %v", all, err)
+		t.Errorf("LookupAll returned %v, error %v; want both addresses", all, err)
 	}
 }

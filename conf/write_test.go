@@ -18,7 +18,7 @@ func TestTextUnchanged(t *testing.T) {
 		"[Interface]\n\n\n# a\n\n# b\n[Peer]", "[Interface]\nMTU =\nPostUp =\n[Peer]\n[Interface]\nMTU = 1400\nPostUp = a\n", "[Peer]\nAllowedIPs = +10.0.0.0/8,-10.0.0.0/9\nallowedips=1.2.3.4 # c\n[Peer]\n",
 	} {
 		if got := must(parse(t, text).Text()); string(got) != text {
-			t.Errorf("%q\nis written as\n%q", text, got)
+			t.Errorf("Text wrote the unchanged file\n%q\nas\n%q", text, got)
 		}
 	}
 }
@@ -56,37 +56,37 @@ Endpoint = 192.0.2.1:51820
 		edit      func(f *File)
 		old, want string // a part of the text, and what replaces it
 	}{
-		{"of two lines the last counts", func(f *File) { f.Interface.ListenPort = 7 }, "  51820   #", "  7   #"},
-		{"a value that goes takes its lines", func(f *File) { f.Interface.ListenPort = 0 },
+		{"of two lines, the last is edited", func(f *File) { f.Interface.ListenPort = 7 }, "  51820   #", "  7   #"},
+		{"a removed value removes all its lines", func(f *File) { f.Interface.ListenPort = 0 },
 			"ListenPort = 1 # old\nlistenport =  51820   # port\n", ""},
-		{"a new key stands behind the last", func(f *File) { f.Interface.MTU = 1280 }, "kept\n", "kept\nMTU = 1280\n"},
-		{"one of a list goes", func(f *File) { f.Interface.Addresses = slices.Delete(f.Interface.Addresses, 0, 1) },
+		{"a new key is written after the last line", func(f *File) { f.Interface.MTU = 1280 }, "kept\n", "kept\nMTU = 1280\n"},
+		{"an element of a list is removed", func(f *File) { f.Interface.Addresses = slices.Delete(f.Interface.Addresses, 0, 1) },
 			"10.0.0.2/24, fd00::2/64 # both", "fd00::2/64 # both"},
-		{"a line of a list goes", func(f *File) { f.Interface.Addresses = f.Interface.Addresses[:2] }, "Address = 10.9.9.9\n", ""},
-		{"one more of a list", func(f *File) {
+		{"a line of a list is removed", func(f *File) { f.Interface.Addresses = f.Interface.Addresses[:2] }, "Address = 10.9.9.9\n", ""},
+		{"an element is added to a list", func(f *File) {
 			f.Interface.Addresses = append(f.Interface.Addresses, netip.MustParsePrefix("10.8.8.8/30"))
 		}, "Address = 10.9.9.9\n", "Address = 10.9.9.9/32, 10.8.8.8/30\n"},
-		{"a list goes", func(f *File) { f.Interface.Addresses = nil },
+		{"a list is removed", func(f *File) { f.Interface.Addresses = nil },
 			"Address = 10.0.0.2/24, fd00::2/64 # both\nAddress = 10.9.9.9\n", ""},
-		{"a hook goes with its comment", func(f *File) { f.Interface.PostUp = slices.Delete(f.Interface.PostUp, 1, 2) }, "PostUp = two # second\n", ""},
-		{"a hook more in the middle", func(f *File) { f.Interface.PostUp = slices.Insert(f.Interface.PostUp, 1, "new") },
+		{"a hook is removed with its comment", func(f *File) { f.Interface.PostUp = slices.Delete(f.Interface.PostUp, 1, 2) }, "PostUp = two # second\n", ""},
+		{"a hook is inserted in the middle", func(f *File) { f.Interface.PostUp = slices.Insert(f.Interface.PostUp, 1, "new") },
 			"# first\n", "# first\nPostUp = new\n"},
 		{"a hook changes", func(f *File) { f.Interface.PostUp[1] = "2" }, "two # s", "2 # s"},
-		{"hooks at the end", func(f *File) { f.Interface.PostUp = append(f.Interface.PostUp, "4", "5") },
+		{"hooks are added at the end", func(f *File) { f.Interface.PostUp = append(f.Interface.PostUp, "4", "5") },
 			"# third\n", "# third\nPostUp = 4\nPostUp = 5\n"},
-		{"a peer goes with its comments", func(f *File) { f.Peers = f.Peers[:1] },
+		{"a peer is removed with its comments", func(f *File) { f.Peers = f.Peers[:1] },
 			"# bob\n# of sales\n[Peer]\nPublicKey = " + publicText2 + "\nEndpoint = 192.0.2.1:51820\n", ""},
 		{"peers in another order stay where they are", func(f *File) { slices.Reverse(f.Peers) }, "", ""},
-		{"a peer moves", func(f *File) { f.Peers[1].Endpoint = Endpoint{Host: "2001:db8::9", Port: 9} },
+		{"a peer's endpoint changes", func(f *File) { f.Peers[1].Endpoint = Endpoint{Host: "2001:db8::9", Port: 9} },
 			"192.0.2.1:51820", "[2001:db8::9]:9"},
 		{"a new key of a peer, before its blank line", func(f *File) { f.Peers[0].PersistentKeepalive = 25 * time.Second },
 			"# lab\n", "# lab\nPersistentKeepalive = 25\n"},
-		{"prefixes keep their lines", func(f *File) { f.Peers[0].AllowedIPs[0] = netip.MustParsePrefix("10.7.0.0/16") },
+		{"a changed prefix joins the lines of its list", func(f *File) { f.Peers[0].AllowedIPs[0] = netip.MustParsePrefix("10.7.0.0/16") },
 			"10.0.0.0/24 # lan\nAllowedIPs = 10.1.0.0/24 # lab", "10.7.0.0/16, 10.1.0.0/24 # lan"},
 		{"a new peer", func(f *File) {
 			f.Peers = append(f.Peers, Peer{PublicKey: third, AllowedIPs: prefixes("10.3.0.0/16", "fd03::/64")})
 		}, "192.0.2.1:51820\n", "192.0.2.1:51820\n\n[Peer]\nPublicKey = " + third.String() + "\nAllowedIPs = 10.3.0.0/16, fd03::/64\n"},
-		{"a copy of a peer is a new one", func(f *File) {
+		{"a copy of a peer is written as a new peer", func(f *File) {
 			p := f.Peers[1]
 			p.PublicKey = third
 			f.Peers = append(f.Peers, p)
@@ -101,10 +101,10 @@ Endpoint = 192.0.2.1:51820
 		c.edit(f)
 		got, err := f.Text()
 		if err != nil || string(got) != want {
-			t.Errorf("%s: %v\n%s\nwant\n%s", c.name, err, got, want)
+			t.Errorf("%s: Text returned error %v and\n%s\nwant\n%s", c.name, err, got, want)
 		}
 		if back := parse(t, string(got)); c.name != "peers in another order stay where they are" && !reflect.DeepEqual(values(back), values(f)) {
-			t.Errorf("%s: read back as\n%+v\nwant\n%+v", c.name, values(back), values(f))
+			t.Errorf("%s: Parse reads the result as\n%+v\nwant\n%+v", c.name, values(back), values(f))
 		}
 	}
 }
@@ -115,15 +115,15 @@ func TestTextOfTwoInterfaces(t *testing.T) {
 	text := "[Interface]\nMTU = 1300\nPostUp =\nPostUp = a\n[Interface]\nMTU =\nPostUp = b\nListenPort = 7\n"
 	f := parse(t, text)
 	if i := f.Interface; i.MTU != 0 || i.ListenPort != 7 || !slices.Equal(i.PostUp, []string{"a", "b"}) {
-		t.Fatalf("read as %+v", i)
+		t.Fatalf("Parse read the [Interface] sections as %+v", i)
 	}
 	f.Interface.PostUp = []string{"c", "b"}
 	if got, want := string(must(f.Text())), "[Interface]\nMTU = 1300\nPostUp =\nPostUp = c\nPostUp = b\n[Interface]\nMTU =\nListenPort = 7\n"; got != want {
-		t.Errorf("other hooks are written as\n%s\nwant\n%s", got, want)
+		t.Errorf("after a change of PostUp, Text wrote\n%s\nwant\n%s", got, want)
 	}
 	f.Interface.MTU = 1400
 	if got := parse(t, string(must(f.Text()))); !reflect.DeepEqual(values(got), values(f)) {
-		t.Errorf("read back as %+v", values(got))
+		t.Errorf("Parse reads the result as %+v, want the same values", values(got))
 	}
 }
 
@@ -163,7 +163,7 @@ AllowedIPs = 10.0.1.7/32
 Endpoint = [2001:db8::1]:1
 `
 	if string(text) != want {
-		t.Errorf("got\n%s", text)
+		t.Errorf("Text of a new File wrote something else than wanted:\n%s", text)
 	}
 
 	f = parse(t, "# peers alone\n\n[Peer]\nPublicKey = "+publicText)
@@ -171,32 +171,32 @@ Endpoint = [2001:db8::1]:1
 	f.Peers[0].AllowedIPs = prefixes("10.0.0.0/8")
 	want = "# peers alone\n\n[Interface]\nListenPort = 5\n\n[Peer]\nPublicKey = " + publicText + "\nAllowedIPs = 10.0.0.0/8\n"
 	if got := must(f.Text()); string(got) != want {
-		t.Errorf("got\n%s", got)
+		t.Errorf("Text with an added [Interface] section wrote something else than wanted:\n%s", got)
 	}
 }
 
 // TestTextRefuses checks that Text and Strip refuse a value that would be read back differently.
 func TestTextRefuses(t *testing.T) {
 	for name, f := range map[string]File{
-		"a hook with a comment":   {Interface: Interface{PostUp: []string{"a # b"}}},
-		"a hook of two lines":     {Interface: Interface{PostUp: []string{"a\nPrivateKey = x"}}},
-		"an empty hook":           {Interface: Interface{PostUp: []string{""}}},
-		"space round a hook":      {Interface: Interface{PostUp: []string{" a"}}},
-		"a table of two words":    {Interface: Interface{Table: "a b"}},
-		"two domains in one":      {Interface: Interface{Search: []string{"a,b"}}},
-		"an invalid address":      {Interface: Interface{Addresses: make([]netip.Prefix, 1)}},
-		"a negative MTU":          {Interface: Interface{MTU: -1}},
-		"an endpoint of nothing":  {Peers: []Peer{{Endpoint: Endpoint{Port: 1}}}},
-		"an endpoint with a line": {Peers: []Peer{{Endpoint: Endpoint{Host: "a\nb", Port: 1}}}},
-		"half a second":           {Peers: []Peer{{PersistentKeepalive: time.Second / 2}}},
-		"a negative keepalive":    {Peers: []Peer{{PersistentKeepalive: -time.Second}}},
-		"a mapped prefix":         {Peers: []Peer{{AllowedIPs: prefixes("::ffff:1.2.3.4/128")}}},
+		"a hook with a comment":    {Interface: Interface{PostUp: []string{"a # b"}}},
+		"a hook of two lines":      {Interface: Interface{PostUp: []string{"a\nPrivateKey = x"}}},
+		"an empty hook":            {Interface: Interface{PostUp: []string{""}}},
+		"a space before a hook":    {Interface: Interface{PostUp: []string{" a"}}},
+		"a table of two words":     {Interface: Interface{Table: "a b"}},
+		"two domains in one":       {Interface: Interface{Search: []string{"a,b"}}},
+		"an invalid address":       {Interface: Interface{Addresses: make([]netip.Prefix, 1)}},
+		"a negative MTU":           {Interface: Interface{MTU: -1}},
+		"an endpoint without host": {Peers: []Peer{{Endpoint: Endpoint{Port: 1}}}},
+		"an endpoint with a line":  {Peers: []Peer{{Endpoint: Endpoint{Host: "a\nb", Port: 1}}}},
+		"half a second":            {Peers: []Peer{{PersistentKeepalive: time.Second / 2}}},
+		"a negative keepalive":     {Peers: []Peer{{PersistentKeepalive: -time.Second}}},
+		"a mapped prefix":          {Peers: []Peer{{AllowedIPs: prefixes("::ffff:1.2.3.4/128")}}},
 	} {
 		if text, err := f.Text(); err == nil {
-			t.Errorf("%s: written as\n%s", name, text)
+			t.Errorf("%s: Text accepted the value and wrote\n%s", name, text)
 		}
 		if _, err := f.Strip(); err == nil {
-			t.Errorf("%s: stripped", name)
+			t.Errorf("%s: Strip accepted the value", name)
 		}
 	}
 }
@@ -211,12 +211,12 @@ func FuzzParse(f *testing.F) {
 		file, err := Parse(text)
 		if err != nil {
 			if file != nil || len(Errors(err)) == 0 {
-				t.Fatalf("%v, %v", file, err)
+				t.Fatalf("Parse returned the File %v with error %v, want no File and at least one *Error", file, err)
 			}
 			return
 		}
 		if got, err := file.Text(); err != nil || string(got) != string(text) {
-			t.Fatalf("%q, %v", got, err)
+			t.Fatalf("Text of the unchanged file returned %q, error %v", got, err)
 		}
 		file.Unknown()
 		file.Validate()
@@ -226,7 +226,7 @@ func FuzzParse(f *testing.F) {
 			for _, s := range other.Sections() {
 				for _, e := range s.Entries {
 					if e.Line <= s.Line || e.Line > lines || !proxySyntax.known(s.Name, e.Key) {
-						t.Fatalf("%q: %+v of %d lines", text, s, lines)
+						t.Fatalf("%q: Sections returned %+v for a file of %d lines, with a wrong line or an undeclared key", text, s, lines)
 					}
 				}
 			}
@@ -236,17 +236,17 @@ func FuzzParse(f *testing.F) {
 			t.Helper()
 			text, err := written.Text()
 			if err != nil {
-				t.Fatalf("%s: %v", how, err)
+				t.Fatalf("%s: Text: %v", how, err)
 			}
 			back, err := Parse(text)
 			if err != nil {
-				t.Fatalf("%s: %v\n%q", how, err, text)
+				t.Fatalf("%s: Parse of the written text: %v\n%q", how, err, text)
 			}
 			if got := values(back); !reflect.DeepEqual(got, want) {
-				t.Fatalf("%s: %q\n%+v\nwant\n%+v", how, text, got, want)
+				t.Fatalf("%s: Parse reads the written text %q as\n%+v\nwant\n%+v", how, text, got, want)
 			}
 		}
-		same("anew", &want)
+		same("written as a new file", &want)
 		// The values of the fuzzed file replace those of another file.
 		other := must(Parse([]byte(full + "[Interface]\nMTU = 1300\nFwMark = off\nPostDown =\nPostDown = gone too\n")))
 		home := other.Interface.from
@@ -263,9 +263,9 @@ func FuzzParse(f *testing.F) {
 		if len(want.Peers) < 2 {
 			other.Peers = other.Peers[:len(want.Peers)]
 		}
-		same("edited", other)
+		same("written into another file", other)
 		if stripped, err := file.Strip(); err != nil || !reflect.DeepEqual(values(stripped).Peers, firstEndpoints(want.Peers)) {
-			t.Fatalf("stripped: %v", err)
+			t.Fatalf("Strip returned error %v or other peers than wanted", err)
 		}
 	})
 }
@@ -295,10 +295,10 @@ PersistentKeepalive = 25
 	text, _ := stripped.Text()
 	for _, key := range []string{"192.0.2.1:1", "AllowedIPs = 10.0.0.0/8", "PersistentKeepalive = 25"} {
 		if !strings.Contains(string(text), key) {
-			t.Errorf("%q is missing in\n%s", key, text)
+			t.Errorf("Strip removed %q:\n%s", key, text)
 		}
 	}
 	if strings.Contains(string(text), "192.0.2.2") {
-		t.Errorf("the second endpoint is in\n%s", text)
+		t.Errorf("Strip kept the second endpoint:\n%s", text)
 	}
 }

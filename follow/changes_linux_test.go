@@ -63,7 +63,7 @@ func watched(t *testing.T, f func(calls <-chan time.Time)) {
 		case <-time.After(time.Second):
 		}
 		if i == 30 {
-			t.Fatal("no call after 30 changes")
+			t.Fatal("Changes reported nothing after 30 changes")
 		}
 	}
 	f(calls)
@@ -78,7 +78,7 @@ func wantCall(t *testing.T, calls <-chan time.Time, why string) {
 	select {
 	case <-calls:
 	case <-time.After(10 * time.Second):
-		t.Errorf("no call after 10 s: %s", why)
+		t.Errorf("Changes reported nothing within 10 s: %s", why)
 	}
 }
 
@@ -86,7 +86,7 @@ func wantNone(t *testing.T, calls <-chan time.Time, why string) {
 	t.Helper()
 	select {
 	case <-calls:
-		t.Errorf("a call: %s", why)
+		t.Errorf("Changes reported a change, want none: %s", why)
 	case <-time.After(time.Second):
 	}
 }
@@ -101,7 +101,7 @@ func TestChanges(t *testing.T) {
 		start := time.Now()
 		ip(t, "addr add 2001:db8::1/64 dev eth0 nodad")
 		wantCall(t, calls, "an address was added")
-		t.Logf("the call came after %v", time.Since(start))
+		t.Logf("Changes reported the address after %v", time.Since(start))
 		ip(t, "addr del 2001:db8::1/64 dev eth0")
 		wantCall(t, calls, "an address was removed")
 
@@ -113,7 +113,7 @@ func TestChanges(t *testing.T) {
 		wantCall(t, calls, "20 addresses were added")
 		time.Sleep(600 * time.Millisecond)
 		if n := len(calls); n > 2 {
-			t.Errorf("%d more calls for a burst", n)
+			t.Errorf("Changes reported a burst of 20 addresses %d more times, want at most 2", n)
 		}
 		for len(calls) > 0 {
 			<-calls
@@ -126,7 +126,7 @@ func TestChanges(t *testing.T) {
 			"link set eth0 mtu 1400",
 			"link add eth2 type veth peer name eth3", "link set eth2 up", "link set eth3 up", "link del eth2",
 			"addr add 10.0.0.1/24 dev wg7", "route add default dev wg7 table 51820", "link set wg7 down", "link set wg7 up")
-		wantNone(t, calls, "nothing changed outside the tunnel but a lifetime, an MTU, a route to a part, and a link without addresses")
+		wantNone(t, calls, "outside the tunnel, only a lifetime, an MTU, a route other than the default route and a link without addresses changed")
 	})
 }
 
@@ -183,7 +183,7 @@ func TestChangesLost(t *testing.T) {
 	select {
 	case <-signals:
 	case <-time.After(10 * time.Second):
-		t.Error("no signal after 10 s")
+		t.Error("watch sent no signal within 10 s after the kernel dropped messages")
 	}
 	n.Close()
 	if err := <-ended; err != nil {
@@ -216,11 +216,11 @@ func TestChangesEnd(t *testing.T) {
 	}
 	goleak.VerifyNone(t, goroutines)
 	if after := descriptors(t); after != before {
-		t.Errorf("%d descriptors, %d before", after, before)
+		t.Errorf("%d descriptors are open, want %d as before", after, before)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Changes(ctx, "", func() { t.Error("called") }); err != nil {
+	if err := Changes(ctx, "", func() { t.Error("Changes reported a change although its context had ended") }); err != nil {
 		t.Error(err)
 	}
 }

@@ -44,7 +44,7 @@ func TestMerge(t *testing.T) {
 				cancel()
 				<-ended
 				if !slices.Equal(got, c.want) {
-					t.Errorf("changes at %v, want %v", got, c.want)
+					t.Errorf("merge reported changes at %v, want %v", got, c.want)
 				}
 			})
 		})
@@ -58,7 +58,7 @@ func TestMergeEnds(t *testing.T) {
 		signals, ended := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(ended)
-			merge(ctx, signals, func() { t.Error("a change after the end") })
+			merge(ctx, signals, func() { t.Error("merge reported a change after its context had ended") })
 		}()
 		signals <- struct{}{}
 		cancel()

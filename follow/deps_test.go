@@ -14,7 +14,7 @@ func TestNoStack(t *testing.T) {
 	}
 	for path := range strings.Lines(string(out)) {
 		if strings.Contains(path, "gvisor") || strings.Contains(path, "netstack") {
-			t.Errorf("%s is linked", strings.TrimSpace(path))
+			t.Errorf("a program that imports this package links %s", strings.TrimSpace(path))
 		}
 	}
 }

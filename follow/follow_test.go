@@ -55,7 +55,7 @@ func (w *world) LookupNetIP(_ context.Context, network, name string) ([]netip.Ad
 	defer w.mu.Unlock()
 	w.asked = append(w.asked, time.Now())
 	if name != host || network != "ip" {
-		w.Errorf("asked for %s of %s", network, name)
+		w.Errorf("the resolver was asked for the network %s of the name %s, want ip and the server's name", network, name)
 	}
 	return slices.Clone(w.addrs), w.err
 }
@@ -134,7 +134,7 @@ func (w *world) wantHeard(limit time.Duration, why string) (took time.Duration) 
 	took, heard := w.talk(limit)
 	if !heard {
 		p, _ := w.client.Peer(w.serverKey.Public())
-		w.Fatalf("nothing arrives within %v: %s; the endpoint is %v", limit, why, p.Endpoint)
+		w.Fatalf("the server received no packet within %v: %s; the endpoint is %v", limit, why, p.Endpoint)
 	}
 	return took
 }
@@ -165,34 +165,34 @@ func (w *world) serverMoves(a netip.Addr) {
 // TestNameChanges checks that traffic flows again at most 17 s after the server has moved and its name has the new address.
 func TestNameChanges(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
-		w.wantHeard(time.Second, "the server is there")
+		w.wantHeard(time.Second, "the server answers at the first address")
 		time.Sleep(time.Minute)
-		w.wantHeard(time.Second, "the server is there")
+		w.wantHeard(time.Second, "the server answers at the first address")
 		if n := w.lookups(); n != 0 {
-			w.Errorf("%d lookups for a tunnel that works", n)
+			w.Errorf("%d lookups for a tunnel that works, want 0", n)
 		}
 		w.serverMoves(second)
 		w.resolves(nil, second)
 		took := w.wantHeard(17*time.Second, "the name has the new address")
-		w.Logf("traffic again after %v", took)
-		w.wantEndpoint(second, "it answered there")
+		w.Logf("traffic flows again after %v", took)
+		w.wantEndpoint(second, "the server answered there")
 	})
 }
 
 // TestNameChangesLater checks that traffic flows again if DNS fails for a minute after the server's move.
 func TestNameChangesLater(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
-		w.wantHeard(time.Second, "the server is there")
+		w.wantHeard(time.Second, "the server answers at the first address")
 		w.serverMoves(second)
 		w.resolves(errors.New("no DNS today"))
 		if _, heard := w.talk(time.Minute); heard {
-			w.Fatal("the server was found without its address")
+			w.Fatal("the server received a packet, although DNS did not give its new address")
 		}
 		w.resolves(nil, second)
 		took := w.wantHeard(65*time.Second, "a name is resolved again every minute")
-		w.Logf("traffic again %v after the name changed", took)
+		w.Logf("traffic flows again %v after the name changed", took)
 		if n := w.lookups(); n < 3 || n > 10 {
-			w.Errorf("%d lookups in a minute", n)
+			w.Errorf("%d lookups since the server moved, want 3 to 10", n)
 		}
 	})
 }
@@ -220,10 +220,10 @@ func TestDeadAtStart(t *testing.T) {
 				start := time.Now()
 				w.net.Tap(func(p pipe.Packet) { w.Logf("%v: %v %v to %v %v", time.Since(start), p.Type, p.From, p.To, p.Fate) })
 				if err := w.client.Handshake(ctx, w.serverKey.Public()); err != nil {
-					w.Fatalf("no session after %v: %v", time.Since(start), err)
+					w.Fatalf("the client has no session after %v: %v", time.Since(start), err)
 				}
-				w.Logf("a session after %v", time.Since(start))
-				w.wantEndpoint(c.server, "it answered there")
+				w.Logf("the client has a session after %v", time.Since(start))
+				w.wantEndpoint(c.server, "the server answered there")
 			})
 		})
 	}
@@ -232,7 +232,7 @@ func TestDeadAtStart(t *testing.T) {
 // TestWorkingTunnelStays checks that neither a DNS answer nor a lost datagram changes the endpoint of a peer that answers.
 func TestWorkingTunnelStays(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
-		w.wantHeard(time.Second, "the server is there")
+		w.wantHeard(time.Second, "the server answers at the first address")
 		w.resolves(nil, second)
 		w.net.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond, Loss: 0.05})
 		answer := time.NewTicker(3 * time.Second)
@@ -258,7 +258,7 @@ func TestOneWay(t *testing.T) {
 		}
 		w.wantEndpoint(first, "the server answers there")
 		if n := w.lookups(); n != 0 {
-			w.Errorf("%d lookups for a server that answers", n)
+			w.Errorf("%d lookups for a server that answers, want 0", n)
 		}
 	})
 }
@@ -270,15 +270,15 @@ func TestAbsent(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		after := w.net.Sent().Initiations
 		if after > 35 {
-			w.Errorf("%d initiations for one packet, want 20, one for each place, and one for each of 10 turns", after)
+			w.Errorf("the client sent %d initiations for one packet, want at most 35: 20, one for each place, and one for each of 10 turns", after)
 		}
 		lookups := w.lookups()
 		time.Sleep(time.Hour)
 		if got := w.net.Sent().Initiations; got != after || w.lookups() != lookups {
-			w.Errorf("%d initiations and %d lookups while nothing is sent", got-after, w.lookups()-lookups)
+			w.Errorf("the client made %d initiations and %d lookups while no packet was sent, want none", got-after, w.lookups()-lookups)
 		}
 		w.serverMoves(second)
-		w.wantHeard(20*time.Second, "packets begin new attempts, at all places in turn")
+		w.wantHeard(20*time.Second, "a packet starts new attempts, at all places in turn")
 	})
 }
 
@@ -286,11 +286,11 @@ func TestAbsent(t *testing.T) {
 func TestNotFollowed(t *testing.T) {
 	inWorld(t, second, nil, func(w *world) {
 		if _, heard := w.talk(time.Minute); heard || w.lookups() != 0 {
-			w.Errorf("heard: %v, %d lookups", heard, w.lookups())
+			w.Errorf("the server received a packet: %v, with %d lookups; want false and 0", heard, w.lookups())
 		}
-		w.wantEndpoint(first, "nothing else is known")
+		w.wantEndpoint(first, "the follower knows no endpoint of this peer")
 		w.follower.Set(map[wireguard.PublicKey][]conf.Endpoint{w.serverKey.Public(): {literal(second)}})
-		w.wantHeard(10*time.Second, "Set names its place now")
+		w.wantHeard(10*time.Second, "Set has named the second address")
 	})
 }
 
@@ -302,7 +302,7 @@ func TestEndpoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := follow.Endpoints(f); len(got) != 1 || !slices.Equal(got[a], []conf.Endpoint{literal(first), named()}) {
-		t.Errorf("got %v", got)
+		t.Errorf("Endpoints returned %v, want the two endpoints of the first peer, in order", got)
 	}
 }
 
@@ -310,17 +310,17 @@ func TestEndpoints(t *testing.T) {
 // no data to send.
 func TestChangeWakes(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named()}, func(w *world) {
-		w.wantHeard(time.Second, "the server is there")
+		w.wantHeard(time.Second, "the server answers at the first address")
 		time.Sleep(time.Minute)
 		before, _ := w.server.Peer(w.key.Public())
 		w.changed()
 		time.Sleep(time.Second)
 		after, _ := w.server.Peer(w.key.Public())
 		if after.Received.Bytes <= before.Received.Bytes {
-			t.Error("the server does not hear of the change")
+			t.Error("the server received nothing after the change of the network")
 		}
 		if n := w.lookups(); n != 0 {
-			t.Errorf("%d lookups for a tunnel that works", n)
+			t.Errorf("%d lookups for a tunnel that works, want 0", n)
 		}
 	})
 }
@@ -330,20 +330,20 @@ func TestChangeWakes(t *testing.T) {
 // again.
 func TestChangeSearchesAnew(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{named(), literal(second)}, func(w *world) {
-		w.wantHeard(time.Second, "the server is there")
+		w.wantHeard(time.Second, "the server answers at the first address")
 		time.Sleep(time.Second) // until the wire is empty
 		w.net.SetConditions(pipe.Conditions{Loss: 1})
 		w.resolves(errors.New("no network"))
 		if _, heard := w.talk(2 * time.Minute); heard {
-			t.Fatal("heard without a network")
+			t.Fatal("the server received a packet without a network")
 		}
 		w.serverMoves(third)
 		w.resolves(nil, third)
 		w.net.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond})
 		w.changed()
 		took := w.wantHeard(4*time.Second, "the network is back, and the name has the new address")
-		w.Logf("traffic again after %v", took)
-		w.wantEndpoint(third, "it answered there")
+		w.Logf("traffic flows again after %v", took)
+		w.wantEndpoint(third, "the server answered there")
 	})
 }
 
@@ -351,11 +351,11 @@ func TestChangeSearchesAnew(t *testing.T) {
 // search does not wait until an attempt of the device has failed, 5 s later.
 func TestChangeTriesAgain(t *testing.T) {
 	inWorld(t, first, []conf.Endpoint{literal(first), literal(second)}, func(w *world) {
-		w.wantHeard(time.Second, "the server is there")
+		w.wantHeard(time.Second, "the server answers at the first address")
 		time.Sleep(time.Second) // until the wire is empty
 		w.net.SetConditions(pipe.Conditions{Loss: 1})
 		if _, heard := w.talk(2 * time.Minute); heard {
-			t.Fatal("heard without a network")
+			t.Fatal("the server received a packet without a network")
 		}
 		other := first // an endpoint to which the device does not send at the moment
 		if p, _ := w.client.Peer(w.serverKey.Public()); p.Endpoint.Addr.Addr() == first {
@@ -365,6 +365,6 @@ func TestChangeTriesAgain(t *testing.T) {
 		w.net.SetConditions(pipe.Conditions{Delay: 20 * time.Millisecond})
 		w.changed()
 		took := w.wantHeard(2*time.Second, "the network is back")
-		w.Logf("traffic again after %v", took)
+		w.Logf("traffic flows again after %v", took)
 	})
 }

@@ -99,10 +99,10 @@ leave MTU as it is until the tunnel is opened anew
 		t.Errorf("the plan is\n%swant\n%s", got, want)
 	}
 	if p, err := follow.NewPlan(new, new); err != nil || p.String() != "keep 4 peers as they are\n" {
-		t.Errorf("a file and itself: %v, %v", p, err)
+		t.Errorf("the plan for two equal files is %v, error %v; want all 4 peers kept", p, err)
 	}
 	if _, err := follow.NewPlan(old, parse(t, "[Peer]\nAllowedIPs = 10.0.0.1\n")); err == nil || !strings.Contains(err.Error(), "the new file: line 1") {
-		t.Errorf("of a peer without a key: %v", err)
+		t.Errorf("NewPlan with a peer without a key: error %v, want one for line 1 of the new file", err)
 	}
 }
 
@@ -115,7 +115,7 @@ func TestApply(t *testing.T) {
 		old := parse(w, "%s", text)
 		w.follower.Set(follow.Endpoints(old))
 		w.resolves(nil, second)
-		w.wantHeard(10*time.Second, "the server is followed to its second place")
+		w.wantHeard(10*time.Second, "the follower finds the server at its second address")
 		w.tunnel.TrySend() // queues no packet
 		time.Sleep(11 * time.Second)
 		before, _ := w.client.Peer(w.serverKey.Public())
@@ -135,18 +135,18 @@ func TestApply(t *testing.T) {
 			w.Errorf("Apply returned %v, want the error of the resolver", err)
 		}
 		if n := w.client.Status().Peers; n != 1 {
-			w.Errorf("%d peers after an Apply that failed", n)
+			w.Errorf("the device has %d peers after an Apply that failed, want 1", n)
 		}
 		w.resolves(nil, first)
 		if err := apply(more); err != nil {
 			w.Fatal(err)
 		}
 		if p, ok := w.client.Peer(added); !ok || p.Endpoint.Addr != netip.AddrPortFrom(first, 9) || p.AllowedIPs != 1 {
-			w.Errorf("the peer that was added is %+v", p)
+			w.Errorf("the added peer is %+v, want the resolved endpoint and one allowed IP", p)
 		}
 		after, _ := w.client.Peer(w.serverKey.Public())
 		if !after.Session || after.SessionAge != before.SessionAge || after.Endpoint != before.Endpoint {
-			w.Errorf("the peer that stays was %+v and is %+v", before, after)
+			w.Errorf("the peer that stays was %+v and is %+v, want its session and endpoint kept", before, after)
 		}
 		synctest.Wait()
 
@@ -155,17 +155,17 @@ func TestApply(t *testing.T) {
 		if err := apply(two); err != nil {
 			w.Fatal(err)
 		}
-		w.wantEndpoint(second, "it is one of the new endpoints")
+		w.wantEndpoint(second, "the present endpoint is one of the new endpoints")
 		if _, ok := w.client.Peer(added); ok {
-			w.Error("a peer that the file does not name is still there")
+			w.Error("Apply kept a peer that the new file does not name")
 		}
 		one := parse(w, "%s", strings.Replace(text, "Endpoint=", "Endpoint=192.0.2.1:51820\n#", 1))
 		if err := apply(one); err != nil {
 			w.Fatal(err)
 		}
-		w.wantEndpoint(first, "the place is not among the new endpoints")
+		w.wantEndpoint(first, "the present endpoint is not one of the new endpoints")
 		if err := w.follower.Apply(w.Context(), new(follow.Plan)); err == nil {
-			w.Error("an empty plan was applied")
+			w.Error("Apply accepted an empty plan")
 		}
 	})
 }

@@ -23,7 +23,7 @@ func TestManyAddresses(t *testing.T) {
 	}
 	addrs := interleave(answer)
 	if len(addrs) != maxAddrs {
-		t.Errorf("%d addresses are kept, want %d", len(addrs), maxAddrs)
+		t.Errorf("interleave returned %d addresses, want %d", len(addrs), maxAddrs)
 	}
 	var key wireguard.PublicKey
 	other := conf.Endpoint{Host: "192.0.2.1", Port: 1}
@@ -33,7 +33,7 @@ func TestManyAddresses(t *testing.T) {
 	s := &search{first: wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.2:1"))}
 	places := r.places(key, s)
 	if n := len(places); n != maxAddrs+2 || places[n-2].Addr.String() != "192.0.2.1:1" || places[n-1] != s.first {
-		t.Errorf("the places are %v, want %d of the name, the other endpoint, and the present place", places, maxAddrs)
+		t.Errorf("the places are %v, want %d of the name, the other endpoint, and the present endpoint", places, maxAddrs)
 	}
 }
 
@@ -45,10 +45,10 @@ func TestOtherAddressesEachTime(t *testing.T) {
 		s.ask(wireguard.EndpointOf(netip.AddrPortFrom(addrOf(n), 1)), now.Add(time.Duration(n)))
 	}
 	if len(s.tried) != maxPlaces {
-		t.Errorf("%d places are kept, want %d", len(s.tried), maxPlaces)
+		t.Errorf("the search keeps %d places, want %d", len(s.tried), maxPlaces)
 	}
 	if last := wireguard.EndpointOf(netip.AddrPortFrom(addrOf(10*maxPlaces-1), 1)); s.last(last).IsZero() {
-		t.Error("the latest place is forgotten")
+		t.Error("the search does not keep the latest place")
 	}
 }
 
@@ -65,9 +65,9 @@ func TestRoom(t *testing.T) {
 		r.searches[key] = &search{began: began.Add(time.Duration(n))}
 	}
 	if r.room(began.Add(share - 1)) {
-		t.Error("a search ended before it had its share")
+		t.Error("room ended a search before its share of the time was over")
 	}
 	if !r.room(began.Add(share)) || r.searches[oldest] != nil || len(r.searches) != maxSearches-1 {
-		t.Errorf("%d searches, want %d: the oldest makes room", len(r.searches), maxSearches-1)
+		t.Errorf("%d searches are left, want %d, without the oldest", len(r.searches), maxSearches-1)
 	}
 }

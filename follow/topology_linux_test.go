@@ -31,17 +31,17 @@ func TestTopologyBound(t *testing.T) {
 	var n topology
 	for i := range uint32(2 * maxKnown) {
 		if !n.update(addressMessage(unix.RTM_NEWADDR, 1, i), false) {
-			t.Fatalf("address %d is no change", i)
+			t.Fatalf("update does not report the new address %d as a change", i)
 		}
 	}
 	if len(n.addrs) != maxKnown {
-		t.Errorf("%d addresses are kept, want %d", len(n.addrs), maxKnown)
+		t.Errorf("the topology keeps %d addresses, want %d", len(n.addrs), maxKnown)
 	}
 	if !n.update(addressMessage(unix.RTM_DELADDR, 1, 2*maxKnown-1), false) {
-		t.Error("the removal of an address beyond the bound is not a change")
+		t.Error("update does not report the removal of an address beyond the limit as a change")
 	}
 	if n.update(addressMessage(unix.RTM_NEWADDR, 1, 0), false) {
-		t.Error("an address that is known is a change")
+		t.Error("update reports a known address as a change")
 	}
 }
 
@@ -60,10 +60,10 @@ func FuzzTopology(f *testing.F) {
 		count := 0
 		messages(b, func(uint16, uint16, []byte) { count++ })
 		if count == 1 && n.update(b, false) {
-			t.Errorf("% x is a change again", b)
+			t.Errorf("update reports the repeated message % x as a change", b)
 		}
 		if len(n.links) > maxKnown || len(n.addrs) > maxKnown || len(n.routes) > maxKnown {
-			t.Errorf("%d links, %d addresses, %d routes", len(n.links), len(n.addrs), len(n.routes))
+			t.Errorf("the topology keeps %d links, %d addresses and %d routes, more than the limit", len(n.links), len(n.addrs), len(n.routes))
 		}
 	})
 }

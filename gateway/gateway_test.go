@@ -35,15 +35,15 @@ func TestTCP(t *testing.T) {
 	}()
 	got, err := io.ReadAll(c)
 	if err != nil || !bytes.Equal(got, data) {
-		t.Fatalf("read %d bytes (%v), want the %d that were sent", len(got), err, len(data))
+		t.Fatalf("read %d bytes (error %v), want the %d bytes that were sent", len(got), err, len(data))
 	}
 	s := w.Stats()[w.keys[0]]
 	if s.Opened != 1 || s.FromPeer != uint64(len(data)) || s.ToPeer != uint64(len(data)) {
-		t.Errorf("counted %+v, want 1 flow and %d bytes each way", s, len(data))
+		t.Errorf("the peer's Stats are %+v, want 1 flow and %d bytes in each direction", s, len(data))
 	}
-	eventually(t, "without flows", func() bool { return w.Stats()[w.keys[0]].Flows == 0 })
+	eventually(t, "the peer has no flows", func() bool { return w.Stats()[w.keys[0]].Flows == 0 })
 	if len(w.Stats()) != 1 || !w.Forget(w.keys[0]) || len(w.Stats()) != 0 {
-		t.Errorf("the account of the first peer stays: %v", w.Stats())
+		t.Errorf("Forget did not remove the account of the first peer: %v", w.Stats())
 	}
 }
 
@@ -66,13 +66,13 @@ func TestRefused(t *testing.T) {
 		want error
 		what string
 	}{
-		{1, syscall.ECONNREFUSED, "a policy's zero verdict"},
+		{1, syscall.ECONNREFUSED, "a policy that returns the zero Verdict"},
 		{2, syscall.EHOSTUNREACH, "a policy that prohibits"},
 		{closed, syscall.ECONNREFUSED, "a closed port"},
 	} {
 		begun := time.Now()
 		if _, err := w.dial(t, 0, netip.AddrPortFrom(far, c.port)); !errors.Is(err, c.want) {
-			t.Errorf("%s: %v after %v, want %v", c.what, err, time.Since(begun), c.want)
+			t.Errorf("%s: the dial returned %v after %v, want %v", c.what, err, time.Since(begun), c.want)
 		}
 	}
 	u := must(w.clients[0].DialUDP(netip.AddrPort{}, netip.AddrPortFrom(far, 1)))(t)
@@ -80,10 +80,10 @@ func TestRefused(t *testing.T) {
 	_ = u.SetDeadline(time.Now().Add(30 * time.Second))
 	_, _ = u.Write([]byte("x"))
 	if _, err := u.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("UDP to a refused port: %v, want %v", err, syscall.ECONNREFUSED)
+		t.Errorf("UDP to a refused port: Read returned %v, want %v", err, syscall.ECONNREFUSED)
 	}
 	if s := w.Stats()[w.keys[0]]; s.Refused != 3 || s.Failed != 1 {
-		t.Errorf("counted %+v, want 3 refused and 1 failed", s)
+		t.Errorf("the peer's Stats are %+v, want 3 refused and 1 failed", s)
 	}
 }
 
@@ -99,13 +99,13 @@ func TestPublic(t *testing.T) {
 		},
 	})
 	if _, err := w.dial(t, 0, netip.AddrPortFrom(addrs[1], 80)); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("another peer's address: %v, want %v", err, syscall.EHOSTUNREACH)
+		t.Errorf("a dial to another peer's address returned %v, want %v", err, syscall.EHOSTUNREACH)
 	}
 	if _, err := w.dial(t, 1, netip.AddrPortFrom(far, 80)); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("another host's address: %v, want what the dialer said", err)
+		t.Errorf("a dial to a public address returned %v, want ECONNREFUSED, as Config.Dial returned", err)
 	}
 	if peer := <-dialed; peer != w.keys[1] {
-		t.Errorf("the dialer got the peer %v, want %v", peer, w.keys[1])
+		t.Errorf("the context of Config.Dial contains the peer %v, want %v", peer, w.keys[1])
 	}
 }
 
@@ -141,7 +141,7 @@ func TestReset(t *testing.T) {
 			other = remote
 		}
 		if _, err := other.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("%s: the other end got %v, want %v", who, err, syscall.ECONNRESET)
+			t.Errorf("%s: Read at the other end returned %v, want %v", who, err, syscall.ECONNRESET)
 		}
 		_ = remote.Close()
 	}
@@ -160,7 +160,7 @@ func TestTCPIdle(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := c.Read(b); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("an idle connection got %v, want %v", err, syscall.ECONNRESET)
+		t.Errorf("Read on an idle connection returned %v, want %v", err, syscall.ECONNRESET)
 	}
 }
 
@@ -186,11 +186,11 @@ func TestClose(t *testing.T) {
 	}
 	for _, c := range conns {
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("a connection got %v after Close, want %v", err, syscall.ECONNRESET)
+			t.Errorf("Read on a connection returned %v after Close, want %v", err, syscall.ECONNRESET)
 		}
 	}
 	if _, err := w.dial(t, 0, netip.AddrPortFrom(far, port)); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("a dial after Close: %v, want %v", err, syscall.EHOSTUNREACH)
+		t.Errorf("a dial after Close returned %v, want %v", err, syscall.EHOSTUNREACH)
 	}
 }
 
@@ -208,7 +208,7 @@ func TestShutdown(t *testing.T) {
 		defer cancel()
 		ended := make(chan error, 1)
 		go func() { ended <- w.Shutdown(ctx) }()
-		eventually(t, "refused: a further connection", func() bool {
+		eventually(t, "the gateway refuses a further connection", func() bool {
 			d, err := w.dial(t, 0, to)
 			if err == nil {
 				d.Close()
@@ -219,33 +219,33 @@ func TestShutdown(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-			t.Fatalf("the connection that was there: %v", err)
+			t.Fatalf("during Shutdown, Read on the existing connection returned %v", err)
 		}
 		send(t, s, "meanwhile", netip.AddrPortFrom(far, portOf(u)))
 		if text, _ := receive(t, u); text != "meanwhile" {
-			t.Errorf("the UDP flow that was there carried %q", text)
+			t.Errorf("during Shutdown, the existing UDP flow passed %q, want meanwhile", text)
 		}
 		select {
 		case err := <-ended:
-			t.Fatalf("Shutdown did not wait for the connection: %v", err)
+			t.Fatalf("Shutdown returned %v before the connection was closed", err)
 		default:
 		}
 		if patient {
 			_ = c.Close()
 			if err := <-ended; err != nil {
-				t.Errorf("after the last connection: %v", err)
+				t.Errorf("Shutdown returned %v after the last connection was closed, want nil", err)
 			}
 		} else {
 			cancel()
 			if err := <-ended; !errors.Is(err, context.Canceled) {
-				t.Errorf("after the end of ctx: %v, want %v", err, context.Canceled)
+				t.Errorf("Shutdown returned %v after ctx was cancelled, want %v", err, context.Canceled)
 			}
 			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("the connection got %v, want %v", err, syscall.ECONNRESET)
+				t.Errorf("Read on the connection returned %v after Shutdown, want %v", err, syscall.ECONNRESET)
 			}
 		}
 		if n := w.Stats()[w.keys[0]].Flows; n != 0 {
-			t.Errorf("%d flows are left", n)
+			t.Errorf("the peer has %d flows after Shutdown, want 0", n)
 		}
 	}
 }
@@ -269,26 +269,26 @@ func TestPing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if _, err := w.clients[0].Ping(ctx, far); err != nil {
-		t.Error("a target that answers:", err)
+		t.Error("a ping to a target that answers failed:", err)
 	}
 	if len(<-asked) == 0 {
-		t.Error("the target got no data")
+		t.Error("the ping to the target contained no data")
 	}
 	if _, err := w.clients[0].Ping(ctx, netip.MustParseAddr("203.0.113.9")); !errors.Is(err, syscall.ENETUNREACH) {
-		t.Errorf("a target without a route: %v, want %v", err, syscall.ENETUNREACH)
+		t.Errorf("a ping to a target without a route returned %v, want %v", err, syscall.ENETUNREACH)
 	}
 	brief, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := w.clients[0].Ping(brief, distant); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a silent target: %v, want %v", err, context.DeadlineExceeded)
+		t.Errorf("a ping to a silent target returned %v, want %v", err, context.DeadlineExceeded)
 	}
 	if s := w.Stats()[w.keys[0]]; s.Pings != 1 || s.Failed != 1 {
-		t.Errorf("counted %+v, want 1 ping and 1 failed", s)
+		t.Errorf("the peer's Stats are %+v, want 1 ping and 1 failed", s)
 	}
 }
 
-// TestSystemPing pings the loopback addresses with the system's ping sockets. If the system forbids these sockets, the error must
-// name the setting.
+// TestSystemPing checks that Ping can ping the loopback addresses with the system's ping sockets. If the system forbids these
+// sockets, the error must name the setting.
 func TestSystemPing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -307,8 +307,8 @@ func TestSystemPing(t *testing.T) {
 	}
 }
 
-// TestCurl fetches a page through a gateway with curl. The peer is part of the test's process, so curl connects to a local port,
-// and the test forwards that connection into the tunnel.
+// TestCurl checks that curl can fetch a page through a gateway. The peer is part of the test's process, so curl connects to a local
+// port, and the test forwards that connection into the tunnel.
 func TestCurl(t *testing.T) {
 	curl, err := exec.LookPath("curl")
 	if err != nil {
@@ -337,6 +337,6 @@ func TestCurl(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), curl, "-sS", "--max-time", "20", "--noproxy", "*",
 		"--connect-to", "far.example:80:"+at, "http://far.example/").Output()
 	if want := "far.example" + string(page); err != nil || string(out) != want {
-		t.Errorf("curl got %d bytes (%v), want %d", len(out), err, len(want))
+		t.Errorf("curl printed %d bytes (error %v), want the page's %d", len(out), err, len(want))
 	}
 }

@@ -42,10 +42,10 @@ func TestAuthenticate(t *testing.T) {
 		defer clients[i].CloseIdleConnections()
 	}
 	if code, body, err := get(0); code != 200 || body != w.keys[0].String() || err != nil {
-		t.Errorf("the allowed peer got %d %q %v", code, body, err)
+		t.Errorf("the allowed peer got the status %d, body %q, error %v; want 200 and its public key", code, body, err)
 	}
 	if code, _, err := get(1); code != 403 || err != nil {
-		t.Errorf("the other peer got %d %v, want 403", code, err)
+		t.Errorf("the other peer got the status %d, error %v; want 403", code, err)
 	}
 }
 
@@ -74,7 +74,7 @@ func TestHandle(t *testing.T) {
 		t.Error(err)
 	}
 	if peer, ok := gateway.Peer(c); ok {
-		t.Errorf("a client's connection has the peer %v", peer)
+		t.Errorf("Peer returned %v for a connection that does not come from the gateway", peer)
 	}
 }
 
@@ -87,7 +87,7 @@ func TestListenerMoved(t *testing.T) {
 	c := must(l.Accept())(t)
 	defer c.Close()
 	if peer, ok := gateway.Peer(c); !ok || peer != w.keys[0] {
-		t.Errorf("the peer is %v %t, want %v", peer, ok, w.keys[0])
+		t.Errorf("Peer returned %v, %t; want %v, true", peer, ok, w.keys[0])
 	}
 	err := w.device.Configure(wireguard.Change{Peers: []wireguard.PeerChange{{
 		PublicKey: w.keys[1], AllowedIPs: []netip.Prefix{netip.PrefixFrom(addrs[0], 32)},
@@ -96,9 +96,9 @@ func TestListenerMoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	if peer, ok := gateway.Peer(c); ok {
-		t.Errorf("the peer is still %v", peer)
+		t.Errorf("Peer still returns %v after the address moved to another peer", peer)
 	}
 	if _, err := c.Write([]byte("secret")); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("a write to the address of another peer: %v, want net.ErrClosed", err)
+		t.Errorf("Write after the address moved to another peer returned %v, want net.ErrClosed", err)
 	}
 }

@@ -174,12 +174,12 @@ func receive(t testing.TB, c net.PacketConn) (string, netip.AddrPort) {
 	return string(b[:n]), from.(*net.UDPAddr).AddrPort()
 }
 
-// eventually waits until ok returns true.
+// eventually waits until ok returns true, and fails the test with the message what after 30 s.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("after 30 s: still not %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		}
 	}
 }

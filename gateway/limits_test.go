@@ -24,11 +24,11 @@ func TestGreedyTCP(t *testing.T) {
 		if _, err := w.dial(t, 0, netip.AddrPortFrom(far, port)); err == nil {
 			open++
 		} else if !errors.Is(err, syscall.EHOSTUNREACH) {
-			t.Fatalf("connection %d: %v, want %v", open, err, syscall.EHOSTUNREACH)
+			t.Fatalf("after %d connections, a dial returned %v, want %v", open, err, syscall.EHOSTUNREACH)
 		}
 	}
 	if open != 100 {
-		t.Errorf("one peer has %d connections, want half of 200", open)
+		t.Errorf("one peer has %d connections, want 100, half of all flows", open)
 	}
 	for range 50 {
 		must(w.dial(t, 1, netip.AddrPortFrom(far, port)))(t)
@@ -52,7 +52,7 @@ func TestFlowLimits(t *testing.T) {
 			most += int(time.Since(begun).Seconds())
 		}
 		if open < want || open > most {
-			t.Errorf("peer %d has %d connections, want %d", i, open, want)
+			t.Errorf("peer %d opened %d connections, want %d", i, open, want)
 		}
 	}
 }
@@ -71,7 +71,7 @@ func TestRates(t *testing.T) {
 		// The burst, which is as many bytes as the rate permits in 0.1 s, passes at once. The gateway reads the last chunk
 		// before the tokens for it exist.
 		if took := time.Since(begun); took < 250*time.Millisecond {
-			t.Errorf("%+v: half a second's bytes took %v", l, took)
+			t.Errorf("%+v: the bytes of half a second passed in %v, want at least 250 ms", l, took)
 		}
 	}
 }
@@ -90,10 +90,10 @@ func TestQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the connection ended after %d bytes by %v, want %v", n, err, syscall.ECONNRESET)
+		t.Errorf("the connection ended after %d bytes with %v, want %v", n, err, syscall.ECONNRESET)
 	}
 	if _, err := w.dial(t, 0, to); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("a peer without quota: %v, want %v", err, syscall.EHOSTUNREACH)
+		t.Errorf("a dial of a peer whose quota is used up returned %v, want %v", err, syscall.EHOSTUNREACH)
 	}
 	must(w.dial(t, 1, to))(t)
 	w.SetLimits(w.keys[0], gateway.Limits{Quota: 1 << 30})
@@ -129,8 +129,8 @@ func TestFlood(t *testing.T) {
 		c := must(w.dial(t, 1, netip.AddrPortFrom(far, port)))(t)
 		_, _ = c.Write([]byte("x"))
 		if _, err := c.Read(make([]byte, 1)); err != nil {
-			t.Errorf("the second peer: %v", err)
+			t.Errorf("the second peer got no echo during the flood: %v", err)
 		}
 	}
-	eventually(t, "in the first peer's hands: its half of the flows", func() bool { return w.Stats()[w.keys[0]].Flows >= 64 })
+	eventually(t, "the first peer has at least 64 flows", func() bool { return w.Stats()[w.keys[0]].Flows >= 64 })
 }

@@ -19,7 +19,7 @@ func TestIsPrivate(t *testing.T) {
 		}
 	}
 	if !isPrivate(netip.Addr{}, nil) {
-		t.Error("the zero address is public")
+		t.Error("isPrivate returned false for the zero address")
 	}
 }
 
@@ -35,7 +35,7 @@ func TestHostAddrs(t *testing.T) {
 		"192.168.6.0": true, "192.168.6.1": false, "2001:db8::5": true, "2001:db8::6": false,
 	} {
 		if got := addrs[netip.MustParseAddr(a)]; got != want {
-			t.Errorf("%s: %t, want %t", a, got, want)
+			t.Errorf("addrsOf contains %s: %t, want %t", a, got, want)
 		}
 	}
 	found, err := net.InterfaceAddrs()
@@ -45,7 +45,7 @@ func TestHostAddrs(t *testing.T) {
 	policy := Public()
 	for a := range addrsOf(found) {
 		if policy(Request{Network: "tcp", Destination: netip.AddrPortFrom(a, 22)}).Allow {
-			t.Errorf("the host's address %v is public", a)
+			t.Errorf("Public allows the host's address %v", a)
 		}
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestShare lets TCP and UDP of one peer share a rate. It checks that bulk TCP causes no loss of datagrams as long as UDP
-// stays below its share of the rate. A flood of datagrams must get at most this share, or the whole rate while TCP has nothing
+// TestShare checks how TCP and UDP of one peer share a rate. Bulk TCP must cause no loss of datagrams as long as UDP stays
+// below its share of the rate. A flood of datagrams must get at most this share, or the whole rate while TCP has nothing
 // to send. TCP and UDP together must not exceed the rate.
 func TestShare(t *testing.T) {
 	const (
@@ -59,7 +59,7 @@ func TestShare(t *testing.T) {
 				sum := 0
 				for i, n := range tcp[:c.conns] {
 					if sum += n; n < tcp[0]*8/10 {
-						t.Errorf("connection %d got %d bytes, and the first %d", i, n, tcp[0])
+						t.Errorf("connection %d sent %d bytes, want at least 4/5 of the %d of the first", i, n, tcp[0])
 					}
 				}
 				for name, part := range map[string]struct {
@@ -67,11 +67,11 @@ func TestShare(t *testing.T) {
 					want  [2]float64
 				}{"TCP": {sum, c.tcp}, "UDP": {udp, c.udp}, "both": {sum + udp, [2]float64{0.93, 1.1}}} {
 					if got := float64(part.bytes) / all; got < part.want[0] || got > part.want[1] {
-						t.Errorf("%s got %.3f of the rate, want %v", name, got, part.want)
+						t.Errorf("%s got the fraction %.3f of the rate, want one in %v", name, got, part.want)
 					}
 				}
 				if c.nothingLost && lost > 0 {
-					t.Errorf("%d datagrams below the share were dropped", lost)
+					t.Errorf("%d datagrams were dropped, although UDP stayed below its share", lost)
 				}
 			})
 		})

@@ -66,7 +66,7 @@ func TestTCPIdleTimes(t *testing.T) {
 			j.run(defaultTCPIdle)
 			synctest.Wait()
 			if !errors.Is(context.Cause(j.ctx), context.DeadlineExceeded) || took < c.upTo || took > c.upTo+2*transitoryIdle {
-				t.Errorf("%s: ended after %v by %v, want %v", c.why, took, context.Cause(j.ctx), c.upTo)
+				t.Errorf("%s: the connection ended after %v with %v, want the idle timeout after %v", c.why, took, context.Cause(j.ctx), c.upTo)
 			}
 		})
 	}

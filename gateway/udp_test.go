@@ -19,15 +19,15 @@ func TestUDPMapping(t *testing.T) {
 	send(t, c, "to b", netip.AddrPortFrom(distant, portOf(b)))
 	text, mapped := receive(t, a)
 	if text != "to a" {
-		t.Errorf("a got %q", text)
+		t.Errorf("a received %q, want the datagram to a", text)
 	}
 	if _, again := receive(t, b); again != mapped {
-		t.Errorf("the second destination saw %v, want %v as the first did", again, mapped)
+		t.Errorf("the second destination received from %v, want %v like the first", again, mapped)
 	}
 	if runtime.GOOS == "linux" { // all of 127.0.0.0/8 is local
 		stranger := host(t, "127.0.0.2:0")
 		send(t, stranger, "unasked", mapped)
-		eventually(t, "dropped the stranger's datagram", func() bool { return w.Stats()[w.keys[0]].Dropped == 1 })
+		eventually(t, "the gateway has dropped the stranger's datagram", func() bool { return w.Stats()[w.keys[0]].Dropped == 1 })
 	}
 	send(t, a, "from a", mapped)
 	send(t, b, "from b", mapped)
@@ -37,12 +37,12 @@ func TestUDPMapping(t *testing.T) {
 		froms[text] = from
 	}
 	if froms["from a"] != netip.AddrPortFrom(far, portOf(a)) || froms["from b"] != netip.AddrPortFrom(distant, portOf(b)) {
-		t.Errorf("the peer got %v", froms)
+		t.Errorf("the peer received %v, want one datagram from a and one from b", froms)
 	}
 	other := w.socket(t, 1)
 	send(t, other, "to a", netip.AddrPortFrom(far, portOf(a)))
 	if _, from := receive(t, a); from == mapped {
-		t.Errorf("two sockets share the mapping %v", mapped)
+		t.Errorf("two sockets have the same mapping %v", mapped)
 	}
 }
 
@@ -54,11 +54,11 @@ func TestUDPLarge(t *testing.T) {
 	send(t, c, large, netip.AddrPortFrom(far, portOf(a)))
 	text, mapped := receive(t, a)
 	if text != large {
-		t.Errorf("the host got %d bytes, want %d", len(text), len(large))
+		t.Errorf("the host received %d bytes, want %d", len(text), len(large))
 	}
 	send(t, a, large, mapped)
 	if text, _ := receive(t, c); text != large {
-		t.Errorf("the peer got %d bytes, want %d", len(text), len(large))
+		t.Errorf("the peer received %d bytes, want %d", len(text), len(large))
 	}
 }
 
@@ -81,7 +81,7 @@ func TestUDPSlowPolicy(t *testing.T) {
 	<-asked
 	send(t, a, "from a", mapped)
 	if text, _ := receive(t, c); text != "from a" {
-		t.Errorf("the peer got %q while the policy was undecided", text)
+		t.Errorf("the peer received %q while the policy was undecided, want the answer from a", text)
 	}
 }
 
@@ -101,9 +101,9 @@ func TestUDPLimits(t *testing.T) {
 		} else {
 			send(t, c, "late", to)
 		}
-		eventually(t, "dropped a datagram "+name, func() bool { return w.Stats()[w.keys[0]].Dropped == 1 })
+		eventually(t, "the gateway has dropped a datagram "+name, func() bool { return w.Stats()[w.keys[0]].Dropped == 1 })
 		w.SetLimits(w.keys[0], gateway.Limits{Quota: 1})
 		send(t, c, "spent", to)
-		eventually(t, "ended: the flow of a spent quota", func() bool { return w.Stats()[w.keys[0]].Flows == 0 })
+		eventually(t, "the flow ends after its quota is used up", func() bool { return w.Stats()[w.keys[0]].Flows == 0 })
 	}
 }

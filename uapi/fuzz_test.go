@@ -31,10 +31,10 @@ func FuzzSet(f *testing.F) {
 		if err := Set(bytes.NewReader(request), d); err != nil {
 			var e *Error
 			if !errors.As(err, &e) || e.Errno <= 0 || strings.Contains(err.Error(), "\n") || len(err.Error()) > 300 {
-				t.Fatalf("the error is %v", err)
+				t.Fatalf("Set returned %v, want an *Error with an errno and one short line", err)
 			}
 			if is := get(t, d); is != was {
-				t.Fatalf("a request that was refused (%v) changed the device from\n%s\nto\n%s", err, was, is)
+				t.Fatalf("a refused request (error %v) changed the device from\n%s\nto\n%s", err, was, is)
 			}
 			return
 		}
@@ -43,7 +43,7 @@ func FuzzSet(f *testing.F) {
 		set(t, again, before)
 		set(t, again, settable(is))
 		if got := get(t, again); canonical(got) != canonical(is) {
-			t.Fatalf("set from a get is\n%s\nwant\n%s", got, is)
+			t.Fatalf("a device set from the answer of Get answers\n%s\nwant\n%s", got, is)
 		}
 	})
 }
@@ -64,15 +64,15 @@ func FuzzServer(f *testing.F) {
 		for s.answer(c, r) {
 			answers++
 			if n := strings.Count(c.out.String(), "errno="); n != answers {
-				t.Fatalf("%d answers to %d requests", n, answers)
+				t.Fatalf("the server wrote %d answers to %d requests", n, answers)
 			}
 		}
 		lines := bytes.ReplaceAll(sent, []byte("\r\n"), []byte("\n"))
 		if asked := bytes.Count(lines, []byte("=1\n")); answers > asked {
-			t.Fatalf("%d answers to at most %d requests", answers, asked)
+			t.Fatalf("the server wrote %d answers, but the client sent at most %d requests", answers, asked)
 		}
 		if n := s.inUse.Load(); n != 0 {
-			t.Fatalf("%d bytes are counted as being read", n)
+			t.Fatalf("%d bytes still count as being read after all requests, want 0", n)
 		}
 	})
 }

@@ -48,17 +48,17 @@ func TestLarge(t *testing.T) {
 	out := get(t, d)
 	runtime.ReadMemStats(&after)
 	if n := strings.Count(out, "allowed_ip="); n != 65000 {
-		t.Errorf("%d allowed IPs come out, want 65000", n)
+		t.Errorf("Get wrote %d allowed IPs, want 65000", n)
 	}
 	if n := strings.Count(out, "public_key="); n != 5000 {
-		t.Errorf("%d peers come out, want 5000", n)
+		t.Errorf("Get wrote %d peers, want 5000", n)
 	}
 	if mib := (after.TotalAlloc - before.TotalAlloc) >> 20; mib > 500 {
-		t.Errorf("%d MiB were allocated for it", mib)
+		t.Errorf("Set and Get allocated %d MiB, want at most 500", mib)
 	}
 	set(t, d, settable(out))
 	if get(t, d) != out {
-		t.Error("another round changes the device")
+		t.Error("setting the answer of Get changed the device")
 	}
 	set(t, d, "replace_peers=true\n")
 
@@ -79,13 +79,13 @@ func TestLarge(t *testing.T) {
 		set(t, d, one+remove.String())
 		adding, removing = added.Sub(begin), time.Since(added)
 		if s, _ := d.Peer(public(1)); s.AllowedIPs != 0 {
-			t.Fatalf("%d allowed IPs are left", s.AllowedIPs)
+			t.Fatalf("%d allowed IPs are left after all were removed", s.AllowedIPs)
 		}
 		if removing < 10*adding {
 			return
 		}
 	}
-	t.Errorf("adding 65,000 allowed IPs takes %v, removing them one by one %v: it was about the same, and 60 times as long while it was quadratic", adding, removing)
+	t.Errorf("adding 65,000 allowed IPs takes %v and removing them one by one takes %v, want less than 10 times as long", adding, removing)
 }
 
 // A largestWrite counts all bytes that are written, and the bytes of the largest single write.
@@ -108,10 +108,10 @@ func TestGetIsWrittenInParts(t *testing.T) {
 	}
 	runtime.ReadMemStats(&after)
 	if w.all < 2<<20 || w.largest > answerBuffer {
-		t.Errorf("%d bytes are written, up to %d at a time", w.all, w.largest)
+		t.Errorf("Get wrote %d bytes, up to %d at a time; want at least 2 MiB in parts no larger than its buffer", w.all, w.largest)
 	}
 	if bytes := after.TotalAlloc - before.TotalAlloc; bytes > 5000*64+64<<10 {
-		t.Errorf("%d bytes are allocated for 5,000 peers with 65,000 prefixes", bytes)
+		t.Errorf("Get allocated %d bytes for 5,000 peers with 65,000 prefixes, want at most 64 per peer and 64 KiB", bytes)
 	}
 }
 
@@ -128,7 +128,7 @@ func TestSlowReaderHoldsUpNobody(t *testing.T) {
 	}
 	answer := bufio.NewReader(client)
 	if line, err := answer.ReadString('\n'); err != nil || !strings.HasPrefix(line, "public_key=") {
-		t.Fatalf("the answer begins with %q, %v", line, err)
+		t.Fatalf("the answer begins with %q, error %v; want a public key", line, err)
 	}
 	other := &script{in: bytes.NewReader([]byte("set=1\nfwmark=1\n\n"))}
 	done := make(chan struct{})
@@ -139,15 +139,15 @@ func TestSlowReaderHoldsUpNobody(t *testing.T) {
 	select {
 	case <-done:
 	case <-time.After(20 * time.Second):
-		t.Fatal("a set waits for a client that does not read")
+		t.Fatal("a set request waited 20 s for another client that does not read its answer")
 	}
 	if got := other.out.String(); got != "errno=0\n\n" || d.Status().FirewallMark != 1 {
-		t.Errorf("the set is answered with %q", got)
+		t.Errorf("the set request was answered with %q, want errno=0 and the mark set", got)
 	}
 	for n := 1; ; {
 		line, err := answer.ReadString('\n')
 		if err != nil {
-			t.Fatalf("the answer ends after %d peers: %v", n, err)
+			t.Fatalf("the answer ended after %d peers: %v", n, err)
 		}
 		if strings.HasPrefix(line, "public_key=") {
 			n++

@@ -54,10 +54,10 @@ func TestListen(t *testing.T) {
 	}
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode() != fs.ModeSocket|0o600 {
-		t.Errorf("mode %v, want a socket with 0600 (%v)", info.Mode(), err)
+		t.Errorf("the file has the mode %v, want a socket with 0600 (error %v)", info.Mode(), err)
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
-		t.Errorf("the directory has %v, want the socket alone", entries)
+		t.Errorf("the directory contains %v, want only the socket", entries)
 	}
 	done := make(chan net.Conn)
 	go func() {
@@ -79,10 +79,10 @@ func TestListen(t *testing.T) {
 		}
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the socket is still there after Close: %v", err)
+		t.Errorf("the socket's file still exists after Close: %v", err)
 	}
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Accept after Close: %v", err)
+		t.Errorf("Accept after Close: error %v, want net.ErrClosed", err)
 	}
 }
 
@@ -102,11 +102,11 @@ func TestListenStale(t *testing.T) {
 	dead.Close()
 	l := listen(t, "wg0")
 	if _, err := Listen("wg0"); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "stop it") {
-		t.Errorf("a second Listen: %v, want one that wraps EADDRINUSE and says what to do", err)
+		t.Errorf("second Listen: error %v, want one that wraps EADDRINUSE and says what to do", err)
 	}
 	c, err := net.Dial("unix", path)
 	if err != nil {
-		t.Fatalf("the live socket is gone: %v", err)
+		t.Fatalf("cannot connect to the first socket after the second Listen: %v", err)
 	}
 	c.Close()
 	l.Close()
@@ -115,15 +115,15 @@ func TestListenStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Listen("wg0"); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("Listen where a file is: %v", err)
+		t.Errorf("Listen on the path of a regular file: error %v, want fs.ErrExist", err)
 	}
 	if b, _ := os.ReadFile(path); string(b) != "precious" {
-		t.Error("the file is gone")
+		t.Error("Listen changed or removed the regular file")
 	}
 	for _, name := range []string{"", ".", "..", "a/b", "../wg0", "a\x00", strings.Repeat("x", 65)} {
 		if l, err := Listen(name); err == nil {
 			l.Close()
-			t.Errorf("the name %q is accepted", name)
+			t.Errorf("Listen accepted the name %q", name)
 		}
 	}
 }
@@ -139,13 +139,13 @@ func TestListenDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Listen("wg0"); !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), dir) {
-		t.Errorf("a directory that a group can write to: %v", err)
+		t.Errorf("Listen in a directory that a group can write to: error %v, want fs.ErrPermission and the directory's name", err)
 	}
 	if os.Geteuid() == 0 {
 		os.Chmod(dir, 0o755)
 		os.Chown(dir, 12345, 12345)
 		if _, err := Listen("wg0"); !errors.Is(err, fs.ErrPermission) {
-			t.Errorf("another user's directory: %v", err)
+			t.Errorf("Listen in another user's directory: error %v, want fs.ErrPermission", err)
 		}
 	}
 }
@@ -183,12 +183,12 @@ func TestRemoved(t *testing.T) {
 				if err := remove(l.path); err != nil {
 					t.Fatal(err)
 				}
-				if err := testkit.Next(t, done, "Serve ends"); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "was removed") {
-					t.Errorf("Serve returned %v", err)
+				if err := testkit.Next(t, done, "Serve returns"); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "was removed") {
+					t.Errorf("Serve returned %v, want an error that says that the socket was removed", err)
 				}
 				s.Close()
 				if _, err := os.Lstat(filepath.Join(dir, "wg0.sock")); how == "replaced" && err != nil {
-					t.Errorf("the successor's file is gone: %v", err)
+					t.Errorf("Serve removed the file that replaced the socket's file: %v", err)
 				}
 			})
 		}
@@ -228,14 +228,14 @@ func TestListenFile(t *testing.T) {
 
 	os.Chmod(path, 0o660)
 	if _, err := ListenFile("wg0", f); !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "0600") {
-		t.Errorf("a socket of the group's: %v", err)
+		t.Errorf("ListenFile with a socket that a group may use: error %v, want fs.ErrPermission and the mode 0600", err)
 	}
 	os.Chmod(path, 0o600)
 	if _, err := ListenFile("wg1", f); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a socket of another interface: %v", err)
+		t.Errorf("ListenFile with a socket of another interface: error %v, want fs.ErrNotExist", err)
 	}
 	if _, err := ListenFile("../wg0", f); err == nil {
-		t.Error("a name with a slash is accepted")
+		t.Error("ListenFile accepted a name with a slash")
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -243,7 +243,7 @@ func TestListenFile(t *testing.T) {
 	}
 	defer null.Close()
 	if _, err := ListenFile("wg0", null); err == nil {
-		t.Error("/dev/null is accepted")
+		t.Error("ListenFile accepted /dev/null")
 	}
 	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -256,7 +256,7 @@ func TestListenFile(t *testing.T) {
 	}
 	defer tcpFile.Close()
 	if _, err := ListenFile("wg0", tcpFile); err == nil || !strings.Contains(err.Error(), path) {
-		t.Errorf("a TCP socket: %v", err)
+		t.Errorf("ListenFile with a TCP socket: error %v, want one that contains the path", err)
 	}
 
 	l, err := ListenFile("wg0", f)
@@ -276,10 +276,10 @@ func TestListenFile(t *testing.T) {
 	}
 	answer := make([]byte, 64)
 	if n, err := c.Read(answer); string(answer[:n]) != "errno=0\n\n" {
-		t.Errorf("the answer is %q, %v", answer[:n], err)
+		t.Errorf("the answer is %q, error %v; want errno=0", answer[:n], err)
 	}
 	s.Close()
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the socket is still there after Close: %v", err)
+		t.Errorf("the socket's file still exists after Close: %v", err)
 	}
 }

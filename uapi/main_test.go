@@ -52,7 +52,7 @@ func get(t testing.TB, d *wireguard.Device) string {
 func set(t testing.TB, d *wireguard.Device, request string) {
 	t.Helper()
 	if err := Set(strings.NewReader(request), d); err != nil {
-		t.Fatalf("%v, of\n%s", err, request)
+		t.Fatalf("Set refused a request with %v:\n%s", err, request)
 	}
 }
 

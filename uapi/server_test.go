@@ -57,7 +57,7 @@ func (c *client) wants(want string) {
 	got := make([]byte, len(want))
 	n, err := io.ReadFull(c, got)
 	if string(got[:n]) != want {
-		c.t.Fatalf("the answer is\n%s\nwant\n%s\n(%v)", got[:n], want, err)
+		c.t.Fatalf("the answer is\n%s\nwant\n%s\n(error %v)", got[:n], want, err)
 	}
 }
 
@@ -65,7 +65,7 @@ func (c *client) wants(want string) {
 func (c *client) wantsEnd(why string) {
 	c.t.Helper()
 	if n, err := c.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
-		c.t.Fatalf("the connection goes on (%d bytes, %v), want its end: %s", n, err, why)
+		c.t.Fatalf("the connection stays open (read %d bytes, error %v), want it closed: %s", n, err, why)
 	}
 }
 
@@ -99,7 +99,7 @@ func TestServerPipelined(t *testing.T) {
 	c.send(requests)
 	c.wants(answers)
 	c.CloseWrite()
-	c.wantsEnd("the client is done")
+	c.wantsEnd("the client has closed its side")
 
 	c = dial()
 	c.SetNoDelay(true)
@@ -114,7 +114,7 @@ func TestServerPipelined(t *testing.T) {
 	}()
 	c.wants(answers)
 	if n := d.Status().Peers; n != 0 {
-		t.Errorf("%d peers came from requests that were refused", n)
+		t.Errorf("the device has %d peers from refused requests, want none", n)
 	}
 }
 
@@ -125,7 +125,7 @@ func TestServerUnknownOperation(t *testing.T) {
 		c := dial()
 		c.send(request)
 		c.wants(fmt.Sprintf("errno=-%d\n\n", errnoProtocol))
-		c.wantsEnd("it began with " + request)
+		c.wantsEnd("the request began with " + request)
 	}
 }
 
@@ -139,11 +139,11 @@ func TestServerCut(t *testing.T) {
 		c.send(request[:n])
 		c.CloseWrite()
 		if answer, err := io.ReadAll(c); err != nil || bytes.Contains(answer, []byte("errno=0")) {
-			t.Fatalf("cut after %d bytes: answer %q, %v", n, answer, err)
+			t.Fatalf("the request was cut after %d bytes: answer %q, error %v; want no errno=0", n, answer, err)
 		}
 	}
 	if s := d.Status(); s.FirewallMark != 0 || s.Peers != 0 {
-		t.Errorf("mark %d and %d peers came from requests that were cut", s.FirewallMark, s.Peers)
+		t.Errorf("the device has the mark %d and %d peers from requests that were cut, want none", s.FirewallMark, s.Peers)
 	}
 }
 
@@ -201,16 +201,16 @@ func TestServerTimeout(t *testing.T) {
 	}
 	s := &Server{Device: d, Timeout: 50 * time.Millisecond}
 	dial := serve(t, s)
-	dial().wantsEnd("silent")
+	dial().wantsEnd("the client sends nothing")
 	half := dial()
 	io.WriteString(half, "set=1\nfwmark=1\n") // may fail, because the server may have closed the connection already
-	half.wantsEnd("half a request")
+	half.wantsEnd("the client sends only half a request")
 	if d.Status().FirewallMark != 0 {
-		t.Error("half a request was carried out")
+		t.Error("the server carried out half a request")
 	}
 	deaf := dial()
 	io.WriteString(deaf, strings.Repeat("get=1\n\n", 100)) // asks for 60 MB, which is more than the socket buffers hold
-	testkit.Eventually(t, "the client that does not read is dropped", func() bool {
+	testkit.Eventually(t, "the server closes the connection of the client that does not read", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return len(s.conns) == 0
@@ -229,7 +229,7 @@ func TestServerMaxRequest(t *testing.T) {
 	other.wants(fmt.Sprintf("errno=-%d\n\n", errnoTooBig))
 	slow.send("\n")
 	slow.wants("errno=0\n\n")
-	testkit.Eventually(t, "the memory is free again", func() bool { return s.inUse.Load() == 0 })
+	testkit.Eventually(t, "the bytes of the finished request no longer count", func() bool { return s.inUse.Load() == 0 })
 	other.send("set=1\n" + strings.Repeat("fwmark=8\n", 5) + "\n")
 	other.wants("errno=0\n\n")
 }
@@ -256,7 +256,7 @@ func TestServerClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.Serve(l); err != nil {
-		t.Errorf("Serve after Close: %v", err)
+		t.Errorf("Serve after Close: error %v, want nil", err)
 	}
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Serve after Close left its listener open: %v", err)
@@ -278,14 +278,14 @@ func TestServerBind(t *testing.T) {
 	c.send(set)
 	c.wants(fmt.Sprintf("errno=-%d\n\n", errnoAddressInUse))
 	if got := s.Device.Status(); got.ListenPort != 0 || got.FirewallMark != 0 {
-		t.Errorf("port %d and mark %d of a refused request", got.ListenPort, got.FirewallMark)
+		t.Errorf("a refused request set the port %d and the mark %d, want neither", got.ListenPort, got.FirewallMark)
 	}
 	taken.Close()
 	c.send(set)
 	c.wants("errno=0\n\n")
 	again, err := bind.Listen(port)
 	if err != nil {
-		t.Fatalf("the port was left open: %v", err)
+		t.Fatalf("the server, whose device is down, still holds the port: %v", err)
 	}
 	defer again.Close()
 	c.send("set=1\nlisten_port=0\nreplace_peers=true\n\n")
@@ -298,10 +298,10 @@ func TestServeEnds(t *testing.T) {
 	s := &Server{Device: newDown(t)}
 	l := &fakeListener{errs: []error{syscall.EMFILE, &net.OpError{Op: "accept", Err: syscall.ECONNABORTED}, stays}}
 	if err := s.Serve(l); !errors.Is(err, stays) || len(l.errs) != 0 || !l.closed {
-		t.Errorf("Serve returned %v with %d errors to come, closed %v", err, len(l.errs), l.closed)
+		t.Errorf("Serve returned %v with %d errors of Accept left, listener closed: %v; want the permanent error, 0 and true", err, len(l.errs), l.closed)
 	}
 	if err := s.Serve(&fakeListener{errs: []error{net.ErrClosed}}); err != nil {
-		t.Errorf("Serve returned %v, want nil once its listener is closed", err)
+		t.Errorf("Serve returned %v, want nil after its listener is closed", err)
 	}
 	s.Close()
 }
@@ -328,17 +328,17 @@ func TestServerLog(t *testing.T) {
 	dial := serve(t, s)
 	c := dial()
 	c.send("set=1\nprivate_key=" + secret + "\npublic_key=" + hexKey(1) + "\npreshared_key=" + secret + "\n\nget=1\n\n")
-	testkit.Eventually(t, "both are logged", func() bool { return strings.Count(b.String(), "control request") == 2 })
+	testkit.Eventually(t, "both requests are logged", func() bool { return strings.Count(b.String(), "control request") == 2 })
 	if strings.Contains(b.String(), "WARN") {
-		t.Errorf("requests that were carried out are warned of:\n%s", b.String())
+		t.Errorf("the server logged a warning for requests that it carried out:\n%s", b.String())
 	}
 	c.send("set=1\npreshared_key" + secret + "\n\nset=1\nendpoint=" + secret + "\n\n" + secret + "\n")
-	testkit.Eventually(t, "all are refused", func() bool { return strings.Count(b.String(), "WARN") == 3 })
+	testkit.Eventually(t, "three refused requests are logged", func() bool { return strings.Count(b.String(), "WARN") == 3 })
 	if !strings.Contains(b.String(), "line 2: want a key, = and a value") {
-		t.Errorf("the log does not say what is wrong:\n%s", b.String())
+		t.Errorf("the log does not give the reason of the refusal:\n%s", b.String())
 	}
 	if strings.Contains(b.String(), "5ec7") {
-		t.Errorf("a key is in the log:\n%s", b.String())
+		t.Errorf("the log contains a key:\n%s", b.String())
 	}
 }
 
@@ -392,7 +392,7 @@ func TestServerWhole(t *testing.T) {
 			got = append(got, b[:k]...)
 		}
 		if one := bytes.Count(got, []byte("endpoint=192.0.2.1:1")); one != 0 && one != n {
-			t.Fatalf("%d peers of %d were changed when they were shown", n-one, n)
+			t.Fatalf("a get showed a set half done: %d of %d peers were changed", n-one, n)
 		}
 	}
 	wg.Wait()

@@ -51,24 +51,24 @@ func TestSetKeepsSession(t *testing.T) {
 	} {
 		set(t, d, request)
 		if after, _ := d.Peer(peer); !after.Session || !after.LastHandshake.Equal(before.LastHandshake) || after.Received.Bytes < before.Received.Bytes {
-			t.Fatalf("the peer was %+v, is %+v after\n%s", before, after, request)
+			t.Fatalf("the peer was %+v and is %+v, want its session and counters kept by the request\n%s", before, after, request)
 		}
 	}
 	if err := Set(strings.NewReader("replace_peers=true\n"+block+"allowed_ip=10.0.0.2/32\nallowed_ip=x\n"), d); err == nil {
-		t.Error("a wrong line is accepted")
+		t.Error("Set accepted a request with a bad line")
 	}
 	if after, _ := d.Peer(peer); !after.Session {
-		t.Fatal("a request that was refused ended the session")
+		t.Fatal("a refused request ended the session")
 	}
 
 	set(t, d, "replace_peers=true\n"+block+fmt.Sprintf("endpoint=%v\n", before.Endpoint.Addr)+block+"allowed_ip=10.0.0.2/32\n")
 	after, ok := d.Peer(peer)
 	if !ok || after.Session || !after.LastHandshake.IsZero() || after.Received.Bytes != 0 || after.Sent.Bytes != 0 {
-		t.Fatalf("a replaced peer is %+v", after)
+		t.Fatalf("a replaced peer is %+v, want no session and zero counters", after)
 	}
 	set(t, d, "replace_peers=true\n"+block+"update_only=true\n")
 	if d.Status().Peers != 0 {
-		t.Error("an update of a peer that was replaced by nothing made it")
+		t.Error("update_only added a peer that replace_peers had removed")
 	}
 }
 
@@ -84,11 +84,11 @@ func TestGetSession(t *testing.T) {
 		fmt.Sprintf("rx_bytes=%d\n", s.Received.Bytes),
 	} {
 		if got := get(t, d); !strings.Contains(got, line) {
-			t.Errorf("no line %q in\n%s", line, got)
+			t.Errorf("the answer of Get has no line %q:\n%s", line, got)
 		}
 	}
 	if age := time.Since(s.LastHandshake); age < 0 || age > time.Minute || s.Received.Bytes != 92 {
-		t.Errorf("a handshake %v ago, %d bytes sent, %d received", age, s.Sent.Bytes, s.Received.Bytes)
+		t.Errorf("the handshake was %v ago, with %d bytes sent and %d received; want less than a minute and 92 received", age, s.Sent.Bytes, s.Received.Bytes)
 	}
 }
 
@@ -99,7 +99,7 @@ func TestGetLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := get(t, d); strings.Contains(got, "endpoint") {
-		t.Errorf("get says\n%s", got)
+		t.Errorf("Get wrote a line for an endpoint without an address:\n%s", got)
 	}
 }
 

@@ -133,16 +133,16 @@ func TestSetRefuses(t *testing.T) {
 		err := Set(strings.NewReader(request), d)
 		var e *Error
 		if !errors.As(err, &e) || e.Errno != errno {
-			t.Fatalf("error %v, want number %d, of\n%s", err, errno, request)
+			t.Fatalf("Set returned %v, want errno %d, for the request\n%s", err, errno, request)
 		}
 		if place := fmt.Sprintf("line %d: ", line); !strings.Contains(err.Error(), place) {
-			t.Errorf("%v, want %q in it", err, place)
+			t.Errorf("the error is %v, want it to contain %q", err, place)
 		}
 		if strings.Contains(err.Error(), "5ec7") || strings.Contains(err.Error(), "\n") {
-			t.Errorf("the error repeats a value: %v", err)
+			t.Errorf("the error contains a value or a second line: %v", err)
 		}
 		if got := get(t, d); got != want {
-			t.Fatalf("the device was changed by a request that was refused:\n%s", request)
+			t.Fatalf("a refused request changed the device:\n%s", request)
 		}
 	}
 	rest := "allowed_ip=10.7.0.0/16\n\n"
@@ -167,10 +167,10 @@ func TestSetTooBig(t *testing.T) {
 	r := io.MultiReader(strings.NewReader(before), io.LimitReader(repeat(line), maxRequest))
 	var e *Error
 	if err := Set(r, d); !errors.As(err, &e) || e.Errno != errnoTooBig {
-		t.Fatalf("error %v, want number %d", err, errnoTooBig)
+		t.Fatalf("Set returned %v, want errno %d", err, errnoTooBig)
 	}
 	if n := d.Status().Peers; n != 0 {
-		t.Errorf("%d peers after a request that was refused", n)
+		t.Errorf("the device has %d peers after a refused request, want none", n)
 	}
 }
 
@@ -190,10 +190,10 @@ func TestSetReadFails(t *testing.T) {
 	err := Set(io.MultiReader(strings.NewReader(before), errReader{broken}), d)
 	var e *Error
 	if !errors.Is(err, broken) || !errors.As(err, &e) || e.Errno != errnoIO {
-		t.Errorf("error %v, want one that wraps the reader's, number %d", err, errnoIO)
+		t.Errorf("Set returned %v, want an error that wraps the reader's, with errno %d", err, errnoIO)
 	}
 	if d.Status().Peers != 0 {
-		t.Error("half a request was carried out")
+		t.Error("Set carried out half a request")
 	}
 }
 
@@ -208,14 +208,14 @@ func TestSetConfigureFails(t *testing.T) {
 	request := fmt.Sprintf("private_key=%s\nlisten_port=%d\npublic_key=%s\n", hexKey(1), other.Status().ListenPort, hexKey(2))
 	var e *Error
 	if err := Set(strings.NewReader(request), d); !errors.As(err, &e) || e.Errno != errnoAddressInUse {
-		t.Errorf("a port in use gives %v, want number %d", err, errnoAddressInUse)
+		t.Errorf("Set with a port in use returned %v, want errno %d", err, errnoAddressInUse)
 	}
 	if got := get(t, d); got != want {
-		t.Errorf("the device was changed to\n%s", got)
+		t.Errorf("a refused request changed the device to\n%s", got)
 	}
 	d.Close()
 	if err := Set(strings.NewReader(before), d); !errors.As(err, &e) || e.Errno != errnoNoDevice || !errors.Is(err, net.ErrClosed) {
-		t.Errorf("a closed device gives %v, want number %d", err, errnoNoDevice)
+		t.Errorf("Set on a closed device returned %v, want errno %d", err, errnoNoDevice)
 	}
 }
 
@@ -232,7 +232,7 @@ func TestErrnoOf(t *testing.T) {
 		{fmt.Errorf("mark: %w", syscall.EPERM), true, errnoOfSystem(syscall.EPERM)},
 	} {
 		if got := errnoOf(c.err, c.taken); got != c.want {
-			t.Errorf("%v: number %d, want %d", c.err, got, c.want)
+			t.Errorf("errnoOf(%v) is %d, want %d", c.err, got, c.want)
 		}
 	}
 }
@@ -243,22 +243,22 @@ func TestSetOrder(t *testing.T) {
 	for _, c := range []struct{ why, request, a, b string }{
 		{"add", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nallowed_ip=+10.1.0.0/16\n", "10.0.0.0/8 10.1.0.0/16", "-"},
 		{"bits beyond the prefix", "public_key=" + a + "\nallowed_ip=10.1.2.3/8\nallowed_ip=-10.9.9.9/8\nallowed_ip=fd00::1/64\n", "fd00::/64", "-"},
-		{"add, take away", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nallowed_ip=-10.0.0.0/8\n", "", "-"},
-		{"take away, add", "public_key=" + a + "\nallowed_ip=-10.0.0.0/8\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
-		{"replace after adding", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\nallowed_ip=10.1.0.0/16\n", "10.1.0.0/16", "-"},
-		{"replace, add the same", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
+		{"add, remove", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nallowed_ip=-10.0.0.0/8\n", "", "-"},
+		{"remove, add", "public_key=" + a + "\nallowed_ip=-10.0.0.0/8\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
+		{"add, replace", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\nallowed_ip=10.1.0.0/16\n", "10.1.0.0/16", "-"},
+		{"add, replace by the same", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
 		{"two blocks", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\npublic_key=" + a + "\nallowed_ip=-10.0.0.0/8\nallowed_ip=10.2.0.0/16\n", "10.2.0.0/16", ""},
-		{"the last owner", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=10.0.0.0/8\n", "", "10.0.0.0/8"},
-		{"not the owner", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=-10.0.0.0/8\n", "10.0.0.0/8", ""},
-		{"taken and given up", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\n", "", ""},
-		{"made and removed", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nremove=true\n", "-", "-"},
-		{"made, removed, made", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + a + "\nremove=true\npublic_key=" + a + "\n", "", "-"},
-		{"an update of nobody", "public_key=" + a + "\nupdate_only=true\nallowed_ip=10.0.0.0/8\n", "-", "-"},
-		{"an update of nobody, late", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nupdate_only=true\n", "-", "-"},
-		{"an update, once made", "public_key=" + a + "\npublic_key=" + a + "\nupdate_only=true\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
-		{"two keys", "private_key=" + hexKey(3) + "\nprivate_key=" + hexKey(4) + "\npublic_key=" + a + "\n", "", "-"},
-		{"nothing", "", "-", "-"},
-		{"no peers", "replace_peers=true\n", "-", "-"},
+		{"added to two peers", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=10.0.0.0/8\n", "", "10.0.0.0/8"},
+		{"removed from a peer that does not have it", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=-10.0.0.0/8\n", "10.0.0.0/8", ""},
+		{"moved to another peer and removed there", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + b + "\nallowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\n", "", ""},
+		{"peer added and removed", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nremove=true\n", "-", "-"},
+		{"peer added, removed and added", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\npublic_key=" + a + "\nremove=true\npublic_key=" + a + "\n", "", "-"},
+		{"update_only for a new peer", "public_key=" + a + "\nupdate_only=true\nallowed_ip=10.0.0.0/8\n", "-", "-"},
+		{"update_only for a new peer, after its prefix", "public_key=" + a + "\nallowed_ip=10.0.0.0/8\nupdate_only=true\n", "-", "-"},
+		{"update_only for a peer of the same request", "public_key=" + a + "\npublic_key=" + a + "\nupdate_only=true\nallowed_ip=10.0.0.0/8\n", "10.0.0.0/8", "-"},
+		{"two private keys", "private_key=" + hexKey(3) + "\nprivate_key=" + hexKey(4) + "\npublic_key=" + a + "\n", "", "-"},
+		{"empty request", "", "-", "-"},
+		{"replace_peers without peers", "replace_peers=true\n", "-", "-"},
 	} {
 		for _, end := range []string{"", "\n", "\nnonsense of the next request"} {
 			d := newDown(t)
@@ -269,7 +269,7 @@ func TestSetOrder(t *testing.T) {
 					got = strings.Trim(fmt.Sprint(slices.Collect(d.AllowedIPs(key))), "[]")
 				}
 				if got != want {
-					t.Errorf("%s: peer %v has %q, want %q", c.why, key, got, want)
+					t.Errorf("%s: peer %v has the allowed IPs %q, want %q", c.why, key, got, want)
 				}
 			}
 		}
@@ -321,7 +321,7 @@ func TestSetUpdates(t *testing.T) {
 		set(t, d, "public_key="+hexKey(1)+"\n"+c.line+"\n")
 		c.alter(&want)
 		if got := get(); !reflect.DeepEqual(got, want) {
-			t.Fatalf("%s makes the peer\n%+v\nwant\n%+v", c.line, got, want)
+			t.Fatalf("after %s, the peer is\n%+v\nwant\n%+v", c.line, got, want)
 		}
 	}
 	s := d.Status()
@@ -340,18 +340,18 @@ func TestSetOwnKey(t *testing.T) {
 		n := 0
 		for p := range d.Peers() {
 			if n++; !slices.Contains(want, p.PublicKey) {
-				t.Errorf("peer %v is there", p.PublicKey)
+				t.Errorf("the device has the peer %v, want it ignored or removed", p.PublicKey)
 			}
 		}
 		if n != len(want) {
-			t.Errorf("%d peers, want %d", n, len(want))
+			t.Errorf("the device has %d peers, want %d", n, len(want))
 		}
 	}
 	self := "public_key=" + hexOf(key.Public()) + "\nallowed_ip=10.0.0.0/8\n"
 	set(t, d, "private_key="+hexOf(key)+"\n"+self+"public_key="+hexKey(1)+"\nallowed_ip=10.0.0.0/8\n"+self)
 	peers(public(1))
 	if k, ok := d.Route(netip.MustParseAddr("10.0.0.1")); !ok || k != public(1) {
-		t.Error("the ignored peer took a prefix")
+		t.Error("the ignored peer got a prefix of another peer")
 	}
 	set(t, d, "replace_peers=true\n"+self+"public_key="+hexKey(2)+"\n")
 	peers(public(2))
@@ -361,11 +361,11 @@ func TestSetOwnKey(t *testing.T) {
 	set(t, d, "private_key="+hexOf(other)+"\n"+self) // a peer may have the device's old key
 	peers(public(2), key.Public())
 	if d.Status().PublicKey != other.Public() {
-		t.Error("the device has another key")
+		t.Error("the device does not have the new private key")
 	}
 	set(t, d, "private_key="+hexKey(0)+"\n")
 	if !d.PrivateKey().IsZero() {
-		t.Error("a key of zeros leaves the device its identity")
+		t.Error("a private key of zeros did not remove the device's private key")
 	}
 	peers(public(2), key.Public())
 }
@@ -380,15 +380,15 @@ func TestSetZeroKey(t *testing.T) {
 	} {
 		set(t, d, request)
 		if k, ok := d.Route(netip.MustParseAddr("10.0.0.1")); !ok || k != public(1) {
-			t.Errorf("the prefix is routed to %v, %t after\n%swant it with its peer", k, ok, request)
+			t.Errorf("the prefix is routed to %v (found: %t) after\n%swant it routed to its peer", k, ok, request)
 		}
 		if n := d.Status().Peers; n != 1 {
-			t.Errorf("%d peers after\n%swant 1", n, request)
+			t.Errorf("the device has %d peers after\n%swant 1", n, request)
 		}
 	}
 	set(t, d, "replace_peers=true\npublic_key="+hexKey(0)+"\n")
 	if n := d.Status().Peers; n != 0 {
-		t.Errorf("%d peers are left of those that were replaced", n)
+		t.Errorf("replace_peers left %d peers, want none", n)
 	}
 }
 
@@ -402,11 +402,11 @@ func TestSetReadsNoFurther(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := d.Status().FirewallMark; got != want {
-			t.Errorf("mark %d after request %d", got, want)
+			t.Errorf("the mark is %d after request %d, want the number of the request", got, want)
 		}
 	}
 	if rest, _ := io.ReadAll(r); string(rest) != "rest" {
-		t.Errorf("%q is left, want %q", rest, "rest")
+		t.Errorf("%q is left in the reader, want %q", rest, "rest")
 	}
 }
 
@@ -418,6 +418,6 @@ func TestGetWriteFails(t *testing.T) {
 	r.CloseWithError(io.ErrNoProgress)
 	var e *Error
 	if err := Get(w, d); !errors.Is(err, io.ErrNoProgress) || !errors.As(err, &e) || e.Errno != errnoIO {
-		t.Errorf("error %v", err)
+		t.Errorf("Get returned %v, want an *Error that wraps the writer's error", err)
 	}
 }

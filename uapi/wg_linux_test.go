@@ -108,10 +108,10 @@ func TestWGShow(t *testing.T) {
 	w.want(each("0", "0", "0"), "show", w.name, "latest-handshakes")
 	w.want(each("off", "25", "off"), "show", w.name, "persistent-keepalive")
 	if s, _ := w.d.Peer(mustKey(t, keys[1])); s.Received.Bytes != 0 {
-		t.Errorf("received %d bytes from nowhere", s.Received.Bytes)
+		t.Errorf("the peer has sent nothing, but %d bytes count as received", s.Received.Bytes)
 	}
 	if got := w.wg("show", w.name, "transfer"); strings.Count(got, "\n") != 3 {
-		t.Errorf("wg show transfer prints\n%s", got)
+		t.Errorf("wg show transfer does not print three lines:\n%s", got)
 	}
 	if got := strings.Fields(w.wg("show", "interfaces")); !slices.Contains(got, w.name) {
 		t.Errorf("wg show interfaces lists %v without %s", got, w.name)
@@ -130,7 +130,7 @@ func TestWGShow(t *testing.T) {
 	}
 	for _, part := range []string{"interface: " + w.name, "public key: " + own.Public().String(), "endpoint: [2001:db8::1]:1001", "persistent keepalive: every 25 seconds"} {
 		if got := w.wg("show"); !strings.Contains(got, part) {
-			t.Errorf("wg show has no %q:\n%s", part, got)
+			t.Errorf("wg show does not print %q:\n%s", part, got)
 		}
 	}
 }
@@ -186,7 +186,7 @@ func TestWGConf(t *testing.T) {
 	shown := w.wg("showconf", w.name)
 	w.wg("setconf", w.name, w.file("[Interface]\n"))
 	if s := w.d.Status(); s.Peers != 0 || !w.d.PrivateKey().IsZero() || s.FirewallMark != 0 {
-		t.Errorf("an empty file leaves %d peers, a key: %v, mark %d", s.Peers, !w.d.PrivateKey().IsZero(), s.FirewallMark)
+		t.Errorf("after setconf with an empty file: %d peers, private key: %v, mark %d; want 0, false and 0", s.Peers, !w.d.PrivateKey().IsZero(), s.FirewallMark)
 	}
 	w.wg("setconf", w.name, w.file(shown))
 	w.want(shown, "showconf", w.name)
@@ -198,7 +198,7 @@ func TestWGRefused(t *testing.T) {
 	before := get(t, w.d)
 	_, err := w.try("set", w.name, "listen-port", fmt.Sprint(newDevice(t).Status().ListenPort), "peer", sortedKeys(1)[0])
 	if err == nil || !strings.Contains(err.Error(), "Address already in use") {
-		t.Errorf("a taken port gives %v", err)
+		t.Errorf("wg set with a port in use: error %v, want Address already in use", err)
 	}
 	if after := get(t, w.d); after != before {
 		t.Errorf("the refused request changed the device from\n%s\nto\n%s", before, after)
@@ -216,11 +216,11 @@ func TestWGSession(t *testing.T) {
 	conf := w.file(w.wg("showconf", w.name))
 	w.wg("syncconf", w.name, conf)
 	if after, _ := d.Peer(peer); !after.Session || !after.LastHandshake.Equal(s.LastHandshake) {
-		t.Errorf("after syncconf the peer is %+v", after)
+		t.Errorf("after syncconf the peer is %+v, want its session kept", after)
 	}
 	w.wg("setconf", w.name, conf)
 	if after, ok := d.Peer(peer); !ok || after.Session || !after.LastHandshake.IsZero() {
-		t.Errorf("after setconf the peer is %+v", after)
+		t.Errorf("after setconf the peer is %+v, want it without a session", after)
 	}
 }
 
@@ -243,7 +243,7 @@ func TestWGLarge(t *testing.T) {
 	}
 	w.wg("syncconf", w.name, w.file("[Interface]\n"))
 	if n := w.d.Status().Peers; n != 0 {
-		t.Errorf("%d peers after an empty syncconf", n)
+		t.Errorf("the device has %d peers after syncconf with an empty file, want 0", n)
 	}
 }
 

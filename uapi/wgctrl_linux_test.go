@@ -55,15 +55,15 @@ func TestWGCtrl(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.PrivateKey != key || got.PublicKey != wgtypes.Key(own.Public()) || got.ListenPort != intPort || got.FirewallMark != mark || len(got.Peers) != 2 {
-		t.Fatalf("the device is %+v", got)
+		t.Fatalf("wgctrl reads the device as %+v, want the values that it configured", got)
 	}
 	p, q := got.Peers[0], got.Peers[1]
 	if p.PublicKey != a || p.PresharedKey != psk || p.PersistentKeepaliveInterval != interval || len(p.AllowedIPs) != 2 ||
 		p.AllowedIPs[0].String() != "10.0.0.0/8" || p.AllowedIPs[1].String() != "fd00::/64" || p.Endpoint != nil || p.ProtocolVersion != 1 {
-		t.Errorf("the first peer is %+v", p)
+		t.Errorf("wgctrl reads the first peer as %+v, want the values that it configured", p)
 	}
 	if q.PublicKey != b || q.Endpoint.String() != "[2001:db8::1]:5" || q.PresharedKey != (wgtypes.Key{}) || !q.LastHandshakeTime.IsZero() && q.LastHandshakeTime.Unix() != 0 {
-		t.Errorf("the second peer is %+v", q)
+		t.Errorf("wgctrl reads the second peer as %+v, want the values that it configured", q)
 	}
 
 	configure(wgtypes.Config{Peers: []wgtypes.PeerConfig{
@@ -74,18 +74,18 @@ func TestWGCtrl(t *testing.T) {
 	s, ok := d.Peer(public(1))
 	kept, _ := d.PresharedKey(wireguard.PublicKey(a))
 	if !ok || s.Endpoint.Addr != netip.MustParseAddrPort("192.0.2.1:6") || kept != wireguard.PresharedKey(psk) || s.AllowedIPs != 2 || d.Status().Peers != 1 {
-		t.Errorf("after an update the device has %d peers, of which one is %+v", d.Status().Peers, s)
+		t.Errorf("after the update, the device has %d peers, of which one is %+v; want 1 peer with the new endpoint and its other values kept", d.Status().Peers, s)
 	}
 
 	taken := int(newDevice(t).Status().ListenPort)
 	if err := client.ConfigureDevice(name, wgtypes.Config{ListenPort: &taken}); err == nil || !strings.Contains(err.Error(), "errno=-") {
-		t.Errorf("a port that is taken gives %v", err)
+		t.Errorf("ConfigureDevice with a port in use: error %v, want one with errno=-", err)
 	}
 	if d.Status().ListenPort != port {
-		t.Error("the port was changed")
+		t.Error("the refused change of port changed the device's port")
 	}
 	all, err := client.Devices()
 	if err != nil || !slices.ContainsFunc(all, func(d *wgtypes.Device) bool { return d.Name == name }) {
-		t.Errorf("Devices lists %v without %s (%v)", all, name, err)
+		t.Errorf("Devices returned %v without %s, error %v", all, name, err)
 	}
 }

@@ -95,11 +95,11 @@ func TestLikeWireguardGo(t *testing.T) {
 			}
 			err, theirErr := Set(strings.NewReader(request), ours), theirs.IpcSet(request)
 			if err != nil || theirErr != nil {
-				t.Fatalf("ours: %v, theirs: %v, of\n%s", err, theirErr, request)
+				t.Fatalf("our Set returned %v and wireguard-go's IpcSet returned %v, want no error for\n%s", err, theirErr, request)
 			}
 			got, want := getIn(t, ours), getTheirs(t, theirs)
 			if canonical(got) != canonical(want) {
-				t.Fatalf("ours says\n%s\ntheirs\n%s\nafter\n%s", canonical(got), canonical(want), request)
+				t.Fatalf("our Get answers\n%s\nwireguard-go answers\n%s\nafter the request\n%s", canonical(got), canonical(want), request)
 			}
 		}
 	})
@@ -169,13 +169,13 @@ func TestRefusedLikeWireguardGo(t *testing.T) {
 		}
 		var e *Error
 		if err := Set(strings.NewReader(request), newDown(t)); !errors.As(err, &e) {
-			t.Fatalf("ours: %v, of %s", err, request)
+			t.Fatalf("our Set returned %v, want an *Error for %s", err, request)
 		}
 		theirs := newTheirs(t)
 		defer theirs.Close()
 		var their *device.IPCError
 		if err := theirs.IpcSet(request); !errors.As(err, &their) || their.ErrorCode() != -int64(e.Errno) {
-			t.Errorf("number %d, wireguard-go: %v, of %.60q", e.Errno, err, line)
+			t.Errorf("our errno is %d, but wireguard-go returned %v, for %.60q", e.Errno, err, line)
 		}
 	}
 	for _, bad := range badLines {
@@ -195,7 +195,7 @@ func TestPortLikeWireguardGo(t *testing.T) {
 	request := fmt.Sprintf("listen_port=%d\n", taken.Status().ListenPort)
 	var e *Error
 	if err := Set(strings.NewReader(request), newDevice(t)); !errors.As(err, &e) {
-		t.Fatalf("ours: %v", err)
+		t.Fatalf("our Set with a port in use returned %v, want an *Error", err)
 	}
 	theirs := newTheirs(t)
 	if err := theirs.Up(); err != nil {
@@ -203,7 +203,7 @@ func TestPortLikeWireguardGo(t *testing.T) {
 	}
 	var their *device.IPCError
 	if err := theirs.IpcSet(request); !errors.As(err, &their) || their.ErrorCode() != -int64(e.Errno) {
-		t.Errorf("number %d, wireguard-go: %v", e.Errno, err)
+		t.Errorf("our errno is %d, but wireguard-go returned %v", e.Errno, err)
 	}
 }
 
@@ -216,12 +216,12 @@ func TestGetIntoWireguardGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, want := canonical(getTheirs(t, theirs)), canonical(get(t, ours)); got != want {
-		t.Errorf("theirs says\n%s\nours\n%s", got, want)
+		t.Errorf("wireguard-go, set from our Get, answers\n%s\nwant\n%s", got, want)
 	}
 	again := newDown(t)
 	set(t, again, settable(getTheirs(t, theirs)))
 	if got, want := get(t, again), get(t, ours); canonical(got) != canonical(want) {
-		t.Errorf("there and back:\n%s\nwant\n%s", got, want)
+		t.Errorf("a device of ours, set from wireguard-go's answer, answers\n%s\nwant\n%s", got, want)
 	}
 }
 

@@ -89,10 +89,10 @@ func TestConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := a.Wait(ctx); err != nil {
-		t.Errorf("a has no peer with an endpoint in its file, and one that was heard: %v", err)
+		t.Errorf("Wait of a, whose file has no Endpoint and whose peer has sent packets: %v", err)
 	}
 	if got := b.Net().MTU(); got != 1300 {
-		t.Errorf("the MTU is %d, want the file's", got)
+		t.Errorf("the MTU is %d, want 1300 as in the file", got)
 	}
 
 	l, err := b.Listen("tcp", ":80")
@@ -118,7 +118,7 @@ func TestConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got, err := io.ReadAll(c); string(got) != "hello" || err != nil {
-			t.Errorf("read %q, %v", got, err)
+			t.Errorf("the connection read %q, error %v; want what the other end sent", got, err)
 		}
 		c.Close()
 	}
@@ -135,7 +135,7 @@ func TestConnections(t *testing.T) {
 	buf := make([]byte, 100)
 	p.SetReadDeadline(time.Now().Add(testkit.Patience))
 	if n, _, err := p.ReadFrom(buf); string(buf[:n]) != "ping" || err != nil {
-		t.Errorf("read %q, %v", buf[:n], err)
+		t.Errorf("the connection read %q, error %v; want what the other end sent", buf[:n], err)
 	}
 	p.Close()
 
@@ -143,23 +143,23 @@ func TestConnections(t *testing.T) {
 	short, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if as, err := b.LookupHost(short, "example.com"); err == nil || !strings.Contains(err.Error(), "10.0.0.1:53") {
-		t.Errorf("LookupHost returned %v, %v; want an error of the server in the tunnel", as, err)
+		t.Errorf("LookupHost returned %v, error %v; want an error that names the DNS server in the tunnel", as, err)
 	}
 	if as, err := b.Resolver().LookupHost(short, "example.com"); err == nil {
-		t.Errorf("the Resolver returned %v", as)
+		t.Errorf("the Resolver returned %v, although no DNS server answers", as)
 	}
 
 	if err := b.Close(); err != nil {
 		t.Error(err)
 	}
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("after Close, Accept returns %v", err)
+		t.Errorf("after Close, Accept returns %v, want net.ErrClosed", err)
 	}
 	if _, err := b.Dial("tcp", "10.0.0.1:80"); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("after Close, Dial returns %v", err)
+		t.Errorf("after Close, Dial returns %v, want net.ErrClosed", err)
 	}
 	if err := b.Wait(ctx); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("after Close, Wait returns %v", err)
+		t.Errorf("after Close, Wait returns %v, want net.ErrClosed", err)
 	}
 }
 
@@ -171,7 +171,7 @@ func TestClose(t *testing.T) {
 	port := a.Device().Status().ListenPort
 	taken := fmt.Sprintf("[Interface]\nPrivateKey=%s\nAddress=10.0.0.9\nListenPort=%d\n", wireguard.NewPrivateKey().Text(), port)
 	if _, err := wgnet.OpenFile(t.Context(), parse(t, "%s", taken), wgnet.Config{}); err == nil {
-		t.Error("a port that is taken was opened")
+		t.Error("OpenFile succeeded with a port that is in use")
 	}
 	for range 2 {
 		if err := errors.Join(a.Close(), b.Close()); err != nil {
@@ -207,34 +207,34 @@ func TestOpenErrors(t *testing.T) {
 			tunnel, err := wgnet.Open(ctx, path)
 			if err == nil {
 				tunnel.Close()
-				t.Fatal("no error")
+				t.Fatal("Open accepted the file, want an error")
 			}
 			if s := err.Error(); !strings.HasPrefix(s, "wgnet: "+path) || !strings.Contains(s, c.want) || strings.Contains(s, key.Text()) {
-				t.Errorf("the error is %q; want the file's name and %q in it", s, c.want)
+				t.Errorf("the error is %q; want it to contain the file's name and %q, and not the key", s, c.want)
 			}
 		})
 	}
 	if _, err := wgnet.Open(t.Context(), "/does/not/exist.conf"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/does/not/exist.conf") {
-		t.Errorf("of a file that does not exist: %v", err)
+		t.Errorf("Open of a file that does not exist: error %v, want fs.ErrNotExist and the file's name", err)
 	}
 	f := parse(t, "%s[Peer]\nPublicKey=%v\nEndpoint=vpn.example.com:1\n", i, peer)
 	if _, err := wgnet.OpenFile(t.Context(), f, wgnet.Config{Resolution: conf.Resolution{Resolver: names{}}}); err == nil ||
 		!strings.Contains(err.Error(), "vpn.example.com") || !strings.Contains(err.Error(), "write an address") {
-		t.Errorf("of a name that does not exist: %v", err)
+		t.Errorf("OpenFile with a name that does not exist: error %v, want one that contains the name and the advice to write an address", err)
 	}
 	slow := wgnet.Config{Resolution: conf.Resolution{Resolver: noAnswer{}}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	if _, err := wgnet.OpenFile(ctx, f, slow); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "line 6: Endpoint") ||
 		!strings.Contains(err.Error(), "write an address") {
-		t.Errorf("of a resolver that does not answer in time: %v", err)
+		t.Errorf("OpenFile with a resolver that does not answer in time: error %v, want DeadlineExceeded, the line and the advice to write an address", err)
 	}
 	for name, c := range map[string]wireguard.Config{
 		"PrivateKey": {PrivateKey: key}, "ListenPort": {ListenPort: 1}, "FirewallMark": {FirewallMark: 1},
 		"Peers": {Peers: []wireguard.PeerConfig{}}, "Tunnel": {Tunnel: new(netstack.Net)},
 	} {
 		if _, err := wgnet.OpenFile(t.Context(), f, wgnet.Config{Device: c}); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("Config.Device with %s: %v", name, err)
+			t.Errorf("OpenFile with %s in Config.Device: error %v, want one that contains the field's name", name, err)
 		}
 	}
 }
@@ -254,17 +254,17 @@ func TestWaitErrors(t *testing.T) {
 	defer cancel()
 	err = tunnel.Wait(ctx)
 	if !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("Wait returned %v", err)
+		t.Fatalf("Wait returned %v, want DeadlineExceeded", err)
 	}
 	for _, want := range []string{silent.LocalAddr().String(), peer.String(), key.Public().String(), "check the endpoint"} {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%q is missing in %q", want, err)
+			t.Errorf("%q is missing in the error %q", want, err)
 		}
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := tunnel.Wait(ended); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "check the endpoint") {
-		t.Errorf("of a context that was cancelled: %v", err)
+		t.Errorf("Wait with a cancelled context: error %v, want context.Canceled without advice", err)
 	}
 }
 
@@ -322,14 +322,14 @@ func TestReload(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := len(p.Added) + len(p.Kept); n != 2 || len(p.Changed)+len(p.Removed)+len(p.Interface)+len(p.Reopen) != 0 {
-			t.Errorf("the plan is\n%v", p)
+			t.Errorf("the plan must only add or keep the two peers, but is\n%v", p)
 		}
 	}
 	if p, _ := a.Device().Peer(peer.PublicKey); !p.Session || p.Endpoint != peer.Endpoint || a.Device().Status().Peers != 2 {
-		t.Errorf("the peer was %+v and is %+v", peer, p)
+		t.Errorf("the peer was %+v and is %+v, want its session and endpoint kept", peer, p)
 	}
 	if _, err := a.Reload(ctx, parse(t, "[Interface]\n[Peer]\n")); err == nil || !strings.HasPrefix(err.Error(), "wgnet: reload: ") {
-		t.Errorf("a file with an error was applied: %v", err)
+		t.Errorf("Reload of a file with an error returned %v, want an error that begins with wgnet: reload:", err)
 	}
 }
 
@@ -355,5 +355,5 @@ func TestFollow(t *testing.T) {
 	if err := client.Wait(ctx); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("a session after %v", time.Since(start))
+	t.Logf("the client has a session after %v", time.Since(start))
 }

@@ -9,25 +9,25 @@ func TestDesk(t *testing.T) {
 	put := func(key string, r int, want Outcome) {
 		t.Helper()
 		if takes := d.Takes(key); takes == (want == Full) {
-			t.Errorf("Takes(%q) is %v", key, takes)
+			t.Errorf("Takes(%q) returned %v, want the opposite", key, takes)
 		}
 		if got := d.Put(key, r, newer(r)); got != want {
-			t.Errorf("request %d of %q: outcome %d, want %d", r, key, got, want)
+			t.Errorf("Put of request %d of %q returned outcome %d, want %d", r, key, got, want)
 		}
 	}
 	if d.Crowded() || d.Waiting("a") != 0 || d.End("a") != 0 {
-		t.Error("a new desk has questions")
+		t.Error("a new Desk is crowded or has a request")
 	}
 	put("a", 5, Asks)
 	if d.Crowded() {
-		t.Error("one of 16 questions is an eighth")
+		t.Error("the Desk is crowded with one question, which is less than an eighth of 16")
 	}
 	put("a", 5, Stale)
 	put("a", 4, Stale)
 	put("a", 6, Joins)
 	put("b", 1, Asks)
 	if !d.Crowded() || d.Waiting("a") != 6 || d.Len() != 2 {
-		t.Errorf("crowded %v, waiting %d, %d questions", d.Crowded(), d.Waiting("a"), d.Len())
+		t.Errorf("crowded is %v, the request of a is %d, and there are %d questions; want true, 6 and 2", d.Crowded(), d.Waiting("a"), d.Len())
 	}
 	for i := range 14 {
 		put(string(rune('c'+i)), 1, Asks)
@@ -35,7 +35,7 @@ func TestDesk(t *testing.T) {
 	put("z", 1, Full)
 	put("a", 7, Joins)
 	if d.End("a") != 7 || d.End("a") != 0 {
-		t.Error("End does not return the newest request, once")
+		t.Error("End does not return the newest request once, and then nothing")
 	}
 	put("z", 1, Asks)
 	d.Admit(3) // a peer is admitted while its request waits

@@ -5,7 +5,7 @@ import "testing"
 func TestQueue(t *testing.T) {
 	var q Queue[int]
 	if q.Pop() != 0 {
-		t.Error("an empty queue has an element")
+		t.Error("Pop of an empty queue returned an element")
 	}
 	next := 1
 	for i := range 100 {
@@ -22,7 +22,7 @@ func TestQueue(t *testing.T) {
 		}
 	}
 	if next != 201 || q != nil {
-		t.Errorf("%d elements were popped, and memory is left: %v", next-1, q != nil)
+		t.Errorf("popped %d elements, and the queue keeps memory: %v; want 200 and false", next-1, q != nil)
 	}
 }
 
@@ -34,11 +34,11 @@ func TestUnderLoad(t *testing.T) {
 	}
 	const now = 5e9
 	if q.UnderLoad(false, 0, 1, now) {
-		t.Error("under load before the queue is long")
+		t.Error("the queue is under load with fewer than Long elements")
 	}
 	q.Push(1)
 	if !q.UnderLoad(false, 0, 1, now) {
-		t.Error("not under load with a long queue")
+		t.Error("the queue is not under load with Long elements")
 	}
 	q.Pop()
 	for _, c := range []struct {
@@ -50,12 +50,12 @@ func TestUnderLoad(t *testing.T) {
 		{true, now + 1, true}, {false, now + Hold, true}, {false, now + Hold + 1, false},
 	} {
 		if got := q.UnderLoad(c.more, 0, 1, c.at); got != c.want {
-			t.Errorf("more %v, at %d: under load %v, want %v", c.more, c.at-now, got, c.want)
+			t.Errorf("more is %v, %d ns after the queue was long: under load %v, want %v", c.more, c.at-now, got, c.want)
 		}
 	}
 }
 
-// TestHeldUnderLoad checks that a short queue stays under load only as long as at least the number many of elements per Hold is
+// TestHeldUnderLoad checks that a short queue stays under load only as long as at least many (the constant) elements per Hold are
 // put off.
 func TestHeldUnderLoad(t *testing.T) {
 	var q Watched[int]
@@ -75,7 +75,7 @@ func TestHeldUnderLoad(t *testing.T) {
 		putOff += c.more
 		now += c.after
 		if got := q.UnderLoad(false, putOff, many, now); got != c.want {
-			t.Errorf("%d were put off within %d more ns: under load %v, want %v", c.more, c.after, got, c.want)
+			t.Errorf("%d more elements were put off within %d more ns: under load %v, want %v", c.more, c.after, got, c.want)
 		}
 	}
 }

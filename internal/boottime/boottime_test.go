@@ -19,18 +19,18 @@ func testAlarm(t *testing.T, a Alarm) {
 	a.Set(time.Hour)
 	a.Set(-time.Second) // a deadline that has passed
 	if !a.Wait() {
-		t.Fatal("an alarm that is set does not ring")
+		t.Fatal("Wait returned false, although the alarm is set to a time that has passed")
 	}
 	a.Set(0)
 	if !a.Wait() {
-		t.Fatal("an alarm that is set to ring now does not ring")
+		t.Fatal("Wait returned false, although the alarm is set to ring now")
 	}
 	ended := make(chan bool)
 	go func() { ended <- a.Wait() }()
 	a.Close()
 	a.Close()
 	if <-ended {
-		t.Error("a closed alarm rings")
+		t.Error("Wait returned true, although the alarm is closed")
 	}
 	a.Set(0) // must not panic after Close
 }
@@ -46,6 +46,6 @@ func TestClock(t *testing.T) {
 		last = now
 	}
 	if d := time.Since(c.Wall()); d < 0 || d > time.Minute {
-		t.Errorf("the calendar is %v off", d)
+		t.Errorf("the time since Wall is %v, want 0 to 1 min", d)
 	}
 }

@@ -24,7 +24,7 @@ func TestClockIsBootTime(t *testing.T) {
 		before := bootTime(t)
 		now := Clock{}.Now()
 		if after := bootTime(t); now < before-lag || now > after {
-			t.Fatalf("the clock tells %v between %v and %v", now, before, after)
+			t.Fatalf("Now returned %v, want a time between %v and %v", now, before, after)
 		}
 	}
 }
@@ -45,7 +45,7 @@ func TestClockAfterResume(t *testing.T) {
 			asleep.offset.Add(-nap)
 			c.forget()
 			if after := (Clock{}).Now(); after < before || after > before+time.Minute {
-				t.Errorf("the clock tells %v, %v later", after, after-before)
+				t.Errorf("Now returned %v, %v after the time before the sleep; want 0 to 1 min", after, after-before)
 			}
 		})
 	}

@@ -26,7 +26,7 @@ func TestModel(t *testing.T) {
 		var q Queue[int]
 		q.Use(a)
 		if a.at != now {
-			t.Fatal("a new alarm does not ring")
+			t.Fatal("Use did not set the new alarm to ring at once")
 		}
 		a.at = 0
 		var places [5]int32
@@ -47,7 +47,7 @@ func TestModel(t *testing.T) {
 						break
 					}
 					if at[i] == 0 || at[i] > now {
-						t.Fatalf("party %d is due at %d, want %d", i, now, at[i])
+						t.Fatalf("Due returned party %d at %d, but its deadline is %d", i, now, at[i])
 					}
 					at[i] = 0
 				}
@@ -61,27 +61,27 @@ func TestModel(t *testing.T) {
 			earliest := int64(0)
 			for i, at := range at {
 				if (at != 0) != (places[i] != 0) {
-					t.Fatalf("party %d with the deadline %d has the place %d", i, at, places[i])
+					t.Fatalf("party %d with the deadline %d has the place %d, want a place exactly if there is a deadline", i, at, places[i])
 				}
 				if at != 0 && (earliest == 0 || at < earliest) {
 					earliest = at
 				}
 				if at != 0 && at <= rang {
-					t.Fatalf("party %d was not due at %d, %d after its time", i, rang, rang-at)
+					t.Fatalf("Due did not return party %d at %d, which is %d after its deadline", i, rang, rang-at)
 				}
 			}
 			if earliest != 0 && (a.at == 0 || a.at > max(earliest, rang+Interval)) {
-				t.Fatalf("the alarm rings at %d, the earliest deadline is %d", a.at, earliest)
+				t.Fatalf("the alarm is set to %d (0 means not set), too late for the earliest deadline, %d", a.at, earliest)
 			}
 			if a.at != 0 && a.at < rang+Interval {
-				t.Fatalf("the alarm rings at %d, and rang at %d", a.at, rang)
+				t.Fatalf("the alarm is set to %d, less than Interval after it rang at %d", a.at, rang)
 			}
 		}
 		for i := range places {
 			q.Remove(&places[i])
 		}
 		if q.entries != nil {
-			t.Fatal("no party has a deadline, and the memory is kept")
+			t.Fatal("the queue keeps its memory, although no party has a deadline")
 		}
 	})
 }
@@ -99,9 +99,9 @@ func TestNoAlarm(t *testing.T) {
 	a.at = 0
 	q.Ring()
 	if a.at != 0 {
-		t.Error("an alarm that is no longer used rings")
+		t.Error("Ring set an alarm that the queue no longer uses")
 	}
 	if i, ok := q.Due(now + 1); !ok || i != 7 || place != 0 {
-		t.Errorf("due is %d, %v; its place is %d", i, ok, place)
+		t.Errorf("Due returned %d, %v, and the place is %d; want 7, true and 0", i, ok, place)
 	}
 }

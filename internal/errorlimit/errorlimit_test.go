@@ -8,7 +8,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// datagram4 and datagram6 are empty UDP datagrams to an address without a route.
+// datagram4 and datagram6 return an empty UDP datagram to an address without a route.
 func datagram4(from netip.Addr) []byte {
 	p := make([]byte, packet.IP4Header+packet.UDPHeader)
 	packet.PutIP(p, len(p), from, netip.MustParseAddr("10.99.0.1"), packet.UDP, 0)
@@ -29,12 +29,12 @@ func TestLimit(t *testing.T) {
 		packets, got int
 		why          string
 	}{
-		{1, 100, errorsAtOnce, "at once"},
-		{errorCost, 5, 0, "the first is not due yet"},
-		{errorCost + 1, 5, 1, "one is due"},
-		{11*errorCost + 1, 50, 10, "ten more are due"},
-		{1e15, 100, errorsAtOnce, "much later, no more than at once"},
-		{1e15 - 1, 5, 0, "a clock that went back gives nothing"},
+		{1, 100, errorsAtOnce, "all errors at once"},
+		{errorCost, 5, 0, "the first further error is not allowed yet"},
+		{errorCost + 1, 5, 1, "one further error is allowed"},
+		{11*errorCost + 1, 50, 10, "ten further errors are allowed"},
+		{1e15, 100, errorsAtOnce, "much later, no more errors than at once"},
+		{1e15 - 1, 5, 0, "a clock that went back allows no error"},
 	} {
 		n := 0
 		for range step.packets {
@@ -43,7 +43,7 @@ func TestLimit(t *testing.T) {
 			}
 		}
 		if n != step.got {
-			t.Errorf("%s: %d of %d packets are answered, want %d", step.why, n, step.packets, step.got)
+			t.Errorf("%s: Answer answered %d of %d packets, want %d", step.why, n, step.packets, step.got)
 		}
 	}
 }
@@ -68,19 +68,19 @@ func TestLimitPerParty(t *testing.T) {
 		l.Allow(peers[0], now)
 	}
 	if n != errorsAtOnce {
-		t.Errorf("%d errors for one party, want %d", n, errorsAtOnce)
+		t.Errorf("one party got %d errors, want %d", n, errorsAtOnce)
 	}
 	if l.Answer(datagram6(same6), 0, now) != nil {
-		t.Error("another address of the same network of 64 bits has a limit of its own")
+		t.Error("another address in the same /64 network has a separate limit")
 	}
 	if l.Answer(datagram4(other4), 0, now) == nil || !l.Allow(peers[1], now) {
-		t.Error("another party has no error left")
+		t.Error("the hostile party used up the limit of another party")
 	}
 }
 
 // TestLimitOfManyParties checks that parties share limits if there are more parties than a Limit has entries. So an attacker with
-// all addresses cannot provoke more errors than the table allows. Once all entries are free again, a new party gets an entry of its
-// own.
+// all addresses cannot provoke more errors than the table allows. Once all entries are free again, a new party gets a separate
+// entry.
 func TestLimitOfManyParties(t *testing.T) {
 	var l Limit
 	for _, now := range []int64{1, 1 + errorsAtOnce*errorCost} {
@@ -91,11 +91,11 @@ func TestLimitOfManyParties(t *testing.T) {
 			}
 		}
 		if n < parties*errorsAtOnce*9/10 || n > parties*errorsAtOnce {
-			t.Errorf("%d errors, want nearly %d", n, parties*errorsAtOnce)
+			t.Errorf("the parties got %d errors, want nearly %d and no more", n, parties*errorsAtOnce)
 		}
 	}
 	if now := int64(1 + 2*errorsAtOnce*errorCost); !l.Allow([]byte("late"), now) {
-		t.Error("a party that comes later has no error left")
+		t.Error("a new party gets no error, although all entries are free again")
 	}
 }
 
@@ -108,12 +108,12 @@ func TestLimitUnanswered(t *testing.T) {
 	for range 100 {
 		for _, p := range [][]byte{nil, {0x45}, []byte("no packet, but longer than a header is"), later} {
 			if l.Answer(p, 0, 1) != nil {
-				t.Fatalf("%x is answered", p)
+				t.Fatalf("Answer answered %x, which must not be answered", p)
 			}
 		}
 	}
 	if l.Answer(p, 0, 1) == nil {
-		t.Error("the limit is used up")
+		t.Error("packets that must not be answered used up the limit")
 	}
 }
 
@@ -122,12 +122,12 @@ func TestLimitMemory(t *testing.T) {
 	p := datagram4(netip.MustParseAddr("10.0.0.1"))
 	l.Answer(nil, 0, 1)
 	if l.table != nil {
-		t.Error("a limit that nobody used has memory")
+		t.Error("an unused Limit has allocated its table")
 	}
 	for range errorsAtOnce {
 		l.Answer(p, 0, 1)
 	}
 	if n := testing.AllocsPerRun(100, func() { l.Answer(p, 0, 1) }); n != 0 {
-		t.Errorf("a packet beyond the limit makes %v allocations", n)
+		t.Errorf("a packet beyond the limit causes %v allocations, want 0", n)
 	}
 }

@@ -17,19 +17,19 @@ func TestParseKey(t *testing.T) {
 	text := base64.StdEncoding.EncodeToString(want[:])
 	var k [32]byte
 	if err := ParseKey(&k, []byte(text), "key"); err != nil || k != want {
-		t.Fatalf("%q is %x, %v", text, k, err)
+		t.Fatalf("ParseKey of %q returned the key %x, error %v", text, k, err)
 	}
 	for _, text := range []string{"", text[:43], text + "=", text + "\n", text[:42] + "F=", strings.Repeat("!", 44), base64.StdEncoding.EncodeToString(make([]byte, 33))} {
 		if err := ParseKey(&k, []byte(text), "some key"); err == nil || !strings.HasPrefix(err.Error(), "wireguard: some key: ") || k != want ||
 			text != "" && strings.Contains(err.Error(), text) {
-			t.Errorf("%q: %v, and the key is %x", text, err, k)
+			t.Errorf("ParseKey of %q: error %v, want one that does not repeat the text; the key is %x, want it unchanged", text, err, k)
 		}
 	}
 	if err := Key(&k, make([]byte, 31), "some key"); err == nil || k != want {
-		t.Errorf("31 bytes: %v, and the key is %x", err, k)
+		t.Errorf("Key with 31 bytes: error %v, want one; the key is %x, want it unchanged", err, k)
 	}
 	if err := Key(&k, bytes.Repeat([]byte{7}, 32), "some key"); err != nil || k[31] != 7 {
-		t.Errorf("32 bytes: %v, and the key is %x", err, k)
+		t.Errorf("Key with 32 bytes: error %v, want none; the key is %x", err, k)
 	}
 }
 
@@ -38,17 +38,17 @@ func TestNames(t *testing.T) {
 	var v uint8
 	for i, name := range names {
 		if b, err := Name("number", names, uint8(i)); string(b) != name || err != nil {
-			t.Errorf("%d is %q, %v", i, b, err)
+			t.Errorf("Name of %d is %q, error %v", i, b, err)
 		}
 		if err := ParseName("number", names, &v, []byte(name)); int(v) != i || err != nil {
-			t.Errorf("%q is %d, %v", name, v, err)
+			t.Errorf("ParseName of %q returned %d, error %v", name, v, err)
 		}
 	}
 	if b, err := Name("number", names, uint8(2)); err == nil {
-		t.Errorf("2 is %q", b)
+		t.Errorf("Name of the unknown value 2 is %q, want an error", b)
 	}
 	if err := ParseName("number", names, &v, []byte("two")); err == nil || v != 1 {
-		t.Errorf("two is %d, %v", v, err)
+		t.Errorf("ParseName of the unknown name two set %d, error %v; want 1 unchanged and an error", v, err)
 	}
 }
 
@@ -72,7 +72,7 @@ func TestParseEndpoint(t *testing.T) {
 		}
 		remote, from, index, err := ParseEndpoint(c.text)
 		if err != nil || remote != c.remote || from != source || index != c.index {
-			t.Errorf("%q is %v from %v at %d, %v", c.text, remote, from, index, err)
+			t.Errorf("ParseEndpoint(%q) returned %v, source %v, interface %d, error %v; want other values", c.text, remote, from, index, err)
 		}
 	}
 	for _, text := range []string{
@@ -80,7 +80,7 @@ func TestParseEndpoint(t *testing.T) {
 		"192.0.2.1:1 ifindex 2 from 192.0.2.7", " ", "192.0.2.1:1 from 192.0.2.7 ifindex ",
 	} {
 		if _, _, _, err := ParseEndpoint(text); err == nil || !strings.Contains(err.Error(), strconv.Quote(text)) {
-			t.Errorf("%q: %v", text, err)
+			t.Errorf("ParseEndpoint(%q): error %v, want one that contains the text", text, err)
 		}
 	}
 }
@@ -95,19 +95,19 @@ func TestLabel(t *testing.T) {
 	} {
 		b := Label(wall.Add(labelStep - 1))
 		if got := "@" + hex.EncodeToString(b[:]); got != text || !LabelTime(b).Equal(wall) {
-			t.Errorf("the label of %v is %s, and the time of that is %v; want %s", wall, got, LabelTime(b), text)
+			t.Errorf("the label of %v is %s, and the time of this label is %v; want the label %s and the same time", wall, got, LabelTime(b), text)
 		}
 		var parsed [12]byte
 		if err := ParseLabel(&parsed, []byte(text)); err != nil || parsed != b {
-			t.Errorf("%s is %x, %v", text, parsed, err)
+			t.Errorf("ParseLabel of %s returned %x, error %v", text, parsed, err)
 		}
 		for _, bad := range []string{text[1:], text[:24], text + "00", "@" + strings.Repeat("g", 24)} {
 			if err := ParseLabel(&parsed, []byte(bad)); err == nil || parsed != b {
-				t.Errorf("%s is taken", bad)
+				t.Errorf("ParseLabel accepted %s, or changed the label", bad)
 			}
 		}
 	}
 	if !LabelTime([12]byte{}).IsZero() {
-		t.Error("the zero label has a time")
+		t.Error("the time of the zero label is not the zero time")
 	}
 }

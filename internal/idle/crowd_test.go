@@ -50,12 +50,12 @@ func TestCrowd(t *testing.T) {
 			time.Sleep(step.after)
 			n += step.more
 			if got := c.wants(); got != step.want {
-				t.Errorf("step %d, %d interruptions in %v: others want the cores: %v", i, step.more, step.after, got)
+				t.Errorf("step %d, %d preemptions in %v: wants returned %v, want the opposite", i, step.more, step.after, got)
 			}
 		}
 		c.since = c.since.Add(time.Hour) // as if the clock had gone back
 		if c.wants(); time.Since(c.since) != 0 {
-			t.Error("the look does not begin anew after the clock went back")
+			t.Error("the measurement does not restart after the clock went back")
 		}
 	})
 }
@@ -70,10 +70,10 @@ func TestCrowdedHelpers(t *testing.T) {
 		others.full.Store(full)
 		var h Helpers
 		if h.Wanted() == full || h.Start() == full {
-			t.Errorf("a helper is wanted: %v", !full)
+			t.Errorf("Wanted and Start did not both return %v", !full)
 		}
 		if h := (Helpers{Limit: 1}); !h.Wanted() {
-			t.Error("no helper is wanted although the limit is set")
+			t.Error("no helper is wanted, although Limit is set")
 		}
 	}
 }
@@ -81,7 +81,7 @@ func TestCrowdedHelpers(t *testing.T) {
 // TestPreemptions checks that preemptions returns at least the sum that Linux shows in /proc for the threads that have not ended.
 func TestPreemptions(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("Linux has /proc")
+		t.Skip("only Linux shows preemptions in /proc")
 	}
 	threads := min(2*runtime.NumCPU(), 16)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(threads))
@@ -103,10 +103,10 @@ func TestPreemptions(t *testing.T) {
 	stop.Store(true)
 	all.Wait()
 	if n := preemptions(); n < shown {
-		t.Errorf("%d interruptions, and /proc shows %d", n, shown)
+		t.Errorf("preemptions returned %d, want at least the %d that /proc shows", n, shown)
 	}
 	if shown == 0 {
-		t.Skip("this system shows no interruptions")
+		t.Skip("this system counted no preemptions within 10 s")
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// much is a batch size in bytes for which partsOf returns the largest number of parts, whatever the number of messages.
+// much is a batch size in bytes for which partsOf returns as many parts as n and maxParts permit.
 const much = maxParts * partCost
 
 // TestForkDoesEachMessageOnce checks that each message is processed exactly once, and before Run returns, whichever goroutine
@@ -27,7 +27,7 @@ func TestForkDoesEachMessageOnce(t *testing.T) {
 		f.Run(n, much)
 		for i, times := range done {
 			if want := min(max(n-i, 0), 1); times != want {
-				t.Fatalf("run %d of %d messages: message %d was done %d times", run, n, i, times)
+				t.Fatalf("run %d of %d messages: message %d was processed %d times", run, n, i, times)
 			}
 		}
 		clear(done)
@@ -49,7 +49,7 @@ func TestForkWaitsForHelpers(t *testing.T) {
 	}}
 	f.Run(2, much)
 	if helped.Load() != 1 {
-		t.Fatal("one part was to be done meanwhile")
+		t.Fatal("Run returned before a helper had processed exactly one part")
 	}
 }
 
@@ -61,11 +61,11 @@ func TestForkWithoutHelp(t *testing.T) {
 	for range 2 * lookAgain {
 		f.Run(3, much)
 		if now := runtime.NumGoroutine(); now > before {
-			t.Fatalf("%d helpers were started", now-before)
+			t.Fatalf("Run started %d helpers, want none on one core", now-before)
 		}
 	}
 	if n != 3*2*lookAgain {
-		t.Errorf("%d messages were done, want %d", n, 3*2*lookAgain)
+		t.Errorf("%d messages were processed, want %d", n, 3*2*lookAgain)
 	}
 }
 
@@ -81,13 +81,13 @@ func TestForkBoundsHelpers(t *testing.T) {
 		}
 		f.Run(8, much)
 		if now := runtime.NumGoroutine(); now > before+2 {
-			t.Fatalf("%d helpers", now-before)
+			t.Fatalf("%d helpers run at once, want at most 2", now-before)
 		}
 		if i%lookAgain == lookAgain-1 {
 			runtime.GOMAXPROCS(3)
 		}
 	}
-	testkit.Eventually(t, "the helpers do not end", func() bool { return runtime.NumGoroutine() <= before })
+	testkit.Eventually(t, "all helpers have ended", func() bool { return runtime.NumGoroutine() <= before })
 }
 
 // TestParts checks that a small batch gets few parts, or none.
@@ -96,7 +96,7 @@ func TestParts(t *testing.T) {
 		{0, 0, 0}, {1, 65535, 1}, {2, 3000, 0}, {4, 4 * 1452, 0}, {10, 14520, 4}, {44, 44 * 1452, 18}, {88, 88 * 1452, maxParts}, {128, 128 * 96, 12},
 	} {
 		if got := partsOf(c.n, c.bytes); got != c.want {
-			t.Errorf("%d messages of %d bytes altogether: %d parts, want %d", c.n, c.bytes, got, c.want)
+			t.Errorf("%d messages of %d bytes in all get %d parts, want %d", c.n, c.bytes, got, c.want)
 		}
 	}
 }
@@ -120,6 +120,6 @@ func TestForkAllocatesNothing(t *testing.T) {
 		least = min(least, after.Mallocs-before.Mallocs)
 	}
 	if least > runs/100 {
-		t.Errorf("%d allocations in %d runs", least, runs)
+		t.Errorf("%d allocations in %d runs, want at most one per 100 runs", least, runs)
 	}
 }

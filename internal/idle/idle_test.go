@@ -31,7 +31,7 @@ func TestIdleWanted(t *testing.T) {
 				}
 			}
 			if asked != c.want {
-				t.Errorf("asked %d times of %d, want %d", asked, rounds*lookAgain, c.want)
+				t.Errorf("help was wanted %d times of %d, want %d", asked, rounds*lookAgain, c.want)
 			}
 		})
 	}
@@ -42,7 +42,7 @@ func TestIdleWanted(t *testing.T) {
 			if asks := a.Wanted(); asks {
 				a.Brought(i >= lookAgain)
 			} else if i >= lookAgain {
-				t.Fatalf("help was of use, and it is not asked for at %d", i)
+				t.Fatalf("help is not wanted at round %d, although earlier help was useful", i)
 			}
 		}
 	})
@@ -57,11 +57,11 @@ func TestIdleLinger(t *testing.T) {
 	for i, want := range []int{lingerLooks, 1, 1, lingerLooks, 1} {
 		looks = 0
 		if a.Linger(never) || looks != want {
-			t.Errorf("helper %d looked %d times, want %d", i, looks, want)
+			t.Errorf("helper %d looked for work %d times, want %d", i, looks, want)
 		}
 	}
 	if !a.Linger(func() bool { return true }) {
-		t.Error("there is work, and the helper does not see it")
+		t.Error("Linger returned false, although there is work")
 	}
 }
 
@@ -75,7 +75,7 @@ func TestHelpersLimit(t *testing.T) {
 			started++
 		}
 		if wanted != (c.most > 0) || started != c.most {
-			t.Errorf("limit %d: help is wanted: %v, and %d helpers start; want %d", c.limit, wanted, started, c.most)
+			t.Errorf("limit %d: Wanted is %v, and %d helpers start; want %d helpers", c.limit, wanted, started, c.most)
 		}
 		if h.End(); c.most > 0 && !h.Start() {
 			t.Errorf("limit %d: no helper starts after one has ended", c.limit)
@@ -88,7 +88,7 @@ func TestHelpersLimit(t *testing.T) {
 func TestRelay(t *testing.T) {
 	r := NewRelay(1)
 	if !r.Take() {
-		t.Fatal("a free source cannot be taken")
+		t.Fatal("Take returned false for a free source")
 	}
 	r.Begin()
 	r.Begin()
@@ -102,7 +102,7 @@ func TestRelay(t *testing.T) {
 	for want := 1; want >= 0; want-- {
 		time.Sleep(5 * time.Millisecond)
 		if len(let) != 0 {
-			t.Fatalf("Await(%d) returns with %d loads under way", want, r.UnderWay())
+			t.Fatalf("Await(%d) returned with %d loads under way", want, r.UnderWay())
 		}
 		r.Sent()
 		if got := <-let; got != want || r.UnderWay() != want {
@@ -110,11 +110,11 @@ func TestRelay(t *testing.T) {
 		}
 	}
 	if r.Take() {
-		t.Error("a source is taken twice")
+		t.Error("Take returned true for a source that is taken")
 	}
 	r.Wanted()
 	r.Offer()
 	if !r.Take() {
-		t.Error("an offered source cannot be taken")
+		t.Error("Take returned false for an offered source")
 	}
 }

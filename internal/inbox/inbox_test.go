@@ -43,12 +43,12 @@ func TestEachReaderWakes(t *testing.T) {
 				}
 				synctest.Wait()
 				if len(ended) != 0 {
-					t.Fatal("Next does not wait")
+					t.Fatal("Next returned, although no value was published")
 				}
 				end(b)
 				synctest.Wait()
 				if n := len(ended); n != 8 {
-					t.Errorf("%d of 8 readers woke", n)
+					t.Errorf("%d of 8 waiting readers returned, want all", n)
 				}
 				b.Close(errOver)
 			})
@@ -73,10 +73,10 @@ func TestReady(t *testing.T) {
 		select {
 		case <-b.ready:
 		default:
-			t.Fatalf("no token after %d calls of Take", i)
+			t.Fatalf("there is no token after %d calls of Take", i)
 		}
 		if v, _, ok, err := b.Take(); ok != (i < n) || (err == nil) != ok {
-			t.Fatalf("call %d of Take: %q, %v, %v", i+1, v, ok, err)
+			t.Fatalf("call %d of Take returned %q, ok %v, error %v; want 8 values and then the error", i+1, v, ok, err)
 		}
 	}
 }
@@ -97,7 +97,7 @@ func TestMerge(t *testing.T) {
 	want := []string{"b", "ac"}
 	for i, want := range want {
 		if v, missed, err := b.Next(t.Context()); v != want || err != nil || missed != 4*i {
-			t.Errorf("read %q, missed %d, %v; want %q, missed %d", v, missed, err, want, 4*i)
+			t.Errorf("Next returned %q, missed %d, error %v; want %q, missed %d", v, missed, err, want, 4*i)
 		}
 	}
 }

@@ -37,7 +37,7 @@ func TestModel(t *testing.T) {
 			for i := range rapid.IntRange(1, 60).Draw(t, "steps") {
 				key := drawKey(t, "key")
 				if got := e.Find(key); got != model[key] {
-					t.Fatalf("the edit has %v for %x, want %v", got, key, model[key])
+					t.Fatalf("Find of the edit returned %v for %x, want %v", got, key, model[key])
 				}
 				if p := model[key]; p != nil && rapid.Bool().Draw(t, "delete") {
 					e.Delete(p)
@@ -57,7 +57,7 @@ func TestModel(t *testing.T) {
 func check(t *rapid.T, table *Table[*peer], model map[[32]byte]*peer) {
 	key := drawKey(t, "read")
 	if got := table.Find(key); got != model[key] {
-		t.Fatalf("Find(%x) is %v, want %v", key, got, model[key])
+		t.Fatalf("Find(%x) returned %v, want %v", key, got, model[key])
 	}
 	var want []*peer
 	for _, p := range slices.SortedFunc(maps.Values(model), func(a, b *peer) int { return compare(a.key, b.key) }) {
@@ -66,10 +66,10 @@ func check(t *rapid.T, table *Table[*peer], model map[[32]byte]*peer) {
 		}
 	}
 	if got := slices.Collect(table.After(key)); !slices.Equal(got, want) {
-		t.Fatalf("After(%x) has %d values, want %d", key, len(got), len(want))
+		t.Fatalf("After(%x) yielded %d values, want %d, in order", key, len(got), len(want))
 	}
 	if table.Len() != len(model) {
-		t.Fatalf("%d values, want %d", table.Len(), len(model))
+		t.Fatalf("Len returned %d, want %d", table.Len(), len(model))
 	}
 }
 
@@ -94,7 +94,7 @@ func TestFindAllocatesNothing(t *testing.T) {
 	table := filled(1000)
 	testkit.NoAllocations(t, 100, func() {
 		if table.Find(numbered(7)) == nil || table.Find(numbered(1000)) != nil {
-			t.Error("the wrong values are found")
+			t.Error("Find does not find key 7, or finds a key that is not in the table")
 		}
 	})
 }

@@ -21,7 +21,7 @@ func (w *writer) Write(b []byte) (int, error) {
 // and that nothing is written after it.
 func TestWrite(t *testing.T) {
 	if err := new(Log).Write([32]byte{}, [32]byte{}, [32]byte{}, [32]byte{}); err != nil {
-		t.Errorf("without a writer: %v", err)
+		t.Errorf("Write without a writer: error %v, want nil", err)
 	}
 	w := new(writer)
 	l := Log{W: w}
@@ -29,12 +29,12 @@ func TestWrite(t *testing.T) {
 	want := "LOCAL_STATIC_PRIVATE_KEY = AQ" + zeros + "\nREMOTE_STATIC_PUBLIC_KEY = Ag" + zeros +
 		"\nLOCAL_EPHEMERAL_PRIVATE_KEY = Aw" + zeros + "\nPRESHARED_KEY = BA" + zeros + "\n"
 	if err := l.Write([32]byte{1}, [32]byte{2}, [32]byte{3}, [32]byte{4}); err != nil || w.n != 1 || w.text != want {
-		t.Errorf("%d writes of\n%swant\n%s%v", w.n, w.text, want, err)
+		t.Errorf("%d writes, want 1; the text is\n%swant\n%s(error %v)", w.n, w.text, want, err)
 	}
 	w.err = errors.New("full")
 	for i := range 3 {
 		if err := l.Write([32]byte{1}, [32]byte{2}, [32]byte{3}, [32]byte{4}); (err != nil) != (i == 0) || w.n != 2 {
-			t.Errorf("write %d: %v, and %d writes so far", i, err, w.n)
+			t.Errorf("call %d after the writer failed: error %v, with %d writes so far; want an error only at call 0, and 2 writes", i, err, w.n)
 		}
 	}
 }

@@ -44,12 +44,12 @@ func TestPadLikeKernel(t *testing.T) {
 				t.Fatalf("a packet of %d bytes with MTU %d is padded to %d, want %d", n, mtu, got, want)
 			}
 			if got < n || got > n+MaxPadding || mtu > 0 && n <= mtu && got > mtu {
-				t.Fatalf("a packet of %d bytes with MTU %d is padded to %d: out of bounds", n, mtu, got)
+				t.Fatalf("a packet of %d bytes with MTU %d is padded to %d, which is less than the packet, beyond the MTU, or too much", n, mtu, got)
 			}
 		}
 	}
 	if Pad(20, -1) != 32 {
-		t.Error("a negative MTU clamps")
+		t.Error("a negative MTU limits the padding")
 	}
 }
 
@@ -74,7 +74,7 @@ func packSizes(t rapid.TB, headroom int, sizes []int, tos []uint8) (got []packed
 		l.Add(&r, i)
 	}
 	if r.Apart {
-		t.Fatal("the messages of the only run stand apart")
+		t.Fatal("the only run is marked as having gaps between its messages")
 	}
 	at := 0
 	for i := r.First; i != None; {
@@ -82,7 +82,7 @@ func packSizes(t rapid.TB, headroom int, sizes []int, tos []uint8) (got []packed
 		var data []byte
 		data, p.size, p.tos, i = l.Train(&r, i)
 		if &data[0] != &l.slab[at] || cap(data) != len(data) {
-			t.Fatalf("train %d is not where the one before ends", len(got))
+			t.Fatalf("train %d does not begin where the previous train ends", len(got))
 		}
 		at += len(data)
 		p.n = (len(data) + p.size - 1) / p.size
@@ -90,7 +90,7 @@ func packSizes(t rapid.TB, headroom int, sizes []int, tos []uint8) (got []packed
 		got = append(got, p)
 	}
 	if at != l.end {
-		t.Fatalf("%d of %d bytes are in %d trains", at, l.end, len(got))
+		t.Fatalf("%d of %d bytes are in the %d trains, want all", at, l.end, len(got))
 	}
 	return got
 }
@@ -148,7 +148,7 @@ func TestTrainsProperties(t *testing.T) {
 		for _, p := range packSizes(t, headroom, sizes, tos) {
 			bytes := (p.n-1)*p.size + p.last
 			if p.n > 64 || p.n > 1 && bytes > 65507 || p.last > p.size {
-				t.Fatalf("a train of %d messages and %d bytes, %+v", p.n, bytes, p)
+				t.Fatalf("a train has %d messages and %d bytes, more than a train may have, or a last message that is too large: %+v", p.n, bytes, p)
 			}
 			for j := i; j < i+p.n; j++ {
 				want := p.size
@@ -156,23 +156,23 @@ func TestTrainsProperties(t *testing.T) {
 					want = p.last
 				}
 				if sizes[j] != want || tos[j%len(tos)] != p.tos {
-					t.Fatalf("message %d has %d bytes in a train of %+v", j, sizes[j], p)
+					t.Fatalf("message %d has %d bytes, which does not fit its train %+v, or another TOS", j, sizes[j], p)
 				}
 			}
 			i += p.n
 			if i < len(sizes) && p.last == p.size && p.n < 64 && sizes[i] <= p.size && tos[i%len(tos)] == p.tos && bytes+sizes[i] <= 65507 {
-				t.Fatalf("message %d would have fitted into the train before it", i)
+				t.Fatalf("message %d would have fitted into the previous train", i)
 			}
 		}
 		if i != len(sizes) {
-			t.Fatalf("%d of %d messages are in trains", i, len(sizes))
+			t.Fatalf("%d of %d messages are in trains, want all", i, len(sizes))
 		}
 	})
 }
 
 func TestConstants(t *testing.T) {
 	if maxTrainBytes != 65535-20-8 || maxTrainMessages != 64 {
-		t.Error("a train may be larger than UDP_MAX_SEGMENTS messages, or the largest UDP payload over IPv4")
+		t.Error("the limits of a train are not UDP_MAX_SEGMENTS messages and the largest UDP payload over IPv4")
 	}
 }
 
@@ -188,7 +188,7 @@ func TestRunsApart(t *testing.T) {
 		l.Put(runs[i%2], []byte{byte(i), byte(i), byte(i)}, 16, uint8(i%2))
 	}
 	if !runs[0].Apart || !runs[1].Apart {
-		t.Fatal("packets with others between them do not stand apart")
+		t.Fatal("a run with other packets between its packets is not marked as having gaps")
 	}
 	l.Remove(runs[1], func(pkt []byte) bool { return pkt[0] == 1 || pkt[0] == 5 })
 	end := 0
@@ -204,25 +204,25 @@ func TestRunsApart(t *testing.T) {
 			m := &l.Messages[i]
 			message, padded := l.Sealing(r, m)
 			if int(m.Nth) != nth || int(m.Run) != n || padded[0] != want[nth] || len(padded) != 16 || padded[3] != 0 {
-				t.Errorf("run %d, message %d: %+v with packet %x", n, nth, m, padded)
+				t.Errorf("run %d, message %d is %+v with the packet %x, want the next packet of the run with its padding", n, nth, m, padded)
 			}
 			if len(message) != 48 || &message[0] != &l.second[begin+headroom+nth*(48+headroom)] {
-				t.Errorf("run %d: message %d does not stand behind the one before it", n, nth)
+				t.Errorf("run %d: message %d does not follow the previous message in the second slab", n, nth)
 			}
 			nth++
 		}
 		data, size, tos, next := l.Train(r, r.First)
 		if len(data) != end-begin || size != 48+headroom || int(tos) != n || next != None {
-			t.Errorf("run %d: a train of %d bytes, message size %d, TOS %d, and then %d", n, len(data), size, tos, next)
+			t.Errorf("run %d: Train returned %d bytes, message size %d, TOS %d, next message %d; want one train with the whole run", n, len(data), size, tos, next)
 		}
 	}
 	if got := l.Messages[1].Run; got != None {
-		t.Errorf("a removed packet belongs to run %d", got)
+		t.Errorf("a removed packet still belongs to run %d", got)
 	}
 	var other Load
 	other.Use(0)
 	defer other.Free()
 	if !other.Takes(runs[0]) || other.Takes(&Run{N: 1, Size: Size + 1}) || other.Takes(&Run{N: MaxPackets + 1}) {
-		t.Error("Takes does not tell what fits")
+		t.Error("Takes refused a run that fits, or accepted one that does not fit")
 	}
 }

@@ -63,7 +63,7 @@ func TestKDFAgainstStandardLibrary(t *testing.T) {
 		key := [32]byte(rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "key"))
 		input := rapid.SliceOfN(rapid.Byte(), 0, 64).Draw(t, "input")
 		if got, want := hmac(&key, input), slowHMAC(key[:], input); !bytes.Equal(got[:], want) {
-			t.Fatalf("hmac: got %x, want %x", got, want)
+			t.Fatalf("hmac returned %x, want %x", got, want)
 		}
 		n := rapid.IntRange(1, 3).Draw(t, "n")
 		want := slowKDF(key[:], input, n)
@@ -78,7 +78,7 @@ func TestKDFAgainstStandardLibrary(t *testing.T) {
 		kdf(&key, input, out...)
 		for i := range out {
 			if !bytes.Equal(out[i][:], want[i]) {
-				t.Fatalf("output %d of %d: got %x, want %x", i+1, n, *out[i], want[i])
+				t.Fatalf("output %d of %d of kdf is %x, want %x", i+1, n, *out[i], want[i])
 			}
 		}
 	})
@@ -87,7 +87,7 @@ func TestKDFAgainstStandardLibrary(t *testing.T) {
 // TestInitialTranscript compares the initial chaining key and hash with the constants of other implementations.
 func TestInitialTranscript(t *testing.T) {
 	wantHex(t, "HASH(construction)", initial.chainKey[:], "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36")
-	wantHex(t, "HASH(that, identifier)", initial.hash[:], "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3")
+	wantHex(t, "HASH(HASH(construction), identifier)", initial.hash[:], "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3")
 }
 
 // TestNoiseVector checks the test vector for Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s that the Noise library cacophony publishes. It
@@ -139,7 +139,7 @@ func TestNoiseVector(t *testing.T) {
 
 	first, second := s.Split()
 	if s != (Transcript{}) {
-		t.Error("Split leaves secrets")
+		t.Error("Split did not clear the Transcript")
 	}
 	for i, c := range []struct {
 		key     *[32]byte
@@ -170,12 +170,12 @@ func TestDecrypt(t *testing.T) {
 		forged, c := bytes.Clone(sealed), b
 		forged[i] ^= 1
 		if err := c.Decrypt(nil, &key, forged); err == nil || c != b {
-			t.Fatalf("byte %d changed: %v", i, err)
+			t.Fatalf("Decrypt with byte %d changed: error %v, want an error and an unchanged Transcript", i, err)
 		}
 	}
 	text := make([]byte, 4)
 	if err := b.Decrypt(text[:0], &key, sealed); err != nil || string(text) != "text" || a != b {
-		t.Errorf("%q, %v", text, err)
+		t.Errorf("Decrypt returned %q, error %v; want the text and the same Transcript as the sender", text, err)
 	}
 }
 
@@ -204,7 +204,7 @@ func TestMACIsKeyedBLAKE2s(t *testing.T) {
 			forged := m
 			forged[i] ^= 1
 			if !NewMAC(key).Verify(data, m[:]) || NewMAC(key).Verify(data, forged[:]) || NewMAC(key).Verify(data, m[:i]) {
-				t.Errorf("Verify does not tell the MAC of %d bytes from others", n)
+				t.Errorf("Verify refused the MAC of %d bytes, or accepted a forged or short MAC", n)
 			}
 		}
 	}

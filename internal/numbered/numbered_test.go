@@ -25,21 +25,21 @@ func TestModel(t *testing.T) {
 				delete(model, number)
 			}
 			if probe := r.Uint32N(3000); table.Get(probe) != model[probe] {
-				t.Fatalf("number %d: %p, want %p", probe, table.Get(probe), model[probe])
+				t.Fatalf("Get(%d) returned %p, want %p", probe, table.Get(probe), model[probe])
 			}
 			if table.Len() != len(model) {
-				t.Fatalf("%d values, want %d", table.Len(), len(model))
+				t.Fatalf("Len returned %d, want %d", table.Len(), len(model))
 			}
 		}
 		if b := table.buckets.Load(); b != nil && len(*b) > max(minBuckets, 16*table.Len()) {
-			t.Errorf("%d buckets for %d values", len(*b), table.Len())
+			t.Errorf("the table has %d buckets for %d values, want at most 16 per value", len(*b), table.Len())
 		}
 	}
 	for number := range model {
 		table.Delete(number)
 	}
 	if table.buckets.Load() != nil || table.Len() != 0 {
-		t.Error("an empty table has memory")
+		t.Error("the empty table keeps its memory")
 	}
 }
 
@@ -56,11 +56,11 @@ func TestReadersDuringChanges(t *testing.T) {
 		readers.Go(func() {
 			for n := uint32(0); !done.Load(); n++ {
 				if v := table.Get(stays); v == nil || *v != stays {
-					t.Error("a value that stays is not found")
+					t.Error("Get did not find a value that was never deleted")
 					return
 				}
 				if v := table.Get(n % 4096); v != nil && *v != n%4096 {
-					t.Errorf("number %d has the value %d", n%4096, *v)
+					t.Errorf("Get(%d) returned the value %d, want the same number", n%4096, *v)
 					return
 				}
 			}
@@ -93,14 +93,14 @@ func TestAdd(t *testing.T) {
 		added, full bool
 	}{{7, first, true, false}, {7, second, false, false}, {8, second, true, false}, {9, first, false, true}, {7, second, false, true}} {
 		if added, full := table.Add(c.number, c.v, 2); added != c.added || full != c.full {
-			t.Errorf("number %d: added %v, full %v; want %v, %v", c.number, added, full, c.added, c.full)
+			t.Errorf("Add of number %d returned added %v, full %v; want %v, %v", c.number, added, full, c.added, c.full)
 		}
 	}
 	if table.Get(7) != first || table.Get(8) != second || table.Get(9) != nil {
-		t.Error("the values are others")
+		t.Error("Add replaced a value, or added one beyond the limit")
 	}
 	if table.Delete(7, 8, 9); table.Len() != 0 || table.buckets.Load() != nil {
-		t.Error("an empty table has memory")
+		t.Error("the empty table keeps its memory")
 	}
 }
 

@@ -41,12 +41,12 @@ func TestHeapModel(t *testing.T) {
 				in[x] = true
 			}
 			if len(h) != len(in) || (h == nil) != (len(in) == 0) {
-				t.Fatalf("the heap has %d elements, want %d, and no memory without any", len(h), len(in))
+				t.Fatalf("the heap has %d elements, want %d, and must keep no memory when it is empty", len(h), len(in))
 			}
 			for i := range tasks {
 				x := &tasks[i]
 				if (x.place != 0) != in[x] || in[x] && (h[x.place-1] != entry{x.at, x} || h[0].at > x.at) {
-					t.Fatalf("task %d at %d has place %d, and is in the heap: %v; the first is at %d", i, x.at, x.place, in[x], h[0].at)
+					t.Fatalf("task %d, with the time %d, has the place %d; it should be in the heap: %v; the first task has the time %d", i, x.at, x.place, in[x], h[0].at)
 				}
 			}
 		}
@@ -80,11 +80,11 @@ func TestHeapShrinks(t *testing.T) {
 		h.Remove(entry{task: &tasks[i]})
 	}
 	if len(h) != 10 || h[0].at != n-10 || cap(h) > minHeap {
-		t.Errorf("%d elements with room for %d, the first at %d; want 10 with room for %d at most, from %d on", len(h), cap(h), h[0].at, minHeap, n-10)
+		t.Errorf("%d elements with room for %d, the first at %d; want 10 elements with room for at most %d, the first at %d", len(h), cap(h), h[0].at, minHeap, n-10)
 	}
 }
 
-// BenchmarkHeap removes the first of 100,000 tasks, and adds it again behind the last.
+// BenchmarkHeap measures removing the first of 100,000 tasks and adding it again after the last.
 func BenchmarkHeap(b *testing.B) {
 	const n = 100_000
 	var h Heap[entry]

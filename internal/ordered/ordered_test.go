@@ -45,7 +45,7 @@ func TestModel(t *testing.T) {
 					for i := range n {
 						_, had := model[from+i]
 						if e.Delete(pair{key: from + i}) != had {
-							t.Fatalf("Delete(%d) is not %v", from+i, had)
+							t.Fatalf("Delete(%d) did not return %v", from+i, had)
 						}
 						delete(model, from+i)
 					}
@@ -64,19 +64,19 @@ func TestModel(t *testing.T) {
 func check(t *rapid.T, s Set[pair], model map[int]int) {
 	want := slices.Sorted(maps.Keys(model))
 	if s.Len() != len(want) {
-		t.Fatalf("%d items, want %d", s.Len(), len(want))
+		t.Fatalf("Len returned %d, want %d", s.Len(), len(want))
 	}
 	from := rapid.IntRange(-10, 10010).Draw(t, "from")
 	for _, at := range []int{math.MinInt, from} {
 		i, _ := slices.BinarySearch(want, at)
 		for item := range s.From(pair{key: at}) {
 			if i == len(want) || item.key != want[i] || item.value != model[item.key] {
-				t.Fatalf("from %d on, item %v follows %v", at, item, want[:i])
+				t.Fatalf("From(%d) yielded item %v after %v, which is out of order or wrong", at, item, want[:i])
 			}
 			i++
 		}
 		if i != len(want) {
-			t.Fatalf("from %d on, %d items are missing", at, len(want)-i)
+			t.Fatalf("From(%d) did not yield the last %d items", at, len(want)-i)
 		}
 	}
 	if s.root != nil {
@@ -87,17 +87,17 @@ func check(t *rapid.T, s Set[pair], model map[int]int) {
 // checkNode checks the shape of the tree below n, and returns the number of its levels.
 func checkNode(t *rapid.T, n *node[pair], isRoot bool) (levels int) {
 	if len(n.items) == 0 || len(n.items) > maxItems || cap(n.items) > maxItems || isRoot && len(n.kids) == 1 {
-		t.Fatalf("a node has %d items in %d places, and %d children", len(n.items), cap(n.items), len(n.kids))
+		t.Fatalf("a node has %d items with room for %d, and %d children, which is out of bounds", len(n.items), cap(n.items), len(n.kids))
 	}
 	if n.kids == nil {
 		return 1
 	}
 	if len(n.kids) != len(n.items) {
-		t.Fatalf("%d children, but %d items", len(n.kids), len(n.items))
+		t.Fatalf("a node has %d children but %d items, want as many", len(n.kids), len(n.items))
 	}
 	for i, kid := range n.kids {
 		if l := checkNode(t, kid, false); i > 0 && l != levels {
-			t.Fatalf("a child has %d levels beside one with %d", l, levels)
+			t.Fatalf("a child has %d levels, but its sibling has %d", l, levels)
 		} else {
 			levels = l
 		}
@@ -147,7 +147,7 @@ func TestSpace(t *testing.T) {
 	}{"in order": {true, 1.01}, "at random": {false, 1.4}} {
 		s := filled(n, c.inOrder)
 		if _, places := s.nodes(); float64(places) > c.most*n {
-			t.Errorf("%s: %d places for %d items, want %.2f times as many at most", name, places, n, c.most)
+			t.Errorf("%s: the leaves have %d places for %d items, want at most %.2f per item", name, places, n, c.most)
 		}
 		e := s.Edit()
 		for i := range n {
@@ -157,7 +157,7 @@ func TestSpace(t *testing.T) {
 		}
 		left := e.Set()
 		if _, places := left.nodes(); left.Len() != n/100 || places > 5*left.Len() {
-			t.Errorf("%s: %d places for the %d items that are left", name, places, left.Len())
+			t.Errorf("%s: after deletions, the leaves have %d places for %d items, want at most 5 per item", name, places, left.Len())
 		}
 	}
 }
@@ -173,7 +173,7 @@ func TestEditCost(t *testing.T) {
 			e.Delete(pair{key: c.n / 3})
 		})
 		if limit := float64(2 * 3 * (c.levels + 1)); allocs > limit { // per node: the node, its items and its children
-			t.Errorf("%d items: %v allocations for two changes, want %v at most", c.n, allocs, limit)
+			t.Errorf("%d items: %v allocations for two changes, want at most %v", c.n, allocs, limit)
 		}
 	}
 	s := filled(100_000, false)
@@ -182,7 +182,7 @@ func TestEditCost(t *testing.T) {
 			break
 		}
 	}); allocs > 4 { // the closures of the loop allocate
-		t.Errorf("%v allocations to read, want 4 at most", allocs)
+		t.Errorf("reading an item takes %v allocations, want at most 4", allocs)
 	}
 }
 
@@ -212,7 +212,7 @@ func TestSteps(t *testing.T) {
 			what string
 			do   func(x counted)
 		}{
-			{"find the first from there", func(x counted) {
+			{"find the first item from a key on", func(x counted) {
 				for range s.From(x) {
 					break
 				}
@@ -224,7 +224,7 @@ func TestSteps(t *testing.T) {
 				steps = 0
 				c.do(counted{i * (n / min(n, 100)) * 2, &steps})
 				if steps == 0 || steps > limit {
-					t.Fatalf("to %s takes %d comparisons among %d items, want %d at most", c.what, steps, n, limit)
+					t.Fatalf("to %s takes %d comparisons among %d items, want at least 1 and at most %d", c.what, steps, n, limit)
 				}
 			}
 		}

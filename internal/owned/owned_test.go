@@ -44,17 +44,17 @@ func TestModel(t *testing.T) {
 		for owner := range uint64(4) {
 			want := slices.SortedFunc(slices.Values(model[owner]), netip.Prefix.Compare)
 			if got := list(&s, owner, netip.Prefix{}); !slices.Equal(got, want) {
-				t.Fatalf("owner %d has %v, want %v", owner, got, want)
+				t.Fatalf("owner %d has the prefixes %v, want %v", owner, got, want)
 			}
 			others := slices.DeleteFunc(slices.Clone(want), func(p netip.Prefix) bool {
 				return slices.ContainsFunc(keep, func(k netip.Prefix) bool { return k.Masked() == p })
 			})
 			if got := e.Others(owner, keep); !slices.Equal(got, others) {
-				t.Fatalf("owner %d has others than %v: %v, want %v", owner, keep, got, others)
+				t.Fatalf("Others(%d, %v) returned %v, want %v", owner, keep, got, others)
 			}
 			rest := slices.DeleteFunc(want, func(p netip.Prefix) bool { return p.Compare(after.Masked()) <= 0 })
 			if got := list(&s, owner, after); !slices.Equal(got, rest) {
-				t.Fatalf("after %v, owner %d has %v, want %v", after, owner, got, rest)
+				t.Fatalf("after %v, owner %d has the prefixes %v, want %v", after, owner, got, rest)
 			}
 		}
 	})

@@ -9,7 +9,7 @@ import (
 func TestOuterTOS(t *testing.T) {
 	for ecn, want := range []uint8{ecnNotECT: ecnNotECT, ecnECT1: ecnECT1, ecnECT0: ecnECT0, ecnCE: ecnECT0} {
 		if got := OuterTOS(uint8(ecn)); got != want {
-			t.Errorf("ECN %d inside is %d outside, want %d", ecn, got, want)
+			t.Errorf("OuterTOS of the inner ECN %d is %d, want %d", ecn, got, want)
 		}
 	}
 }
@@ -39,7 +39,7 @@ func TestDecapsulateECN(t *testing.T) {
 					t.Fatalf("outer %#x, inner %#x: IPv4 header\n%x, want\n%x", outer, inner, p[:20], want[:20])
 				}
 				if wantMismatch := outer&3 == ecnCE && inner&3 == ecnNotECT; mismatch != wantMismatch {
-					t.Fatalf("outer %#x, inner %#x: counted %v", outer, inner, mismatch)
+					t.Fatalf("outer %#x, inner %#x: the mismatch is reported: %v, want it only for CE outside not-ECT", outer, inner, mismatch)
 				}
 			}
 			p := ipv6(60, 60)
@@ -48,13 +48,13 @@ func TestDecapsulateECN(t *testing.T) {
 			binary.BigEndian.PutUint16(want, 6<<12|uint16(inner&^3|int(ecnTable[outer&3][inner&3]))<<4|0xa)
 			mismatch := DecapsulateECN(uint8(outer), p)
 			if !bytes.Equal(p, want) || mismatch != (outer&3 == ecnCE && inner&3 == ecnNotECT) {
-				t.Fatalf("outer %#x, inner %#x: IPv6 header %x, want %x; counted %v", outer, inner, p[:2], want[:2], mismatch)
+				t.Fatalf("outer %#x, inner %#x: IPv6 header %x, want %x; the mismatch is reported: %v", outer, inner, p[:2], want[:2], mismatch)
 			}
 		}
 	}
 }
 
-// TestDecapsulateECNKeepsErrors checks that a wrong header checksum stays wrong by the same amount.
+// TestDecapsulateECNKeepsErrors checks that a wrong header checksum stays wrong.
 func TestDecapsulateECNKeepsErrors(t *testing.T) {
 	for wrong := 1; wrong < 65535; wrong += 97 {
 		p := ipv4(20, 20)
@@ -63,7 +63,7 @@ func TestDecapsulateECNKeepsErrors(t *testing.T) {
 		binary.BigEndian.PutUint16(p[10:], uint16((int(sum)+wrong)%65535))
 		DecapsulateECN(ecnCE, p)
 		if slowSum(p[:10], p[12:20]) == binary.BigEndian.Uint16(p[10:]) {
-			t.Fatalf("a checksum that was wrong by %d was made right", wrong)
+			t.Fatalf("DecapsulateECN corrected a checksum that was wrong by %d", wrong)
 		}
 	}
 }

@@ -21,25 +21,25 @@ func TestUnreachableIPv4(t *testing.T) {
 		r := Unreachable(padded[:min(len(padded), 65535)])
 		quoted := min(n, 576-20-8)
 		if len(r) != 28+quoted {
-			t.Fatalf("about a packet of %d bytes: %d bytes, want %d", n, len(r), 28+quoted)
+			t.Fatalf("the ICMP error about a packet of %d bytes has %d bytes, want %d", n, len(r), 28+quoted)
 		}
 		if r[0] != 0x45 || r[9] != 1 || int(binary.BigEndian.Uint16(r[2:])) != len(r) || r[8] == 0 {
-			t.Errorf("the header is %x", r[:20])
+			t.Errorf("the IPv4 header of the ICMP error is %x, with a wrong version, protocol, length or TTL", r[:20])
 		}
 		if !bytes.Equal(r[12:16], nowhere.AsSlice()) || !bytes.Equal(r[16:20], here.AsSlice()) {
-			t.Errorf("from %x to %x: its source is the packet's destination", r[12:16], r[16:20])
+			t.Errorf("the ICMP error goes from %x to %x, want from the packet's destination to its source", r[12:16], r[16:20])
 		}
 		if r[20] != 3 || r[21] != 1 || binary.BigEndian.Uint32(r[24:]) != 0 {
 			t.Errorf("ICMP type %d, code %d, want 3, 1: host unreachable", r[20], r[21])
 		}
 		if !bytes.Equal(r[28:], p[:quoted]) {
-			t.Error("it quotes something else")
+			t.Error("the ICMP error does not quote the beginning of the packet")
 		}
 		if slowSum(r[:20]) != 0 || slowSum(r[20:]) != 0 {
-			t.Errorf("about a packet of %d bytes: checksums are wrong", n)
+			t.Errorf("the ICMP error about a packet of %d bytes has a wrong checksum", n)
 		}
 		if q, src, ok := Unpad(r); !ok || len(q) != len(r) || src != nowhere {
-			t.Error("it is no packet itself")
+			t.Error("Unpad does not accept the ICMP error as a packet")
 		}
 	}
 }
@@ -50,27 +50,28 @@ func TestUnreachableIPv6(t *testing.T) {
 		r := Unreachable(p)
 		quoted := min(n, 1280-40-8)
 		if len(r) != 48+quoted {
-			t.Fatalf("about a packet of %d bytes: %d bytes, want %d", n, len(r), 48+quoted)
+			t.Fatalf("the ICMP error about a packet of %d bytes has %d bytes, want %d", n, len(r), 48+quoted)
 		}
 		if r[0] != 0x60 || r[6] != 58 || int(binary.BigEndian.Uint16(r[4:])) != len(r)-40 || r[7] == 0 {
-			t.Errorf("the header is %x", r[:8])
+			t.Errorf("the IPv6 header of the ICMP error begins with %x, with a wrong version, protocol, length or hop limit", r[:8])
 		}
 		if !bytes.Equal(r[8:24], nowhere6.AsSlice()) || !bytes.Equal(r[24:40], here6.AsSlice()) {
-			t.Error("its source is not the packet's destination, or it does not go to the sender")
+			t.Error("the ICMP error does not go from the packet's destination to its source")
 		}
 		if r[40] != 1 || r[41] != 3 || binary.BigEndian.Uint32(r[44:]) != 0 {
 			t.Errorf("ICMPv6 type %d, code %d, want 1, 3: address unreachable", r[40], r[41])
 		}
 		if !bytes.Equal(r[48:], p[:quoted]) {
-			t.Error("it quotes something else")
+			t.Error("the ICMP error does not quote the beginning of the packet")
 		}
 		if slowSum(r[8:40], []byte{byte((len(r) - 40) >> 8), byte(len(r) - 40), 0, 58}, r[40:]) != 0 {
-			t.Errorf("about a packet of %d bytes: the checksum is wrong", n)
+			t.Errorf("the ICMPv6 error about a packet of %d bytes has a wrong checksum", n)
 		}
 	}
 }
 
-// TestUnreachableAddresses checks that there is no error about a packet whose source or destination is not a single host.
+// TestUnreachableAddresses checks that Unreachable returns no error about a packet whose source or destination is not a single
+// host.
 func TestUnreachableAddresses(t *testing.T) {
 	for _, c := range []struct {
 		addr string
@@ -88,15 +89,15 @@ func TestUnreachableAddresses(t *testing.T) {
 			to, from = packetOf(100, here6, a), packetOf(100, a, nowhere6)
 		}
 		if got := Unreachable(to) != nil; got != c.host {
-			t.Errorf("to %s: answered %v, want %v", a, got, c.host)
+			t.Errorf("packet to %s: answered %v, want %v", a, got, c.host)
 		}
 		if got := Unreachable(from) != nil; got != c.host {
-			t.Errorf("from %s: answered %v, want %v", a, got, c.host)
+			t.Errorf("packet from %s: answered %v, want %v", a, got, c.host)
 		}
 	}
 }
 
-// TestUnreachableExceptionsIPv4 checks that there is no error about the packets that RFC 1122, section 3.2.2, excepts.
+// TestUnreachableExceptionsIPv4 checks that Unreachable returns no error about the packets that RFC 1122, section 3.2.2, excepts.
 func TestUnreachableExceptionsIPv4(t *testing.T) {
 	fragment := func(flags uint16) []byte {
 		p := packetOf(100, here, nowhere)
@@ -134,7 +135,7 @@ func TestUnreachableExceptionsIPv4(t *testing.T) {
 	for kind := range 256 {
 		for _, header := range []int{20, 24, 60} {
 			if got := Unreachable(icmp(byte(kind), header)) != nil; got != queries[kind] {
-				t.Errorf("ICMP type %d: answered %v, want %v: no errors about errors", kind, got, queries[kind])
+				t.Errorf("ICMP type %d: answered %v, want %v: an error must not cause an error", kind, got, queries[kind])
 			}
 		}
 	}
@@ -145,8 +146,8 @@ func icmpOf(p []byte) []byte {
 	return p
 }
 
-// TestUnreachableExceptionsIPv6 checks that there is no error about the packets that RFC 4443, section 2.4, excepts, even if they
-// have extension headers.
+// TestUnreachableExceptionsIPv6 checks that Unreachable returns no error about the packets that RFC 4443, section 2.4, excepts,
+// even if they have extension headers.
 func TestUnreachableExceptionsIPv6(t *testing.T) {
 	// chain makes a packet from headers of the given types and the bytes that follow the headers.
 	type header struct {
@@ -207,7 +208,7 @@ func TestUnreachableExceptionsIPv6(t *testing.T) {
 	}
 	for kind := range 256 {
 		if got := Unreachable(chain(58, []byte{byte(kind), 0, 0, 0})) != nil; got != (kind >= 128) {
-			t.Errorf("ICMPv6 type %d: answered %v: below 128 are the errors", kind, got)
+			t.Errorf("ICMPv6 type %d: answered %v, want an answer exactly for types from 128, which are not errors", kind, got)
 		}
 	}
 }
@@ -222,7 +223,7 @@ func TestUnreachableLeavesPacket(t *testing.T) {
 	}
 	clear(p)
 	if !bytes.Equal(r[28:48], before[:20]) {
-		t.Error("the answer shares its memory")
+		t.Error("the ICMP error shares memory with the packet")
 	}
 }
 
@@ -240,7 +241,7 @@ func TestTooBig(t *testing.T) {
 		binary.BigEndian.PutUint32(icmp[4:], 1300)
 		copy(icmp[2:4], r[c.l3+2:])
 		if !bytes.Equal(r, want) {
-			t.Errorf("got %x, want %x", r, want)
+			t.Errorf("TooBig returned %x, want %x", r, want)
 		}
 		pseudo := [][]byte{r[c.l3:]}
 		if c.l3 == 40 {
@@ -252,14 +253,14 @@ func TestTooBig(t *testing.T) {
 	}
 	p := packetOf(1420, here, nowhere)
 	if !MayFragment(p) {
-		t.Error("an IPv4 packet may be fragmented")
+		t.Error("MayFragment returned false for an IPv4 packet without DF")
 	}
 	p[6] = 0x40
 	if MayFragment(p) || MayFragment(packetOf(1420, here6, nowhere6)) {
-		t.Error("an IPv4 packet with DF, or an IPv6 packet, may be fragmented")
+		t.Error("MayFragment returned true for an IPv4 packet with DF or an IPv6 packet")
 	}
 	binary.BigEndian.PutUint16(p[6:], 1)
 	if TooBig(p, 1300) != nil {
-		t.Error("a later fragment is answered")
+		t.Error("TooBig answered a later fragment")
 	}
 }

@@ -50,18 +50,18 @@ func TestUnpad(t *testing.T) {
 		{"one byte", []byte{0x45}, 0},
 		{"IPv4, exact", ipv4(100, 100), 100},
 		{"IPv4, padded", ipv4(112, 100), 100},
-		{"IPv4, a header and no more", ipv4(20, 20), 20},
+		{"IPv4, only a header", ipv4(20, 20), 20},
 		{"IPv4, header cut", ipv4(19, 19), 0},
-		{"IPv4, longer than it is by one", ipv4(100, 101), 0},
-		{"IPv4, longest", ipv4(100, 65535), 0},
-		{"IPv4, longest and whole", ipv4(65535, 65535), 65535},
+		{"IPv4, length field too large by one", ipv4(100, 101), 0},
+		{"IPv4, largest length field", ipv4(100, 65535), 0},
+		{"IPv4, largest length field and whole", ipv4(65535, 65535), 65535},
 		{"IPv4, shorter than a header", ipv4(100, 19), 0},
 		{"IPv4, length zero", ipv4(100, 0), 0},
 		{"IPv6, exact", ipv6(100, 100), 100},
 		{"IPv6, padded", ipv6(112, 100), 100},
-		{"IPv6, a header and no more", ipv6(40, 40), 40},
+		{"IPv6, only a header", ipv6(40, 40), 40},
 		{"IPv6, header cut", ipv6(39, 40), 0},
-		{"IPv6, longer than it is by one", ipv6(100, 101), 0},
+		{"IPv6, length field too large by one", ipv6(100, 101), 0},
 		{"IPv6, payload of 65535: 40 more than 16 bits hold", ipv6(100, 65535+40), 0},
 		{"IPv6, payload of 65496: 65536 in all", ipv6(100, 65536), 0},
 		{"IPv6, payload of 65535 and whole", ipv6(65535+40, 65535+40), 65535 + 40},
@@ -74,17 +74,17 @@ func TestUnpad(t *testing.T) {
 	} {
 		packet, src, ok := Unpad(c.p)
 		if ok != (c.want != 0) || len(packet) != c.want {
-			t.Errorf("%s: %d bytes, ok %v, want %d", c.name, len(packet), ok, c.want)
+			t.Errorf("%s: Unpad returned %d bytes, ok %v; want %d bytes", c.name, len(packet), ok, c.want)
 			continue
 		}
 		if !ok {
 			continue
 		}
 		if cap(packet) != len(packet) || &packet[0] != &c.p[0] {
-			t.Errorf("%s: the packet is not in place, or reaches beyond its length", c.name)
+			t.Errorf("%s: Unpad returned a copy, or a slice with spare capacity", c.name)
 		}
 		if want := map[byte]netip.Addr{4: here, 6: here6}[c.p[0]>>4]; src != want {
-			t.Errorf("%s: it comes from %v, want %v", c.name, src, want)
+			t.Errorf("%s: Unpad returned the source %v, want %v", c.name, src, want)
 		}
 	}
 }
@@ -131,18 +131,18 @@ func TestCarriedSession(t *testing.T) {
 		{"version 5", version(5, packet4(20, 17, 0)), false},
 	} {
 		if got, ok := CarriedSession(c.p); ok != c.ok || ok && got != index {
-			t.Errorf("%s: %#x, %v; want %v", c.name, got, ok, c.ok)
+			t.Errorf("%s: CarriedSession returned %#x, %v; want %v", c.name, got, ok, c.ok)
 		}
 	}
 	initiation := packet4(20, 17, 0)
 	initiation[28] = 1
 	if _, ok := CarriedSession(initiation); ok {
-		t.Error("an initiation is taken for a data message")
+		t.Error("CarriedSession took an initiation for a data message")
 	}
 	reserved := packet4(20, 17, 0)
 	reserved[29] = 1
 	if _, ok := CarriedSession(reserved); ok {
-		t.Error("a message whose reserved bytes are not zero is taken for a data message")
+		t.Error("CarriedSession took a message whose reserved bytes are not zero for a data message")
 	}
 }
 
@@ -163,19 +163,19 @@ func TestDestination(t *testing.T) {
 	} {
 		dst, _, ok := Destination(c.p)
 		if ok != (c.want != "") || ok && dst != netip.MustParseAddr(c.want) {
-			t.Errorf("%s: %v, %v, want %q", c.name, dst, ok, c.want)
+			t.Errorf("%s: Destination returned %v, %v; want %q", c.name, dst, ok, c.want)
 		}
 	}
 	for tos := range 256 {
 		p := ipv4(20, 20)
 		p[1] = byte(tos)
 		if _, ecn, _ := Destination(p); ecn != byte(tos&3) {
-			t.Fatalf("IPv4 with TOS %#x has ECN %d", tos, ecn)
+			t.Fatalf("Destination of an IPv4 packet with TOS %#x returned ECN %d", tos, ecn)
 		}
 		p = ipv6(40, 40)
 		binary.BigEndian.PutUint16(p, 6<<12|uint16(tos)<<4|0xf)
 		if _, ecn, _ := Destination(p); ecn != byte(tos&3) {
-			t.Fatalf("IPv6 with traffic class %#x has ECN %d", tos, ecn)
+			t.Fatalf("Destination of an IPv6 packet with traffic class %#x returned ECN %d", tos, ecn)
 		}
 	}
 }
@@ -184,7 +184,7 @@ func TestDestination(t *testing.T) {
 func TestPutIP(t *testing.T) {
 	b := make([]byte, 60)
 	if l3 := PutIP(b, 1000, here, nowhere, TCP, 0xb9); l3 != 20 {
-		t.Errorf("the IPv4 header has %d bytes", l3)
+		t.Errorf("the IPv4 header has %d bytes, want 20", l3)
 	}
 	if want := "45b903e8000000004006"; hex.EncodeToString(b[:10]) != want {
 		t.Errorf("the IPv4 header begins with %x, want %s", b[:10], want)
@@ -194,7 +194,7 @@ func TestPutIP(t *testing.T) {
 	}
 	clear(b)
 	if l3 := PutIP(b, 1000, here6, nowhere6, TCP, 0xb9); l3 != 40 {
-		t.Errorf("the IPv6 header has %d bytes", l3)
+		t.Errorf("the IPv6 header has %d bytes, want 40", l3)
 	}
 	if want := "6b90000003c00640"; hex.EncodeToString(b[:8]) != want {
 		t.Errorf("the IPv6 header begins with %x, want %s", b[:8], want)
@@ -215,20 +215,21 @@ func TestPutUDP(t *testing.T) {
 			t.Errorf("%s: %x is not a packet of %d bytes from %v", name, p, len(p), test.src)
 		}
 		if want := "1b580035000b"; hex.EncodeToString(p[test.l3:test.l3+6]) != want || TransportSum(p, test.l3) != 0xffff {
-			t.Errorf("%s: the UDP header is %x, want %s and a checksum that fits", name, p[test.l3:test.l3+8], want)
+			t.Errorf("%s: the UDP header is %x, want %s and a correct checksum", name, p[test.l3:test.l3+8], want)
 		}
 		h, payload := p[:test.l3+8], make([]byte, 2)
 		for word := range 1 << 16 { // some payloads make the checksum zero
 			binary.BigEndian.PutUint16(payload, uint16(word))
 			PutUDP(h, netip.AddrPortFrom(test.src, 7000), netip.AddrPortFrom(test.dst, 53), 0, payload)
 			if h[test.l3+UDPChecksum] == 0 && h[test.l3+UDPChecksum+1] == 0 {
-				t.Fatalf("%s: payload %x has checksum 0, which means that there is none", name, payload)
+				t.Fatalf("%s: the payload %x got the checksum 0, which would mean that there is no checksum", name, payload)
 			}
 		}
 	}
 }
 
-// FuzzPacket runs all functions that read a packet which comes from inside the tunnel.
+// FuzzPacket checks Destination, CarriedSession, Unreachable, Unpad and DecapsulateECN with arbitrary packets from inside the
+// tunnel.
 func FuzzPacket(f *testing.F) {
 	f.Add(packetOf(20, here, nowhere), uint8(3))
 	f.Add(packetOf(100, here6, nowhere6), uint8(2))
@@ -236,15 +237,15 @@ func FuzzPacket(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte, tos uint8) {
 		_, _, whole := Destination(p)
 		if index, ok := CarriedSession(p); ok && !bytes.Contains(p, append([]byte{4, 0, 0, 0}, binary.LittleEndian.AppendUint32(nil, index)...)) {
-			t.Fatalf("%x carries a message of session %#x", p, index)
+			t.Fatalf("%x does not contain a message of session %#x, but CarriedSession found one", p, index)
 		}
 		if reply := Unreachable(p); reply != nil {
 			q, src, ok := Unpad(reply)
 			if dst, _, _ := Destination(p); !ok || len(q) != len(reply) || src != dst {
-				t.Fatalf("the ICMP error %x is no IP packet from %v", reply, dst)
+				t.Fatalf("the ICMP error %x is not an IP packet from %v", reply, dst)
 			}
 			if Unreachable(reply) != nil {
-				t.Fatalf("the ICMP error %x is answered", reply)
+				t.Fatalf("Unreachable answered the ICMP error %x", reply)
 			}
 		}
 		inner, _, ok := Unpad(p)
@@ -252,7 +253,7 @@ func FuzzPacket(f *testing.F) {
 			return
 		}
 		if len(inner) > len(p) || !whole {
-			t.Fatal("it is longer than it was, or has no destination")
+			t.Fatal("Unpad returned more bytes than it got, or a packet without a destination")
 		}
 		l3 := IP6Header
 		if inner[0]>>4 == 4 {
@@ -261,12 +262,12 @@ func FuzzPacket(f *testing.F) {
 		right := inner[0]>>4 == 6 || slowSum(inner[:l3]) == 0
 		DecapsulateECN(tos, inner)
 		if right != (inner[0]>>4 == 6 || slowSum(inner[:l3]) == 0) {
-			t.Fatalf("the checksum of %x was right before: %v", inner[:l3], right)
+			t.Fatalf("DecapsulateECN changed whether the header checksum of %x is correct; it was before: %v", inner[:l3], right)
 		}
 	})
 }
 
-// FuzzSegments cuts TCP packets into segments and joins the segments. The result must be the same packet.
+// FuzzSegments cuts TCP packets into segments and joins the segments. The result must have the same payload.
 func FuzzSegments(f *testing.F) {
 	for _, a := range [][2]netip.Addr{{here, nowhere}, {here6, nowhere6}} {
 		p := packetOf(500, a[0], a[1])
@@ -291,7 +292,7 @@ func FuzzSegments(f *testing.F) {
 			return
 		}
 		if l4 < l3+TCPHeader || l4 > len(p) {
-			t.Fatalf("%d bytes have headers of %d and %d", len(p), l3, l4)
+			t.Fatalf("TCPEnd of a packet of %d bytes with an IP header of %d bytes returned %d, which is out of bounds", len(p), l3, l4)
 		}
 		payload := p[l4:]
 		n := (len(payload) + int(size) - 1) / max(1, int(size))
@@ -312,10 +313,10 @@ func FuzzSegments(f *testing.F) {
 		}
 		c.Flush(&got)
 		if !bytes.Equal(got.payload, payload) {
-			t.Fatalf("cut into %d and joined, %x is %x", n, payload, got.payload)
+			t.Fatalf("after cutting into %d segments and joining, the payload %x is %x", n, payload, got.payload)
 		}
 		if p[l3+TCPFlags]&^PSH == ACK && (p[0]>>4 == 6 || l3 == IP4Header) && got.packets != 1 {
-			t.Fatalf("%d segments were joined to %d packets", n, got.packets)
+			t.Fatalf("%d segments were joined into %d packets, want 1", n, got.packets)
 		}
 	})
 }
@@ -354,7 +355,7 @@ func TestPure(t *testing.T) {
 		}
 		for _, i := range f.Imports {
 			if !slices.Contains([]string{`"bytes"`, `"encoding/binary"`, `"math/bits"`, `"net/netip"`}, i.Path.Value) {
-				t.Errorf("%s imports %s", name, i.Path.Value)
+				t.Errorf("%s imports %s, which is not in the list of allowed packages", name, i.Path.Value)
 			}
 		}
 	}

@@ -26,7 +26,7 @@ func slowSum(bs ...[]byte) uint16 {
 func wantSum(t *testing.T, b []byte, initial uint16) {
 	t.Helper()
 	if got, want := Sum(b, initial), ^slowSum([]byte{byte(initial >> 8), byte(initial)}, b); got != want {
-		t.Fatalf("%d bytes, initially %#x: %#x, want %#x", len(b), initial, got, want)
+		t.Fatalf("the sum of %d bytes with the initial value %#x is %#x, want %#x", len(b), initial, got, want)
 	}
 }
 
@@ -55,7 +55,7 @@ func FuzzSum(f *testing.F) {
 		wantSum(t, b, initial)
 		at = max(0, min(at, len(b))) &^ 1 // a part of odd length would shift the bytes that follow
 		if got, want := Add(Sum(b[:at], initial), Sum(b[at:], 0)), Sum(b, initial); got != want {
-			t.Fatalf("in two parts, the first of %d bytes, the sum is %#x, want %#x", at, got, want)
+			t.Fatalf("the sum of two parts, the first of %d bytes, is %#x, want %#x", at, got, want)
 		}
 	})
 }

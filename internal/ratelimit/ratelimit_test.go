@@ -27,7 +27,7 @@ func TestLimiter(t *testing.T) {
 					t.Errorf("message %d, at %d ms: allowed %v, want %v", i, s.at/ms, got, s.want)
 				}
 				if other := 100 + i; !l.Allow(other, begin+s.at) {
-					t.Errorf("message %d: a source pays for another", i)
+					t.Errorf("message %d: another source was refused, although it had caused no message", i)
 				}
 			}
 		})
@@ -43,7 +43,7 @@ func TestLimiterRate(t *testing.T) {
 		}
 	}
 	if want := 10*20 + 4; allowed != want { // the fifth message of the burst is the first of the 200
-		t.Errorf("%d messages of 10 s were allowed, want %d", allowed, want)
+		t.Errorf("%d messages were allowed in 10 s, want %d", allowed, want)
 	}
 }
 
@@ -53,14 +53,14 @@ func TestLimiterBound(t *testing.T) {
 	var l Limiter[int]
 	for n := range Size {
 		if !l.Allow(n, begin) {
-			t.Fatalf("source %d is refused", n)
+			t.Fatalf("source %d was refused before the table was full", n)
 		}
 	}
 	if l.Allow(Size, begin+second-1) {
-		t.Error("one source more than the table holds is allowed")
+		t.Error("a new source was allowed although the table is full")
 	}
 	if !l.Allow(0, begin+second-1) {
-		t.Error("a source in a full table is refused")
+		t.Error("a known source was refused because the table is full")
 	}
 	if len(l.sources) != Size {
 		t.Fatalf("the table holds %d sources, want %d", len(l.sources), Size)
@@ -69,7 +69,7 @@ func TestLimiterBound(t *testing.T) {
 	// table may be swept again.
 	now := begin + 2*second - 1
 	if !l.Allow(Size, now) || len(l.sources) != 1 {
-		t.Errorf("after a second the table holds %d sources, want the new one alone", len(l.sources))
+		t.Errorf("after a second, the new source was refused or the table holds %d sources, want only the new one", len(l.sources))
 	}
 }
 
@@ -79,14 +79,14 @@ func TestLimiterSweep(t *testing.T) {
 	l.Allow(2, begin+second/2)
 	l.Sweep(begin + second)
 	if _, ok := l.sources[1]; ok || len(l.sources) != 1 {
-		t.Errorf("%d sources are left, want the one that is not idle for a second", len(l.sources))
+		t.Errorf("Sweep left %d sources, want only the one that was idle for less than a second", len(l.sources))
 	}
 	l.Sweep(begin + 2*second - 1)
 	if len(l.sources) != 1 {
-		t.Error("the table is gone through more than once a second")
+		t.Error("Sweep swept the table twice within a second")
 	}
 	if l.Sweep(begin + 2*second); l.sources != nil {
-		t.Error("an empty table keeps its memory")
+		t.Error("the empty table keeps its memory")
 	}
 }
 
@@ -95,11 +95,11 @@ func TestLimiterClocks(t *testing.T) {
 	var l Limiter[int]
 	for i := range 5 {
 		if now := begin - int64(i%2)*second/2; !l.Allow(1, now) {
-			t.Errorf("message %d is refused", i)
+			t.Errorf("message %d was refused", i)
 		}
 	}
 	if l.Allow(1, begin) || !l.Allow(1, begin+Cost) {
-		t.Error("a clock that is behind changes what a source has saved")
+		t.Error("a call with a clock that is behind changed the tokens of the source")
 	}
 }
 
@@ -120,7 +120,7 @@ func TestSource(t *testing.T) {
 		{SourceOfKey([16]byte{}), of("::"), false},
 	} {
 		if (c.a == c.b) != c.same {
-			t.Errorf("%v and %v: the same is %v, want %v", c.a, c.b, !c.same, c.same)
+			t.Errorf("%v and %v are the same source: %v, want %v", c.a, c.b, !c.same, c.same)
 		}
 	}
 }

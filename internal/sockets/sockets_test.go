@@ -14,7 +14,7 @@ import (
 // wait ends with an error.
 func TestWaiter(t *testing.T) {
 	if runtime.GOOS == "windows" || runtime.GOOS == "js" {
-		t.Skip("needs Unix: elsewhere nothing waits")
+		t.Skip("needs Unix, because Waiter does not wait on other systems")
 	}
 	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -32,20 +32,20 @@ func TestWaiter(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-waits; err != nil {
-		t.Errorf("the wait for a datagram: %v", err)
+		t.Errorf("the wait for a datagram returned %v, want nil", err)
 	}
 	if err := wait(); err != nil {
-		t.Errorf("a wait for a datagram that has already arrived: %v", err)
+		t.Errorf("the wait for a datagram that had already arrived returned %v, want nil", err)
 	}
 	b := make([]byte, 10)
 	if n, _, err := c.ReadFrom(b); string(b[:n]) != "hello" {
-		t.Errorf("read %q, %v after the wait", b[:n], err)
+		t.Errorf("read %q, error %v after the wait; want hello", b[:n], err)
 	}
 	go func() { waits <- wait() }()
 	time.Sleep(time.Millisecond)
 	c.Close()
 	if err := <-waits; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("the wait on a closed socket: %v, want net.ErrClosed", err)
+		t.Errorf("the wait returned %v after Close, want net.ErrClosed", err)
 	}
 }
 
@@ -71,7 +71,7 @@ func TestDatagramsOf(t *testing.T) {
 	b := make([]byte, 10)
 	n, from, err := d.ReadFromUDPAddrPort(b)
 	if string(b[:n]) != "hello" || netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) != at || err != nil {
-		t.Errorf("read %q from %v, %v, want it from %v", b[:n], from, err, at)
+		t.Errorf("read %q from %v, error %v; want hello from %v", b[:n], from, err, at)
 	}
 }
 
@@ -93,6 +93,6 @@ func TestAbort(t *testing.T) {
 	}
 	Abort(a)
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) && runtime.GOOS != "windows" {
-		t.Errorf("the other side got %v, want %v", err, syscall.ECONNRESET)
+		t.Errorf("Read at the other side returned %v, want %v", err, syscall.ECONNRESET)
 	}
 }

@@ -12,14 +12,14 @@ func TestQueue(t *testing.T) {
 	n, popped := 0, 0
 	push := func() {
 		if dropped := q.Push([]byte{byte(n)}, 1<<20); dropped != 0 {
-			t.Fatalf("%d packets are dropped", dropped)
+			t.Fatalf("Push dropped %d packets from a queue that is not full", dropped)
 		}
 		n++
 	}
 	pop := func() {
 		t.Helper()
 		if q.Oldest()[0] != byte(popped) {
-			t.Fatalf("packet %d is not the oldest", popped)
+			t.Fatalf("Oldest did not return packet %d", popped)
 		}
 		q.Pop()
 		popped++
@@ -32,7 +32,7 @@ func TestQueue(t *testing.T) {
 		pop()
 	}
 	if int(q.N) != n-popped || int(q.Bytes) != (n-popped)*(Small+Overhead) {
-		t.Errorf("%d packets of %d bytes, want %d", q.N, q.Bytes, n-popped)
+		t.Errorf("the queue has %d packets with %d bytes, want %d packets", q.N, q.Bytes, n-popped)
 	}
 	for popped < n {
 		pop()
@@ -48,28 +48,28 @@ func TestQueueBounds(t *testing.T) {
 	var q Queue
 	for i := range Max + 3 {
 		if dropped := q.Push([]byte{byte(i)}, 1<<20); dropped != max(0, min(1, i-Max+1)) {
-			t.Fatalf("packet %d drops %d others", i, dropped)
+			t.Fatalf("Push of packet %d dropped %d packets", i, dropped)
 		}
 	}
 	if q.N != Max || q.Oldest()[0] != 3 {
-		t.Errorf("%d packets from %d on, want %d from 3 on", q.N, q.Oldest()[0], Max)
+		t.Errorf("the queue has %d packets, the oldest is %d; want %d, and 3 as the oldest", q.N, q.Oldest()[0], Max)
 	}
 	if dropped := q.Clear(); dropped != Max || q != (Queue{}) {
-		t.Errorf("Clear drops %d packets", dropped)
+		t.Errorf("Clear returned %d dropped packets, want all, and an empty queue", dropped)
 	}
 	const limit = 3 * (Small + Overhead)
 	for range 3 {
 		q.Push(make([]byte, Small), limit)
 	}
 	if dropped := q.Push(make([]byte, Small), limit); dropped != 1 || q.N != 3 {
-		t.Errorf("a fourth packet drops %d others", dropped)
+		t.Errorf("the fourth packet dropped %d packets, want 1", dropped)
 	}
 	large := bytes.Repeat([]byte{7}, Large+1)
 	if dropped := q.Push(large, limit); dropped != 3 || q.N != 1 || !bytes.Equal(q.Oldest(), large) {
-		t.Errorf("a packet larger than the limit drops %d others", dropped)
+		t.Errorf("a packet larger than the limit dropped %d packets, want 3", dropped)
 	}
 	if q.Push(nil, limit); q.N != 1 || len(q.Oldest()) != 0 {
-		t.Error("an empty packet does not wait")
+		t.Error("Push did not stage an empty packet in place of the large one")
 	}
 }
 
@@ -94,10 +94,10 @@ func TestPoolModel(t *testing.T) {
 				t.Fatalf("the pool counts %d bytes of %d parties, want %d of %d", pool.Bytes(), len(pool.holders), sum, holders)
 			}
 			if p, ok := pool.Largest(0); ok != (sum > 0) || ok && model[p] != most {
-				t.Fatalf("of %v, party %d is the largest: %v", model, p, ok)
+				t.Fatalf("the accounts are %v, but Largest returned party %d, %v", model, p, ok)
 			}
 			if _, ok := pool.Largest(sum); ok {
-				t.Fatal("the pool takes more than its sum")
+				t.Fatal("Largest returned a party, although the pool does not exceed the limit")
 			}
 		}
 	})

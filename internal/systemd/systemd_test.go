@@ -54,7 +54,7 @@ func TestFiles(t *testing.T) {
 			cmd.ExtraFiles = []*os.File{socket, pipe}
 			out, err := cmd.CombinedOutput()
 			if got := string(out); err != nil || !strings.EqualFold(got, c.want) {
-				t.Errorf("the child says %q, %v; want %q", got, err, c.want)
+				t.Errorf("the child printed %q, error %v; want %q", got, err, c.want)
 			}
 		})
 	}
@@ -71,7 +71,7 @@ func TestNotify(t *testing.T) {
 	Notify("READY=1")
 	b := make([]byte, 100)
 	if n, err := c.Read(b); string(b[:n]) != "READY=1" || err != nil {
-		t.Errorf("the service manager got %q, %v", b[:n], err)
+		t.Errorf("the service manager received %q, error %v; want READY=1", b[:n], err)
 	}
 	t.Setenv(EnvNotify, path+"x")
 	Notify("READY=1") // no process listens at this path

@@ -66,10 +66,10 @@ func TestFailures(t *testing.T) {
 	}
 	n, calls := 0, 0
 	if got := failure(func(t testing.TB) { calls = NoAllocations(t, 100, func() { n++ }) }); got != "" || calls != n {
-		t.Errorf("NoAllocations, none: %q after %d calls of %d", got, calls, n)
+		t.Errorf("NoAllocations of a function that does not allocate failed with %q, or returned %d calls; it made %d calls", got, calls, n)
 	}
 	allocates := failure(func(t testing.TB) { NoAllocations(t, 100, func() { sink = append(sink[:0], new(int)) }) })
 	if !strings.HasSuffix(allocates, "in 100 calls, want none") && !Race {
-		t.Errorf("NoAllocations of something that allocates: %q", allocates)
+		t.Errorf("NoAllocations of a function that allocates: the failure is %q", allocates)
 	}
 }

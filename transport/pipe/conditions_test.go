@@ -47,17 +47,17 @@ func TestLoss(t *testing.T) {
 		n.SetConditions(Conditions{Loss: 0.25})
 		got := sendNumbered(a, b, 1000, 100)
 		if lost := 1000 - len(got); lost < 200 || lost > 300 {
-			t.Errorf("%d of 1000 lost at a probability of 1/4", lost)
+			t.Errorf("%d of 1000 datagrams were lost at a probability of 1/4, want 200 to 300", lost)
 		}
 		if !slices.IsSorted(got) {
-			t.Error("loss does not reorder")
+			t.Error("datagrams arrived out of order, although Loss alone must not reorder")
 		}
-		n.wantFate(t, FateLost, uint64(1000-len(got)), "what did not arrive was lost")
+		n.wantFate(t, FateLost, uint64(1000-len(got)), "each datagram that did not arrive counts as lost")
 		n.wantBalance(t)
 
 		n.SetConditions(Conditions{Loss: 1})
 		a.send(b, "x")
-		b.want("all is lost at a probability of 1")
+		b.want("every datagram is lost at a probability of 1")
 		n.SetConditions(Conditions{})
 		a.send(b, "y")
 		b.want("nothing is lost without conditions", "y")
@@ -69,9 +69,9 @@ func TestDuplicate(t *testing.T) {
 		n, a, b := twoHosts(t, Config{})
 		n.SetConditions(Conditions{Duplicate: 1})
 		a.send(b, "one", "two")
-		b.want("each arrives twice", "one", "one", "two", "two")
+		b.want("each datagram arrives twice", "one", "one", "two", "two")
 		if s := n.Stats(); s.Duplicated != 2 || s.Sent.Total() != 2 || b.Received().Total() != 4 {
-			t.Errorf("%+v", s)
+			t.Errorf("%+v, want 2 duplicated, 2 sent and 4 received", s)
 		}
 		n.wantBalance(t)
 	})
@@ -89,11 +89,11 @@ func TestReorder(t *testing.T) {
 			}
 		}
 		if late < 20 || late > 80 {
-			t.Errorf("%d of 500 came late at a probability of 1/10", late)
+			t.Errorf("%d of 500 datagrams arrived late at a probability of 1/10, want 20 to 80", late)
 		}
 		slices.Sort(got)
 		if !slices.Equal(got, upTo(500)) {
-			t.Error("reordering loses nothing and repeats nothing")
+			t.Error("a datagram was lost or arrived twice, although Reorder alone must only reorder")
 		}
 	})
 }
@@ -105,10 +105,10 @@ func TestReorderHoldsBack(t *testing.T) {
 		a.send(b, "one")
 		n.SetConditions(Conditions{})
 		a.send(b, "two")
-		b.want("the second one overtakes", "two")
+		b.want("the second datagram overtakes the first", "two")
 		time.Sleep(10 * time.Millisecond)
 		synctest.Wait()
-		b.want("ReorderBy is 10 ms by default", "one")
+		b.want("the default of ReorderBy, 10 ms, is over", "one")
 	})
 }
 
@@ -121,14 +121,14 @@ func TestJitter(t *testing.T) {
 		n.Tap(func(p Packet) { took = append(took, p.Time.Sub(p.Sent)) })
 		got := sendNumbered(a, b, 500, 100)
 		if slices.IsSorted(got) {
-			t.Error("jitter of several times the spacing reorders")
+			t.Error("all datagrams arrived in order, but a jitter of five times their spacing must reorder some")
 		}
 		if low, high := slices.Min(took), slices.Max(took); low < 10*time.Millisecond || low > 11*time.Millisecond ||
 			high > 15*time.Millisecond || high < 14*time.Millisecond {
-			t.Errorf("%v to %v under way, want 10 ms to 15 ms", low, high)
+			t.Errorf("the datagrams took %v to %v, want 10 ms to 15 ms", low, high)
 		}
 		if len(got) != 500 || time.Since(start) < time.Hour {
-			t.Error("all arrive")
+			t.Error("a datagram was lost, or the test did not wait for an hour")
 		}
 	})
 }
@@ -143,7 +143,7 @@ func TestConstantDelayKeepsOrder(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		synctest.Wait()
 		if !slices.Equal(numbers(b.queued()), upTo(1000)) {
-			t.Error("what is due at one instant arrives in the order it was sent")
+			t.Error("datagrams with the same time of arrival did not arrive in the order of sending")
 		}
 	})
 }
@@ -163,7 +163,7 @@ func TestRateIsExact(t *testing.T) {
 		for i := range 15 {
 			a.send(b, numbered(i, 100-28))
 		}
-		n.wantFate(t, FateOverflow, 5, "ten packets fill the queue")
+		n.wantFate(t, FateOverflow, 5, "the queue holds ten of 15 packets")
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		for i, d := range at {
@@ -172,7 +172,7 @@ func TestRateIsExact(t *testing.T) {
 			}
 		}
 		if !slices.Equal(numbers(b.queued()), upTo(10)) {
-			t.Error("the newest overflow")
+			t.Error("the first ten packets did not arrive in order; the newest packets must overflow")
 		}
 		n.wantBalance(t)
 	})
@@ -193,9 +193,9 @@ func TestRateDoesNotDrift(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if want := time.Duration(count) * size * time.Second / rate; last != want {
-			t.Errorf("the last one arrived after %v, want %v", last, want)
+			t.Errorf("the last packet arrived after %v, want %v", last, want)
 		}
-		n.wantFate(t, FateOverflow, 0, "the queue holds twice as much")
+		n.wantFate(t, FateOverflow, 0, "the queue has room for twice as many packets")
 	})
 }
 
@@ -208,7 +208,7 @@ func TestRateOfIdleLineTakesAnySize(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if got := b.queued(); len(got) != 1 || got[0][0] != 'x' {
-			t.Errorf("%d arrived; the first waits for nothing, the second does not fit", len(got))
+			t.Errorf("%d datagrams arrived, want only the first: it need not wait, and the second does not fit the queue", len(got))
 		}
 	})
 }
@@ -225,11 +225,11 @@ func TestEachPathHasItsRate(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		for _, h := range []*host{a, b, c} {
-			h.want("no line waits for another", x)
+			h.want("packets on one path do not wait for packets on another", x)
 		}
 		n.SetConditions(Conditions{})
 		if n.slow || len(n.paths) > 0 {
-			t.Error("a network without conditions is plain again")
+			t.Error("the network still takes the slow path after its conditions were removed")
 		}
 	})
 }
@@ -241,12 +241,12 @@ func TestMTU(t *testing.T) {
 	v6.Addr = addrPort(b.Addrs()[1], 1000)
 	n.SetConditions(Conditions{MTU: 1400})
 	a.send(b, fits4, fits4+"x")
-	b.want("28 bytes of headers on IPv4", fits4)
+	b.want("with 28 bytes of IPv4 and UDP headers, only the shorter datagram fits the MTU", fits4)
 	if err := a.trySend(v6, fits6, fits6+"x"); err != nil {
-		t.Errorf("Send: %v; what is too big is lost silently", err)
+		t.Errorf("Send: %v, want no error: without RefuseTooBig, a datagram that is too big is lost silently", err)
 	}
-	b.want("48 bytes of headers on IPv6", fits6)
-	n.wantFate(t, FateTooBig, 2, "one of each")
+	b.want("with 48 bytes of IPv6 and UDP headers, only the shorter datagram fits the MTU", fits6)
+	n.wantFate(t, FateTooBig, 2, "one datagram per family is too big")
 
 	n.SetConditions(Conditions{MTU: 1400, RefuseTooBig: true})
 	train := wireguard.Train{Data: []byte(strings.Repeat("y", 1500)), Size: 1400, Endpoint: b.Endpoint(1000)}
@@ -256,7 +256,7 @@ func TestMTU(t *testing.T) {
 		t.Errorf("Send: %v, want EMSGSIZE", ts[0].Err)
 	}
 	b.want("the last datagram of the train fits", strings.Repeat("y", 100))
-	n.wantFate(t, FateTooBig, 2, "what is refused was never on the wire")
+	n.wantFate(t, FateTooBig, 2, "a datagram that Send refuses does not count as sent")
 	n.wantBalance(t)
 }
 
@@ -267,7 +267,7 @@ func TestCE(t *testing.T) {
 		a.s.Send([]wireguard.Train{{Data: []byte("x"), Size: 1, TOS: tos, Endpoint: b.Endpoint(1000)}})
 		ts, err := b.rx.Receive()
 		if err != nil || ts[0].TOS != want {
-			t.Errorf("TOS %#x arrived as %#x, want %#x (%v)", tos, ts[0].TOS, want, err)
+			t.Errorf("TOS %#x arrived as %#x, want %#x (error %v)", tos, ts[0].TOS, want, err)
 		}
 	}
 }
@@ -279,10 +279,10 @@ func TestPathOverridesNetwork(t *testing.T) {
 	a.send(b, "x")
 	b.want("the path has its own conditions", "x")
 	b.send(a, "y")
-	a.want("the other direction has those of the network")
+	a.want("the other direction has the network's conditions")
 	n.ResetPath(a.End, b.End)
 	a.send(b, "z")
-	b.want("the path has those of the network again")
+	b.want("the path has the network's conditions again")
 }
 
 func TestCut(t *testing.T) {
@@ -301,24 +301,24 @@ func TestCut(t *testing.T) {
 	}
 	try("nothing is cut", "[ba ca ab ac]")
 	n.Cut(a.End, b.End)
-	try("both ways", "[ca ac]")
+	try("the path is cut in both directions", "[ca ac]")
 	n.Mend(b.End, a.End)
-	try("mended, whatever the order of the ends", "[ba ca ab ac]")
+	try("Mend accepts the ends in either order", "[ba ca ab ac]")
 	n.CutOneWay(a.End, b.End)
-	try("one way", "[ba ca ac]")
+	try("the path is cut from a to b only", "[ba ca ac]")
 	n.Mend(a.End, b.End)
 	n.Cut(a.End, nil)
-	try("an end alone", "[]")
+	try("a is cut off from all ends", "[]")
 	n.Mend(a.End, nil)
 	n.CutOneWay(nil, a.End)
-	try("deaf", "[ab ac]")
+	try("a can send but not receive", "[ab ac]")
 	n.Cut(nil, nil)
-	try("everything", "[]")
+	try("all paths are cut", "[]")
 	n.Mend(nil, nil)
-	try("mended", "[ba ca ab ac]")
+	try("all paths are mended", "[ba ca ab ac]")
 	n.wantBalance(t)
 	if n.slow {
-		t.Error("a network without cuts is plain again")
+		t.Error("the network still takes the slow path after all cuts were mended")
 	}
 }
 
@@ -330,8 +330,8 @@ func TestCutLosesWhatIsUnderWay(t *testing.T) {
 		n.Cut(a.End, b.End)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		b.want("it was under way when the wire was cut")
-		n.wantFate(t, FateCut, 1, "by the cut")
+		b.want("the path was cut while the datagram was under way")
+		n.wantFate(t, FateCut, 1, "the cut lost the datagram")
 	})
 }
 
@@ -351,7 +351,7 @@ func storyOf(t *testing.T, seed uint64) (story string) {
 		sendNumbered(a, b, 500, 100)
 		n.wantBalance(t)
 		if s := n.Stats(); s.UnderWay != 0 || s.Fates[FateOverflow] == 0 || s.Fates[FateLost] == 0 || s.Duplicated == 0 {
-			t.Errorf("every condition should have met someone: %+v", s)
+			t.Errorf("%+v, want no datagram under way, and some overflowed, lost and duplicated", s)
 		}
 		story = tale.String()
 	})
@@ -361,9 +361,9 @@ func storyOf(t *testing.T, seed uint64) (story string) {
 func TestSeedDecidesAll(t *testing.T) {
 	one := storyOf(t, 1)
 	if again := storyOf(t, 1); again != one {
-		t.Error("one seed, two stories")
+		t.Error("two runs with the same seed differ")
 	}
 	if storyOf(t, 2) == one {
-		t.Error("two seeds, one story")
+		t.Error("two runs with different seeds are equal")
 	}
 }

@@ -64,7 +64,7 @@ func (s *station) wantHeard(t *testing.T, why string, payloads ...string) {
 		got = append(got, string(p[28:]))
 	}
 	if fmt.Sprint(got) != fmt.Sprint(payloads) {
-		t.Errorf("heard %q, want %q: %s", got, payloads, why)
+		t.Errorf("the tunnel received the payloads %q, want %q: %s", got, payloads, why)
 	}
 }
 
@@ -90,12 +90,12 @@ func TestDevicesInVirtualTime(t *testing.T) {
 		synctest.Wait()
 		b.wantHeard(t, "an initiation is sent again after 5 s", "hello")
 		if got := a.Sent(); got.Initiations != 2 || got.Data != 1 || b.Sent().Responses != 1 {
-			t.Errorf("a sent %+v, b sent %+v", got, b.Sent())
+			t.Errorf("a sent %+v, want 2 initiations and 1 data message; b sent %+v, want 1 response", got, b.Sent())
 		}
 		b.say(a, "hello yourself")
 		time.Sleep(100 * time.Millisecond)
 		synctest.Wait()
-		a.wantHeard(t, "b knows where a is", "hello yourself")
+		a.wantHeard(t, "b knows the endpoint of a", "hello yourself")
 		n.wantBalance(t)
 	})
 }
@@ -111,20 +111,20 @@ func TestDeviceRoamsBehindNAT(t *testing.T) {
 		a.wantHeard(t, "back through the mapping", "two")
 		time.Sleep(30 * time.Second)
 		b.say(a, "three")
-		a.wantHeard(t, "the mapping expired")
+		a.wantHeard(t, "the mapping of the NAT has expired")
 		a.say(b, "four")
-		b.wantHeard(t, "there is a new mapping", "four")
+		b.wantHeard(t, "the packet makes a new mapping", "four")
 		b.say(a, "five")
-		a.wantHeard(t, "b followed to the new port", "five")
+		a.wantHeard(t, "b sends to the new port of a", "five")
 
 		if err := a.MoveBehind(nil, netip.MustParseAddr("192.0.2.9")); err != nil {
 			t.Fatal(err)
 		}
 		a.say(b, "six")
 		b.say(a, "seven")
-		a.wantHeard(t, "b followed to the new address", "seven")
+		a.wantHeard(t, "b sends to the new address of a", "seven")
 		if p, _ := b.device.Peer(a.key.Public()); p.Endpoint.Addr != a.Endpoint(51820).Addr {
-			t.Errorf("b sees %v, want %v", p.Endpoint, a.Endpoint(51820))
+			t.Errorf("b has the endpoint %v for a, want %v", p.Endpoint, a.Endpoint(51820))
 		}
 		n.wantBalance(t)
 	})
@@ -138,9 +138,9 @@ func TestDeviceSleeps(t *testing.T) {
 		a.say(b, "one")
 		clock.Suspend(time.Hour)
 		a.say(b, "two")
-		b.wantHeard(t, "a new handshake after an hour of sleep", "one", "two")
+		b.wantHeard(t, "a makes a new handshake after an hour of suspension", "one", "two")
 		if got := a.Sent().Initiations; got != 2 {
-			t.Errorf("%d initiations, want 2: the old session is too old", got)
+			t.Errorf("a sent %d initiations, want 2: the session is too old after an hour", got)
 		}
 	})
 }
@@ -182,10 +182,10 @@ func TestClock(t *testing.T) {
 		c.Suspend(time.Hour)
 		c.Step(-time.Minute)
 		if got := c.Now(); got != time.Hour+time.Second {
-			t.Errorf("Now is %v, want an hour and a second", got)
+			t.Errorf("Now returns %v, want an hour and a second", got)
 		}
 		if got := c.Wall().Sub(start); got != time.Hour+time.Second-time.Minute {
-			t.Errorf("Wall is %v later, want a minute less", got)
+			t.Errorf("Wall is %v after the start, want an hour and a second minus a minute", got)
 		}
 	})
 }

@@ -27,19 +27,19 @@ func TestListen(t *testing.T) {
 	first := listen(a, 51820)
 	for _, e := range []*End{a, b} {
 		if _, err := e.Listen(51820); !errors.Is(err, syscall.EADDRINUSE) {
-			t.Errorf("the port is taken at %v, Listen: %v", shared, err)
+			t.Errorf("Listen on a port that is in use at %v: error %v, want EADDRINUSE", shared, err)
 		}
 	}
 	second := listen(a, 51821)
 	if second.Port() != 51821 || first.Port() != 51820 {
-		t.Errorf("ports %d and %d", first.Port(), second.Port())
+		t.Errorf("the sockets have the ports %d and %d, want 51820 and 51821", first.Port(), second.Port())
 	}
 	seen := make(map[uint16]bool)
 	for range 100 {
 		for _, e := range []*End{a, b} {
 			p := listen(e, 0).Port()
 			if p == 0 || seen[p] {
-				t.Fatalf("port 0 chose %d, seen before: %v", p, seen[p])
+				t.Fatalf("Listen(0) chose port %d, which is in use: %v; want a port that is not 0 and not in use", p, seen[p])
 			}
 			seen[p] = true
 		}
@@ -65,19 +65,19 @@ func TestNoPortIsFree(t *testing.T) {
 	}
 	some.Close()
 	if s, err := e.Listen(0); err != nil || s.Port() != some.Port() {
-		t.Errorf("Listen: %v; port %d is free", err, some.Port())
+		t.Errorf("Listen(0): error %v; want the only free port, %d", err, some.Port())
 	}
 }
 
 func TestAddressesOfNoHost(t *testing.T) {
 	n := NewNetwork(Config{})
 	for _, a := range []string{"0.0.0.0", "::", "224.0.0.1", "::ffff:192.0.2.1"} {
-		wantPanic(t, a+" is no host's", func() { n.NewEnd(netip.MustParseAddr(a)) })
+		wantPanic(t, "NewEnd with "+a+", which cannot be a host's address", func() { n.NewEnd(netip.MustParseAddr(a)) })
 		if err := n.NewEnd().SetAddrs(netip.MustParseAddr(a)); err == nil || !strings.Contains(err.Error(), a) {
-			t.Errorf("SetAddrs(%s): %v", a, err)
+			t.Errorf("SetAddrs(%s): error %v, want one that contains the address", a, err)
 		}
 	}
-	wantPanic(t, "the zero address", func() { n.NewEnd(netip.Addr{}) })
+	wantPanic(t, "NewEnd with the zero address", func() { n.NewEnd(netip.Addr{}) })
 }
 
 func TestSourceAddress(t *testing.T) {
@@ -91,10 +91,10 @@ func TestSourceAddress(t *testing.T) {
 		source, want, leaves netip.Addr
 	}{
 		{name: "the system chooses", want: one},
-		{name: "of the destination's family", to: 1, want: six},
-		{name: "the one that is asked for", source: two, want: two, leaves: two},
-		{name: "of the wrong family", to: 1, source: two, want: six, leaves: two},
-		{name: "gone", source: netip.MustParseAddr("192.0.2.3"), want: one},
+		{name: "no source, IPv6 destination", to: 1, want: six},
+		{name: "source that the end has", source: two, want: two, leaves: two},
+		{name: "source of the wrong family", to: 1, source: two, want: six, leaves: two},
+		{name: "source that the end does not have", source: netip.MustParseAddr("192.0.2.3"), want: one},
 	} {
 		for _, slow := range []bool{false, true} {
 			remove := func() {}
@@ -105,10 +105,10 @@ func TestSourceAddress(t *testing.T) {
 			ts := []wireguard.Train{{Data: []byte("x"), Size: 1, Endpoint: to}}
 			a.s.Send(ts)
 			if ts[0].Err != nil || ts[0].Endpoint.Source != tc.leaves {
-				t.Errorf("%s: %v, Source is left as %v, want %v", tc.name, ts[0].Err, ts[0].Endpoint.Source, tc.leaves)
+				t.Errorf("%s: error %v, and Source is %v after Send, want %v", tc.name, ts[0].Err, ts[0].Endpoint.Source, tc.leaves)
 			}
 			if got := b.from(); got.Addr.Addr() != tc.want {
-				t.Errorf("%s: from %v, want %v", tc.name, got, tc.want)
+				t.Errorf("%s: the datagram came from %v, want %v", tc.name, got, tc.want)
 			}
 			remove()
 		}
@@ -146,14 +146,14 @@ func TestSendErrors(t *testing.T) {
 			ts := []wireguard.Train{tc.t, {Data: []byte("next"), Size: 4, Endpoint: to}}
 			a.s.Send(ts)
 			if !errors.Is(ts[0].Err, tc.want) {
-				t.Errorf("%s: %v, want %v", tc.name, ts[0].Err, tc.want)
+				t.Errorf("%s: Send set the error %v, want %v", tc.name, ts[0].Err, tc.want)
 			}
-			b.want("each train is tried, whatever happened to the one before", "next")
+			b.want("Send tries each train, even after an error", "next")
 			remove()
 		}
 	}
 	if s := a.Sent(); s.Total() != 14 {
-		t.Errorf("%d on the wire, want 14: what fails is not sent", s.Total())
+		t.Errorf("%d datagrams count as sent, want 14: a train that fails must not count", s.Total())
 	}
 	n.wantBalance(t)
 }
@@ -161,7 +161,7 @@ func TestSendErrors(t *testing.T) {
 func TestNobodyListens(t *testing.T) {
 	n, a, b := twoHosts(t, Config{})
 	a.trySend(b.Endpoint(1001), "x")
-	n.wantFate(t, FateNoSocket, 1, "nobody is at that port")
+	n.wantFate(t, FateNoSocket, 1, "no socket is open on that port")
 	b.s.Close()
 	a.send(b, "x")
 	n.wantFate(t, FateNoSocket, 2, "the socket is closed")
@@ -180,39 +180,39 @@ func TestRoaming(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		a.want("it left the old address before the datagram came")
+		a.want("the end lost the old address before the datagram arrived")
 		n.SetConditions(Conditions{})
 		b.trySend(old, "old")
-		a.want("nobody is at the old address")
+		a.want("no end has the old address")
 		a.send(b, "hello")
 		if from := b.from(); from != a.Endpoint(1000) || from.Addr.Addr() != moved {
-			t.Errorf("from %v, want %v", from, moved)
+			t.Errorf("the datagram came from %v, want %v", from, moved)
 		}
 		b.send(a, "new")
-		a.want("the socket is still open", "new")
+		a.want("the socket receives at the new address", "new")
 		if err := a.SetAddrs(moved, old.Addr.Addr()); err != nil {
-			t.Errorf("one more address: %v", err)
+			t.Errorf("SetAddrs with one more address: %v", err)
 		}
 		b.trySend(old, "back")
-		a.want("it has both addresses", "back")
+		a.want("the end has both addresses", "back")
 
 		if err := b.SetAddrs(moved); err == nil {
-			t.Error("a has port 1000 of that address")
+			t.Error("SetAddrs succeeded, although a has port 1000 of that address")
 		}
 		a.send(b, "still there")
-		b.want("a change that failed changes nothing", "still there")
+		b.want("SetAddrs failed, so b keeps its address", "still there")
 
 		if err := a.SetAddrs(); err != nil {
 			t.Fatal(err)
 		}
 		if err := a.trySend(b.Endpoint(1000), "x"); !errors.Is(err, syscall.ENETUNREACH) {
-			t.Errorf("Send without an address: %v", err)
+			t.Errorf("Send without an address: error %v, want ENETUNREACH", err)
 		}
 		if a.Endpoint(1000).IsValid() {
-			t.Error("an end without addresses has no endpoint")
+			t.Error("Endpoint of an end without addresses is valid, want invalid")
 		}
 		if _, err := a.Listen(1000); !errors.Is(err, syscall.EADDRINUSE) {
-			t.Errorf("Listen: %v; the socket of that port is still open", err)
+			t.Errorf("Listen: error %v, want EADDRINUSE: the socket on that port is still open", err)
 		}
 		n.wantBalance(t)
 	})
@@ -230,6 +230,6 @@ func TestCloseIsIdempotent(t *testing.T) {
 		t.Errorf("Receive: %v, want net.ErrClosed", err)
 	}
 	if len(n.sockets) != 2 || len(b.sockets) != 0 {
-		t.Errorf("%d places are taken, want the two of the other end", len(n.sockets))
+		t.Errorf("the network has %d addresses with a socket, want only the two of the other end", len(n.sockets))
 	}
 }

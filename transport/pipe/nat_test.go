@@ -29,12 +29,12 @@ func behindNAT(t *testing.T, c NATConfig) (n *Network, nat *NAT, a, b, other *ho
 func (h *host) from() wireguard.Endpoint {
 	h.t.Helper()
 	if q := h.rx.(*queue); len(q.chunks) == 0 {
-		h.t.Error("nothing has arrived")
+		h.t.Error("no datagram has arrived")
 		return wireguard.EndpointOf(addrPort(gateway, 1))
 	}
 	ts, err := h.rx.Receive()
 	if err != nil || len(ts) != 1 || ts[0].Len() != 1 {
-		h.t.Fatalf("got %v, %v; want one datagram", ts, err)
+		h.t.Fatalf("Receive returned %v, error %v; want one datagram", ts, err)
 	}
 	return wireguard.EndpointOf(ts[0].Endpoint.Addr)
 }
@@ -45,25 +45,25 @@ func TestNATMapsAndFilters(t *testing.T) {
 		a.send(b, "out")
 		outside := b.from()
 		if outside.Addr.Addr() != gateway {
-			t.Errorf("from %v, want an address of the NAT", outside)
+			t.Errorf("the datagram came from %v, want an address of the NAT", outside)
 		}
 		b.trySend(outside, "answer")
 		a.want("the mapping lets the answer in", "answer")
 		c.trySend(outside, "stranger")
-		a.want("nothing went to c, so c does not get in")
+		a.want("a sent nothing to c, so the NAT blocks c")
 		b.trySend(wireguard.EndpointOf(addrPort(gateway, outside.Addr.Port()+1)), "wrong port")
 		a.want("no mapping has that port")
 		b.trySend(wireguard.EndpointOf(addrPort(private, 1000)), "inside address")
-		a.want("an address behind a NAT means nothing outside")
+		a.want("an address behind a NAT cannot be reached from outside")
 		n.wantFate(t, FateBlocked, 2, "the stranger and the wrong port")
 		n.wantFate(t, FateNoSocket, 1, "the inside address")
 
 		a.send(c, "out")
 		if c.from() != outside {
-			t.Error("a socket has one port outside, unless the NAT is symmetric")
+			t.Error("a socket has two ports outside a NAT that is not symmetric, want one")
 		}
 		if nat.Mappings() != 2 {
-			t.Errorf("%d mappings, want one for each destination", nat.Mappings())
+			t.Errorf("%d mappings, want 2, one for each destination", nat.Mappings())
 		}
 		n.wantBalance(t)
 	})
@@ -76,12 +76,12 @@ func TestSymmetricNAT(t *testing.T) {
 		a.send(c, "x")
 		atB, atC := b.from(), c.from()
 		if atB == atC {
-			t.Errorf("both see %v, want a port for each destination", atB)
+			t.Errorf("b and c both received from %v, want a different port for each destination", atB)
 		}
 		c.trySend(atB, "x")
-		a.want("that port is not c's")
+		a.want("that port is mapped for b, not for c")
 		c.trySend(atC, "y")
-		a.want("this one is", "y")
+		a.want("this port is mapped for c", "y")
 	})
 }
 
@@ -92,19 +92,19 @@ func TestNATMappingExpires(t *testing.T) {
 		outside := b.from()
 		time.Sleep(10*time.Second - 1)
 		b.trySend(outside, "in time")
-		a.want("the mapping is not idle for long enough", "in time")
+		a.want("the mapping has not expired", "in time")
 		time.Sleep(10*time.Second - 1)
 		a.send(b, "x")
 		if b.from() != outside {
-			t.Error("the answer kept the mapping alive")
+			t.Error("the NAT made a new mapping, although the answer must keep the old one alive")
 		}
 		time.Sleep(10 * time.Second)
 		b.trySend(outside, "late")
-		a.want("the mapping is gone")
-		n.wantFate(t, FateBlocked, 1, "the late one")
+		a.want("the mapping has expired")
+		n.wantFate(t, FateBlocked, 1, "the datagram that arrived after the mapping expired")
 		a.send(b, "x")
 		if b.from() == outside {
-			t.Error("the new mapping has the port of the old one, so nobody would notice")
+			t.Error("the new mapping has the port of the old one, want another port")
 		}
 		time.Sleep(10 * time.Second)
 		if nat.Mappings() != 0 {
@@ -119,7 +119,7 @@ func TestNATMappingThatNeverExpires(t *testing.T) {
 		a.send(b, "x")
 		time.Sleep(1000 * time.Hour)
 		b.trySend(b.from(), "x")
-		a.want("negative is for ever", "x")
+		a.want("a negative Idle means that mappings never expire", "x")
 	})
 }
 
@@ -132,26 +132,26 @@ func TestNATRebind(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.trySend(before, "x")
-		a.want("mappings are forgotten")
+		a.want("Rebind has removed the mappings")
 		a.send(b, "x")
 		after := b.from()
 		if after == before || after.Addr.Addr() != gateway {
-			t.Errorf("from %v and then %v, want another port of one address", before, after)
+			t.Errorf("the datagrams came from %v and then %v, want the same address with another port", before, after)
 		}
 
 		if err := nat.Rebind(b.Addrs()[0]); err == nil {
-			t.Error("an end has this address")
+			t.Error("Rebind accepted an address that an end has")
 		}
 		moved := netip.MustParseAddr("203.0.113.9")
 		if err := nat.Rebind(moved); err != nil {
 			t.Fatal(err)
 		}
 		b.trySend(after, "x")
-		a.want("the old address is nobody's")
-		n.wantFate(t, FateNoSocket, 1, "not even the NAT's")
+		a.want("no end and no NAT has the old address")
+		n.wantFate(t, FateNoSocket, 1, "the datagram to the old address of the NAT")
 		a.send(b, "x")
 		if got := b.from(); got.Addr.Addr() != moved {
-			t.Errorf("from %v, want %v", got, moved)
+			t.Errorf("the datagram came from %v, want %v", got, moved)
 		}
 	})
 }
@@ -160,10 +160,10 @@ func TestNATWithoutFamily(t *testing.T) {
 	n, nat, _, b, _ := behindNAT(t, NATConfig{})
 	a := newHost(t, nat.NewEnd()) // this end has addresses of both families
 	if err := a.trySend(wireguard.EndpointOf(addrPort(b.Addrs()[1], 1000)), "x"); err != nil {
-		t.Errorf("Send: %v; the end cannot know what its NAT can", err)
+		t.Errorf("Send: %v, want no error: an end does not know which families its NAT has", err)
 	}
 	b.want("the NAT has no IPv6 address")
-	n.wantFate(t, FateBlocked, 1, "by the NAT")
+	n.wantFate(t, FateBlocked, 1, "the NAT blocks the IPv6 datagram")
 	n.wantBalance(t)
 }
 
@@ -172,29 +172,29 @@ func TestEndsBehindNATs(t *testing.T) {
 	neighbour := newHost(t, nat.NewEnd())
 	neighbour.send(a, "x")
 	if from := a.from(); from != neighbour.Endpoint(1000) {
-		t.Errorf("from %v, want the neighbour's own address", from)
+		t.Errorf("the datagram came from %v, want the neighbour's own address", from)
 	}
 
 	second := n.NewNAT(NATConfig{Addrs: []netip.Addr{netip.MustParseAddr("203.0.113.2")}})
 	twin := newHost(t, second.NewEnd(private)) // twin has the same address as a, but is behind another NAT
 	neighbour.send(a, "y")
-	a.want("each network has its own 192.168.1.2", "y")
-	twin.want("this one is another")
+	a.want("192.168.1.2 is the end behind the same NAT", "y")
+	twin.want("the twin is behind another NAT")
 
 	a.send(neighbour, "hello") // does not pass the NAT
 	if nat.Mappings() != 0 {
-		t.Error("neighbours need no mapping")
+		t.Error("the NAT has a mapping for datagrams between two ends behind it, want none")
 	}
 }
 
 func TestMoveBehindNAT(t *testing.T) {
 	n, nat, a, b, c := behindNAT(t, NATConfig{})
 	if err := c.MoveBehind(nat, private); err == nil {
-		t.Error("port 1000 of that address is taken, behind the NAT")
+		t.Error("MoveBehind succeeded, although port 1000 of that address is in use behind the NAT")
 	}
 	c.send(b, "x")
 	if from := b.from(); from != c.Endpoint(1000) {
-		t.Errorf("from %v; a move that failed changes nothing", from)
+		t.Errorf("the datagram came from %v after MoveBehind failed, want the old address", from)
 	}
 	a.s.Close()
 	if err := c.MoveBehind(nat, private); err != nil {
@@ -202,7 +202,7 @@ func TestMoveBehindNAT(t *testing.T) {
 	}
 	c.send(b, "x")
 	if from := b.from(); from.Addr.Addr() != gateway {
-		t.Errorf("from %v, want the NAT's address", from)
+		t.Errorf("the datagram came from %v, want the NAT's address", from)
 	}
 	public := netip.MustParseAddr("192.0.2.7")
 	if err := c.MoveBehind(nil, public); err != nil {
@@ -210,10 +210,10 @@ func TestMoveBehindNAT(t *testing.T) {
 	}
 	c.send(b, "x")
 	if from := b.from(); from.Addr.Addr() != public {
-		t.Errorf("from %v, want %v", from, public)
+		t.Errorf("the datagram came from %v, want %v", from, public)
 	}
 	if NewNetwork(Config{}).NewEnd().MoveBehind(nat, private) == nil {
-		t.Error("the NAT is of another network")
+		t.Error("MoveBehind accepted a NAT of another network")
 	}
 	n.wantBalance(t)
 }
@@ -226,7 +226,7 @@ func TestNATIsFull(t *testing.T) {
 	if nat.Mappings() != maxMappings {
 		t.Errorf("%d mappings, want %d", nat.Mappings(), maxMappings)
 	}
-	n.wantFate(t, FateBlocked, 1, "one too many")
+	n.wantFate(t, FateBlocked, 1, "the NAT has room for all mappings but one")
 }
 
 func TestConditionsReachThroughNAT(t *testing.T) {
@@ -235,20 +235,20 @@ func TestConditionsReachThroughNAT(t *testing.T) {
 	outside := b.from()
 	n.SetPath(b.End, a.End, Conditions{Loss: 1})
 	b.trySend(outside, "x")
-	n.wantFate(t, FateLost, 1, "the path is named by its ends, not by the NAT")
+	n.wantFate(t, FateLost, 1, "SetPath applies to the ends, also through a NAT")
 	n.ResetPath(b.End, a.End)
 	n.Cut(a.End, b.End)
 	b.trySend(outside, "x")
 	a.send(b, "x")
-	n.wantFate(t, FateCut, 2, "so is a cut")
+	n.wantFate(t, FateCut, 2, "Cut applies to the ends, also through a NAT")
 }
 
 func TestNATAddressInUse(t *testing.T) {
 	n, _, _, b, _ := behindNAT(t, NATConfig{})
-	wantPanic(t, "it is a NAT's", func() { n.NewEnd(gateway) })
-	wantPanic(t, "it is an end's", func() { n.NewNAT(NATConfig{Addrs: b.Addrs()[:1]}) })
-	wantPanic(t, "it is another NAT's", func() { n.NewNAT(NATConfig{Addrs: []netip.Addr{gateway}}) })
-	wantPanic(t, "it is no host's", func() { n.NewNAT(NATConfig{Addrs: []netip.Addr{{}}}) })
+	wantPanic(t, "NewEnd with the address of a NAT", func() { n.NewEnd(gateway) })
+	wantPanic(t, "NewNAT with the address of an end", func() { n.NewNAT(NATConfig{Addrs: b.Addrs()[:1]}) })
+	wantPanic(t, "NewNAT with the address of another NAT", func() { n.NewNAT(NATConfig{Addrs: []netip.Addr{gateway}}) })
+	wantPanic(t, "NewNAT with the zero address", func() { n.NewNAT(NATConfig{Addrs: []netip.Addr{{}}}) })
 }
 
 func wantPanic(t *testing.T, why string, f func()) {

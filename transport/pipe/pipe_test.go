@@ -86,7 +86,7 @@ func (h *host) queued() (datagrams []string) {
 func (h *host) want(why string, datagrams ...string) {
 	h.t.Helper()
 	if got := h.queued(); fmt.Sprint(got) != fmt.Sprint(datagrams) {
-		h.t.Errorf("arrived: %q, want %q: %s", got, datagrams, why)
+		h.t.Errorf("the datagrams %q arrived, want %q: %s", got, datagrams, why)
 	}
 }
 
@@ -94,14 +94,14 @@ func (n *Network) wantBalance(t testing.TB) {
 	t.Helper()
 	s := n.Stats()
 	if in, out := s.Sent.Total()+s.Duplicated+s.Injected, s.Fates.Total()+uint64(s.UnderWay); in != out {
-		t.Errorf("%d datagrams came from somewhere, %d went somewhere: %+v", in, out, s)
+		t.Errorf("%d datagrams were sent, duplicated or injected, but %d have a fate or are under way: %+v", in, out, s)
 	}
 }
 
 func (n *Network) wantFate(t testing.TB, f Fate, count uint64, why string) {
 	t.Helper()
 	if got := n.Stats().Fates[f]; got != count {
-		t.Errorf("%d datagrams met fate %q, want %d: %s", got, f, count, why)
+		t.Errorf("%d datagrams have the fate %q, want %d: %s", got, f, count, why)
 	}
 }
 
@@ -115,7 +115,7 @@ func TestTrainArrivesWhole(t *testing.T) {
 		t.Fatal(err, ts[0].Err)
 	}
 	if len(got) != 1 || !bytes.Equal(got[0].Data, data[:95]) || got[0].Size != 10 || got[0].TOS != 0x88 {
-		t.Errorf("got %+v", got)
+		t.Errorf("received %+v, want one train with the same data, size and TOS", got)
 	}
 	want := wireguard.Endpoint{Addr: a.Endpoint(1000).Addr, Source: b.Addrs()[0]}
 	if got[0].Endpoint != want {

@@ -20,22 +20,22 @@ func TestFullQueueDrops(t *testing.T) {
 		a.send(b, numbered(i, 1000))
 	}
 	if !equal(numbers(b.queued()), upTo(65)) {
-		t.Error("65 datagrams of 1000 bytes fit 64 KiB, and the first ones stay")
+		t.Error("the queue of 64 KiB does not hold exactly the first 65 datagrams of 1000 bytes")
 	}
-	n.wantFate(t, FateQueueFull, 5, "of 70 datagrams, 65 fit")
+	n.wantFate(t, FateQueueFull, 5, "65 of 70 datagrams fit the queue")
 
 	ts := []wireguard.Train{{Data: make([]byte, 60_000), Size: 1000, Endpoint: b.Endpoint(1000)}, {}}
 	ts[1] = ts[0]
 	a.s.Send(ts)
 	if got := len(b.queued()); got != 65 || ts[1].Err != nil {
-		t.Errorf("%d datagrams of two trains, want 65; an overflow is no error: %v", got, ts[1].Err)
+		t.Errorf("%d datagrams of two trains arrived, want 65; Send set the error %v, want none for a full queue", got, ts[1].Err)
 	}
-	n.wantFate(t, FateQueueFull, 60, "55 of the second train do not fit")
+	n.wantFate(t, FateQueueFull, 60, "55 datagrams of the second train do not fit")
 	n.Tap(func(Packet) {})
 	for i := range 70 {
 		a.send(b, numbered(i, 1000))
 	}
-	n.wantFate(t, FateQueueFull, 65, "one by one it is the same")
+	n.wantFate(t, FateQueueFull, 65, "with a tap, which makes the network handle datagrams singly, another 5 do not fit")
 	n.wantBalance(t)
 }
 
@@ -44,7 +44,7 @@ func TestManySmallTrainsFillAQueue(t *testing.T) {
 	for i := range chunkTrains + 1 { // trains with different TOS are not joined
 		a.s.Send([]wireguard.Train{{Data: []byte("x"), Size: 1, TOS: uint8(i), Endpoint: b.Endpoint(1000)}})
 	}
-	n.wantFate(t, FateQueueFull, 1, "memory of trains is bounded as that of their data is")
+	n.wantFate(t, FateQueueFull, 1, "the queue also limits the memory for trains")
 }
 
 func TestTrainsJoinUpToADatagramsSize(t *testing.T) {
@@ -55,7 +55,7 @@ func TestTrainsJoinUpToADatagramsSize(t *testing.T) {
 	a.send(b, numbered(0, 64)) // together 65,536 bytes
 	ts, err := b.rx.Receive()
 	if err != nil || len(ts) != 2 || ts[0].Len() != 64 || ts[1].Len() != 1 {
-		t.Errorf("%d trains, %v; want 64 datagrams, and one that a system call would not carry with them", len(ts), err)
+		t.Errorf("received %d trains, error %v; want one train of 64 datagrams, and the last datagram in a second train", len(ts), err)
 	}
 }
 
@@ -68,7 +68,7 @@ func TestPoolIsBounded(t *testing.T) {
 	b.s.Close()
 	b.rx.Receive()
 	if len(n.pool.free) != poolChunks {
-		t.Errorf("%d chunks are kept, want %d", len(n.pool.free), poolChunks)
+		t.Errorf("the pool keeps %d chunks, want %d", len(n.pool.free), poolChunks)
 	}
 }
 
@@ -95,7 +95,7 @@ func TestReceiveIsABatch(t *testing.T) {
 		total += n
 	}
 	if !equal(sizes, []int{128, 128, 44}) {
-		t.Errorf("received %v, want all that waits, 128 at most", sizes)
+		t.Errorf("the calls of Receive returned %v datagrams, want 128, 128 and 44", sizes)
 	}
 }
 
@@ -136,19 +136,19 @@ func TestTrainsKeepTheirDatagrams(t *testing.T) {
 		}
 		for _, tr := range ts {
 			if cap(tr.Data) != len(tr.Data) {
-				t.Fatal("a receiver that appends would write over the next train")
+				t.Fatal("a train has spare capacity, so an append would overwrite the next train")
 			}
 			for d := tr.Data; len(d) > 0; d = d[min(tr.Size, len(d)):] {
 				w := want[0]
 				want = want[1:]
 				if got := string(d[:min(tr.Size, len(d))]); got != w.data || tr.TOS != w.tos ||
 					tr.Endpoint.Addr != w.from.Endpoint(1000).Addr {
-					t.Fatalf("%d to go: got %d bytes from %v, want %d", len(want), len(got), tr.Endpoint, len(w.data))
+					t.Fatalf("with %d datagrams to go, received %d bytes from %v, want %d bytes, with the data, the TOS and the sender unchanged", len(want), len(got), tr.Endpoint, len(w.data))
 				}
 			}
 		}
 	}
-	b.want("that was all")
+	b.want("all datagrams have been received")
 }
 
 // TestMemoryIsNotShared checks that senders and receivers use separate memory. The receiver overwrites the trains that Receive
@@ -179,7 +179,7 @@ func TestMemoryIsNotShared(t *testing.T) {
 	for total := 0; total < senders*each*3; {
 		for _, tr := range last {
 			if bytes.ContainsFunc(tr.Data, func(r rune) bool { return r != 0x7f }) {
-				t.Fatal("borrowed memory changed before the next Receive")
+				t.Fatal("the memory of a received train changed before the next Receive")
 			}
 		}
 		ts, err := b.rx.Receive()
@@ -190,7 +190,7 @@ func TestMemoryIsNotShared(t *testing.T) {
 			for d := tr.Data; len(d) > 0; d = d[size:] {
 				who := tr.Endpoint
 				if got := binary.BigEndian.Uint32(d); got != next[who] || !hasOnly(d[4:size], hosts, who) {
-					t.Fatalf("datagram %d of %v, want %d", got, who, next[who])
+					t.Fatalf("received datagram %d of %v, want datagram %d with its data unchanged", got, who, next[who])
 				}
 				next[who]++
 				total++
@@ -232,7 +232,7 @@ func TestLentMemorySurvivesClose(t *testing.T) {
 	for _, tr := range ts {
 		for d := tr.Data; len(d) > 0; d = d[100:] {
 			if binary.BigEndian.Uint32(d) != uint32(i) {
-				t.Fatalf("datagram %d was written over", i)
+				t.Fatalf("datagram %d was overwritten after Close", i)
 			}
 			i++
 		}
@@ -252,7 +252,7 @@ func TestNoAllocations(t *testing.T) {
 			b.rx.Receive()
 		}
 	}); n != 0 {
-		t.Errorf("%v allocations for nine trains", n)
+		t.Errorf("%v allocations for nine trains, want 0", n)
 	}
 }
 
@@ -270,7 +270,7 @@ func TestIdleSocketHoldsNoMemory(t *testing.T) {
 		synctest.Wait()
 		q := b.rx.(*queue)
 		if len(q.chunks) != 0 || len(q.lent) != 0 || len(n.pool.free) > poolChunks {
-			t.Errorf("%d chunks in the queue, %d lent, %d free", len(q.chunks), len(q.lent), len(n.pool.free))
+			t.Errorf("the idle socket has %d chunks in its queue and %d lent, want none; the pool has %d free, want few", len(q.chunks), len(q.lent), len(n.pool.free))
 		}
 		b.s.Close()
 	})
@@ -299,9 +299,9 @@ func TestLossless(t *testing.T) {
 	}
 	wg.Wait()
 	if !equal(got, upTo(count)) {
-		t.Error("something was lost or reordered")
+		t.Error("a datagram was lost or reordered")
 	}
-	n.wantFate(t, FateDelivered, count, "nothing is dropped")
+	n.wantFate(t, FateDelivered, count, "a lossless network drops nothing")
 }
 
 func TestLosslessSenderWaits(t *testing.T) {
@@ -317,12 +317,12 @@ func TestLosslessSenderWaits(t *testing.T) {
 				}()
 			}
 			if err := <-done; err != nil {
-				t.Error("the first one fits:", err)
+				t.Error("the first train fits the queue, but Send failed:", err)
 			}
 			time.Sleep(time.Hour)
 			select {
 			case <-done:
-				t.Error("the second one does not fit, and did not wait")
+				t.Error("the second train does not fit the queue, but Send did not wait")
 			default:
 			}
 			if which == "sender" {
@@ -330,13 +330,13 @@ func TestLosslessSenderWaits(t *testing.T) {
 				if err := <-done; !errors.Is(err, net.ErrClosed) {
 					t.Errorf("Send: %v, want net.ErrClosed", err)
 				}
-				n.wantFate(t, FateQueueFull, 65, "it gave up waiting")
+				n.wantFate(t, FateQueueFull, 65, "the sender was closed while it waited")
 			} else {
 				b.s.Close()
 				if err := <-done; err != nil {
-					t.Errorf("Send: %v; what a sender cannot see is no error", err)
+					t.Errorf("Send: %v, want no error when the receiver's socket is closed", err)
 				}
-				n.wantFate(t, FateNoSocket, 65, "the socket closed under it")
+				n.wantFate(t, FateNoSocket, 65, "the receiver's socket was closed")
 			}
 			n.wantBalance(t)
 		})

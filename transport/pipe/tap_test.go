@@ -37,7 +37,7 @@ func TestTypeOf(t *testing.T) {
 		{"\x04\x00\x00\x01" + message(0, 60), TypeOther},
 	} {
 		if got := TypeOf([]byte(tc.data)); got != tc.want {
-			t.Errorf("type field %x, %d bytes: %v, want %v", tc.data[:min(4, len(tc.data))], len(tc.data), got, tc.want)
+			t.Errorf("type field %x, %d bytes: TypeOf returned %v, want %v", tc.data[:min(4, len(tc.data))], len(tc.data), got, tc.want)
 		}
 	}
 }
@@ -77,7 +77,7 @@ func TestNamesAreDistinct(t *testing.T) {
 		seen[i.String()] = true
 	}
 	if seen[""] || len(seen) != int(types)+int(fates) || types.String() != "unknown" || fates.String() != "unknown" {
-		t.Errorf("names: %v", seen)
+		t.Errorf("the names are %v, want a distinct name for each type and fate", seen)
 	}
 }
 
@@ -95,7 +95,7 @@ func TestTapSeesEachFateOnce(t *testing.T) {
 		n.SetConditions(Conditions{Loss: 1})
 		a.send(b, "two")
 		if s := n.Stats(); s.UnderWay != 1 {
-			t.Errorf("%d under way, want the first one", s.UnderWay)
+			t.Errorf("%d datagrams are under way, want only the first", s.UnderWay)
 		}
 		n.wantBalance(t)
 		time.Sleep(time.Second)
@@ -108,11 +108,11 @@ func TestTapSeesEachFateOnce(t *testing.T) {
 		a.send(b, "five")
 		want := []string{"two lost true false", "one delivered true true", "three no socket true false", "four delivered false true"}
 		if !slices.Equal(saw, want) {
-			t.Errorf("saw %q, want %q", saw, want)
+			t.Errorf("the tap was called with %q, want %q", saw, want)
 		}
 		b.want("a tap changes nothing", "one", "four", "five")
 		if time.Since(start) != time.Second {
-			t.Error("nothing else waits")
+			t.Error("the datagrams took longer than the delay of the first one")
 		}
 	})
 }
@@ -127,14 +127,14 @@ func TestFilterLosesTheSecondMessage(t *testing.T) {
 		return Pass
 	})
 	a.send(b, "one", "two", "three")
-	b.want("the second one is dropped", "one", "three")
-	n.wantFate(t, FateFiltered, 1, "by the filter")
+	b.want("the filter drops the second datagram", "one", "three")
+	n.wantFate(t, FateFiltered, 1, "the filter drops one datagram")
 	remove()
 	if n.slow {
-		t.Error("a network without filters is plain again")
+		t.Error("the network still takes the slow path after its filter was removed")
 	}
 	if s := a.Sent(); s.Other != 3 {
-		t.Errorf("%d sent, want 3: what a filter drops was sent", s.Other)
+		t.Errorf("%d datagrams count as sent, want 3: a datagram that a filter drops counts too", s.Other)
 	}
 	n.wantBalance(t)
 }
@@ -161,10 +161,10 @@ func TestFilterChanges(t *testing.T) {
 	})
 	a.send(b, "flip", "shorten", "lengthen", "replace", "empty", "same")
 	clear(mine)
-	b.want("changes go on the wire", "glip", "ort", "lengthen"+message(0, 100), "mine", "same")
+	b.want("the receiver gets the changed datagrams, and not the empty one", "glip", "ort", "lengthen"+message(0, 100), "mine", "same")
 	a.send(b, "mark")
 	if ts, err := b.rx.Receive(); err != nil || ts[0].TOS != 3 {
-		t.Errorf("TOS %#x, %v", ts[0].TOS, err)
+		t.Errorf("received TOS %#x, error %v; want the TOS 0x3 that the filter set", ts[0].TOS, err)
 	}
 	n.wantBalance(t)
 }
@@ -174,7 +174,7 @@ func TestFiltersInOrder(t *testing.T) {
 	for i := range 3 {
 		n.Filter(func(p *Packet) Verdict {
 			if string(p.Data) == "x1" && i == 2 {
-				t.Error("the second filter dropped it")
+				t.Error("the third filter was called for a datagram that the second filter dropped")
 			}
 			p.Data = fmt.Append(p.Data, i)
 			if string(p.Data) == "x01" {
@@ -184,7 +184,7 @@ func TestFiltersInOrder(t *testing.T) {
 		})
 	}
 	a.send(b, "x", "y")
-	b.want("each filter sees what the one before left", "y012")
+	b.want("each filter gets the datagram as the filter before changed it", "y012")
 }
 
 func TestHoldAndRelease(t *testing.T) {
@@ -196,18 +196,18 @@ func TestHoldAndRelease(t *testing.T) {
 		return Pass
 	})
 	a.send(b, "hold one", "go", "hold two")
-	b.want("two are held", "go")
+	b.want("the filter holds two datagrams", "go")
 	if s := n.Stats(); s.UnderWay != 2 {
-		t.Errorf("%d under way, want the two that are held", s.UnderWay)
+		t.Errorf("%d datagrams are under way, want the two that are held", s.UnderWay)
 	}
 	n.wantBalance(t)
 	n.Release()
-	b.want("released in order, and not asked about again", "hold one", "hold two")
+	b.want("Release delivers in order, without calling the filter again", "hold one", "hold two")
 	n.Release()
-	b.want("there is nothing left")
-	n.wantFate(t, FateDelivered, 3, "each once")
+	b.want("no datagram is held any more")
+	n.wantFate(t, FateDelivered, 3, "each datagram is delivered once")
 	if s := n.Stats(); s.UnderWay != 0 || s.Fates.Total() != 3 {
-		t.Errorf("%+v", s)
+		t.Errorf("%+v, want none under way and 3 with a fate", s)
 	}
 }
 
@@ -224,13 +224,13 @@ func TestFilterDelays(t *testing.T) {
 		a.send(b, "slow", "fast")
 		time.Sleep(time.Second)
 		synctest.Wait()
-		b.want("the delay of the path", "fast")
+		b.want("the delay of the path is over", "fast")
 		time.Sleep(time.Minute - 1)
 		synctest.Wait()
-		b.want("a minute in addition is not over")
+		b.want("the minute that the filter added is not over")
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		b.want("now it is", "slow")
+		b.want("the minute that the filter added is over", "slow")
 	})
 }
 
@@ -254,9 +254,9 @@ func TestFiltersAndTapsUseTheNetwork(t *testing.T) {
 		}
 	})
 	a.send(b, "one")
-	b.want("in this order", "one", "forged", "more")
+	b.want("the filter's datagrams arrive after the one for which it was called", "one", "forged", "more")
 	a.send(b, "two")
-	b.want("the tap cut the wire")
+	b.want("the tap has cut the path")
 	n.wantBalance(t)
 }
 
@@ -271,11 +271,11 @@ func TestOrderIsKeptWhenTheLastFilterGoes(t *testing.T) {
 		return Pass
 	})
 	a.send(b, "one")
-	b.want("in the order they were sent", "one", "two")
+	b.want("the datagrams arrive in the order of sending", "one", "two")
 }
 
 // TestFilterNeverRunsTwiceAtOnce checks that filters and taps are called by one goroutine at a time while several goroutines
-// send. A goroutine that sends while another one calls filters leaves its datagrams to that one and continues.
+// send. A goroutine that sends while another goroutine calls filters leaves its datagrams to the other goroutine and continues.
 func TestFilterNeverRunsTwiceAtOnce(t *testing.T) {
 	const senders, each = 4, 500
 	n, a, b := twoHosts(t, Config{Queue: 16 << 20})
@@ -295,12 +295,12 @@ func TestFilterNeverRunsTwiceAtOnce(t *testing.T) {
 	next := make(map[int]int)
 	for _, i := range numbers(b.queued()) {
 		if next[i>>16] != i&0xffff {
-			t.Fatalf("sender %d: got %d, want %d", i>>16, i&0xffff, next[i>>16])
+			t.Fatalf("sender %d: received datagram %d, want datagram %d", i>>16, i&0xffff, next[i>>16])
 		}
 		next[i>>16]++
 	}
 	if total := 2 * (senders*each + 1); count != total || len(next) != senders+1 {
-		t.Errorf("%d calls, want %d; datagrams from %d senders", count, total, len(next))
+		t.Errorf("filter and tap were called %d times, want %d; datagrams arrived from %d senders", count, total, len(next))
 	}
 	n.wantBalance(t)
 }
@@ -311,14 +311,14 @@ func TestPanicInTapLeavesTheNetworkUsable(t *testing.T) {
 	wantPanic(t, "the tap panics", func() { a.send(b, "one") })
 	remove()
 	a.send(b, "two")
-	b.want("both", "one", "two")
+	b.want("both datagrams arrive despite the panic", "one", "two")
 }
 
 func TestInject(t *testing.T) {
 	n, a, b := twoHosts(t, Config{})
 	n.SetConditions(Conditions{Loss: 1})
 	n.Cut(nil, nil)
-	n.Filter(func(*Packet) Verdict { t.Error("a filter was asked"); return Drop })
+	n.Filter(func(*Packet) Verdict { t.Error("Inject called a filter"); return Drop })
 	from, to := netip.MustParseAddrPort("198.51.100.1:1"), b.Endpoint(1000).Addr
 	data := []byte("forged")
 	if err := n.Inject(from, to, data); err != nil {
@@ -329,20 +329,20 @@ func TestInject(t *testing.T) {
 	ts, err := b.rx.Receive()
 	if err != nil || len(ts) != 2 || ts[0].Endpoint.Addr != from || string(ts[0].Data) != "forged" ||
 		ts[1].Endpoint.Addr != a.Endpoint(1000).Addr {
-		t.Errorf("got %+v, %v", ts, err)
+		t.Errorf("received %+v, error %v; want the forged and the replayed datagram", ts, err)
 	}
 	if s := n.Stats(); s.Injected != 2 || s.Sent.Total() != 0 {
-		t.Errorf("%+v", s)
+		t.Errorf("%+v, want 2 injected and none sent", s)
 	}
 	for _, err := range []error{
 		n.Inject(netip.AddrPort{}, to, data), n.Inject(from, netip.AddrPort{}, data), n.Inject(from, to, nil),
 	} {
 		if err == nil {
-			t.Error("no error")
+			t.Error("Inject accepted an invalid address or empty data")
 		}
 	}
 	if err := n.Inject(from, to, make([]byte, 65508)); !errors.Is(err, syscall.EMSGSIZE) {
-		t.Errorf("65508 bytes: %v", err)
+		t.Errorf("Inject of 65508 bytes: error %v, want EMSGSIZE", err)
 	}
 	n.wantBalance(t)
 }
@@ -356,21 +356,21 @@ func TestWhatIsUnderWayIsBounded(t *testing.T) {
 		a.s.Send(ts)
 	}
 	if n.weight > maxWeight+size+flightWeight {
-		t.Errorf("%d bytes under way", n.weight)
+		t.Errorf("%d bytes are under way, more than the limit", n.weight)
 	}
 	if n.Stats().Fates[FateOverflow] == 0 {
-		t.Error("nothing overflowed")
+		t.Error("no datagram overflowed, although more than the limit was sent")
 	}
 	n.wantBalance(t)
 	remove()
 	n.Release()
 	n.wantBalance(t)
 	if s := n.Stats(); s.UnderWay != 0 || n.weight != 0 || len(n.spare) > spareFlights {
-		t.Errorf("%d under way with %d bytes, %d spare", s.UnderWay, n.weight, len(n.spare))
+		t.Errorf("after Release, %d datagrams are under way with %d bytes, want 0; %d flights are spare", s.UnderWay, n.weight, len(n.spare))
 	}
 	for _, f := range n.spare {
 		if cap(f.memory) > spareMemory {
-			t.Fatalf("a spare flight keeps %d bytes", cap(f.memory))
+			t.Fatalf("a spare flight keeps %d bytes of memory, more than the limit", cap(f.memory))
 		}
 	}
 }
@@ -386,20 +386,20 @@ func TestPcap(t *testing.T) {
 		le := binary.LittleEndian
 		all := file.Bytes()
 		if len(all) != 24+16+28+5+16+48+3 || le.Uint32(all) != 0xa1b23c4d || le.Uint32(all[20:]) != 101 {
-			t.Fatalf("%d bytes: %x", len(all), all)
+			t.Fatalf("the file has %d bytes, want a pcap header and two records: %x", len(all), all)
 		}
 		record := all[24:]
 		if le.Uint32(record) != 946684801 || le.Uint32(record[4:]) != 500_000_000 || le.Uint32(record[8:]) != 33 ||
 			le.Uint32(record[12:]) != 33 {
-			t.Errorf("record %x", record[:16])
+			t.Errorf("the record header is %x, want the time 1.5 s after the start, and twice the length 33", record[:16])
 		}
 		want := UDPPacket(a.Endpoint(1000).Addr, b.Endpoint(1000).Addr, []byte("hello"))
 		if !bytes.Equal(record[16:16+33], want) {
-			t.Errorf("packet %x, want %x", record[16:16+33], want)
+			t.Errorf("the captured packet is %x, want %x", record[16:16+33], want)
 		}
 		want = UDPPacket(addrPort(a.Addrs()[1], 1000), addrPort(b.Addrs()[1], 1000), []byte("six"))
 		if !bytes.Equal(record[16+33+16:], want) {
-			t.Errorf("packet %x, want %x", record[16+33+16:], want)
+			t.Errorf("the captured packet is %x, want %x", record[16+33+16:], want)
 		}
 	})
 }
@@ -414,6 +414,6 @@ func TestPcapStopsAfterAnError(t *testing.T) {
 	n.Tap(WritePcap(&w))
 	a.send(b, "x", "y")
 	if w.writes != 1 {
-		t.Errorf("%d writes, want the one that failed", w.writes)
+		t.Errorf("%d writes, want only the one that failed", w.writes)
 	}
 }

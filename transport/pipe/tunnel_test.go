@@ -17,7 +17,7 @@ import (
 func TestTunnelBurstIsOneBatch(t *testing.T) {
 	tun := NewTunnel(0)
 	if tun.MTU() != 1420 {
-		t.Errorf("MTU %d, want 1420", tun.MTU())
+		t.Errorf("the MTU is %d, want 1420", tun.MTU())
 	}
 	burst := [][]byte{[]byte("one"), []byte("two"), []byte("three")}
 	if err := tun.Send(t.Context(), burst...); err != nil {
@@ -28,7 +28,7 @@ func TestTunnelBurstIsOneBatch(t *testing.T) {
 	}
 	var b wireguard.Batch
 	if err := tun.ReadPackets(&b); err != nil || b.Len() != 3 {
-		t.Fatalf("%d packets, %v", b.Len(), err)
+		t.Fatalf("ReadPackets returned %d packets, error %v; want 3", b.Len(), err)
 	}
 	for i, want := range []string{"one", "two", "three"} {
 		if got := string(b.Packet(i)); got != want {
@@ -37,7 +37,7 @@ func TestTunnelBurstIsOneBatch(t *testing.T) {
 	}
 	tun.SetMTU(1280)
 	if tun.MTU() != 1280 {
-		t.Errorf("MTU %d, want 1280", tun.MTU())
+		t.Errorf("the MTU is %d, want 1280", tun.MTU())
 	}
 }
 
@@ -45,7 +45,7 @@ func TestTunnelFillsBatchAfterBatch(t *testing.T) {
 	tun := NewTunnel(0)
 	for i := range 300 {
 		if !tun.TrySend([]byte(numbered(i, 1000))) {
-			t.Fatal("300 packets fit")
+			t.Fatal("TrySend refused a packet, although 300 packets fit the queue")
 		}
 	}
 	var lens, got []int
@@ -60,7 +60,7 @@ func TestTunnelFillsBatchAfterBatch(t *testing.T) {
 		}
 	}
 	if !equal(got, upTo(300)) || len(lens) > 4 {
-		t.Errorf("batches of %v", lens)
+		t.Errorf("packets are missing or out of order, or the batches %v are more than 4", lens)
 	}
 }
 
@@ -72,17 +72,17 @@ func TestTunnelDelivers(t *testing.T) {
 	}
 	clear(pkts[0])
 	if _, n := tun.Queued(); n != 2 {
-		t.Errorf("%d delivered, want 2", n)
+		t.Errorf("%d packets are queued for Receive, want 2", n)
 	}
 	p, err := tun.Receive(t.Context())
 	if string(p) != "one" || err != nil {
-		t.Errorf("%q, %v", p, err)
+		t.Errorf("Receive returned %q, error %v; want the first packet", p, err)
 	}
 	if q := tun.TryReceive(); string(q) != "two" || string(p) != "one" {
-		t.Errorf("%q after %q, which is the caller's", q, p)
+		t.Errorf("TryReceive returned %q, want the second packet; the first, which the caller owns, is %q", q, p)
 	}
 	if p := tun.TryReceive(); p != nil {
-		t.Errorf("%q of an empty queue", p)
+		t.Errorf("TryReceive returned %q from an empty queue", p)
 	}
 }
 
@@ -94,7 +94,7 @@ func TestTunnelQueueIsBounded(t *testing.T) {
 			many[i] = []byte("x")
 		}
 		if n, err := tun.WritePackets(many); n != tunnelPackets || err != nil || tun.Dropped() != 10 {
-			t.Errorf("%d taken, %d dropped, %v", n, tun.Dropped(), err)
+			t.Errorf("WritePackets wrote %d packets and dropped %d, error %v; want 10 dropped and no error", n, tun.Dropped(), err)
 		}
 		for tun.TryReceive() != nil {
 		}
@@ -103,32 +103,32 @@ func TestTunnelQueueIsBounded(t *testing.T) {
 			jumbo[i] = make([]byte, 65535)
 		}
 		if n, _ := tun.WritePackets(jumbo); n != tunnelBytes/65535 {
-			t.Errorf("%d jumbo packets taken, want 4 MiB of them", n)
+			t.Errorf("WritePackets wrote %d packets of 64 KiB, want as many as fit 4 MiB", n)
 		}
 
 		if !tun.TrySend(many...) {
-			t.Error("an empty queue takes any burst")
+			t.Error("TrySend refused a burst, although the queue is empty")
 		}
 		if tun.TrySend([]byte("x")) {
-			t.Error("a full queue takes nothing")
+			t.Error("TrySend accepted a packet, although the queue is full")
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := tun.Send(ctx, []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Send: %v, want the end of its context", err)
+			t.Errorf("Send: error %v, want context.DeadlineExceeded", err)
 		}
 		sent := make(chan error)
 		go func() { sent <- tun.Send(t.Context(), []byte("x")) }()
 		synctest.Wait()
 		var b wireguard.Batch
 		if err := tun.ReadPackets(&b); err != nil || b.Len() != 128 {
-			t.Errorf("%d packets, %v", b.Len(), err)
+			t.Errorf("ReadPackets returned %d packets, error %v; want 128", b.Len(), err)
 		}
 		if err := <-sent; err != nil {
-			t.Errorf("Send: %v; there is room now", err)
+			t.Errorf("Send failed with %v, although the queue has room", err)
 		}
 		if n, _ := tun.Queued(); n != len(many)-128+1 {
-			t.Errorf("%d queued", n)
+			t.Errorf("%d packets are queued, want all but the 128 that were read", n)
 		}
 	})
 }
@@ -137,14 +137,14 @@ func TestTunnelRefusesWhatIsNoPacket(t *testing.T) {
 	tun := NewTunnel(0)
 	for _, p := range [][]byte{nil, make([]byte, 65536)} {
 		if err := tun.Send(t.Context(), []byte("x"), p); err == nil {
-			t.Errorf("%d bytes: no error", len(p))
+			t.Errorf("Send accepted a packet of %d bytes", len(p))
 		}
 		if tun.TrySend(p) {
-			t.Errorf("%d bytes: sent", len(p))
+			t.Errorf("TrySend accepted a packet of %d bytes", len(p))
 		}
 	}
 	if n, _ := tun.Queued(); n != 0 {
-		t.Errorf("%d queued, want none of the burst", n)
+		t.Errorf("%d packets are queued, want none of the refused burst", n)
 	}
 }
 
@@ -167,14 +167,14 @@ func TestTunnelCloseEndsEveryWait(t *testing.T) {
 		}
 		for range 3 {
 			if err := <-errs; !errors.Is(err, net.ErrClosed) {
-				t.Errorf("%v, want net.ErrClosed", err)
+				t.Errorf("a call that waited for Close returned %v, want net.ErrClosed", err)
 			}
 		}
 		if err := full.Send(t.Context(), []byte("x")); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("Send: %v, want net.ErrClosed", err)
 		}
 		if n, err := tun.WritePackets(many); n != 0 || !errors.Is(err, net.ErrClosed) || tun.Dropped() != uint64(len(many)) {
-			t.Errorf("WritePackets: %d, %v, %d dropped", n, err, tun.Dropped())
+			t.Errorf("WritePackets after Close: %d written, error %v, %d dropped; want all dropped and net.ErrClosed", n, err, tun.Dropped())
 		}
 	})
 }
@@ -184,10 +184,10 @@ func TestTunnelKeepsWhatCameBeforeClose(t *testing.T) {
 	tun.WritePackets([][]byte{[]byte("last")})
 	tun.Close()
 	if p, err := tun.Receive(t.Context()); string(p) != "last" || err != nil {
-		t.Errorf("%q, %v", p, err)
+		t.Errorf("Receive after Close returned %q, error %v; want the queued packet", p, err)
 	}
 	if _, err := tun.Receive(t.Context()); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("%v, want net.ErrClosed", err)
+		t.Errorf("Receive from the closed, empty queue: error %v, want net.ErrClosed", err)
 	}
 }
 
@@ -196,7 +196,7 @@ func TestTunnelReceiveEndsWithContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := NewTunnel(0).Receive(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%v, want the end of the context", err)
+			t.Errorf("Receive: error %v, want context.DeadlineExceeded", err)
 		}
 	})
 }
@@ -214,7 +214,7 @@ func TestTunnelReadsWithoutAllocations(t *testing.T) {
 	}
 	round()
 	if n := testing.AllocsPerRun(100, round); n > 1 { // the memory of the batch is allocated if a sync.Pool is empty
-		t.Errorf("%v allocations for 64 packets; memory is not recycled", n)
+		t.Errorf("%v allocations for 64 packets, want at most 1: memory must be reused", n)
 	}
 }
 
@@ -231,10 +231,10 @@ func TestUDPPacket(t *testing.T) {
 			p := UDPPacket(src, dst, payload)
 			udp := p[len(p)-n-8:]
 			if !bytes.Equal(udp[8:], payload) || int(udp[4])<<8|int(udp[5]) != n+8 {
-				t.Fatalf("%v, %d bytes: %x", src, n, p)
+				t.Fatalf("from %v with %d bytes: wrong payload or UDP length in %x", src, n, p)
 			}
 			if packet.TransportSum(p, len(p)-len(udp)) != 0xffff {
-				t.Fatalf("%v, %d bytes: wrong UDP checksum", src, n)
+				t.Fatalf("from %v with %d bytes: wrong UDP checksum", src, n)
 			}
 			if src.Addr().Is4() && (packet.Sum(p[:20], 0) != 0xffff || int(p[2])<<8|int(p[3]) != len(p)) {
 				t.Fatalf("%d bytes: wrong IPv4 header %x", n, p[:20])
@@ -245,9 +245,9 @@ func TestUDPPacket(t *testing.T) {
 		}
 	}
 	v4, v6 := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("[2001:db8::1]:1")
-	wantPanic(t, "two families", func() { UDPPacket(v4, v6, nil) })
-	wantPanic(t, "no address", func() { UDPPacket(netip.AddrPort{}, v6, nil) })
-	wantPanic(t, "too long", func() { UDPPacket(v4, v4, make([]byte, 65508)) })
+	wantPanic(t, "addresses of two families", func() { UDPPacket(v4, v6, nil) })
+	wantPanic(t, "no source address", func() { UDPPacket(netip.AddrPort{}, v6, nil) })
+	wantPanic(t, "payload too long for UDP", func() { UDPPacket(v4, v4, make([]byte, 65508)) })
 }
 
 // TestUDPPacketVector checks a packet whose checksums were computed by hand. Without the checksum, the words of the IPv4 header
@@ -256,10 +256,10 @@ func TestUDPPacketVector(t *testing.T) {
 	p := UDPPacket(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2"), []byte{0, 0})
 	want := []byte{0x45, 0, 0, 30, 0, 0, 0, 0, 64, 17, 0x7c, 0xcd, 127, 0, 0, 1, 127, 0, 0, 1, 0, 1, 0, 2, 0, 10, 1, 0xd5, 0, 0}
 	if !bytes.Equal(p, want) {
-		t.Errorf("%x, want %x", p, want)
+		t.Errorf("the packet is %x, want %x", p, want)
 	}
 	p = UDPPacket(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2"), []byte{0x01, 0xd5})
 	if p[26] != 0xff || p[27] != 0xff {
-		t.Errorf("checksum %x; one of zero would say that there is none", p[26:28])
+		t.Errorf("the checksum is %x, want ffff, because 0000 means that there is no checksum", p[26:28])
 	}
 }

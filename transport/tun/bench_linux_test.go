@@ -93,21 +93,21 @@ var sides = []struct {
 	link func(b *testing.B) link
 }{{"ours", ourLink}, {"wireguard-go", theirLink}}
 
-// ourLink returns a link whose interfaces are connected by two devices of this library.
+// ourLink returns a link whose interfaces are connected through two devices of this library.
 func ourLink(b *testing.B) link {
 	l := newLink(b, Config{})
 	l.devices(b)
 	return l
 }
 
-// devices connects the interfaces by two devices of this library.
+// devices connects the interfaces through two devices of this library.
 func (l link) devices(t testing.TB) {
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 	bind := &udp.Bind{Address: netip.MustParseAddr("127.0.0.1")}
 	devices.Pair(t, devices.Side{Tunnel: l.a, Bind: bind, Inside: all}, devices.Side{Tunnel: l.b, Bind: bind, Inside: all})
 }
 
-// theirLink returns a link whose interfaces are connected by two devices of wireguard-go.
+// theirLink returns a link whose interfaces are connected through two devices of wireguard-go.
 func theirLink(b *testing.B) link {
 	l := link{x: newNamespace(b), y: newNamespace(b)}
 	keyA, keyB := wireguard.NewPrivateKey(), wireguard.NewPrivateKey()

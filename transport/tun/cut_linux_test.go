@@ -13,8 +13,8 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-// cutAll returns the packets into which a cutter divides p, in as many batches as it needs. The first batch already contains as
-// many other packets as before says.
+// cutAll returns the packets into which a cutter divides p, in as many batches as it needs. The parameter before is the number of
+// other packets that the first batch already contains.
 func cutAll(t *testing.T, h virtio, p []byte, before int) (out [][]byte, ok bool) {
 	b := new(wireguard.Batch)
 	for range before {
@@ -32,14 +32,14 @@ func cutAll(t *testing.T, h virtio, p []byte, before int) (out [][]byte, ok bool
 			}
 		}
 		if done != !c.pending() {
-			t.Fatalf("done is %v, pending %v", done, c.pending())
+			t.Fatalf("into returned %v and pending returned %v, want opposite values", done, c.pending())
 		}
 		if done {
 			b.Reset()
 			return out, true
 		}
 		if rounds > 0 && b.Len() == 0 {
-			t.Fatal("nothing fits an empty batch")
+			t.Fatal("the cutter put no packet into an empty batch")
 		}
 		b.Reset()
 	}
@@ -83,17 +83,17 @@ func FuzzCut(f *testing.F) {
 		}
 		got, ok := cutAll(t, h, in, int(before)%129)
 		if !ok {
-			t.Fatal("a good packet is refused")
+			t.Fatal("the cutter refused a valid packet")
 		}
 		if len(got) != len(want) {
-			t.Fatalf("%d segments, want %d", len(got), len(want))
+			t.Fatalf("the cutter made %d segments, want %d", len(got), len(want))
 		}
 		for i := range want {
 			if got := got[i]; !bytes.Equal(got, want[i]) {
 				// In TCP, the checksums 0 and 0xffff are equivalent.
 				if at := s.sumAt(); udp || binary.BigEndian.Uint16(got[at:]) != 0xffff || binary.BigEndian.Uint16(want[i][at:]) != 0 ||
 					!bytes.Equal(got[:at], want[i][:at]) || !bytes.Equal(got[at+2:], want[i][at+2:]) {
-					t.Fatalf("segment %d of %d:\n%x\nwant\n%x", i, len(want), got, want[i])
+					t.Fatalf("segment %d of %d is\n%x\nwant\n%x", i, len(want), got, want[i])
 				}
 			}
 		}
@@ -116,10 +116,10 @@ func FuzzCutHostile(f *testing.F) {
 		in := bytes.Clone(p)
 		out, ok := cutAll(t, virtio{flags: flags, gso: gso, size: size, start: start, offset: offset}, in, 0)
 		if ok && len(out) == 0 {
-			t.Error("a packet came to nothing")
+			t.Error("the cutter accepted a packet and made no segment of it")
 		}
 		if !bytes.Equal(p, in) {
-			t.Error("what was read is changed")
+			t.Error("the cutter changed its input")
 		}
 	})
 }
@@ -133,7 +133,7 @@ func TestCutRefusesHugeSegments(t *testing.T) {
 		p[0], p[packet.IP6Next], p[packet.IP6Header+packet.TCPOffset] = 6<<4, packet.TCP, 5<<4
 		out, ok := cutAll(t, virtio{flags: needsSum, gso: gsoTCP6, size: most, start: packet.IP6Header, offset: packet.TCPChecksum}, p, 0)
 		if ok != (total <= most) || ok && len(out[0]) != total {
-			t.Errorf("%d bytes in one segment: taken is %v", total, ok)
+			t.Errorf("%d bytes in one segment: the cutter accepted the packet: %v, want this only up to 65535 bytes", total, ok)
 		}
 	}
 }
@@ -141,7 +141,7 @@ func TestCutRefusesHugeSegments(t *testing.T) {
 // TestCutAllocates checks that cutting a packet does not allocate.
 func TestCutAllocates(t *testing.T) {
 	if testkit.Race {
-		t.Skip("the race detector empties pools at random")
+		t.Skip("under the race detector, sync.Pool drops objects at random")
 	}
 	for _, udp := range []bool{false, true} {
 		p, s := newPacket(rand.New(rand.NewSource(1)), false, udp, 0, 60000)
@@ -155,10 +155,10 @@ func TestCutAllocates(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() {
 			b.Reset()
 			if !c.begin(h, p) || !c.into(b) {
-				t.Fatal("not cut")
+				t.Fatal("the cutter refused a valid packet or did not finish it")
 			}
 		}); n != 0 {
-			t.Errorf("cutting a packet of 47 segments allocates %v times", n)
+			t.Errorf("cutting a packet of 47 segments allocates %v times, want 0", n)
 		}
 	}
 }

@@ -31,7 +31,7 @@ func TestStatesElsewhere(t *testing.T) {
 			fmt.Println("state", s.Name, s.MTU)
 		}
 		if !errors.Is(d.Err(), ErrDeleted) {
-			t.Error(d.Err())
+			t.Error("the interface did not end with ErrDeleted:", d.Err())
 		}
 		return
 	}
@@ -44,14 +44,14 @@ func TestStatesElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Skipf("this host lets no program make a user namespace: %v", err)
+		t.Skipf("this host does not let programs make user namespaces: %v", err)
 	}
 	defer cmd.Process.Kill()
 	lines := bufio.NewScanner(out)
 	want := func(line string) {
 		t.Helper()
 		if !lines.Scan() || lines.Text() != line {
-			t.Fatalf("the child says %q, want %q", lines.Text(), line)
+			t.Fatalf("the child process printed %q, want %q", lines.Text(), line)
 		}
 	}
 	want("state wg0 1420")

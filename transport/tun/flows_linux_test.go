@@ -35,12 +35,12 @@ func TestFlows(t *testing.T) {
 		for queue := range queues {
 			f.seen(reverse(p, s), queue)
 			if got := f.queue(p, queues); got != queue {
-				t.Fatalf("packet %d: written to queue %d, but read from %d", i, got, queue)
+				t.Fatalf("packet %d is written to queue %d, but its flow was last read from queue %d", i, got, queue)
 			}
 		}
 		other, _ := newPacket(rand.New(rand.NewSource(int64(1000+i))), i&1 != 0, i&2 != 0, 0, 100)
 		if got, want := f.queue(other, queues), new(flows).queue(other, queues); got != want {
-			t.Errorf("packet %d: another flow is written to queue %d, not %d", i, got, want)
+			t.Errorf("packet %d: a flow of which no packet was read is written to queue %d, want %d", i, got, want)
 		}
 		if i&1 == 0 { // all fragments of a datagram must have the same queue, although only the first contains the ports
 			p[6] = 0x20
@@ -48,13 +48,13 @@ func TestFlows(t *testing.T) {
 			q[7] = 10
 			q[s.l3]++
 			if f.queue(p, queues) != f.queue(q, queues) {
-				t.Errorf("packet %d: two fragments go to two queues", i)
+				t.Errorf("packet %d: two fragments of one datagram are written to two queues", i)
 			}
 		}
 	}
 	for queue, n := range used {
 		if n < 20 {
-			t.Errorf("queue %d gets %d of 200 flows", queue, n)
+			t.Errorf("queue %d gets %d of 200 flows, want at least 20", queue, n)
 		}
 	}
 	for _, p := range [][]byte{nil, {0x45}, make([]byte, 20), {0x60, 19: 0}} {

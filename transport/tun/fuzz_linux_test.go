@@ -182,7 +182,7 @@ func FuzzMerge(f *testing.F) {
 		}
 		k.written = nil
 		if n, err := d.WritePackets(pkts); n != len(pkts) || err != nil {
-			t.Fatalf("took %d of %d packets, %v", n, len(pkts), err)
+			t.Fatalf("WritePackets wrote %d of %d packets, error %v; want all", n, len(pkts), err)
 		}
 		n := 0
 	next:
@@ -204,13 +204,13 @@ func FuzzMerge(f *testing.F) {
 				}
 				at := slices.IndexFunc(others, func(o []byte) bool { return bytes.Equal(o, p) })
 				if at < 0 || getVirtio(w).gso != gsoNone {
-					t.Fatalf("packet %d of %d bytes is not the next of any flow (%+v):\n%x", n, len(p), getVirtio(w), p[:min(100, len(p))])
+					t.Fatalf("packet %d, of %d bytes, is not the next packet of any flow (header %+v):\n%x", n, len(p), getVirtio(w), p[:min(100, len(p))])
 				}
 				others = slices.Delete(others, at, at+1)
 			}
 		}
 		if n != len(pkts) {
-			t.Fatalf("%d packets came out, want %d", n, len(pkts))
+			t.Fatalf("the kernel received %d packets, want %d", n, len(pkts))
 		}
 	})
 }

@@ -69,16 +69,16 @@ func receive(t testing.TB, b []byte) [][]byte {
 	h, p := getVirtio(b), b[virtioSize:]
 	if h.gso == gsoNone {
 		if h != (virtio{}) {
-			t.Fatalf("a packet by itself has the header %+v", h)
+			t.Fatalf("a packet that is not merged has the header %+v, want an empty header", h)
 		}
 		return [][]byte{p}
 	}
 	s := shape{l3: int(h.start), l4: int(h.headers), udp: h.gso == gsoUDP}
 	if h.flags != needsSum || s.sumAt() != s.l3+int(h.offset) || int(h.headers) >= len(p) || h.size == 0 || len(p)-s.l4 <= int(h.size) {
-		t.Fatalf("a packet of %d bytes has the header %+v", len(p), h)
+		t.Fatalf("a merged packet of %d bytes has the header %+v, whose fields do not fit the packet", len(p), h)
 	}
 	if v4 := p[0]>>4 == 4; v4 && h.gso == gsoTCP6 || !v4 && h.gso == gsoTCP4 {
-		t.Fatalf("a packet of version %d has the header %+v", p[0]>>4, h)
+		t.Fatalf("a packet of IP version %d has the header %+v, which is for the other version", p[0]>>4, h)
 	}
 	whole := bytes.Clone(p)
 	s.mend(whole)

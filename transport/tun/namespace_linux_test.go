@@ -25,10 +25,10 @@ type namespace struct{ f *os.File }
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: for network namespaces")
+		t.Skip("needs root, to make network namespaces")
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip("needs ip: of iproute2")
+		t.Skip("needs the command ip of iproute2")
 	}
 	n := new(namespace)
 	onThread(t, func() {
@@ -90,7 +90,7 @@ func (n *namespace) ip(t testing.TB, args string, others ...*namespace) string {
 	return string(out)
 }
 
-// open opens an interface inside the namespace. The end of the test closes the interface.
+// open opens an interface inside the namespace. The interface is closed when the test ends.
 func (n *namespace) open(t testing.TB, c Config) *Interface {
 	t.Helper()
 	var d *Interface
@@ -105,7 +105,7 @@ func (n *namespace) open(t testing.TB, c Config) *Interface {
 	}
 	t.Cleanup(func() {
 		if err := d.Close(); err != nil {
-			t.Errorf("closing: %v", err)
+			t.Errorf("Close: %v", err)
 		}
 	})
 	return d
@@ -123,7 +123,7 @@ func (n *namespace) up(t testing.TB, d *Interface, addresses ...string) {
 	}
 	n.ip(t, "link set "+name+" up")
 	// After an IPv6 address was added, the kernel accepts packets to this address only after a delay.
-	testkit.Eventually(t, "the addresses", func() bool {
+	testkit.Eventually(t, "the kernel accepts packets to the new addresses", func() bool {
 		local := n.ip(t, "-6 route show table local dev "+name)
 		return !slices.ContainsFunc(addresses, func(a string) bool {
 			a, _, _ = strings.Cut(a, "/")

@@ -98,7 +98,7 @@ func sharedClose(t *testing.T, d *Interface, _ *namespace) {
 		t.Error(err)
 	}
 	if err := <-ended; !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
-		t.Errorf("the read ended by %v, want that the interface is closed", err)
+		t.Errorf("ReadPackets ended with %v, want net.ErrClosed or os.ErrClosed", err)
 	}
 }
 
@@ -141,13 +141,13 @@ func TestSharedOlderKernel(t *testing.T) {
 	}
 	b := make([]byte, 4096)
 	if n, errno := readShared(uintptr(watch), b); errno != unix.EAGAIN {
-		t.Errorf("read of nothing: %d, %v, want EAGAIN", n, errno)
+		t.Errorf("read without an event: %d bytes, error %v, want EAGAIN", n, errno)
 	}
 	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if n, errno := readShared(uintptr(watch), b); errno != 0 || n < unix.SizeofInotifyEvent {
-		t.Errorf("read of an event: %d, %v", n, errno)
+		t.Errorf("read of an event: %d bytes, error %v; want a whole event and no error", n, errno)
 	}
 
 	counter, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
@@ -160,9 +160,9 @@ func TestSharedOlderKernel(t *testing.T) {
 	iovs := []unix.Iovec{{Base: &most[0]}}
 	iovs[0].SetLen(len(most))
 	if n, errno := writevShared(uintptr(counter), iovs); n != len(most) || errno != 0 {
-		t.Errorf("first write: %d, %v", n, errno)
+		t.Errorf("first write: %d bytes, error %v; want 8 bytes and no error", n, errno)
 	}
 	if n, errno := writevShared(uintptr(counter), iovs); errno != unix.EAGAIN {
-		t.Errorf("write that would wait: %d, %v, want EAGAIN", n, errno)
+		t.Errorf("write that would wait: %d bytes, error %v, want EAGAIN", n, errno)
 	}
 }

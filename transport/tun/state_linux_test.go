@@ -26,16 +26,16 @@ func wantState(t *testing.T, d *Interface, s State, why string) {
 		select {
 		case next, ok := <-d.States():
 			if !ok {
-				t.Fatalf("%s: the states ended at %+v, want %+v", why, now, s)
+				t.Fatalf("%s: the channel of States was closed after %+v, want %+v before", why, now, s)
 			}
 			if now = next; now == s {
 				if d.MTU() != s.MTU || d.Name() != s.Name {
-					t.Errorf("%s: the device has %d and %q, want %+v", why, d.MTU(), d.Name(), s)
+					t.Errorf("%s: the interface has the MTU %d and the name %q, want those of %+v", why, d.MTU(), d.Name(), s)
 				}
 				return
 			}
 		case <-limit:
-			t.Fatalf("%s: the last state is %+v, want %+v", why, now, s)
+			t.Fatalf("%s: after 10 s, the last state is %+v, want %+v", why, now, s)
 		}
 	}
 }
@@ -43,11 +43,11 @@ func wantState(t *testing.T, d *Interface, s State, why string) {
 // wantEnd waits until the interface has ended and checks that Err returns err.
 func wantEnd(t *testing.T, d *Interface, err error) {
 	t.Helper()
-	testkit.Next(t, d.Done(), "the device ends")
+	testkit.Next(t, d.Done(), "the interface ends")
 	for range d.States() {
 	}
 	if !errors.Is(d.Err(), err) || (err == nil) != (d.Err() == nil) {
-		t.Errorf("the device ended with %v, want %v", d.Err(), err)
+		t.Errorf("the interface ended with %v, want %v", d.Err(), err)
 	}
 }
 
@@ -56,34 +56,34 @@ func wantEnd(t *testing.T, d *Interface, err error) {
 func TestStates(t *testing.T) {
 	here, there := newNamespace(t), newNamespace(t)
 	d := here.open(t, Config{Name: "wg%d"})
-	wantState(t, d, State{MTU: 1420, Name: "wg0"}, "as it was opened")
+	wantState(t, d, State{MTU: 1420, Name: "wg0"}, "after Open")
 	here.ip(t, "link set wg0 up")
-	wantState(t, d, State{Up: true, MTU: 1420, Name: "wg0"}, "up")
+	wantState(t, d, State{Up: true, MTU: 1420, Name: "wg0"}, "after up")
 	here.ip(t, "link set wg0 mtu 1280")
-	wantState(t, d, State{Up: true, MTU: 1280, Name: "wg0"}, "another MTU")
+	wantState(t, d, State{Up: true, MTU: 1280, Name: "wg0"}, "after a change of the MTU")
 	here.ip(t, "link set wg0 down")
-	wantState(t, d, State{MTU: 1280, Name: "wg0"}, "down")
+	wantState(t, d, State{MTU: 1280, Name: "wg0"}, "after down")
 	here.ip(t, "link set wg0 name renamed")
-	wantState(t, d, State{MTU: 1280, Name: "renamed"}, "renamed")
+	wantState(t, d, State{MTU: 1280, Name: "renamed"}, "after the interface was renamed")
 
 	// Another interface gets the old name. The follower must not report the state of this interface as that of the renamed one.
 	other := here.open(t, Config{Name: "wg0", MTU: 9000})
 	here.ip(t, "link set wg0 up")
 	here.ip(t, "link set renamed mtu 1300")
-	wantState(t, d, State{MTU: 1300, Name: "renamed"}, "another interface has its name")
-	wantState(t, other, State{Up: true, MTU: 9000, Name: "wg0"}, "the other one")
+	wantState(t, d, State{MTU: 1300, Name: "renamed"}, "another interface has the old name")
+	wantState(t, other, State{Up: true, MTU: 9000, Name: "wg0"}, "the interface that has the old name")
 
 	// The kernel sets an interface down when it moves to another namespace.
 	here.ip(t, "link set renamed up")
 	here.ip(t, "link set renamed netns /proc/self/fd/3", there)
 	there.ip(t, "link set renamed mtu 1301")
-	wantState(t, d, State{MTU: 1301, Name: "renamed"}, "in another namespace")
+	wantState(t, d, State{MTU: 1301, Name: "renamed"}, "after a move to another namespace")
 	there.ip(t, "link set renamed up")
 	wantState(t, d, State{Up: true, MTU: 1301, Name: "renamed"}, "up in another namespace")
 	there.ip(t, "link set renamed name wg0")
 	there.ip(t, "link set wg0 netns /proc/self/fd/3 name back", here)
 	here.ip(t, "link set back mtu 1302")
-	wantState(t, d, State{MTU: 1302, Name: "back"}, "back again")
+	wantState(t, d, State{MTU: 1302, Name: "back"}, "after the move back")
 
 	here.ip(t, "link delete back")
 	wantEnd(t, d, ErrDeleted)
@@ -101,9 +101,9 @@ func TestStatesLatest(t *testing.T) {
 	for _, mtu := range []string{"1000", "1100", "1200"} {
 		n.ip(t, "link set wg0 mtu "+mtu)
 	}
-	testkit.Eventually(t, "the last MTU", func() bool { return d.MTU() == 1200 })
+	testkit.Eventually(t, "the MTU is 1200, the last that was set", func() bool { return d.MTU() == 1200 })
 	if s := <-d.States(); s.MTU != 1200 {
-		t.Errorf("a late reader finds %+v", s)
+		t.Errorf("a late reader of States received %+v, want the latest state, with an MTU of 1200", s)
 	}
 }
 
@@ -115,7 +115,7 @@ func TestStatesPolled(t *testing.T) {
 	d.place.netlink.Close()
 	d.mu.Unlock()
 	n.ip(t, "link set wg0 mtu 1280")
-	testkit.Eventually(t, "the MTU", func() bool { return d.MTU() == 1280 })
+	testkit.Eventually(t, "the MTU is 1280", func() bool { return d.MTU() == 1280 })
 }
 
 // TestDeleted checks that a read fails with ErrDeleted if the interface is deleted meanwhile, and that later reads and writes
@@ -127,21 +127,21 @@ func TestDeleted(t *testing.T) {
 	read := make(chan error, 1)
 	go func() { read <- d.Queues()[0].ReadPackets(new(wireguard.Batch)) }()
 	n.ip(t, "link delete wg0")
-	if err := testkit.Next(t, read, "reading ends"); !errors.Is(err, ErrDeleted) || errors.Is(err, net.ErrClosed) {
-		t.Errorf("reading ended with %v", err)
+	if err := testkit.Next(t, read, "ReadPackets returns"); !errors.Is(err, ErrDeleted) || errors.Is(err, net.ErrClosed) {
+		t.Errorf("ReadPackets returned %v, want ErrDeleted and not net.ErrClosed", err)
 	}
 	wantEnd(t, d, ErrDeleted)
 	if got, err := d.WritePackets(train(false, true, 1, 3, 100)); got != 0 || !errors.Is(err, ErrDeleted) {
-		t.Errorf("writing: %d, %v", got, err)
+		t.Errorf("WritePackets after the deletion: %d packets, error %v; want 0 and ErrDeleted", got, err)
 	}
 	if err := d.Queues()[0].ReadPackets(new(wireguard.Batch)); !errors.Is(err, ErrDeleted) {
-		t.Errorf("reading again: %v", err)
+		t.Errorf("second ReadPackets: error %v, want ErrDeleted", err)
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
 	if !errors.Is(d.Err(), ErrDeleted) {
-		t.Errorf("after Close the reason is %v", d.Err())
+		t.Errorf("after Close, Err returns %v, want ErrDeleted", d.Err())
 	}
 }
 
@@ -202,23 +202,23 @@ func TestClose(t *testing.T) {
 		}
 		for range 3 {
 			if err := <-closed; err != nil {
-				t.Errorf("%s: %v", x.state, err)
+				t.Errorf("%s: Close: %v", x.state, err)
 			}
 		}
 		for range d.Queues() {
 			if err := <-read; !errors.Is(err, net.ErrClosed) && !errors.Is(err, ErrDeleted) {
-				t.Errorf("%s: reading ended with %v", x.state, err)
+				t.Errorf("%s: ReadPackets ended with %v, want net.ErrClosed or ErrDeleted", x.state, err)
 			}
 		}
 		if _, err := d.WritePackets(train(false, true, 1, 3, 100)); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("%s: writing after Close: %v", x.state, err)
+			t.Errorf("%s: WritePackets after Close: error %v, want net.ErrClosed", x.state, err)
 		}
 		testkit.Eventually(t, x.state+": no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
 		if after := descriptors(t); !slices.Equal(before, after) {
-			t.Errorf("%s: descriptors %v, before %v", x.state, after, before)
+			t.Errorf("%s: descriptors %v are open, want %v as before the test", x.state, after, before)
 		}
 		if x.state != "deleted" {
-			testkit.Eventually(t, x.state+": the interface is gone", func() bool {
+			testkit.Eventually(t, x.state+": the interface no longer exists", func() bool {
 				return !strings.Contains(n.ip(t, "-o link"), "wg0") && !strings.Contains(other.ip(t, "-o link"), "wg0")
 			})
 		}
@@ -242,14 +242,14 @@ func TestInherited(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wantState(t, d, State{Up: true, MTU: 1333, Name: "wg5"}, "as it was inherited")
+		wantState(t, d, State{Up: true, MTU: 1333, Name: "wg5"}, "after Open of an inherited descriptor")
 		if f.Fd() != ^uintptr(0) {
-			t.Error("the file is not taken over")
+			t.Error("Open did not close the file that it was given")
 		}
 		n.ip(t, "link set wg5 mtu 1334")
-		wantState(t, d, State{Up: true, MTU: 1334, Name: "wg5"}, "from outside")
+		wantState(t, d, State{Up: true, MTU: 1334, Name: "wg5"}, "after a change of the MTU by an administrator")
 		if (d.header > 0) != offload {
-			t.Errorf("a header of %d bytes, with offload %v", d.header, offload)
+			t.Errorf("packets have a header of %d bytes, with offload: %v; want a header exactly with offload", d.header, offload)
 		}
 		n.ip(t, "address add 10.9.5.1/24 dev wg5")
 		ping(t, n, d, "10.9.5.2")
@@ -260,10 +260,10 @@ func TestInherited(t *testing.T) {
 	f := inherit(t, n, unix.IFF_TAP|unix.IFF_NO_PI)
 	defer f.Close()
 	if _, err := Open(Config{File: f}); err == nil || !strings.Contains(err.Error(), "IFF_TUN") {
-		t.Errorf("an Ethernet interface: %v", err)
+		t.Errorf("Open of an Ethernet interface: error %v, want one that mentions IFF_TUN", err)
 	}
 	if f.Fd() == ^uintptr(0) {
-		t.Error("the file of an Open that failed is closed")
+		t.Error("Open failed and closed the caller's file")
 	}
 	for what, c := range map[string]Config{
 		"one queue":          {File: f, Queues: 2},
@@ -277,7 +277,7 @@ func TestInherited(t *testing.T) {
 	} {
 		n.do(t, func() {
 			if d, err := Open(c); err == nil || !strings.Contains(err.Error(), what) || !strings.HasPrefix(err.Error(), "tun: ") {
-				t.Errorf("%+v: %v", c, err)
+				t.Errorf("Open(%+v): error %v, want one of this package that names the cause", c, err)
 				if err == nil {
 					d.Close()
 				}
@@ -327,7 +327,7 @@ func ping(t *testing.T, n *namespace, d *Interface, to string) {
 			if p := b.Packet(i); p[0] == 0x45 && p[9] == 17 {
 				s := shape{l3: 20, l4: 28, udp: true}
 				if string(p[28:]) != "hello, hello" || checksum(s.pseudo(p), p[20:]) != 0 {
-					t.Fatalf("read %x", p)
+					t.Fatalf("ReadPackets returned %x, want the datagram that was sent, with a valid checksum", p)
 				}
 				b.Reset()
 				return
@@ -355,7 +355,7 @@ func TestTaken(t *testing.T) {
 			{Config{Name: "own", Queues: 2}, "with several queues", unix.EINVAL},
 		} {
 			if d, err := Open(x.c); !errors.Is(err, x.err) || !strings.Contains(err.Error(), x.want) {
-				t.Errorf("%+v: %v", x.c, err)
+				t.Errorf("Open(%+v): error %v, want one that says why the name cannot be used", x.c, err)
 				if err == nil {
 					d.Close()
 				}
@@ -363,11 +363,11 @@ func TestTaken(t *testing.T) {
 		}
 	})
 	own := n.open(t, Config{Name: "own"})
-	wantState(t, own, State{MTU: 1420, Name: "own"}, "one that existed")
+	wantState(t, own, State{MTU: 1420, Name: "own"}, "Open of a TUN that exists")
 	if err := own.Close(); err != nil {
 		t.Error(err)
 	}
 	if !strings.Contains(n.ip(t, "link show own"), "own") {
-		t.Error("what was made for good is gone")
+		t.Error("Close deleted a persistent TUN that another program had made")
 	}
 }

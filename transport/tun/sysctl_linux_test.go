@@ -33,8 +33,8 @@ func (n *namespace) sysctl(t testing.TB, name string, value ...string) string {
 }
 
 // TestSettingsOfTheModule checks that a hub that forwards packets from one peer to another sends no ICMP redirect. It also
-// checks that an interface that is up has only the addresses that were added to it, and that the kernel sends no packets of its
-// own through it.
+// checks that an interface that is up has only the addresses that were added to it, and that the kernel sends no other packets
+// through it.
 //
 //	10.88.0.2 ─▶ TUN 10.88.0.1 ─▶ 10.88.0.3, on the same interface
 func TestSettingsOfTheModule(t *testing.T) {
@@ -55,7 +55,7 @@ func TestSettingsOfTheModule(t *testing.T) {
 	n.ip(t, "address add 10.88.0.1/24 dev hub")
 	n.ip(t, "link set hub up")
 	if out := n.ip(t, "-6 address show dev hub"); strings.Contains(out, "inet6") {
-		t.Errorf("the interface has an address that nobody gave it:\n%s", out)
+		t.Errorf("the interface has an IPv6 address that was not added to it:\n%s", out)
 	}
 	const sent = 3
 	forwarded := make(chan struct{}, sent)
@@ -70,9 +70,9 @@ func TestSettingsOfTheModule(t *testing.T) {
 				case p[0]>>4 == 4 && p[9] == 17:
 					forwarded <- struct{}{}
 				case p[0]>>4 == 4 && p[9] == 1:
-					t.Errorf("an ICMP message of type %d, code %d leaves", p[20], p[21])
+					t.Errorf("the kernel sent an ICMP message of type %d, code %d", p[20], p[21])
 				default:
-					t.Errorf("a packet that nobody sent leaves: %x", p)
+					t.Errorf("the kernel sent a packet that is neither UDP nor ICMP: %x", p)
 				}
 			}
 			b.Reset()
@@ -85,7 +85,7 @@ func TestSettingsOfTheModule(t *testing.T) {
 		select {
 		case <-forwarded: // the kernel would send a redirect before it forwards the packet that causes the redirect
 		case <-time.After(20 * time.Second):
-			t.Fatal("the packet is not forwarded")
+			t.Fatal("the kernel did not forward the packet within 20 s")
 		}
 	}
 }
@@ -99,6 +99,6 @@ func TestInheritedKeepsItsSettings(t *testing.T) {
 	n.sysctl(t, "ipv4/conf/"+name+"/send_redirects", "1")
 	n.open(t, Config{File: f})
 	if got := n.sysctl(t, "ipv4/conf/"+name+"/send_redirects"); got != "1" {
-		t.Errorf("send_redirects is %s, want it kept", got)
+		t.Errorf("send_redirects is %s after Open, want 1 as before", got)
 	}
 }

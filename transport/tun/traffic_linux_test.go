@@ -61,7 +61,7 @@ func (l link) transfer(t testing.TB, v6 bool, n int) {
 		t.Fatal(err)
 	}
 	if got := <-want; got != sha256.Sum256(data) {
-		t.Fatal("other data arrived than was sent")
+		t.Fatal("the data that arrived differs from the data that was sent")
 	}
 }
 
@@ -76,10 +76,10 @@ func TestTCP(t *testing.T) {
 	}
 	a, b := l.a.Stats(), l.b.Stats()
 	if a.ReadCalls*4 > a.ReadPackets {
-		t.Errorf("%d packets were read in %d calls: the kernel does not segment", a.ReadPackets, a.ReadCalls)
+		t.Errorf("%d packets were read in %d calls, want at least 4 packets per call", a.ReadPackets, a.ReadCalls)
 	}
 	if b.Merged*2 < b.WrittenPackets {
-		t.Errorf("of %d packets, %d were merged", b.WrittenPackets, b.Merged)
+		t.Errorf("of %d written packets, %d were merged, want at least half", b.WrittenPackets, b.Merged)
 	}
 	for _, s := range []Stats{a, b} {
 		if s.Malformed+s.Full+s.Down+s.Invalid+s.Refused > 0 {
@@ -98,7 +98,7 @@ func TestDevices(t *testing.T) {
 		l.transfer(t, v6, 16<<20)
 	}
 	if s := l.b.Stats(); s.Merged*2 < s.WrittenPackets {
-		t.Errorf("of %d packets, %d were merged", s.WrittenPackets, s.Merged)
+		t.Errorf("of %d written packets, %d were merged, want at least half", s.WrittenPackets, s.Merged)
 	}
 }
 
@@ -107,7 +107,7 @@ func TestDevices(t *testing.T) {
 func TestUSO(t *testing.T) {
 	l := newLink(t, Config{})
 	if l.a.merges[udp4].Load() == mergeRefused {
-		t.Skip("this kernel has no UDP segmentation offload for TUN (Linux 6.2)")
+		t.Skip("this kernel does not support UDP segmentation offload for TUN; Linux 6.2 does")
 	}
 	join(t, l.a, l.b, nil)
 	for _, v6 := range []bool{false, true} {
@@ -134,15 +134,15 @@ func TestUSO(t *testing.T) {
 				t.Fatal(err)
 			}
 			if want := rest[:min(1000, len(rest))]; !bytes.Equal(b[:n], want) {
-				t.Fatalf("%d bytes before the end: another datagram arrived than was sent", len(rest))
+				t.Fatalf("%d bytes before the end: the datagram that arrived differs from the one that was sent", len(rest))
 			}
 			rest = rest[n:]
 		}
 		if n := l.a.Stats().ReadCalls - before.ReadCalls; n != 1 {
-			t.Errorf("%d packets were read from the kernel, want one", n)
+			t.Errorf("the train was read from the kernel in %d calls, want 1", n)
 		}
 		// WritePackets counts the packets only after the kernel has received them.
-		testkit.Eventually(t, "31 packets are merged", func() bool { return l.b.Stats().Merged-after.Merged == 31 })
+		testkit.Eventually(t, "WritePackets has counted 31 merged packets", func() bool { return l.b.Stats().Merged-after.Merged == 31 })
 	}
 }
 
@@ -179,7 +179,7 @@ func TestNoOffload(t *testing.T) {
 	}
 	a, b := l.a.Stats(), l.b.Stats()
 	if a.ReadCalls != a.ReadPackets || b.Merged != 0 || b.WriteCalls != b.WrittenPackets || a.Malformed+b.Invalid > 0 {
-		t.Errorf("%+v\n%+v", a, b)
+		t.Errorf("with NoOffload, want one packet per call, none merged and none malformed:\n%+v\n%+v", a, b)
 	}
 }
 
@@ -209,18 +209,18 @@ func TestCounters(t *testing.T) {
 				// kernel does.
 				var tx, rx counters
 				var s Stats
-				testkit.Eventually(t, "the same number of packets", func() bool {
+				testkit.Eventually(t, "Stats and the kernel count the same number of packets", func() bool {
 					tx, rx = kernel()
 					s = x.d.Stats()
 					return tx.Packets == s.ReadCalls && rx.Packets == s.WriteCalls && (!c.NoOffload || s.ReadBytes == tx.Bytes && s.WrittenBytes == rx.Bytes)
 				})
 				if tx.Bytes > s.ReadBytes || rx.Bytes > s.WrittenBytes || tx.Errors+rx.Errors+rx.Dropped > 0 {
-					t.Errorf("the kernel counts %+v and %+v, we %+v", tx, rx, s)
+					t.Errorf("the kernel counts %+v sent and %+v received; Stats counts %+v, want at least as many bytes and no errors", tx, rx, s)
 				}
 				// With offloads, the kernel counts the headers once per call. So the kernel's number of bytes is smaller than
 				// that of Stats, by at least 40 for each packet of a call after the first.
 				if saved := s.WrittenBytes - rx.Bytes; saved < 40*(s.WrittenPackets-s.WriteCalls) {
-					t.Errorf("%d packets in %d calls are only %d bytes fewer to the kernel", s.WrittenPackets, s.WriteCalls, saved)
+					t.Errorf("%d packets in %d calls: the kernel counts only %d bytes less than Stats", s.WrittenPackets, s.WriteCalls, saved)
 				}
 			}
 		})
@@ -233,14 +233,14 @@ func TestDown(t *testing.T) {
 	d := n.open(t, Config{Name: "wg0"})
 	ps := append(train(false, false, 1, 10, 100), train(true, true, 1, 1, 100)...)
 	if got, err := d.WritePackets(ps); got != 0 || err == nil {
-		t.Errorf("took %d, %v", got, err)
+		t.Errorf("while the interface is down, WritePackets wrote %d packets, error %v; want 0 and an error", got, err)
 	}
 	if s := d.Stats(); s.Down != 11 {
-		t.Errorf("%+v", s)
+		t.Errorf("%+v, want 11 packets counted as Down", s)
 	}
 	n.up(t, d)
 	if got, err := d.WritePackets(ps); got != 11 || err != nil {
-		t.Errorf("once it is up: took %d, %v", got, err)
+		t.Errorf("after up, WritePackets wrote %d packets, error %v; want 11 and no error", got, err)
 	}
 }
 
@@ -273,12 +273,12 @@ func TestMTU(t *testing.T) {
 		for _, n := range []*namespace{l.x, l.y} {
 			n.ip(t, fmt.Sprintf("link set wg0 mtu %d", mtu))
 		}
-		testkit.Eventually(t, "the MTU", func() bool { return l.a.MTU() == mtu && l.b.MTU() == mtu })
+		testkit.Eventually(t, "both interfaces have the new MTU", func() bool { return l.a.MTU() == mtu && l.b.MTU() == mtu })
 		<-largest
 		largest <- 0
 		l.transfer(t, false, 4<<20)
 		if n := <-largest; n > mtu || n < mtu-40 && mtu < 10000 {
-			t.Errorf("with an MTU of %d the largest packet has %d bytes", mtu, n)
+			t.Errorf("with an MTU of %d, the largest packet has %d bytes, want at most the MTU, and close to it", mtu, n)
 			largest <- n
 		} else {
 			largest <- n
@@ -291,7 +291,7 @@ func TestMTU(t *testing.T) {
 func TestQueues(t *testing.T) {
 	l := newLink(t, Config{Queues: 4})
 	if n := len(l.a.Queues()); n != 4 {
-		t.Fatalf("%d queues", n)
+		t.Fatalf("the interface has %d queues, want 4", n)
 	}
 	join(t, l.a, l.b, nil)
 	// Each flow has at most 64 datagrams under way. All 6 flows together have at most 384. The kernel stores 500 packets for each
@@ -308,7 +308,7 @@ func TestQueues(t *testing.T) {
 			for i := range packets {
 				n, err := c.Read(b)
 				if err == nil && (n != 4 || int(binary.BigEndian.Uint32(b)) != i) {
-					err = fmt.Errorf("flow %d, at %v: %x arrives in place of %d", flow, c.LocalAddr(), b[:n], i)
+					err = fmt.Errorf("flow %d: %v received %x, want datagram %d", flow, c.LocalAddr(), b[:n], i)
 				}
 				if err != nil {
 					done <- err
@@ -346,14 +346,14 @@ func TestQueues(t *testing.T) {
 		}
 	}
 	if used < flows/2 {
-		t.Errorf("%d flows are known", used)
+		t.Errorf("the interface knows %d flows, want at least half of them", used)
 	}
 }
 
 // TestAllocates checks that reading packets from the kernel and writing them to the kernel allocates nothing.
 func TestAllocates(t *testing.T) {
 	if testkit.Race {
-		t.Skip("the race detector empties pools at random")
+		t.Skip("under the race detector, sync.Pool drops objects at random")
 	}
 	l := newLink(t, Config{})
 	from, to := l.datagrams(t, false)
@@ -375,7 +375,7 @@ func TestAllocates(t *testing.T) {
 			t.Fatal(err)
 		}
 	}); n > 1 { // the array pkts is allocated
-		t.Errorf("a packet there takes %v allocations", n)
+		t.Errorf("sending, reading and writing a packet takes %v allocations, want at most 1", n)
 	}
 }
 
@@ -409,9 +409,9 @@ func TestIdle(t *testing.T) {
 			}
 		}()
 	}
-	testkit.Eventually(t, "idle devices take little", func() bool { return int64(heap()-before) < devices*16<<10 })
-	if n := runtime.NumGoroutine() - goroutines; n > 2*devices { // each device has a follower and a reader
-		t.Errorf("%d goroutines for %d devices", n, devices)
+	testkit.Eventually(t, "the heap grows by less than 16 KiB per idle interface", func() bool { return int64(heap()-before) < devices*16<<10 })
+	if n := runtime.NumGoroutine() - goroutines; n > 2*devices { // each interface has a follower and a reader
+		t.Errorf("%d goroutines run for %d interfaces, want at most 2 per interface", n, devices)
 	}
 	for _, d := range ds {
 		d.Close()

@@ -18,10 +18,10 @@ func TestMerge(t *testing.T) {
 		t.Helper()
 		k.written = nil
 		if n, err := d.WritePackets(ps); n != len(ps) || err != nil {
-			t.Errorf("%s: took %d, %v", what, n, err)
+			t.Errorf("%s: WritePackets wrote %d packets, error %v; want all", what, n, err)
 		}
 		if len(k.written) != want {
-			t.Errorf("%s: %d writes, want %d", what, len(k.written), want)
+			t.Errorf("%s: %d system calls, want %d", what, len(k.written), want)
 		}
 	}
 	for _, v6 := range []bool{false, true} {
@@ -36,20 +36,20 @@ func TestMerge(t *testing.T) {
 		writes("a wrong checksum in the middle", wrong, 3)
 		wrong = train(v6, true, 1, 10, 100)
 		wrong[0][len(wrong[0])-1] ^= 1
-		writes("a wrong checksum in front", wrong, 2)
+		writes("a wrong checksum in the first packet", wrong, 2)
 	}
 	fragments := train(false, true, 1, 10, 100)
 	for i, p := range fragments {
-		p[6] = 0 // clear "don't fragment": then the identifications must be consecutive
+		p[6] = 0 // clears "don't fragment", so the identifications must be consecutive
 		p[5] = byte(2 * i)
 		(shape{l3: 20, l4: 28, udp: true}).mend(p)
 	}
-	writes("identifications that leave numbers out", fragments, 10)
+	writes("identifications that are not consecutive", fragments, 10)
 	for i, p := range fragments {
 		p[5] = byte(i)
 		(shape{l3: 20, l4: 28, udp: true}).mend(p)
 	}
-	writes("identifications that follow each other", fragments, 1)
+	writes("consecutive identifications", fragments, 1)
 }
 
 // TestRefused checks that, if the kernel refuses a merged packet, its parts are written one by one. After the kernel has refused
@@ -70,22 +70,22 @@ func TestRefused(t *testing.T) {
 			for i := range 5 {
 				begin := len(k.written)
 				if n, err := d.WritePackets(append(bytesClones(udp), tcp...)); n != 20 || err != nil {
-					t.Fatalf("took %d, %v", n, err)
+					t.Fatalf("WritePackets wrote %d packets, error %v; want 20 and no error", n, err)
 				}
 				if want := min(i+1, mergeRefused); tried != want {
-					t.Errorf("%d merged packets were tried, want %d", tried, want)
+					t.Errorf("WritePackets tried %d merged packets, want %d", tried, want)
 				}
 				for i, p := range udp {
 					if !bytes.Equal(k.written[begin+i][virtioSize:], p) {
-						t.Fatalf("packet %d was changed on the way", i)
+						t.Fatalf("the kernel received packet %d changed", i)
 					}
 				}
 			}
 			if s := d.Stats(); s.WriteCalls != 55 || s.Merged != 50 || s.Refused != 3 || s.WrittenPackets != 100 {
-				t.Errorf("%+v", s)
+				t.Errorf("%+v, want 55 calls, 50 merged, 3 refused and 100 written packets", s)
 			}
 			if d.merges[udp6].Load() != mergeUntried {
-				t.Error("the other family is doubted")
+				t.Error("the refusals for IPv4 changed the state of merging for IPv6")
 			}
 		})
 	}
@@ -123,11 +123,11 @@ func TestRefusedRuns(t *testing.T) {
 						merged += 10
 					}
 					if n, err := d.WritePackets(train(false, false, 1, 10, 100)); n != 10 || err != nil {
-						t.Fatalf("run %d: took %d, %v", i, n, err)
+						t.Fatalf("run %d: WritePackets wrote %d packets, error %v; want 10 and no error", i, n, err)
 					}
 				}
 				if s := d.Stats(); s.Merged != merged || s.Refused != refused {
-					t.Errorf("%d packets were merged and %d runs refused, want %d and %d", s.Merged, s.Refused, merged, refused)
+					t.Errorf("%d packets were merged and %d merged packets refused, want %d and %d", s.Merged, s.Refused, merged, refused)
 				}
 			})
 		}
@@ -144,19 +144,19 @@ func TestNotTaken(t *testing.T) {
 		k.refuse = func(virtio) syscall.Errno { return x.errno }
 		pkts := append(train(false, false, 1, 10, 100), []byte("no packet"))
 		if n, err := d.WritePackets(pkts); n != 0 || err == nil {
-			t.Errorf("%v: took %d, %v", x.errno, n, err)
+			t.Errorf("%v: WritePackets wrote %d packets, error %v; want 0 and an error", x.errno, n, err)
 		}
 		if s := d.Stats(); s.Full != x.full || s.Down != x.down || s.Invalid != x.invalid || s.WriteCalls != 0 {
-			t.Errorf("%v: %+v", x.errno, s)
+			t.Errorf("%v: the counters are %+v, want 11 packets counted for this reason", x.errno, s)
 		}
 		if ended := d.Err() != nil; ended != (x.gone > 0) {
-			t.Errorf("%v: the device ended with %v", x.errno, d.Err())
+			t.Errorf("%v: Err returns %v, want an error only after EBADFD", x.errno, d.Err())
 		}
 		if k.refuse = nil; x.gone > 0 {
 			continue
 		}
 		if n, err := d.WritePackets(pkts); n != len(pkts) || err != nil {
-			t.Errorf("%v, and then none: took %d, %v", x.errno, n, err)
+			t.Errorf("after %v, without further errors: WritePackets wrote %d packets, error %v; want all", x.errno, n, err)
 		}
 	}
 }
@@ -170,11 +170,11 @@ func TestNoHeader(t *testing.T) {
 	}
 	pkts := train(true, false, 1, 5, 100)
 	if n, err := d.WritePackets(pkts); n != 5 || err != nil {
-		t.Fatalf("took %d, %v", n, err)
+		t.Fatalf("WritePackets wrote %d packets, error %v; want 5 and no error", n, err)
 	}
 	for i, p := range pkts {
 		if !bytes.Equal(k.written[i], p) {
-			t.Fatalf("packet %d is changed", i)
+			t.Fatalf("the kernel received packet %d changed", i)
 		}
 	}
 }
@@ -182,14 +182,14 @@ func TestNoHeader(t *testing.T) {
 // TestWriteAllocates checks that the inbound path does not allocate.
 func TestWriteAllocates(t *testing.T) {
 	if testkit.Race {
-		t.Skip("the race detector empties pools at random")
+		t.Skip("under the race detector, sync.Pool drops objects at random")
 	}
 	d, k := dry(t)
 	k.discard = true
 	for _, udp := range []bool{false, true} {
 		ps := append(train(false, udp, 1, 45, 1400), train(true, udp, 2, 45, 1400)...)
 		if n := testing.AllocsPerRun(100, func() { _, _ = d.WritePackets(ps) }); n != 0 {
-			t.Errorf("writing 90 packets allocates %v times", n)
+			t.Errorf("writing 90 packets allocates %v times, want 0", n)
 		}
 	}
 }
@@ -215,11 +215,11 @@ func TestOffload(t *testing.T) {
 		kernel    string
 		has, want int
 	}{
-		{"of today", tcp | ecn | udp, tcp | ecn | udp},
+		{"since 6.2", tcp | ecn | udp, tcp | ecn | udp},
 		{"before 6.2", tcp | ecn | unix.TUN_F_UFO, tcp | ecn},
 		{"without ECN", tcp, tcp},
-		{"with sums alone", unix.TUN_F_CSUM, unix.TUN_F_CSUM},
-		{"with nothing", 0, 0},
+		{"with checksums only", unix.TUN_F_CSUM, unix.TUN_F_CSUM},
+		{"without offloads", 0, 0},
 	} {
 		for _, wanted := range []bool{true, false} {
 			set := -1
@@ -235,7 +235,7 @@ func TestOffload(t *testing.T) {
 				want = 0
 			}
 			if got != want || set != want {
-				t.Errorf("a kernel %s, wanted %v: %#x, and %#x is set, want %#x", x.kernel, wanted, got, set, want)
+				t.Errorf("kernel %s, offloads wanted: %v: offload returned %#x and set %#x, want %#x for both", x.kernel, wanted, got, set, want)
 			}
 		}
 	}

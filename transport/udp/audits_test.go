@@ -20,7 +20,7 @@ func TestTwoSocketsNeverShareAPort(t *testing.T) {
 			t.Fatalf("%s: two sockets listen on port %d", v.name, x.Port())
 		}
 		if !errors.Is(err, errnoInUse) {
-			t.Errorf("%s: listening on port %d again: %v, want an error that says that it is in use", v.name, x.Port(), err)
+			t.Errorf("%s: Listen on port %d, which has a socket already: error %v, want one that says that the port is in use", v.name, x.Port(), err)
 		}
 	}
 }

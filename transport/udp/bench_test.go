@@ -53,8 +53,8 @@ func BenchmarkTrains(b *testing.B) {
 	}
 }
 
-// BenchmarkPeers measures calls of Send with 64 trains of one datagram each, as for 64 peers. All trains are sent to the same
-// socket.
+// BenchmarkPeers measures calls of Send with 64 trains of one datagram each, like the trains for 64 peers. All trains go to the
+// same socket.
 func BenchmarkPeers(b *testing.B) {
 	for _, v := range variants {
 		b.Run(v.name, func(b *testing.B) { oneWay(b, v, 64, 1, 1452) })

@@ -71,7 +71,7 @@ func TestParseControl(t *testing.T) {
 	}
 	c := control{local: netip.AddrFrom16(local6), ifindex: 4}
 	if a, i := c.source(); a != c.local || i != 4 {
-		t.Errorf("the source of a link-local address is %v of interface %d; it needs its interface", a, i)
+		t.Errorf("the source is %v with interface %d, want the link-local address with interface 4", a, i)
 	}
 }
 
@@ -99,7 +99,7 @@ func TestPutControl(t *testing.T) {
 		}
 		n := putControl(b.bytes(), c.f, &c.e, c.tos)
 		if got := parseControl(b.bytes()[:n]); got != c.want {
-			t.Errorf("%v, source %v, interface %d, type of service %#x: got %+v", c.f, c.e.Source, c.e.Interface, c.tos, got)
+			t.Errorf("%v, source %v, interface %d, type of service %#x: got %+v, want the same values", c.f, c.e.Source, c.e.Interface, c.tos, got)
 		}
 	}
 }
@@ -114,7 +114,7 @@ func FuzzParseControl(f *testing.F) {
 		n := copy(b.bytes(), in)
 		c := parseControl(b.bytes()[:n])
 		if c.local.IsValid() && (c.local.IsUnspecified() || c.local.IsMulticast() || c.local.Is4In6()) {
-			t.Errorf("%v cannot be answered from", c.local)
+			t.Errorf("parseControl returned %v, from which no answer can be sent", c.local)
 		}
 		// parseControl must not read anything after a damaged message. So there must be a prefix of the messages for which
 		// parseControl returns the same result, except for malformed.
@@ -125,7 +125,7 @@ func FuzzParseControl(f *testing.F) {
 					return
 				}
 			}
-			t.Error("no part of the messages gives what the whole gave")
+			t.Error("parseControl read on after a damaged message: no prefix of the messages gives the same result")
 		}
 	})
 }

@@ -66,7 +66,7 @@ func TestDevices(t *testing.T) {
 			exchange(tunB, tunA, addrB, addrA, 20) // a learns the new port of b
 			exchange(tunA, tunB, addrA, addrB, 20)
 			if s, _ := a.Peer(b.Status().PublicKey); s.Endpoint.Addr.Port() != port {
-				t.Errorf("a reaches b on port %d, want %d", s.Endpoint.Addr.Port(), port)
+				t.Errorf("device a sends to b at port %d, want %d", s.Endpoint.Addr.Port(), port)
 			}
 		})
 	}

@@ -14,7 +14,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // A variant is a Bind that selects one of this package's implementations. A test runs with all variants, unless it tests the
-// system calls of a single one. Each variant has one receiver per family, whatever the number of cores.
+// system calls of a single variant. Each variant has one receiver per family, whatever the number of cores.
 type variant struct {
 	name string
 	bind Bind
@@ -105,7 +105,7 @@ func (e *end) at(f family) wireguard.Endpoint {
 func (e *end) receiver(f family) wireguard.Receiver {
 	e.t.Helper()
 	if e.paths[f] == nil {
-		e.t.Fatalf("the socket has no %v", f)
+		e.t.Fatalf("the socket has no path for %v", f)
 	}
 	return e.paths[f]
 }
@@ -191,7 +191,7 @@ func wantTrain(t testing.TB, got []datagram, want wireguard.Train) {
 	}
 	for i := range got {
 		if !bytes.Equal(got[i].data, sent[i].data) {
-			t.Fatalf("datagram %d of %d: got %d bytes that differ from the %d sent", i, len(sent), len(got[i].data), len(sent[i].data))
+			t.Fatalf("datagram %d of %d: the %d received bytes differ from the %d bytes sent", i, len(sent), len(got[i].data), len(sent[i].data))
 		}
 	}
 }

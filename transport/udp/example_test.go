@@ -27,8 +27,7 @@ func ExampleBind() {
 	}
 	defer s.Close()
 
-	// A train consists of several datagrams to one endpoint. Here each datagram has 4 bytes, except for the last one, which has
-	// 3.
+	// A train consists of several datagrams to one endpoint. Here each datagram has 4 bytes, except the last one, which has 3.
 	to := wireguard.EndpointOf(netip.AddrPortFrom(bind.Address, s.Port()))
 	s.Send([]wireguard.Train{{Data: []byte("one two six"), Size: 4, Endpoint: to}})
 

@@ -103,11 +103,11 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 			x.send(ts[1], ts[3])
 			y.receive(ipv4, 71+3)
 			if asked != 0 || x.Stats().SendCalls-before != 2 {
-				t.Errorf("%d trains were tried again, in %d system calls; want 0 in 2", asked, x.Stats().SendCalls-before)
+				t.Errorf("Send tried GSO %d more times and used %d system calls, want 0 more times and 2 calls", asked, x.Stats().SendCalls-before)
 			}
 			// Other destinations are not affected.
 			if p.plain.has(netip.MustParseAddr("127.0.0.2")) {
-				t.Error("another destination gets single datagrams as well")
+				t.Error("Send stopped sending trains to 127.0.0.2, which never refused one")
 			}
 			// When plainTime is over, Send tries trains again.
 			p.plain.until[to.Addr.Addr()] = time.Now()
@@ -116,7 +116,7 @@ func TestRefusedTrainGoesOutSingly(t *testing.T) {
 			x.send(ts[3])
 			y.receive(ipv4, 3)
 			if calls := x.Stats().SendCalls - before; calls != 1 {
-				t.Errorf("the recovered path took %d calls for a train, want 1", calls)
+				t.Errorf("after plainTime, Send used %d system calls for a train, want 1", calls)
 			}
 		})
 	}
@@ -140,7 +140,7 @@ func TestRefusedTrainKeepsItsSource(t *testing.T) {
 	x.send(ts...)
 	wantTrain(t, y.receive(ipv4, 3), ts[0])
 	if ts[0].Endpoint.Source != to.Source || !p.plain.has(to.Addr.Addr()) {
-		t.Errorf("source %v, plain %v; want the source kept and the trains stopped", ts[0].Endpoint.Source, p.plain.has(to.Addr.Addr()))
+		t.Errorf("source %v, destination gets single datagrams: %v; want the source kept and single datagrams", ts[0].Endpoint.Source, p.plain.has(to.Addr.Addr()))
 	}
 }
 
@@ -158,7 +158,7 @@ func TestGoneSourceIsForgottenOnFailure(t *testing.T) {
 	ts := []wireguard.Train{trainOf(1, 100, 100, to)}
 	x.Send(ts)
 	if !errors.Is(ts[0].Err, unix.ENETUNREACH) || ts[0].Endpoint != y.at(ipv4) || tries > 3 {
-		t.Errorf("error %v, endpoint %+v, after %d tries", ts[0].Err, ts[0].Endpoint, tries)
+		t.Errorf("error %v, endpoint %+v, %d attempts; want ENETUNREACH, an endpoint without source, and at most 3 attempts", ts[0].Err, ts[0].Endpoint, tries)
 	}
 }
 
@@ -181,7 +181,7 @@ func TestEveryTrainIsTried(t *testing.T) {
 	n := 0
 	for i := range ts {
 		if fails := len(ts[i].Data)%10 == 0; fails != errors.Is(ts[i].Err, unix.ENOBUFS) {
-			t.Errorf("train %d of %d bytes: error %v", i, len(ts[i].Data), ts[i].Err)
+			t.Errorf("train %d of %d bytes: error %v, want ENOBUFS exactly if the length is a multiple of 10", i, len(ts[i].Data), ts[i].Err)
 		} else if !fails {
 			n++
 		}
@@ -262,7 +262,7 @@ func TestDamagedDatagrams(t *testing.T) {
 				wantTrain(t, got[i:i+1], ts[k])
 			}
 			if st := y.Stats(); st.Dropped != 4 || st.ReceivedDatagrams != 3 {
-				t.Errorf("counted %d dropped and %d received, want 4 and 3", st.Dropped, st.ReceivedDatagrams)
+				t.Errorf("Stats counted %d dropped and %d received datagrams, want 4 and 3", st.Dropped, st.ReceivedDatagrams)
 			}
 		})
 	}
@@ -274,7 +274,7 @@ func TestEmptyDatagram(t *testing.T) {
 		x.send(wireguard.Train{Endpoint: y.at(f)}, trainOf(1, 5, 5, y.at(f)))
 		y.receive(f, 1)
 		if st := y.Stats(); st.Dropped != 1 {
-			t.Errorf("counted %d dropped, want the empty one", st.Dropped)
+			t.Errorf("Stats counted %d dropped datagrams, want 1, the empty one", st.Dropped)
 		}
 	})
 }
@@ -287,7 +287,7 @@ func TestErrorThatStays(t *testing.T) {
 	p.recvmmsg = func(uintptr, []mmsghdr) (int, syscall.Errno) { return 0, unix.ENOMEM }
 	for range 3 {
 		if _, err := p.Receive(); !errors.Is(err, unix.ENOMEM) || p.rack != nil {
-			t.Fatalf("error %v, want ENOMEM; rack %v, want none", err, p.rack != nil)
+			t.Fatalf("error %v, want ENOMEM; the path holds a rack: %v, want false", err, p.rack != nil)
 		}
 	}
 	p.recvmmsg = recvmmsg
@@ -300,13 +300,13 @@ func TestPlainPaths(t *testing.T) {
 	start := time.Now()
 	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
 	if p.hasAt(at(0), start) {
-		t.Error("an empty table has an address")
+		t.Error("an empty table contains an address")
 	}
 	for i := range maxPlain + 10 {
 		p.add(at(i), start.Add(time.Duration(i)*time.Millisecond))
 	}
 	if len(p.until) != maxPlain || int(p.n.Load()) != maxPlain {
-		t.Errorf("the table has %d entries and counts %d, want %d", len(p.until), p.n.Load(), maxPlain)
+		t.Errorf("the table has %d entries and its counter is %d, want %d for both", len(p.until), p.n.Load(), maxPlain)
 	}
 	var kept []int
 	for i := range maxPlain + 10 {
@@ -315,17 +315,17 @@ func TestPlainPaths(t *testing.T) {
 		}
 	}
 	if slices.Index(kept, 10) != 0 {
-		t.Errorf("the oldest entry left is %v, want that the first ten made room", kept[:1])
+		t.Errorf("the oldest entry left is %v, want entry 10: the first ten must be evicted", kept[:1])
 	}
 	last := at(maxPlain + 9)
 	if p.add(last, start); !p.hasAt(last, start.Add(plainTime-1)) || p.hasAt(last, start.Add(plainTime)) {
-		t.Errorf("an entry does not end after %v", plainTime)
+		t.Errorf("an entry does not expire exactly %v after it was added", plainTime)
 	}
 	for i := range maxPlain + 10 {
 		p.hasAt(at(i), start.Add(time.Hour))
 	}
 	if len(p.until) != 0 || p.n.Load() != 0 {
-		t.Errorf("%d entries are left an hour later, %d counted", len(p.until), p.n.Load())
+		t.Errorf("an hour later, the table has %d entries and its counter is %d, want 0 for both", len(p.until), p.n.Load())
 	}
 }
 
@@ -359,17 +359,17 @@ func TestRefusedTOS(t *testing.T) {
 			y.receive(f, 7)
 			for i := range 2 {
 				if !ts[i].Endpoint.Source.IsValid() {
-					t.Errorf("train %d lost its source", i)
+					t.Errorf("Send cleared the source of train %d, want it kept", i)
 				}
 			}
 			if p.plain.has(loopback(f)) {
-				t.Error("the destination gets single datagrams")
+				t.Error("the destination gets single datagrams, want trains")
 			}
 			asked = 0
 			x.send(withTOS(4, y.at(f)))
 			y.receive(f, 3)
 			if asked != 0 || p.tos.Load() != tosRefused {
-				t.Errorf("the type of service was tried %d times again; known: %d", asked, p.tos.Load())
+				t.Errorf("Send tried the type of service %d more times, want 0; its state is %d, want tosRefused", asked, p.tos.Load())
 			}
 		})
 	}
@@ -390,12 +390,12 @@ func TestTOSIsNotBlamed(t *testing.T) {
 	ts[0].Size = len(ts[0].Data)
 	x.send(ts...)
 	if got := y.receive(ipv4, 1); got[0].tos != 0x88 || ts[0].Endpoint.Source.IsValid() || p.tos.Load() != tosTaken {
-		t.Errorf("received with %#x, source %v, known %d: want the source dropped and the type of service kept", got[0].tos, ts[0].Endpoint.Source, p.tos.Load())
+		t.Errorf("type of service %#x, source %v, state %d; want 0x88, no source and the state tosTaken", got[0].tos, ts[0].Endpoint.Source, p.tos.Load())
 	}
 	p.tos.Store(tosUnknown)
 	refuse(p, func(*mmsghdr) syscall.Errno { return unix.EINVAL })
 	ts = []wireguard.Train{withTOS(1, y.at(ipv4))}
 	if x.Send(ts); !errors.Is(ts[0].Err, unix.EINVAL) || p.tos.Load() != tosUnknown {
-		t.Errorf("error %v, known %d: a system that refuses everything says nothing of the type of service", ts[0].Err, p.tos.Load())
+		t.Errorf("error %v, state %d; want EINVAL and tosUnknown, because the system refused every message", ts[0].Err, p.tos.Load())
 	}
 }

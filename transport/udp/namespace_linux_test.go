@@ -65,7 +65,7 @@ func TestSmallMTU(t *testing.T) {
 			wantTrain(t, y.receive(f, 11), sent)
 		}
 		if st := x.Stats(); gso && st.Refused != 1 {
-			t.Errorf("%d trains were refused, want only the first", st.Refused)
+			t.Errorf("the system refused %d trains, want only the first", st.Refused)
 		}
 		fits := trainOf(9, 10*1200, 1200, y.at(f))
 		x.send(fits)
@@ -80,7 +80,7 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	}
 	for _, name := range []string{"all", "default", "lo"} {
 		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0); err != nil {
-			t.Skipf("needs namespaces that may switch IPv6 off: %v", err)
+			t.Skipf("needs a namespace in which IPv6 can be switched off: %v", err)
 		}
 	}
 	for _, v := range variants {
@@ -89,7 +89,7 @@ func TestIPv6SwitchedOff(t *testing.T) {
 		y.receive(ipv4, 3)
 		ts := []wireguard.Train{trainOf(1, 10, 10, y.at(ipv6))}
 		if x.Send(ts); ts[0].Err == nil {
-			t.Errorf("%s: a datagram goes out by IPv6, which is off", v.name)
+			t.Errorf("%s: sending over IPv6 succeeded, although IPv6 is switched off", v.name)
 		}
 	}
 }
@@ -111,7 +111,7 @@ func TestAddressTakenAway(t *testing.T) {
 		client.send(trainOf(1, 10, 10, wireguard.EndpointOf(netip.AddrPortFrom(second, server.Port()))))
 		back := server.receive(ipv4, 1)[0].from
 		if back.Source != second {
-			t.Fatalf("%s: received at %v, want %v", v.name, back.Source, second)
+			t.Fatalf("%s: the datagram was received at the address %v, want %v", v.name, back.Source, second)
 		}
 		// The server received the datagram from the address that is removed next, so the test sets the client's endpoint to
 		// 127.0.0.1.
@@ -121,7 +121,7 @@ func TestAddressTakenAway(t *testing.T) {
 		server.send(ts...)
 		wantTrain(t, client.receive(ipv4, 3), ts[0])
 		if ts[0].Endpoint.Source.IsValid() {
-			t.Errorf("%s: the source %v is kept", v.name, ts[0].Endpoint.Source)
+			t.Errorf("%s: the endpoint still has the source %v, which the host has lost", v.name, ts[0].Endpoint.Source)
 		}
 	}
 }
@@ -154,7 +154,7 @@ func changeAddress(t *testing.T, request uint16, a netip.Addr) {
 	}
 	answer := make([]byte, 4096)
 	if n, _, err := unix.Recvfrom(fd, answer, 0); err != nil || n < unix.SizeofNlMsghdr+4 {
-		t.Fatalf("netlink answered %d bytes: %v", n, err)
+		t.Fatalf("netlink answered with %d bytes, error %v; want an acknowledgement", n, err)
 	}
 	if errno := *(*int32)(unsafe.Pointer(&answer[unix.SizeofNlMsghdr])); errno != 0 {
 		t.Fatal(syscall.Errno(-errno))

@@ -13,7 +13,7 @@ func settle(t *testing.T, y *end, n int) {
 	p := fast(t, y, ipv4)
 	p.raw.Control(func(fd uintptr) {
 		if p.tryReceive(fd) {
-			t.Fatal("something is left in the socket")
+			t.Fatal("the socket still holds a datagram")
 		}
 	})
 }
@@ -33,7 +33,7 @@ func TestSlotsGrowAndShrink(t *testing.T) {
 			x.send(burst...)
 			settle(t, y, len(burst))
 			if p.rack != nil {
-				t.Fatalf("%s: the receiver waits and has a rack", v.name)
+				t.Fatalf("%s: a receiver that waits still holds a rack", v.name)
 			}
 		}
 		if p.want != maxSlots {
@@ -43,14 +43,14 @@ func TestSlotsGrowAndShrink(t *testing.T) {
 		x.send(burst...)
 		settle(t, y, len(burst))
 		if calls := y.Stats().ReceiveCalls - before.ReceiveCalls; calls > 4 {
-			t.Errorf("%s: 200 datagrams took %d system calls, want 4", v.name, calls)
+			t.Errorf("%s: receiving 200 datagrams took %d system calls, want at most 4", v.name, calls)
 		}
 		for range 7 * quietReads {
 			x.send(single)
 			settle(t, y, 1)
 		}
 		if p.want != 1 {
-			t.Errorf("%s: %d slots when datagrams come one at a time, want 1", v.name, p.want)
+			t.Errorf("%s: %d slots when datagrams arrive one at a time, want 1", v.name, p.want)
 		}
 	}
 }
@@ -92,11 +92,11 @@ func TestPoolIsTrimmed(t *testing.T) {
 		use          func()
 		racks, slots int
 	}{
-		{"both used", func() {}, 2, maxSlots + 4},
-		{"one of them used, for two slots", func() { p.put(p.get(2)) }, 1, 2},
-		{"used for one slot", func() { p.put(p.get(1)) }, 1, 1},
-		{"used for many", func() { p.put(p.get(9)) }, 1, 9},
-		{"none used", func() {}, 0, 0},
+		{"both racks used", func() {}, 2, maxSlots + 4},
+		{"one rack used, with two slots", func() { p.put(p.get(2)) }, 1, 2},
+		{"one rack used, with one slot", func() { p.put(p.get(1)) }, 1, 1},
+		{"one rack used, with nine slots", func() { p.put(p.get(9)) }, 1, 9},
+		{"no rack used", func() {}, 0, 0},
 	} {
 		s.use()
 		p.trim()
@@ -106,14 +106,14 @@ func TestPoolIsTrimmed(t *testing.T) {
 			slots += r.n
 		}
 		if len(p.free) != s.racks || slots != s.slots {
-			t.Errorf("%s: %d racks with %d slots are left, want %d with %d", s.what, len(p.free), slots, s.racks, s.slots)
+			t.Errorf("%s: after trim, the pool has %d racks with %d slots, want %d with %d", s.what, len(p.free), slots, s.racks, s.slots)
 		}
 		p.mu.Unlock()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.armed {
-		t.Error("the empty pool has a timer")
+		t.Error("the pool is empty, but its timer is still set")
 	}
 }
 
@@ -126,9 +126,9 @@ func TestReleasedMemoryIsGone(t *testing.T) {
 	slot[0], slot[slotSize-1] = 1, 1
 	r.cut(0)
 	if slot[0] != 0 || slot[slotSize-1] != 0 {
-		t.Error("the pages of the slot are still there")
+		t.Error("cut did not return the pages of the slot to the system")
 	}
 	if r.reach(3); r.n != 3 || len(r.mem[2]) != slotSize || r.iovs[2].Base != &r.mem[2][0] {
-		t.Error("a slot that comes back has no memory")
+		t.Error("reach did not give memory to a slot that cut had released")
 	}
 }

@@ -34,7 +34,7 @@ func TestBlockingSocket(t *testing.T) {
 				t.Error(err)
 			}
 			if err := <-ended; !errors.Is(err, net.ErrClosed) {
-				t.Errorf("the receiver ended by %v, want net.ErrClosed", err)
+				t.Errorf("the receiver ended with %v, want net.ErrClosed", err)
 			}
 		},
 		"a signal while a receiver waits": func(t *testing.T, s *Socket, _ chan error) {

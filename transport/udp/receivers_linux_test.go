@@ -77,7 +77,7 @@ func next(t testing.TB, all <-chan arrival) arrival {
 	case a := <-all:
 		return a
 	case <-time.After(20 * time.Second):
-		t.Fatal("a datagram did not arrive")
+		t.Fatal("no datagram arrived within 20 s")
 		panic("unreachable")
 	}
 }
@@ -111,10 +111,10 @@ func TestReceiversShareTheFlows(t *testing.T) {
 			a := next(t, all)
 			flow, n := binary.BigEndian.Uint32(a.data), binary.BigEndian.Uint32(a.data[4:])
 			if r, ok := of[flow]; ok && r != a.receiver {
-				t.Fatalf("flow %d arrived at the receivers %d and %d", flow, r, a.receiver)
+				t.Fatalf("datagrams of flow %d arrived at two receivers, %d and %d", flow, r, a.receiver)
 			}
 			if n != seen[flow] {
-				t.Fatalf("flow %d: datagram %d arrived before %d", flow, n, seen[flow])
+				t.Fatalf("flow %d: datagram %d arrived, want datagram %d next", flow, n, seen[flow])
 			}
 			if a.tos != 2 || a.from.Source != loopback(f) {
 				t.Fatalf("type of service %d and source %v, want 2 and %v", a.tos, a.from.Source, loopback(f))
@@ -123,7 +123,7 @@ func TestReceiversShareTheFlows(t *testing.T) {
 			used[a.receiver]++
 		}
 		if len(used) != someReceivers {
-			t.Errorf("datagrams per receiver: %v, want some at each of %d", used, someReceivers)
+			t.Errorf("datagrams per receiver: %v, want some at each of the %d receivers", used, someReceivers)
 		}
 		// One call of Send sends all answers, each as a train of several datagrams.
 		var answers []wireguard.Train
@@ -139,7 +139,7 @@ func TestReceiversShareTheFlows(t *testing.T) {
 			}
 		}
 		if st := y.Stats(); st.ReceivedDatagrams != flows*each || st.SentDatagrams != 3*flows {
-			t.Errorf("counted %d received and %d sent, want %d and %d", st.ReceivedDatagrams, st.SentDatagrams, flows*each, 3*flows)
+			t.Errorf("Stats counted %d received and %d sent datagrams, want %d and %d", st.ReceivedDatagrams, st.SentDatagrams, flows*each, 3*flows)
 		}
 	})
 }
@@ -218,7 +218,7 @@ func TestReceiversRenewLosesNothing(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		if received.Load() != sent.Load() {
-			t.Errorf("%d of %d datagrams arrived", received.Load(), sent.Load())
+			t.Errorf("%d of %d datagrams arrived, want all", received.Load(), sent.Load())
 		}
 		// Check that the flows are spread over the renewed sockets too.
 		before := make([]uint64, 0, someReceivers)
@@ -243,7 +243,7 @@ func TestReceiversRenewLosesNothing(t *testing.T) {
 			i++
 		}
 		if used < 2 {
-			t.Errorf("%d of %d renewed sockets receive anything of %d flows", used, someReceivers, flows)
+			t.Errorf("%d of %d renewed sockets received datagrams of the %d flows, want at least 2", used, someReceivers, flows)
 		}
 		s.Close()
 		receivers.Wait()
@@ -265,7 +265,7 @@ func TestReceiversPortInUse(t *testing.T) {
 		refused := func(what string, b Bind, port uint16) {
 			t.Helper()
 			if s, err := b.Listen(port); !errors.Is(err, syscall.EADDRINUSE) {
-				t.Errorf("%s: %v, want that the port is taken", what, err)
+				t.Errorf("%s: error %v, want EADDRINUSE", what, err)
 				if err == nil {
 					s.Close()
 				}
@@ -278,8 +278,8 @@ func TestReceiversPortInUse(t *testing.T) {
 		}
 		defer n.Close()
 		for range 2 {
-			refused("one socket beside several", v.single().bind, x.Port())
-			refused("several beside several", v.bind, x.Port())
+			refused("one socket beside several sockets", v.single().bind, x.Port())
+			refused("several sockets beside several sockets", v.bind, x.Port())
 			x.Close() // in the second round, only the renewed sockets are open
 		}
 		// Open several sockets with SO_REUSEPORT on another port, as another program of the same user could.
@@ -289,7 +289,7 @@ func TestReceiversPortInUse(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer other.Close()
-		refused("several beside those of another program", v.bind, other.Port())
+		refused("several sockets beside those of another program", v.bind, other.Port())
 	})
 }
 
@@ -328,7 +328,7 @@ func TestReceiversLeaveSharingToControl(t *testing.T) {
 	}
 	defer s.Close()
 	if n := len(s.Receivers()); n != 1 {
-		t.Errorf("%d receivers, want 1", n)
+		t.Errorf("the socket has %d receivers, want 1", n)
 	}
 }
 
@@ -389,17 +389,17 @@ func TestReceiversFail(t *testing.T) {
 	before := descriptors(t)
 	calls, limit = 0, 2
 	if _, err := x.Renew(); !errors.Is(err, refused) {
-		t.Fatalf("Renew: %v", err)
+		t.Fatalf("Renew failed with %v, want the error of Control", err)
 	}
 	if after := descriptors(t); after != before {
 		t.Errorf("%d descriptors are open after a failed Renew, want %d", after, before)
 	}
 	for _, p := range x.all() {
 		if was, err := p.socket().share(false); was || err != nil {
-			t.Errorf("the port is left shared: %v (%v)", was, err)
+			t.Errorf("a failed Renew left SO_REUSEADDR set: %v (error %v)", was, err)
 		}
 		if was, err := p.socket().reuse(true); !was || err != nil {
-			t.Errorf("a socket left its group: %v (%v)", was, err)
+			t.Errorf("SO_REUSEPORT of an old socket is set: %v (error %v), want true", was, err)
 		}
 	}
 	calls, limit = 0, someReceivers
@@ -439,7 +439,7 @@ func TestReceiversWatchRoutesOnce(t *testing.T) {
 	defer s.Close()
 	for _, p := range s.(*Socket).others[ipv4] {
 		if first := s.(*Socket).paths[ipv4].(*linuxPath); p.(*linuxPath).routes != first.routes || p.socket().also != nil {
-			t.Error("a socket beside the first one watches the routes itself")
+			t.Error("another IPv4 socket of the same Socket watches the routes itself")
 		}
 	}
 }
@@ -454,7 +454,7 @@ func TestReceiversByCores(t *testing.T) {
 		b := Bind{Receivers: n}
 		if s, err := b.Listen(0); err == nil {
 			s.Close()
-			t.Errorf("Receivers %d is accepted", n)
+			t.Errorf("Listen accepted Receivers: %d", n)
 		}
 	}
 }

@@ -79,7 +79,7 @@ func TestRenewLosesNothing(t *testing.T) {
 		s.Close()
 		receivers.Wait()
 		if received.Load() != sent.Load() {
-			t.Errorf("%d of %d datagrams arrived", received.Load(), sent.Load())
+			t.Errorf("%d of %d datagrams arrived, want all", received.Load(), sent.Load())
 		}
 	})
 }
@@ -94,7 +94,7 @@ func TestRenewKeepsThePort(t *testing.T) {
 			b := v.bind
 			change(&b)
 			if s, err := b.Listen(x.Port()); !errors.Is(err, syscall.EADDRINUSE) {
-				t.Errorf("%s: %v, want that the port is taken", when, err)
+				t.Errorf("%s: Listen returned %v, want EADDRINUSE", when, err)
 				if err == nil {
 					s.Close()
 				}
@@ -106,24 +106,24 @@ func TestRenewKeepsThePort(t *testing.T) {
 				refused(when+", "+name, change)
 			}
 		}
-		check("before")
+		check("before the renewal")
 		y, err := x.Renew()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer y.Close()
-		check("both are open")
+		check("while both sockets are open")
 		z, err := y.(*Socket).Renew() // x is still open
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer z.Close()
-		check("three are open")
+		check("while three sockets are open")
 		x.Close()
 		y.Close()
-		check("the last one is open")
+		check("while only the last socket is open")
 		if _, err := x.Renew(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("renewing a closed socket: %v", err)
+			t.Errorf("Renew of a closed socket: error %v, want net.ErrClosed", err)
 		}
 	})
 }
@@ -145,7 +145,7 @@ func TestRenewKeepsOptionsOfControl(t *testing.T) {
 	}
 	defer y.Close()
 	if was, err := y.(*Socket).paths[ipv4].socket().share(true); !was || err != nil {
-		t.Errorf("SO_REUSEADDR is %v (%v) after Renew, want it kept", was, err)
+		t.Errorf("SO_REUSEADDR is %v (error %v) after Renew, want it still set", was, err)
 	}
 }
 
@@ -170,11 +170,11 @@ func TestRenewFails(t *testing.T) {
 	}
 	fail = true
 	if _, err := s.Renew(); !errors.Is(err, refused) {
-		t.Fatalf("Renew: %v", err)
+		t.Fatalf("Renew failed with %v, want the error of Control", err)
 	}
 	for f, p := range s.paths {
 		if was, err := p.socket().share(false); was || err != nil {
-			t.Errorf("%v: the port is left shared: %v (%v)", family(f), was, err)
+			t.Errorf("%v: a failed Renew left SO_REUSEADDR set: %v (error %v)", family(f), was, err)
 		}
 	}
 	fail = false
@@ -201,7 +201,7 @@ func TestRetire(t *testing.T) {
 			wantTrain(t, got[i:i+1], ts[i])
 		}
 		if _, err := y.receiver(f).Receive(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("Receive on a retired socket that is empty: %v", err)
+			t.Errorf("Receive on a retired socket that is empty: error %v, want net.ErrClosed", err)
 		}
 		y.send(trainOf(1, 10, 10, x.at(f)))
 		x.receive(f, 1)
@@ -215,7 +215,7 @@ func TestRetire(t *testing.T) {
 		x.Retire()
 		x.Retire()
 		if err := <-waits; !errors.Is(err, net.ErrClosed) {
-			t.Errorf("a receiver that waits when its socket is retired: %v", err)
+			t.Errorf("a receiver waited while its socket was retired: error %v, want net.ErrClosed", err)
 		}
 	})
 }
@@ -236,7 +236,7 @@ func TestRetireEndsUnderLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 			if time.Since(begin) > 10*time.Second {
-				t.Fatalf("the receiver goes on after %d datagrams", n)
+				t.Fatalf("the receiver of the retired socket still runs after 10 s and %d datagrams", n)
 			}
 		}
 	})

@@ -42,28 +42,28 @@ func TestSourceFollowsTheRoute(t *testing.T) {
 		e := wireguard.EndpointOf(netip.AddrPortFrom(to, 9))
 		e.Source = to
 		if r.check(&e, p.raw); e.Source.IsValid() != kept {
-			t.Errorf("%s: the source is kept: %v, want %v", why, !kept, kept)
+			t.Errorf("%s: check kept the source: %v, want %v", why, !kept, kept)
 		}
 		if got := r.now[p4].ifindex; got != uint32(lo.Index) {
-			t.Errorf("%s: the route leads by interface %d, want %d", why, got, lo.Index)
+			t.Errorf("%s: the stored interface of the route is %d, want %d", why, got, lo.Index)
 		}
 	}
-	check("the peer is new", true)
+	check("first train to the peer", true)
 	noticed(t, r, "a new route", func() {
 		changeAddress(t, unix.RTM_NEWADDR, netip.MustParseAddr("198.51.100.1")) // this adds a route too
 	})
-	check("another route changed", true)
+	check("after a change of another route", true)
 	for range 3 {
 		elsewhere(r, p4)
-		check("the route leads by another interface now", false)
-		check("the peer reached the new source", true)
+		check("after a move of the route to another interface", false)
+		check("after the peer has used the new source", true)
 	}
 	if got, ok := outgoing(r.ask, pair{to: [4]byte{203, 0, 113, 1}}, 0); got != 0 || !ok {
-		t.Errorf("an address without a route is reached by interface %d: %v", got, ok)
+		t.Errorf("an address without a route: interface %d, system answered: %v; want 0 and true", got, ok)
 	}
 	for range 2 {
 		s.Close()
-		check("the socket is closed", true)
+		check("after Close", true)
 	}
 }
 
@@ -72,7 +72,7 @@ func noticed(t *testing.T, r *routes, what string, do func()) {
 	t.Helper()
 	before := r.changes.Load()
 	do()
-	testkit.Eventually(t, "noticed: "+what, func() bool { return r.changes.Load() != before })
+	testkit.Eventually(t, "routes counts a change after: "+what, func() bool { return r.changes.Load() != before })
 	time.Sleep(20 * time.Millisecond) // more messages may follow
 }
 
@@ -84,7 +84,7 @@ func ip(t *testing.T, args string) {
 	}
 }
 
-// link makes a pair of connected interfaces. The first one has the given name and address, the other one has no address.
+// link makes a pair of connected interfaces. The first interface has the given name and address. The second has no address.
 func link(t *testing.T, name, address string) {
 	t.Helper()
 	if out, err := exec.Command("ip", "link", "add", name, "type", "veth", "peer", name+"-far").CombinedOutput(); err != nil {
@@ -108,7 +108,7 @@ func watched(t *testing.T) (r *routes, check func(why, to, source string, kept b
 		e := wireguard.EndpointOf(netip.AddrPortFrom(netip.MustParseAddr(to), 9))
 		e.Source = netip.MustParseAddr(source)
 		if p.routes.check(&e, p.raw); e.Source.IsValid() != kept {
-			t.Errorf("%s: the source is kept: %v, want %v", why, !kept, kept)
+			t.Errorf("%s: check kept the source: %v, want %v", why, !kept, kept)
 		}
 	}
 }
@@ -122,15 +122,15 @@ func TestSourceGoesWithItsLink(t *testing.T) {
 	link(t, "d0", "198.51.100.1/24")
 	r, check := watched(t)
 	const to, source = "198.51.100.9", "198.51.100.1"
-	check("all is well", to, source, true)
+	check("link and address exist", to, source, true)
 	noticed(t, r, "link down", func() { ip(t, "link set d0 down") })
-	check("its link is down", to, source, false)
+	check("the link of the address is down", to, source, false)
 	noticed(t, r, "link up", func() { ip(t, "link set d0 up") })
-	check("there is a way again, as if a new one", to, source, false)
-	check("the peer reached it again", to, source, true)
+	check("the link is up again, which counts as a new route", to, source, false)
+	check("after the peer has used the source again", to, source, true)
 	noticed(t, r, "address gone", func() { ip(t, "address del 198.51.100.1/24 dev d0") })
-	check("its address is gone", to, source, false)
-	check("there is no way, but there was none before", "203.0.113.1", "127.0.0.1", true)
+	check("the host has lost the address", to, source, false)
+	check("a peer that never had a route", "203.0.113.1", "127.0.0.1", true)
 }
 
 // TestSourceHasItsOwnRoutes checks that routes asks for the route of packets with the given source, since a routing rule may
@@ -145,17 +145,17 @@ func TestSourceHasItsOwnRoutes(t *testing.T) {
 	ip(t, "rule add from 198.51.100.1 table 100")
 	r, check := watched(t)
 	const to = "203.0.113.1"
-	check("all is well", to, "198.51.100.1", true)
+	check("before any change", to, "198.51.100.1", true)
 	noticed(t, r, "default route", func() { ip(t, "route add default dev d1") })
-	check("others get another route", to, "198.51.100.1", true)
-	check("there is one for this", to, "192.0.2.1", true)
+	check("the new default route is not for this source", to, "198.51.100.1", true)
+	check("this source uses the new default route", to, "192.0.2.1", true)
 	noticed(t, r, "own route", func() { ip(t, "route del default table 100") })
-	check("it gets that route as well", to, "198.51.100.1", false)
-	check("it has another address", to, "192.0.2.1", true)
+	check("this source uses the default route now", to, "198.51.100.1", false)
+	check("the route of this source has not changed", to, "192.0.2.1", true)
 }
 
 // TestRoutesAreBounded checks that the number of stored pairs and the number of questions to the system stay limited, however
-// many addresses there are. It also checks that the way (the stored interface) for a peer in use is not forgotten.
+// many addresses there are. It also checks that routes keeps the way (the stored interface) of a peer in use.
 func TestRoutesAreBounded(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -171,7 +171,7 @@ func TestRoutesAreBounded(t *testing.T) {
 		e := wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4(to), 9))
 		e.Source = lo
 		if r.check(&e, p.raw); e.Source != lo {
-			t.Fatal("a source is not kept, although it never had another way")
+			t.Fatal("check dropped the source of a pair whose interface never changed")
 		}
 	}
 	stranger := func(i int) [4]byte { return [4]byte{127, byte(1 + i>>16), byte(i >> 8), byte(i)} }
@@ -181,7 +181,7 @@ func TestRoutesAreBounded(t *testing.T) {
 	}
 	seconds := int(time.Since(start)/time.Second) + 1
 	if n := len(r.now) + len(r.old); n > (seconds+1)*maxQuestions {
-		t.Errorf("%d questions in %d seconds, want at most %d in each", n, seconds, maxQuestions)
+		t.Errorf("%d questions to the system in %d s, want at most %d per second", n, seconds, maxQuestions)
 	}
 	r.now, r.old = nil, nil
 	peer := pair{[4]byte{127, 0, 0, 2}, lo.As4(), 9}
@@ -189,7 +189,7 @@ func TestRoutesAreBounded(t *testing.T) {
 		if r.asked = 0; i%1000 == 0 {
 			ask(peer.to)
 			if _, ok := r.now[peer]; !ok {
-				t.Fatalf("the way to the peer is lost after %d strangers", i)
+				t.Fatalf("the stored interface of the peer is lost after %d strangers", i)
 			}
 			known := r.now[peer]
 			known.ifindex = 1 << 20
@@ -198,10 +198,10 @@ func TestRoutesAreBounded(t *testing.T) {
 		ask(stranger(i))
 	}
 	if n := max(len(r.now), len(r.old)); n > maxWays || n == 0 {
-		t.Errorf("%d ways known in one map, want at most %d", n, maxWays)
+		t.Errorf("one map holds %d ways, want between 1 and %d", n, maxWays)
 	}
 	if w, _ := r.find(peer); w.ifindex != 1<<20 {
-		t.Error("the way to the peer was forgotten meanwhile")
+		t.Error("the stored interface of the peer in use was dropped")
 	}
 }
 
@@ -215,11 +215,11 @@ func TestRouteQuestionsAreFair(t *testing.T) {
 	link(t, "d1", "192.0.2.1/24")
 	ip(t, "route add 203.0.113.0/24 dev d0")
 	r, check := watched(t)
-	check("its way is known", "203.0.113.1", "198.51.100.1", true)
+	check("first train to the peer", "203.0.113.1", "198.51.100.1", true)
 	party := 0
 	ask := func() {
 		to := netip.AddrFrom4([4]byte{203, byte(1 + party>>16), byte(party >> 8), byte(party)})
-		check("the hostile party", to.String(), "198.51.100.1", true)
+		check("an address of the attacker", to.String(), "198.51.100.1", true)
 		party++
 	}
 	for range 2 {
@@ -227,19 +227,19 @@ func TestRouteQuestionsAreFair(t *testing.T) {
 		for r.asked < maxQuestions {
 			ask()
 		}
-		check("it has another way now", "203.0.113.1", "198.51.100.1", false)
-		check("the peer reached it again", "203.0.113.1", "198.51.100.1", true)
+		check("the peer's route moved to d1", "203.0.113.1", "198.51.100.1", false)
+		check("after the peer has used the source again", "203.0.113.1", "198.51.100.1", true)
 		noticed(t, r, "the route", func() { ip(t, "route replace 203.0.113.0/24 dev d0") })
 		for r.asked < maxQuestions {
 			ask()
 		}
-		check("it has its first way again", "203.0.113.1", "198.51.100.1", false)
-		check("the peer reached it again", "203.0.113.1", "198.51.100.1", true)
+		check("the peer's route moved back to d0", "203.0.113.1", "198.51.100.1", false)
+		check("after the peer has used the source again", "203.0.113.1", "198.51.100.1", true)
 	}
 }
 
-// TestNoQuestionForCookieReply checks that the system is not asked for the route of a cookie reply, since an attacker may have
-// forged this address.
+// TestNoQuestionForCookieReply checks that Send does not ask the system for the route of a cookie reply. The receiver of a cookie
+// reply is not authenticated, so an attacker may have forged its address.
 func TestNoQuestionForCookieReply(t *testing.T) {
 	x, y := variants[0].pair(t, ipv4)
 	r := x.paths[ipv4].(*linuxPath).routes
@@ -253,13 +253,13 @@ func TestNoQuestionForCookieReply(t *testing.T) {
 	x.send(reply)
 	y.receive(ipv4, 1)
 	if len(r.now) != 0 {
-		t.Error("a cookie reply is worth a question")
+		t.Error("Send asked the system for the route of a cookie reply")
 	}
 	reply.Data[0] = 4
 	x.send(reply)
 	y.receive(ipv4, 1)
 	if len(r.now) != 1 {
-		t.Error("a message is not")
+		t.Error("Send did not ask the system for the route of a data message")
 	}
 }
 
@@ -276,8 +276,8 @@ func TestListeningGoesOn(t *testing.T) {
 		close(ended)
 	}()
 	for range 3 {
-		noticed(t, r, "an error", func() {})
+		noticed(t, r, "a read error", func() {})
 	}
 	r.Close()
-	testkit.Next(t, ended, "Close ends the listening")
+	testkit.Next(t, ended, "listen returns after Close")
 }

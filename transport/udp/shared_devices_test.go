@@ -97,7 +97,7 @@ func (v *town) exchange(ctx context.Context, t *testing.T, i, number int, back b
 		t.Fatalf("tenant %d: %v", i, err)
 	}
 	if got, err := to.Receive(ctx); err != nil || !bytes.Equal(got, sent) {
-		t.Fatalf("tenant %d (back: %v): packet %d arrived as %x, %v", i, back, number, got, err)
+		t.Fatalf("tenant %d (back: %v): packet %d arrived as %x, error %v; want it unchanged", i, back, number, got, err)
 	}
 }
 
@@ -146,7 +146,7 @@ func TestSharedThousandDevices(t *testing.T) {
 		v.exchange(ctx, t, i, i, true)
 	}
 	if s := v.shared.Stats(); s.Tenants != n || s.Unknown != 0 || s.Overflow != 0 {
-		t.Errorf("%+v, want %d tenants, and nothing that has none", s, n)
+		t.Errorf("%+v, want %d tenants and no datagram counted as Unknown or Overflow", s, n)
 	}
 }
 
@@ -205,7 +205,7 @@ func TestSharedFloodLeavesKnownPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	flood(t, 20, v.shared.Port())
-	waitFor(t, "the queue is full", func() bool { return v.shared.Stats().Refused > 1000 })
+	waitFor(t, "the full queue has refused 1000 initiations", func() bool { return v.shared.Stats().Refused > 1000 })
 	before := v.shared.Stats()
 	for i := range 5 {
 		// A device sends an initiation at most once in 5 s, so each attempt uses another client at the known address.
@@ -216,17 +216,17 @@ func TestSharedFloodLeavesKnownPeers(t *testing.T) {
 		client := devices.Up(t, wireguard.Config{PrivateKey: key, Tunnel: pipe.NewTunnel(1420), Bind: &udp.Bind{Address: loopback},
 			Peers: []wireguard.PeerConfig{{PublicKey: peer, Endpoint: devices.Loopback(v.shared.Port())}}})
 		if err := client.Handshake(ctx, peer); err != nil {
-			t.Fatalf("client %d at a known address, during the flood: %v", i, err)
+			t.Fatalf("handshake of client %d at a known address during the flood: %v", i, err)
 		}
 	}
 	v.exchange(ctx, t, n-1, 1, false)
 	v.exchange(ctx, t, n-1, 2, true)
-	waitFor(t, "the queue is still full", func() bool { return v.shared.Stats().Refused > before.Refused })
+	waitFor(t, "the full queue refuses more initiations", func() bool { return v.shared.Stats().Refused > before.Refused })
 	after := v.shared.Stats()
 	// Tried may exceed Unclaimed by 2. The initiation of the first handshake came from an unknown address and fitted a key, so it
 	// was tried and not unclaimed. One forgery may have been tried but not counted as unclaimed yet.
 	if after.Tried-after.Unclaimed > 2 {
-		t.Errorf("%+v: something but the forgeries and the first initiation was tried with all keys", after)
+		t.Errorf("%+v: the Shared tried more than the forgeries and the first initiation with all keys", after)
 	}
 }
 
@@ -238,10 +238,10 @@ func TestSharedFloodOfOneAddress(t *testing.T) {
 	const n = 200
 	v := newTown(t, &udp.Bind{Address: loopback}, n, func(int) bool { return false })
 	flood(t, 1, v.shared.Port())
-	waitFor(t, "the address has its share", func() bool { return v.shared.Stats().Refused > 1000 })
+	waitFor(t, "1000 initiations beyond the share of the address are refused", func() bool { return v.shared.Stats().Refused > 1000 })
 	for i := range 5 {
 		if err := v.client.Handshake(ctx, v.keys[i].Public()); err != nil {
-			t.Fatalf("a peer at an unknown address during the flood of another: %v", err)
+			t.Fatalf("handshake from an unknown address while another address floods the port: %v", err)
 		}
 	}
 }
@@ -250,7 +250,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for begin := time.Now(); !ok(); time.Sleep(time.Millisecond) {
 		if time.Since(begin) > 30*time.Second {
-			t.Fatalf("it did not happen that %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		}
 	}
 }
@@ -278,7 +278,7 @@ func TestSharedChangeOfKey(t *testing.T) {
 	v.exchange(ctx, t, 0, 1, false)
 	v.exchange(ctx, t, 1, 1, false)
 	if err := v.client.Renew(brief(t), v.keys[0].Public()); err == nil {
-		t.Error("the old key still answers")
+		t.Error("the device still answers initiations for its old key")
 	}
 }
 
@@ -305,6 +305,6 @@ func TestSharedNeighbours(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := v.tunnels[1].Receive(ctx); err != nil || !bytes.Equal(got, sent) {
-		t.Fatalf("%x, %v", got, err)
+		t.Fatalf("tenant 1 received %x, error %v; want the packet from tenant 0", got, err)
 	}
 }

@@ -20,7 +20,7 @@ var (
 	_ wireguard.Renewer = (*tenantSocket)(nil)
 )
 
-// share opens a Shared with n tenants, each of which has a socket. The end of the test closes the Shared.
+// share opens a Shared with n tenants, each of which has a socket. The Shared is closed when the test ends.
 func share(t testing.TB, n int) (s *Shared, tenants []*Tenant, sockets []*tenantSocket) {
 	t.Helper()
 	s, err := (&Bind{Address: loopback(ipv4)}).Share(0)
@@ -61,7 +61,7 @@ func (t *Tenant) messageFor(kind, size int) []byte {
 	return m
 }
 
-// initiationFor makes an initiation whose mac1 is made with the key.
+// initiationFor makes an initiation with a valid mac1 for the key.
 func initiationFor(key wireguard.PublicKey) []byte {
 	m := numbered(7, initiationSize)
 	binary.LittleEndian.PutUint32(m, typeInitiation)
@@ -78,7 +78,7 @@ var somewhere = wireguard.EndpointOf(netip.MustParseAddrPort("192.0.2.1:1"))
 func wantTrains(t *testing.T, s *tenantSocket, want ...wireguard.Train) {
 	t.Helper()
 	if waiting := len(s.box.parcels); waiting != len(want) {
-		t.Fatalf("%d trains wait for tenant %d, want %d", waiting, s.tenant.seat, len(want))
+		t.Fatalf("%d trains are in the mailbox of tenant %d, want %d", waiting, s.tenant.seat, len(want))
 	}
 	if len(want) == 0 {
 		return
@@ -136,7 +136,7 @@ func TestSharedInitiation(t *testing.T) {
 		t.Fatal(err)
 	}
 	if st := s.Stats(); st.Tried != 1 || st.Unclaimed != 0 {
-		t.Errorf("%+v, want one trial, which finds the tenant", st)
+		t.Errorf("%+v, want one initiation tried and none unclaimed", st)
 	}
 	answer := numbered(1, responseSize)
 	binary.LittleEndian.PutUint32(answer, typeResponse)
@@ -159,7 +159,7 @@ func TestSharedInitiation(t *testing.T) {
 	deadline := time.Now().Add(20 * time.Second)
 	for s.Stats().Unclaimed == 0 {
 		if time.Now().After(deadline) {
-			t.Fatalf("%+v: the initiation for a tenant that left does not end", s.Stats())
+			t.Fatalf("%+v: after 20 s, the initiation for a tenant that left is not counted as unclaimed", s.Stats())
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -174,11 +174,11 @@ func TestMailboxBounds(t *testing.T) {
 	for s.Stats().Overflow == 0 {
 		s.dispatch(&wireguard.Train{Data: slow.messageFor(typeData, 1200), Size: 1200, Endpoint: somewhere})
 		if size += 2 << 10; size > 2*maxMailbox {
-			t.Fatal("a mailbox has no bound")
+			t.Fatal("a mailbox holds more than its limit")
 		}
 	}
 	if got := sockets[0].box.bytes; got > maxMailbox {
-		t.Errorf("%d bytes wait for a slow device, want at most %d", got, maxMailbox)
+		t.Errorf("%d bytes are in the mailbox of the slow device, want at most %d", got, maxMailbox)
 	}
 	s.dispatch(&wireguard.Train{Data: quick.messageFor(typeData, 1200), Size: 1200, Endpoint: somewhere})
 	wantTrains(t, sockets[1], wireguard.Train{Data: quick.messageFor(typeData, 1200), Size: 1200, Endpoint: somewhere})
@@ -188,11 +188,11 @@ func TestMailboxBounds(t *testing.T) {
 	whole := wireguard.Train{Data: bytes.Repeat(tenants[2].messageFor(typeData, 1000), 60), Size: 1000, Endpoint: somewhere}
 	s.dispatch(&whole)
 	if s.Stats().Overflow != before {
-		t.Error("a mailbox has no room for one train while those of others are full")
+		t.Error("an empty mailbox refused a train while the mailboxes together are full")
 	}
 	s.dispatch(&whole)
 	if got := s.Stats().Overflow - before; got != 60 {
-		t.Errorf("%d datagrams beyond the reserve are dropped, want 60", got)
+		t.Errorf("%d datagrams of the second train were dropped, want all 60", got)
 	}
 	wantTrains(t, sockets[2], whole)
 	s.held.Add(-maxMailboxes)
@@ -202,7 +202,7 @@ func TestMailboxBounds(t *testing.T) {
 		sockets[i].Receive()
 	}
 	if n := s.held.Load(); n != 0 {
-		t.Errorf("%d bytes are held after all sockets were closed, want 0", n)
+		t.Errorf("mailboxes hold %d bytes after all sockets were closed, want 0", n)
 	}
 }
 
@@ -226,7 +226,7 @@ func TestTenantRenew(t *testing.T) {
 	sockets[0].Retire()
 	wantTrains(t, sockets[0], first)
 	if _, err := sockets[0].Receive(); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("a retired socket that is empty: %v", err)
+		t.Errorf("Receive on a retired socket that is empty: error %v, want net.ErrClosed", err)
 	}
 	wantTrains(t, n.(*tenantSocket), second)
 	// If post finds the old socket, which accepts nothing any more, it tries again with the socket that tenant.open holds by
@@ -246,7 +246,7 @@ func TestTenantRenew(t *testing.T) {
 	n.Close()
 	if ts := []wireguard.Train{{Data: make([]byte, 32), Size: 32, Endpoint: somewhere}}; true {
 		if n.Send(ts); !errors.Is(ts[0].Err, net.ErrClosed) {
-			t.Errorf("Send on a closed socket: %v", ts[0].Err)
+			t.Errorf("Send on a closed socket: error %v, want net.ErrClosed", ts[0].Err)
 		}
 	}
 }
@@ -256,21 +256,21 @@ func TestTenantErrors(t *testing.T) {
 	wants := func(what string, err error, part string) {
 		t.Helper()
 		if err == nil || !strings.Contains(err.Error(), part) {
-			t.Errorf("%s: %v, want an error with %q", what, err, part)
+			t.Errorf("%s: error %v, want one that contains %q", what, err, part)
 		}
 	}
 	_, err := tenants[0].Listen(s.Port() ^ 1)
-	wants("another port", err, "cannot listen on port")
+	wants("Listen on another port", err, "cannot listen on port")
 	if again, err := tenants[0].Listen(s.Port()); err != nil {
-		t.Errorf("the port of the Shared by its number: %v", err)
+		t.Errorf("Listen on the port number of the Shared: %v", err)
 	} else {
 		again.Close()
 	}
 	_, err = s.Join(publicKey(1))
-	wants("a key that is taken", err, "another tenant")
-	wants("a key that is taken", tenants[0].SetKey(publicKey(1)), "another tenant")
+	wants("Join with the key of another tenant", err, "another tenant")
+	wants("SetKey with the key of another tenant", tenants[0].SetKey(publicKey(1)), "another tenant")
 	if err := tenants[0].SetKey(wireguard.PublicKey{}); err != nil {
-		t.Errorf("no key: %v", err)
+		t.Errorf("SetKey with the zero key: %v", err)
 	}
 	wrong := numbered(1, initiationSize)
 	binary.LittleEndian.PutUint32(wrong, typeInitiation)
@@ -278,17 +278,17 @@ func TestTenantErrors(t *testing.T) {
 	to := wireguard.EndpointOf(netip.AddrPortFrom(loopback(ipv4), s.Port()))
 	ts := []wireguard.Train{trainOf(1, 40, 40, to), {Data: wrong, Size: initiationSize, Endpoint: to}, trainOf(1, 40, 40, to)}
 	sockets[1].Send(ts)
-	wants("a device without the prefix", ts[1].Err, "Config.IndexPrefix")
+	wants("initiation of a device without the index prefix", ts[1].Err, "Config.IndexPrefix")
 	if ts[0].Err != nil || ts[2].Err != nil || s.Stats().Socket.SentDatagrams != 2 {
-		t.Errorf("the trains beside it: %v, %v, %d sent", ts[0].Err, ts[2].Err, s.Stats().Socket.SentDatagrams)
+		t.Errorf("trains before and after the refused one: errors %v and %v, %d datagrams sent; want no error and 2 sent", ts[0].Err, ts[2].Err, s.Stats().Socket.SentDatagrams)
 	}
 	tenants[1].Leave()
 	tenants[1].Leave()
 	_, err = tenants[1].Listen(0)
-	wants("a tenant that left", err, "has left")
-	wants("a tenant that left", tenants[1].SetKey(publicKey(9)), "has left")
+	wants("Listen of a tenant that left", err, "has left")
+	wants("SetKey of a tenant that left", tenants[1].SetKey(publicKey(9)), "has left")
 	if next, err := s.Join(publicKey(1)); err != nil || next.IndexPrefix() != tenants[1].IndexPrefix() {
-		t.Errorf("the place and the key of a tenant that left: %v", err)
+		t.Errorf("Join did not reuse the index prefix and the key of a tenant that left: error %v", err)
 	}
 	for i := 3; i < maxTenants; i++ {
 		if _, err := s.Join(wireguard.PublicKey{}); err != nil {
@@ -302,10 +302,10 @@ func TestTenantErrors(t *testing.T) {
 	}
 	s.Close()
 	_, err = s.Join(publicKey(3))
-	wants("a closed Shared", err, "closed")
-	wants("a closed Shared", s.Wake(), "closed")
+	wants("Join after Close", err, "closed")
+	wants("Wake after Close", s.Wake(), "closed")
 	if _, err := sockets[2].Receive(); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Receive of a tenant after Close of the Shared: %v", err)
+		t.Errorf("Receive of a tenant after Close of the Shared: error %v, want net.ErrClosed", err)
 	}
 	s.Close()
 }
@@ -316,7 +316,7 @@ func TestKnownSourcesBound(t *testing.T) {
 	var k knownSources
 	here := sourceOf(netip.MustParseAddr("2001:db8::1"))
 	if here != sourceOf(netip.MustParseAddr("2001:db8::ffff:1%eth0")) {
-		t.Error("addresses of one network of 64 bits are several sources")
+		t.Error("two addresses in one /64 network count as two sources, want one")
 	}
 	for seat := range uint16(10) {
 		k.learn(here, seat)
@@ -326,7 +326,7 @@ func TestKnownSourcesBound(t *testing.T) {
 	got := k.of(here)
 	for i, seat := range want {
 		if int(got.n) != len(want) || got.seats[i] != seat {
-			t.Fatalf("tenants %v, want %v", got.seats[:got.n], want)
+			t.Fatalf("the source is known to the tenants %v, want %v", got.seats[:got.n], want)
 		}
 	}
 	for i := range uint32(2*maxKnown + 1000) {
@@ -337,7 +337,7 @@ func TestKnownSourcesBound(t *testing.T) {
 			k.learn(here, uint16(i/1000%2))
 		}
 		if len(k.now) > maxKnown || len(k.old) > maxKnown {
-			t.Fatalf("%d and %d sources are known, want at most %d each", len(k.now), len(k.old), maxKnown)
+			t.Fatalf("the maps hold %d and %d sources, want at most %d each", len(k.now), len(k.old), maxKnown)
 		}
 	}
 	if got := k.of(here); got.n == 0 {
@@ -361,31 +361,31 @@ func TestStrangersBound(t *testing.T) {
 		}
 	}
 	if taken != 15*maxOfOneSource {
-		t.Errorf("15 addresses have %d initiations, want %d each", taken, maxOfOneSource)
+		t.Errorf("the queue accepted %d initiations from 15 addresses, want %d per address", taken, maxOfOneSource)
 	}
 	for i := range 2 * maxStrangers {
 		q.push(s, netip.AddrFrom4([4]byte{100, 0, byte(i >> 8), byte(i)}), m, &train)
 	}
 	if len(q.queue) != maxStrangers {
-		t.Errorf("%d initiations wait, want %d", len(q.queue), maxStrangers)
+		t.Errorf("%d initiations are in the queue, want %d", len(q.queue), maxStrangers)
 	}
 	for range maxStrangers {
 		if q.pop() == nil {
-			t.Fatal("the queue ends early")
+			t.Fatal("pop found the queue empty before all initiations were taken")
 		}
 	}
 	if q.pop() != nil || q.waiting != nil || q.working {
-		t.Error("an empty queue keeps its memory or its worker")
+		t.Error("the empty queue still has its memory or its worker")
 	}
 	q.close()
 	if q.push(s, netip.Addr{}, m, &train) {
-		t.Error("a closed queue takes an initiation")
+		t.Error("a closed queue accepted an initiation")
 	}
 }
 
 func TestSharedNothingAllocated(t *testing.T) {
 	if testkit.Race {
-		t.Skip("sync.Pool drops at random under the race detector")
+		t.Skip("under the race detector, sync.Pool drops objects at random")
 	}
 	s, tenants, sockets := share(t, 2)
 	train := wireguard.Train{Data: bytes.Repeat(tenants[0].messageFor(typeData, 1000), 10), Size: 1000, Endpoint: somewhere}
@@ -431,14 +431,14 @@ func FuzzSharedDispatch(f *testing.F) {
 							at = 8
 						}
 						if index := binary.LittleEndian.Uint32(m[at:]); index>>(32-tenantBits) != uint32(i) {
-							t.Errorf("tenant %d got a message for %#x", i, index)
+							t.Errorf("tenant %d received a message with the index %#x, which belongs to another tenant", i, index)
 						}
 					}
 				}
 			}
 		}
 		if n != train.Len() {
-			t.Errorf("%d of %d datagrams are posted or counted", n, train.Len())
+			t.Errorf("%d of %d datagrams were posted or counted, want all", n, train.Len())
 		}
 	})
 }

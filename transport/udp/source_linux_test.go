@@ -29,7 +29,7 @@ func TestAnswerComesFromTheAddressReached(t *testing.T) {
 		got := server.receive(ipv4, 3)
 		back := got[0].from
 		if back.Source != second || back.Interface != 0 {
-			t.Fatalf("%s: received at %v of interface %d, want %v, pinned to none", v.name, back.Source, back.Interface, second)
+			t.Fatalf("%s: received at %v, interface %d; want %v and no interface", v.name, back.Source, back.Interface, second)
 		}
 		server.send(trainOf(2, 2100, 1000, back))
 		if from := client.receive(ipv4, 3)[0].from; !from.SamePlace(to) {
@@ -38,7 +38,7 @@ func TestAnswerComesFromTheAddressReached(t *testing.T) {
 		back.Source = netip.Addr{}
 		server.send(trainOf(3, 10, 10, back))
 		if from := client.receive(ipv4, 1)[0].from; from.Addr.Addr() != loopback(ipv4) {
-			t.Errorf("%s: without source the answer comes from %v, want the system's choice", v.name, from)
+			t.Errorf("%s: an answer without a source came from %v, want the address that the system chooses", v.name, from)
 		}
 	}
 }
@@ -49,7 +49,7 @@ func TestSourceOfIPv6(t *testing.T) {
 	}
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {
-		t.Skip("this host calls its loopback interface otherwise")
+		t.Skip("this host has no interface called lo")
 	}
 	for _, v := range variants {
 		if !v.control() {
@@ -59,7 +59,7 @@ func TestSourceOfIPv6(t *testing.T) {
 		x.send(trainOf(1, 10, 10, y.at(ipv6)))
 		back := y.receive(ipv6, 1)[0].from
 		if back.Source != loopback(ipv6) || back.Interface != 0 {
-			t.Errorf("%s: received at %v of interface %d, want ::1, pinned to none", v.name, back.Source, back.Interface)
+			t.Errorf("%s: received at %v, interface %d; want ::1 and no interface", v.name, back.Source, back.Interface)
 		}
 		y.send(trainOf(2, 3000, 1000, back))
 		x.receive(ipv6, 3)
@@ -79,7 +79,7 @@ func TestSourceOfIPv6(t *testing.T) {
 func TestGoneSourceIsForgotten(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		if !v.control() {
-			t.Skip("this path has no sources")
+			t.Skip("this path does not support sources")
 		}
 		_, y := v.pair(t, f)
 		x := v.listen(t)
@@ -113,7 +113,7 @@ func TestGoneSourceIsForgotten(t *testing.T) {
 func TestGoneInterfaceIsForgotten(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		if !v.control() {
-			t.Skip("this path has no sources")
+			t.Skip("this path does not support sources")
 		}
 		x, y := v.pair(t, f)
 		gone := y.at(f)
@@ -184,7 +184,7 @@ func TestMark(t *testing.T) {
 		err := e.SetMark(0xca6c0000)
 		if os.Geteuid() != 0 {
 			if !errors.Is(err, syscall.EPERM) {
-				t.Errorf("%s: without privilege: %v, want EPERM", v.name, err)
+				t.Errorf("%s: SetMark without privilege: error %v, want EPERM", v.name, err)
 			}
 			continue
 		}
@@ -192,14 +192,14 @@ func TestMark(t *testing.T) {
 			t.Fatalf("%s: %v", v.name, err)
 		}
 		if got := option(t, e, ipv4, unix.SOL_SOCKET, unix.SO_MARK); uint32(got) != 0xca6c0000 {
-			t.Errorf("%s: the socket's mark is %#x", v.name, got)
+			t.Errorf("%s: the socket's mark is %#x, want 0xca6c0000", v.name, got)
 		}
 		if err := e.SetMark(0); err != nil {
 			t.Error(err)
 		}
 		e.Close()
 		if err := e.SetMark(1); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("%s: after Close: %v, want net.ErrClosed", v.name, err)
+			t.Errorf("%s: SetMark after Close: error %v, want net.ErrClosed", v.name, err)
 		}
 	}
 }
@@ -220,7 +220,7 @@ func TestSocketOptions(t *testing.T) {
 	for _, v := range variants {
 		e := v.listen(t)
 		if got := option(t, e, ipv4, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER); got != unix.IP_PMTUDISC_DONT {
-			t.Errorf("%s: IP_MTU_DISCOVER is %d", v.name, got)
+			t.Errorf("%s: IP_MTU_DISCOVER is %d, want IP_PMTUDISC_DONT", v.name, got)
 		}
 		if got := option(t, e, ipv4, unix.SOL_SOCKET, unix.SO_RCVBUF); os.Geteuid() == 0 && got != 2*bufferSize {
 			t.Errorf("%s: SO_RCVBUF is %d, want %d", v.name, got, 2*bufferSize)
@@ -229,17 +229,17 @@ func TestSocketOptions(t *testing.T) {
 			continue
 		}
 		if got := option(t, e, ipv6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER); got != unix.IPV6_PMTUDISC_DONT {
-			t.Errorf("%s: IPV6_MTU_DISCOVER is %d", v.name, got)
+			t.Errorf("%s: IPV6_MTU_DISCOVER is %d, want IPV6_PMTUDISC_DONT", v.name, got)
 		}
 		if got := option(t, e, ipv6, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY); got != 1 {
-			t.Errorf("%s: IPV6_V6ONLY is %d", v.name, got)
+			t.Errorf("%s: IPV6_V6ONLY is %d, want 1", v.name, got)
 		}
 	}
 }
 
 func TestInterface(t *testing.T) {
 	if _, err := net.InterfaceByName("lo"); err != nil {
-		t.Skip("this host calls its loopback interface otherwise")
+		t.Skip("this host has no interface called lo")
 	}
 	for _, v := range variants {
 		v.bind.Interface = "lo"
@@ -266,7 +266,7 @@ func TestOtherInterface(t *testing.T) {
 			x.send(trainOf(1, 10, 10, z.at(f)), trainOf(2, 10, 10, y.at(f)))
 			y.receive(f, 1) // the datagram for z was sent before this one, so it has arrived by now or never will
 			if n := pending(t, z, f); n != 0 {
-				t.Errorf("%s: a datagram of %d bytes came by lo to a socket of d0", v.name, n)
+				t.Errorf("%s: a datagram of %d bytes that arrived on lo reached a socket bound to d0", v.name, n)
 			}
 		}
 	}
@@ -298,10 +298,10 @@ func TestZones(t *testing.T) {
 			x.send(trainOf(1, 10, 10, to))
 			back := y.receive(ipv6, 1)[0].from
 			if back.Addr.Addr() != local {
-				t.Fatalf("%s: came from %v, want %v", v.name, back.Addr.Addr(), local)
+				t.Fatalf("%s: the datagram came from %v, want %v", v.name, back.Addr.Addr(), local)
 			}
 			if v.control() && back.Source != local.WithZone("") {
-				t.Errorf("%s: received at %v, want %v", v.name, back.Source, local.WithZone(""))
+				t.Errorf("%s: the datagram was received at the address %v, want %v", v.name, back.Source, local.WithZone(""))
 			}
 			y.send(trainOf(2, 10, 10, back))
 			if from := x.receive(ipv6, 1)[0].from; !from.SamePlace(to) {
@@ -343,10 +343,10 @@ func TestZoneNames(t *testing.T) {
 		}
 	}
 	if got := z.name(1 << 30); got != "1073741824" {
-		t.Errorf("an interface that is not there is called %q, want its number", got)
+		t.Errorf("an interface that does not exist is called %q, want its index as a number", got)
 	}
 	if got := z.index("1073741824"); got != 1<<30 {
-		t.Errorf("a numeric zone has index %d, want itself", got)
+		t.Errorf("the zone 1073741824 has index %d, want the same number", got)
 	}
 	if got := z.index("nowhere0"); got != 0 {
 		t.Errorf("an unknown zone has index %d, want 0", got)
@@ -354,12 +354,12 @@ func TestZoneNames(t *testing.T) {
 	z.names[1<<20] = "renumbered"
 	z.forget()
 	if got := z.name(1 << 20); got == "renumbered" {
-		t.Error("forget left a name")
+		t.Error("forget left a name in the cache")
 	}
 	for i := range 10 * maxZones {
 		z.learn(&net.Interface{Index: i + 1<<20, Name: "x" + string(rune(i))})
 	}
 	if len(z.names) > maxZones || len(z.indexes) > maxZones {
-		t.Errorf("%d names and %d indexes are kept, want at most %d", len(z.names), len(z.indexes), maxZones)
+		t.Errorf("the cache holds %d names and %d indexes, want at most %d of each", len(z.names), len(z.indexes), maxZones)
 	}
 }

@@ -44,7 +44,7 @@ func TestTrainsArriveWhole(t *testing.T) {
 				t.Fatal(s.name)
 			}
 			if from := x.at(f); !got[0].from.SamePlace(from) {
-				t.Fatalf("came from %v, want %v", got[0].from, from)
+				t.Fatalf("the datagram came from %v, want %v", got[0].from, from)
 			}
 		}
 	})
@@ -65,10 +65,10 @@ func TestReceivedTrainHasItsSize(t *testing.T) {
 			len(ts), len(ts[0].Data), ts[0].Size, len(sent.Data))
 	}
 	if st := y.Stats(); st.ReceiveCalls != 1 || st.ReceivedDatagrams != 11 || st.ReceivedBytes != 12300 {
-		t.Errorf("receiver counted %+v", st)
+		t.Errorf("the receiver counted %+v, want 1 call, 11 datagrams and 12300 bytes", st)
 	}
 	if st := x.Stats(); st.SendCalls != 1 || st.SentDatagrams != 11 || st.SentBytes != 12300 || st.Refused != 0 {
-		t.Errorf("sender counted %+v", st)
+		t.Errorf("the sender counted %+v, want 1 call, 11 datagrams, 12300 bytes and none refused", st)
 	}
 }
 
@@ -80,7 +80,7 @@ func TestNoOffloadSendsSingleDatagrams(t *testing.T) {
 		for range 3 {
 			for _, d := range y.trains(ipv4) {
 				if d.Len() != 1 {
-					t.Fatalf("%s: received a train of %d datagrams", v.name, d.Len())
+					t.Fatalf("%s: received a train of %d datagrams, want single datagrams", v.name, d.Len())
 				}
 			}
 			if y.Stats().ReceivedDatagrams == 3 {
@@ -90,7 +90,8 @@ func TestNoOffloadSendsSingleDatagrams(t *testing.T) {
 	}
 }
 
-// TestManyEndpointsInOneSend sends to several sockets of both families in one Send, with more trains than one system call takes.
+// TestManyEndpointsInOneSend checks that one call of Send can send to several sockets of both families, even if it has more
+// trains than one system call takes.
 func TestManyEndpointsInOneSend(t *testing.T) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
@@ -171,7 +172,7 @@ func addrPort0(e wireguard.Endpoint) netip.AddrPort { return netip.AddrPortFrom(
 func TestTypeOfService(t *testing.T) {
 	both(t, func(t *testing.T, v variant, f family) {
 		if !v.control() || runtime.GOOS == "openbsd" && f == ipv4 {
-			t.Skip("this path has no type of service")
+			t.Skip("this path does not support the type of service")
 		}
 		x, y := v.pair(t, f)
 		for i, tos := range []uint8{0, 1, 2, 0x88, 0xb8, 3} {
@@ -195,7 +196,7 @@ func TestMappedAddressGoesOutByIPv4(t *testing.T) {
 		to.Addr = netip.AddrPortFrom(to.Addr.Addr(), y.Port())
 		x.send(trainOf(1, 2000, 1000, to))
 		if got := y.receive(ipv4, 2); !got[0].from.Addr.Addr().Is4() {
-			t.Errorf("%s: came from %v, want an IPv4 address", v.name, got[0].from)
+			t.Errorf("%s: the datagram came from %v, want an IPv4 address", v.name, got[0].from)
 		}
 	}
 }
@@ -233,7 +234,7 @@ func TestConcurrentSend(t *testing.T) {
 					ts := []wireguard.Train{trainOf(s*rounds+r, 3*64, 64, y.at(f)), trainOf(s*rounds+r, 64, 64, y.at(f))}
 					x.Send(ts)
 					if ts[0].Err != nil || ts[1].Err != nil {
-						t.Errorf("sender %d: %v, %v", s, ts[0].Err, ts[1].Err)
+						t.Errorf("sender %d: errors %v and %v, want none", s, ts[0].Err, ts[1].Err)
 					}
 				}
 			})
@@ -254,7 +255,7 @@ func TestConcurrentSend(t *testing.T) {
 
 func TestNothingAllocatedPerDatagram(t *testing.T) {
 	if testkit.Race {
-		t.Skip("the race detector makes pools forget")
+		t.Skip("under the race detector, sync.Pool drops objects at random")
 	}
 	both(t, func(t *testing.T, v variant, f family) {
 		x, y := v.pair(t, f)

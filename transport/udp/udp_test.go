@@ -33,10 +33,10 @@ func TestBothFamiliesOnOnePort(t *testing.T) {
 	for _, v := range variants {
 		x, y := v.listen(t), v.listen(t)
 		if n := len(x.Receivers()); n != 2 {
-			t.Fatalf("%s: %d receivers, want one a family", v.name, n)
+			t.Fatalf("%s: %d receivers, want 2, one per family", v.name, n)
 		}
 		if x.Port() == 0 || x.Port() == y.Port() {
-			t.Fatalf("%s: ports %d and %d, want two that are not 0", v.name, x.Port(), y.Port())
+			t.Fatalf("%s: the sockets have the ports %d and %d, want two different ports that are not 0", v.name, x.Port(), y.Port())
 		}
 		for f := range families {
 			x.send(trainOf(int(f), 100, 100, y.at(f)))
@@ -60,7 +60,7 @@ func TestChangeOfPort(t *testing.T) {
 		}
 		defer s.Close()
 		if s.Port() != free.Port() {
-			t.Fatalf("port %d, want %d", s.Port(), free.Port())
+			t.Fatalf("the new socket has port %d, want %d", s.Port(), free.Port())
 		}
 		fresh := &end{s.(*Socket), t}
 		x.send(trainOf(1, 10, 10, old.at(f)), trainOf(2, 10, 10, fresh.at(f)))
@@ -86,14 +86,14 @@ func TestPortTakenInOneFamily(t *testing.T) {
 			port := taken.LocalAddr().(*net.UDPAddr).Port
 			s, err := v.bind.Listen(uint16(port))
 			if err == nil {
-				t.Fatalf("%s: listening on a port that is taken in %v gives %v", v.name, f, s.Port())
+				t.Fatalf("%s: Listen succeeded on a port that is in use over %v; it has port %v", v.name, f, s.Port())
 			}
 			if !errors.Is(err, errnoInUse) || !strings.Contains(err.Error(), strconv.Itoa(port)) {
-				t.Errorf("%s: the error does not say that port %d is taken: %v", v.name, port, err)
+				t.Errorf("%s: the error does not say that port %d is in use: %v", v.name, port, err)
 			}
 			taken.Close()
 			if s, err = v.bind.Listen(uint16(port)); err != nil {
-				t.Errorf("%s: the failed try left something on the port: %v", v.name, err)
+				t.Errorf("%s: the failed Listen left a socket on the port: %v", v.name, err)
 			} else {
 				s.Close()
 			}
@@ -103,7 +103,7 @@ func TestPortTakenInOneFamily(t *testing.T) {
 
 func TestPortZeroTriesUntilBothFamiliesHaveIt(t *testing.T) {
 	if runtime.GOOS == "js" {
-		t.Skip("this network has a loopback of its own")
+		t.Skip("GOOS=js only imitates a network, within this process")
 	}
 	if !has(ipv6) {
 		t.Skip("needs an IPv6 loopback address")
@@ -124,9 +124,9 @@ func TestPortZeroTriesUntilBothFamiliesHaveIt(t *testing.T) {
 			s, err := v.bind.Listen(0)
 			switch {
 			case taken == 3 && (err != nil || tries != 4):
-				t.Errorf("%s: %d tries, error %v; want success with the fourth", v.name, tries, err)
+				t.Errorf("%s: %d attempts, error %v; want success with the fourth attempt", v.name, tries, err)
 			case taken == 1000 && (err == nil || tries != 100):
-				t.Errorf("%s: %d tries, error %v; want an error after 100", v.name, tries, err)
+				t.Errorf("%s: %d attempts, error %v; want an error after 100 attempts", v.name, tries, err)
 			}
 			if err == nil {
 				s.Close()
@@ -150,13 +150,13 @@ func TestMissingFamilyIsNoError(t *testing.T) {
 			e.receive(f, 1)
 			ts := []wireguard.Train{trainOf(1, 10, 10, e.at(1-f))}
 			if e.Send(ts); !errors.Is(ts[0].Err, syscall.EAFNOSUPPORT) {
-				t.Errorf("%s: sending by the missing %v gives %v", v.name, 1-f, ts[0].Err)
+				t.Errorf("%s: sending over the missing %v returned %v, want EAFNOSUPPORT", v.name, 1-f, ts[0].Err)
 			}
 		}
 	}
 	_, err := (&Bind{Control: func(string, string, syscall.RawConn) error { return syscall.EAFNOSUPPORT }}).Listen(0)
 	if !errors.Is(err, syscall.EAFNOSUPPORT) {
-		t.Errorf("a host without any family gives %v", err)
+		t.Errorf("Listen on a host without IPv4 and IPv6 returned %v, want EAFNOSUPPORT", err)
 	}
 }
 
@@ -179,7 +179,7 @@ func TestAddress(t *testing.T) {
 			}
 			e.send(trainOf(1, 10, 10, e.at(c.family)))
 			if got := e.receive(c.family, 1); len(got[0].data) != 10 {
-				t.Errorf("%s: what is sent to 127.0.0.2 arrives at %s", v.name, c.address)
+				t.Errorf("%s: a datagram sent to 127.0.0.2 arrived at the socket of %s", v.name, c.address)
 			}
 		}
 	}
@@ -198,13 +198,13 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		s, err := c.bind.Listen(0)
 		if err == nil {
 			s.Close()
-			t.Errorf("%s: no error", c.name)
+			t.Errorf("%s: Listen succeeded, want an error", c.name)
 		} else if !strings.HasPrefix(err.Error(), "udp: ") || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %q does not say %q", c.name, err, c.want)
 		}
 	}
 	if err := sendError(syscall.EPERM); !errors.Is(err, syscall.EPERM) || !strings.Contains(err.Error(), "packet filter") {
-		t.Errorf("EPERM: %v", err)
+		t.Errorf("sendError for EPERM returned %v, want a hint about the packet filter", err)
 	}
 }
 
@@ -218,7 +218,7 @@ func TestControlIsCalledForEachSocket(t *testing.T) {
 			}
 		}).listen(t)
 		if len(networks) != len(e.Receivers()) {
-			t.Errorf("%s: called for %v, with %d sockets", v.name, networks, len(e.Receivers()))
+			t.Errorf("%s: Control was called for %v, want one call for each of %d sockets", v.name, networks, len(e.Receivers()))
 		}
 	}
 }
@@ -265,7 +265,7 @@ func TestClose(t *testing.T) {
 				}
 			}
 			if e.Stats().SentDatagrams != 0 {
-				t.Errorf("counted after Close: %+v", e.Stats())
+				t.Errorf("Send after Close counted datagrams: %+v", e.Stats())
 			}
 		})
 	}
@@ -301,7 +301,7 @@ func TestCloseUnderLoad(t *testing.T) {
 		x.Close()
 		for range 2 {
 			if err := <-done; !errors.Is(err, net.ErrClosed) {
-				t.Errorf("ended with %v, want net.ErrClosed", err)
+				t.Errorf("Send or Receive ended with %v, want net.ErrClosed", err)
 			}
 		}
 	})

@@ -74,7 +74,7 @@ func TestWakeUnderLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got, err := tunB.Receive(patient); err != nil || !bytes.Equal(got, first) {
-				t.Fatalf("the first packet: %x, %v", got, err)
+				t.Fatalf("the first packet arrived as %x, error %v; want it unchanged", got, err)
 			}
 
 			out := &wayUnderLoad{from: tunA, to: tunB, src: addrA, dst: addrB}

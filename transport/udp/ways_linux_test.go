@@ -32,7 +32,7 @@ func TestPeersBehindOneAddress(t *testing.T) {
 			e := wireguard.EndpointOf(netip.AddrPortFrom(lo, port))
 			e.Source = lo
 			if p.routes.check(&e, p.raw); e.Source.IsValid() != kept {
-				t.Errorf("the source for port %d is kept: %v, want %v", port, !kept, kept)
+				t.Errorf("check kept the source for port %d: %v, want %v", port, !kept, kept)
 			}
 		}
 	}
@@ -55,12 +55,12 @@ func TestLonePeerTakesNoLock(t *testing.T) {
 		return e.Source.IsValid()
 	}
 	check(false)
-	late := time.AfterFunc(20*time.Second, func() { panic("the check waits for a lock") })
+	late := time.AfterFunc(20*time.Second, func() { panic("the second check waits for the lock, want no lock taken") })
 	check(true)
 	late.Stop()
 	elsewhere(p.routes, pair{loopback(ipv4).As4(), loopback(ipv4).As4(), 9})
 	if check(false) {
-		t.Error("a change was not noticed")
+		t.Error("check kept the source after the route changed")
 	}
 }
 
@@ -109,11 +109,11 @@ func TestRoutesSurviveErrors(t *testing.T) {
 		close(ended)
 	}()
 	for i, err := range []error{nil, unix.ENOBUFS, unix.EIO, nil} {
-		noticed(t, r, "what netlink says", func() {
+		noticed(t, r, "a result of reading netlink", func() {
 			select {
 			case netlink.says <- err:
 			case <-time.After(10 * time.Second):
-				t.Fatalf("nobody listens any more when netlink says %v", err)
+				t.Fatalf("listen no longer reads netlink, so it cannot get the result %v", err)
 			}
 		})
 		four := trainOf(i, 2100, 1000, y.at(ipv4))
@@ -133,7 +133,7 @@ func TestRoutesSurviveErrors(t *testing.T) {
 		}
 		for i := range ts {
 			if e := &ts[i].Endpoint; e.Source.IsValid() != e.Addr.Addr().Is6() {
-				t.Errorf("netlink said %v: the source of train %d, to %v, is now %v", err, i, e, e.Source)
+				t.Errorf("after netlink returned %v: the source of train %d to %v is %v; want it dropped for IPv4 and kept for IPv6", err, i, e, e.Source)
 			}
 		}
 	}

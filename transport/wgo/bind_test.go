@@ -40,11 +40,11 @@ func wantTrain(t *testing.T, in *inbox, data string, size int) wireguard.Train {
 	select {
 	case got := <-in.trains:
 		if string(got.Data) != data || got.Size != size {
-			t.Errorf("got a train of %q, size %d, want %q, %d", got.Data, got.Size, data, size)
+			t.Errorf("received a train of %q with size %d, want %q with size %d", got.Data, got.Size, data, size)
 		}
 		return got
 	case err := <-in.ended:
-		t.Fatalf("a receiver ended (%v), want %q", err, data)
+		t.Fatalf("a receiver ended with %v, want the train %q", err, data)
 	}
 	return wireguard.Train{}
 }
@@ -59,7 +59,7 @@ func wantEnded(t *testing.T, in *inbox, n int) {
 func wantState(t *testing.T, s wireguard.Socket, want state, why string) {
 	t.Helper()
 	if !s.(*socket).is(want) {
-		t.Errorf("the socket on port %d is not in state %d: %s", s.Port(), want, why)
+		t.Errorf("the socket on port %d is in the wrong state, want state %d: %s", s.Port(), want, why)
 	}
 }
 
@@ -80,11 +80,11 @@ func TestBindJoinsWhatItReceives(t *testing.T) {
 	f.in <- fakeDatagrams{data: [][]byte{{}}} // Receive must skip an empty datagram
 	f.deliver("[::ffff:10.0.0.1]:1", "aaaa")  // the same address as an IPv4-mapped address
 	if b := wantTrain(t, in, "aaaa", 4); b.Endpoint != a.Endpoint || b.Endpoint.Addr.Addr().Is4In6() {
-		t.Errorf("%v is not %v", b.Endpoint, a.Endpoint)
+		t.Errorf("the endpoint is %v, want %v, with an IPv4 address", b.Endpoint, a.Endpoint)
 	}
 	f.in <- fakeDatagrams{} // a value without data makes the fakeBind return an error
 	if err := <-in.errs; errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "odd") {
-		t.Errorf("got %v", err)
+		t.Errorf("Receive returned %v, want the bind's error, and not net.ErrClosed", err)
 	}
 	f.deliver("10.0.0.1:1", "on it goes")
 	wantTrain(t, in, "on it goes", 10)
@@ -100,15 +100,15 @@ func TestBindSendsCopies(t *testing.T) {
 		f.sent = nil
 		s.Send(ts)
 		if got := string(bytes.Join(f.sent, []byte(" "))); got != "aaaa bbbb cccc dddd eeee ff g" {
-			t.Errorf("sent %q", got)
+			t.Errorf("the bind sent %q, want the seven datagrams of both trains", got)
 		}
 		if string(ts[0].Data) != "aaaabbbbccccddddeeeeff" || ts[0].Err != nil || ts[1].Err != nil {
-			t.Errorf("the train was altered, or failed: %q, %v", ts[0].Data, ts[0].Err)
+			t.Errorf("after Send, the data of the first train is %q, want it unchanged; its error is %v, want none for either train", ts[0].Data, ts[0].Err)
 		}
 	}
 	s.Close()
 	if s.Send(ts); !errors.Is(ts[0].Err, net.ErrClosed) || !errors.Is(ts[1].Err, net.ErrClosed) {
-		t.Errorf("sending on a closed socket: %v", ts[0].Err)
+		t.Errorf("Send on a closed socket: error %v, want net.ErrClosed for both trains", ts[0].Err)
 	}
 }
 
@@ -120,7 +120,7 @@ func TestBindSendsOddSizes(t *testing.T) {
 		ts := append(trainTo("10.0.0.1:1", "aabbcc", size), trainTo("10.0.0.1:1", "", size)...)
 		s.Send(ts)
 		if got := string(bytes.Join(f.sent, []byte(" "))); got != "aabbcc" || ts[0].Err != nil || ts[1].Err != nil {
-			t.Errorf("size %d: sent %q, %v, %v", size, got, ts[0].Err, ts[1].Err)
+			t.Errorf("size %d: the bind sent %q, want one datagram; errors %v and %v, want none", size, got, ts[0].Err, ts[1].Err)
 		}
 	}
 }
@@ -159,7 +159,7 @@ func TestBindSendErrors(t *testing.T) {
 			f.in <- fakeDatagrams{[][]byte{[]byte("hello")}, &fakeEndpoint{"10.0.0.1:1", src}}
 			heard := wantTrain(t, in, "hello", 5).Endpoint
 			if heard.Source != src {
-				t.Fatalf("heard from %+v, want its source", heard)
+				t.Fatalf("the received endpoint is %+v, want one with the source 10.9.9.9", heard)
 			}
 			calls := 0
 			f.send = func(bufs [][]byte, ep conn.Endpoint) error {
@@ -168,10 +168,10 @@ func TestBindSendErrors(t *testing.T) {
 			}
 			ts := []wireguard.Train{{Data: []byte("aabbccddee"), Size: 2, Endpoint: heard}} // two calls: at most 4 datagrams each
 			if s.Send(ts); !errors.Is(ts[0].Err, c.want) || (c.want == nil) != (ts[0].Err == nil) {
-				t.Errorf("Err = %v, want %v", ts[0].Err, c.want)
+				t.Errorf("Send set the error %v, want %v", ts[0].Err, c.want)
 			}
 			if ts[0].Endpoint.Source != c.wantSource || calls != c.wantCalls {
-				t.Errorf("Source %v after %d calls, want %v after %d", ts[0].Endpoint.Source, calls, c.wantSource, c.wantCalls)
+				t.Errorf("the source is %v after %d calls of the bind's Send, want %v after %d calls", ts[0].Endpoint.Source, calls, c.wantSource, c.wantCalls)
 			}
 		})
 	}
@@ -187,17 +187,17 @@ func TestBindLinks(t *testing.T) {
 	f.deliver("nodekey:2", "c")
 	a, b, c := wantTrain(t, in, "a", 1).Endpoint, wantTrain(t, in, "b", 1).Endpoint, wantTrain(t, in, "c", 1).Endpoint
 	if a != b || a == c || !a.SamePlace(b) || a.Link.Key() == c.Link.Key() || a.Link.Key() != b.Link.Key() {
-		t.Errorf("endpoints %v, %v and %v", a, b, c)
+		t.Errorf("the endpoints are %v, %v and %v; want the first two equal and the third different", a, b, c)
 	}
 	configured, err := ParseEndpoint(f, "nodekey:1")
 	if err != nil || configured != a || configured.String() != "nodekey:1" {
-		t.Errorf("ParseEndpoint = %v, %v, want %v", configured, err, a)
+		t.Errorf("ParseEndpoint returned %v, error %v; want %v", configured, err, a)
 	}
 	if e, err := ParseEndpoint(f, "[fe80::1%eth0]:5"); err != nil || e.Addr != netip.MustParseAddrPort("[fe80::1%eth0]:5") {
-		t.Errorf("ParseEndpoint of an address = %v, %v", e, err)
+		t.Errorf("ParseEndpoint of an address returned %v, error %v; want that address", e, err)
 	}
 	if _, err := ParseEndpoint(f, ""); err == nil {
-		t.Error("ParseEndpoint hides the bind's error")
+		t.Error("ParseEndpoint succeeded, want the bind's error")
 	}
 	var to []string
 	f.send = func(_ [][]byte, ep conn.Endpoint) error {
@@ -207,7 +207,7 @@ func TestBindLinks(t *testing.T) {
 	unheard := wireguard.Endpoint{Link: link{"nodekey:3"}}
 	ts := []wireguard.Train{{Data: []byte("x"), Size: 1, Endpoint: c}, {Data: []byte("x"), Size: 1, Endpoint: unheard}}
 	if s.Send(ts); len(to) != 2 || to[0] != "nodekey:2" || to[1] != "nodekey:3" {
-		t.Errorf("sent to %q", to)
+		t.Errorf("the bind sent to %q, want nodekey:2 and nodekey:3", to)
 	}
 }
 
@@ -225,14 +225,14 @@ func TestBindChangesPort(t *testing.T) {
 		s := listen(t, b, port)
 		in := receive(s)
 		if port != 0 && s.Port() != port {
-			t.Errorf("port %d, want %d", s.Port(), port)
+			t.Errorf("the new socket has port %d, want %d", s.Port(), port)
 		}
 		f.deliver("10.0.0.1:1", "second")
 		wantTrain(t, in, "second", 6)
 		f.sent = nil
 		ts := trainTo("10.0.0.1:1", "through the old one", 100)
 		if old.Send(ts); ts[0].Err != nil || len(f.sent) != 1 {
-			t.Errorf("sending through the old socket: %v", ts[0].Err)
+			t.Errorf("Send on the old socket: error %v, want one datagram sent and no error", ts[0].Err)
 		}
 		old.Close()
 		wantEnded(t, oldIn, 2)
@@ -242,7 +242,7 @@ func TestBindChangesPort(t *testing.T) {
 		s.Close()
 		wantEnded(t, in, 2)
 		if len(f.opened) != 2 {
-			t.Errorf("opened %d, want two openings", f.opened)
+			t.Errorf("the bind was opened on the ports %d, want two openings", f.opened)
 		}
 	}
 }
@@ -255,7 +255,7 @@ func TestBindGoesBackToTheOldPort(t *testing.T) {
 		{"the new port is taken", func(t *testing.T, f *fakeBind, b wireguard.Bind) {
 			f.refuse(7)
 			if _, err := b.Listen(7); !errors.Is(err, syscall.EADDRINUSE) {
-				t.Errorf("Listen on a port that is taken: %v", err)
+				t.Errorf("Listen on a port that is in use: error %v, want EADDRINUSE", err)
 			}
 		}},
 		{"the new socket is closed again", func(t *testing.T, f *fakeBind, b wireguard.Bind) {
@@ -277,14 +277,14 @@ func TestBindGoesBackToTheOldPort(t *testing.T) {
 			in := receive(s)
 			s.(wireguard.Marker).SetMark(42)
 			c.undo(t, f, b)
-			wantState(t, s, running, "nothing changed for it")
+			wantState(t, s, running, "the failed or undone change of port must not affect it")
 			f.deliver("10.0.0.1:1", "as before")
 			wantTrain(t, in, "as before", 9)
 			if n := len(f.opened); f.opened[n-1] != 5 {
-				t.Errorf("opened %d, want 5 at last", f.opened)
+				t.Errorf("the bind was opened on the ports %d, want 5 as the last", f.opened)
 			}
 			if n := len(f.marks); n < 2 || f.marks[n-1] != 42 {
-				t.Errorf("marks %d, want 42 again at last", f.marks)
+				t.Errorf("the bind got the marks %d, want 42 again as the last", f.marks)
 			}
 			s.Close()
 			wantEnded(t, in, 2)
@@ -301,11 +301,11 @@ func TestBindRevives(t *testing.T) {
 	in := receive(s)
 	f.refuse(5, 7)
 	if _, err := b.Listen(7); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "port 5 again") {
-		t.Errorf("Listen: %v, want both failures", err)
+		t.Errorf("Listen: error %v, want EADDRINUSE and that port 5 could not be opened again", err)
 	}
 	for range 4 {
 		if err := <-in.errs; !errors.Is(err, syscall.EADDRINUSE) {
-			t.Errorf("a lost socket says %v", err)
+			t.Errorf("Receive on a lost socket: error %v, want EADDRINUSE", err)
 		}
 	}
 	f.refuse()
@@ -321,7 +321,7 @@ func TestBindRevives(t *testing.T) {
 
 	f.Close()
 	if err := <-in.errs; errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "from outside") {
-		t.Errorf("closed from outside: %v", err)
+		t.Errorf("the bind was closed from outside: error %v, want one that says so, and not net.ErrClosed", err)
 	}
 	f.deliver("10.0.0.1:1", "back again")
 	wantTrain(t, in, "back again", 10)
@@ -409,21 +409,21 @@ func TestRoutesAreBounded(t *testing.T) {
 		r.received(&stranger, &fakeEndpoint{name: stranger.String()})
 		if i%1000 == 0 {
 			if ep, err := r.find(&peer); err != nil || ep != conn.Endpoint(mine) {
-				t.Fatalf("after %d strangers the peer's route is %v, %v", i, ep, err)
+				t.Fatalf("after %d strangers, find returned %v, error %v for the peer; want the peer's endpoint", i, ep, err)
 			}
 		}
 	}
 	if n := len(r.now) + len(r.old); n > 2*routeLimit {
-		t.Errorf("%d routes, want at most %d", n, 2*routeLimit)
+		t.Errorf("%d routes are stored, want at most %d", n, 2*routeLimit)
 	}
 	for range 2 { // in the second round, the route is stored
 		peer.Source = netip.MustParseAddr("10.0.0.3")
 		if ep, err := r.find(&peer); err != nil || ep.DstToString() != "10.0.0.1:1" || ep.SrcIP().IsValid() {
-			t.Errorf("a route with an unknown source: %v, %v, want one without", ep, err)
+			t.Errorf("a peer with an unknown source: find returned %v, error %v; want an endpoint without source", ep, err)
 		}
 	}
 	if _, err := r.find(&wireguard.Endpoint{Link: link{""}}); err == nil {
-		t.Error("an endpoint that the bind cannot parse has a route")
+		t.Error("find succeeded for an endpoint that the bind cannot parse")
 	}
 }
 

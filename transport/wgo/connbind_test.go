@@ -95,13 +95,13 @@ func TestConnBindOpensOnce(t *testing.T) {
 	b := &stubBind{in: make(chan []wireguard.Train, 1)}
 	c := ConnBind(b)
 	if err := c.Close(); err != nil {
-		t.Errorf("Close of a bind that was never open, as wireguard-go does: %v", err)
+		t.Errorf("Close of a bind that was never open, which wireguard-go does: %v", err)
 	}
 	if err := c.SetMark(1); err != nil {
 		t.Error(err)
 	}
 	if _, _, err := c.Open(7); err == nil {
-		t.Error("Open hides that the port is taken")
+		t.Error("Open succeeded on a port that is in use")
 	}
 	for range 3 {
 		fns, port, err := c.Open(51820)
@@ -109,10 +109,10 @@ func TestConnBindOpensOnce(t *testing.T) {
 			t.Fatal(port, err)
 		}
 		if _, _, err := c.Open(1); !errors.Is(err, conn.ErrBindAlreadyOpen) {
-			t.Errorf("a second Open: %v", err)
+			t.Errorf("second Open: error %v, want ErrBindAlreadyOpen", err)
 		}
 		if err := c.SetMark(9); err != nil || len(b.marks) == 0 {
-			t.Errorf("SetMark: %v, marks %d", err, b.marks)
+			t.Errorf("SetMark: error %v, the socket got the marks %d; want no error and a mark", err, b.marks)
 		}
 		ended := make(chan error)
 		go func() {
@@ -125,11 +125,11 @@ func TestConnBindOpensOnce(t *testing.T) {
 			}
 		}
 		if err := <-ended; err != net.ErrClosed {
-			t.Errorf("a ReceiveFunc after Close: %v", err)
+			t.Errorf("ReceiveFunc after Close: error %v, want net.ErrClosed", err)
 		}
 		e, _ := c.ParseEndpoint("10.0.0.1:1")
 		if err := c.Send([][]byte{{1}}, e); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("Send after Close: %v", err)
+			t.Errorf("Send after Close: error %v, want net.ErrClosed", err)
 		}
 	}
 }
@@ -163,15 +163,15 @@ func TestConnBindReceives(t *testing.T) {
 		}
 	}
 	if s := strings.Join(got, " "); s != "aaaa bbbb cccc dd e nosize" {
-		t.Errorf("received %q", s)
+		t.Errorf("received %q, want all datagrams but the one that is too long", s)
 	}
 	if from[0] != "10.0.0.1:1 at 10.0.0.9" || from[3] != from[0] || from[4] != "[fe80::1%lo]:2 at " {
-		t.Errorf("from %q", from)
+		t.Errorf("the datagrams have the endpoints %q, want those of their trains", from)
 	}
 	b.in <- nil
 	_, err := receive(bufs, sizes, eps)
 	if _, ok := err.(net.Error); err == nil || ok || errors.Is(err, net.ErrClosed) {
-		t.Errorf("an odd error comes as %T, upon which wireguard-go would stop receiving for ever", err)
+		t.Errorf("an unknown error is returned as %T, after which wireguard-go would stop receiving for ever", err)
 	}
 }
 
@@ -221,14 +221,14 @@ func TestConnBindSends(t *testing.T) {
 	for _, s := range b.sent {
 		n := strings.Count(s, " ") + 1
 		if total += n; n > 64 || n*1420 > 65507 {
-			t.Errorf("a train of %d datagrams of 1420 bytes", n)
+			t.Errorf("a train has %d datagrams of 1420 bytes, want at most 64, and at most 65507 bytes", n)
 		}
 	}
 	if total != 128 || len(b.sent) != 3 {
 		t.Errorf("%d datagrams in %d trains, want 128 in 3", total, len(b.sent))
 	}
 	if b.to != wireguard.EndpointOf(netip.MustParseAddrPort("10.0.0.1:1")) {
-		t.Errorf("sent to %v", b.to)
+		t.Errorf("the datagrams were sent to %v, want 10.0.0.1:1", b.to)
 	}
 
 	odd := errors.New("odd")
@@ -238,10 +238,10 @@ func TestConnBindSends(t *testing.T) {
 		}
 	}
 	if err := c.Send([][]byte{{1}, {1, 2}, {1, 2, 3}}, e); !errors.Is(err, odd) {
-		t.Errorf("Send = %v, want the one error", err)
+		t.Errorf("Send returned %v, want the error of the one train that failed", err)
 	}
 	if err := c.Send([][]byte{{1}}, &fakeEndpoint{}); !errors.Is(err, conn.ErrWrongEndpointType) {
-		t.Errorf("an endpoint of another bind: %v", err)
+		t.Errorf("Send to an endpoint of another bind: error %v, want ErrWrongEndpointType", err)
 	}
 }
 
@@ -271,7 +271,7 @@ func TestConnBindHeadroom(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := strings.Join(sent, " "); got != "hhhaa hhhbb hhhc | hhhdd |" {
-		t.Errorf("sent %q", got)
+		t.Errorf("sent %q, want each datagram with 3 bytes for its header", got)
 	}
 	b.in <- []wireguard.Train{{Data: []byte("hhhaaaahhhbbbbhhhc"), Size: 7, Headroom: 3}, {Data: []byte("hhhdd"), Headroom: 3}, {Data: []byte("hh"), Size: 7, Headroom: 3}}
 	bufs, sizes, eps := [][]byte{make([]byte, 4), make([]byte, 4), make([]byte, 4), make([]byte, 4)}, make([]int, 4), make([]conn.Endpoint, 4)
@@ -281,7 +281,7 @@ func TestConnBindHeadroom(t *testing.T) {
 		got = append(got, string(bufs[i][:sizes[i]]))
 	}
 	if s := strings.Join(got, " "); err != nil || s != "aaaa bbbb c dd" {
-		t.Errorf("received %q, %v", s, err)
+		t.Errorf("received %q, error %v; want all whole datagrams, without headers", s, err)
 	}
 }
 
@@ -304,30 +304,30 @@ func TestConnBindSource(t *testing.T) {
 	wantSource := func(e conn.Endpoint, want bool, why string) {
 		t.Helper()
 		if c.Send([][]byte{{1}}, e); (b.to == from) != want || e.SrcIP().IsValid() != want || (e.SrcToString() != "") != want {
-			t.Errorf("sent to %+v, SrcIP %v: %s", b.to, e.SrcIP(), why)
+			t.Errorf("a datagram was sent to %+v, SrcIP %v: %s", b.to, e.SrcIP(), why)
 		}
 	}
 	e := hear()
-	wantSource(e, true, "it is answered from where it was heard")
+	wantSource(e, true, "the endpoint has the source at which the datagram was received")
 	if again := hear(); again != e {
-		t.Error("a second endpoint was made of the same place")
+		t.Error("two datagrams from one place have different endpoint objects")
 	}
 	e.ClearSrc()
-	wantSource(e, false, "it was cleared")
+	wantSource(e, false, "ClearSrc has cleared the source")
 	e = hear()
-	wantSource(e, true, "it was heard again")
+	wantSource(e, true, "a new datagram has set the source again")
 	b.fail = func(t *wireguard.Train) { t.Endpoint.Source, t.Endpoint.Interface = netip.Addr{}, 0 }
 	c.Send([][]byte{{1}}, e)
 	b.fail = nil
-	wantSource(e, false, "the socket found it gone")
+	wantSource(e, false, "the socket has cleared the source, which no longer exists")
 	if ip, raw := e.DstIP(), e.DstToBytes(); ip != from.Addr.Addr() || !bytes.Equal(raw, []byte{10, 0, 0, 1, 1, 0}) {
-		t.Errorf("DstIP %v, DstToBytes %v", ip, raw)
+		t.Errorf("DstIP is %v and DstToBytes is %v, want those of 10.0.0.1:1", ip, raw)
 	}
 	from = wireguard.Endpoint{Link: link{"nodekey:1"}}
 	e = hear()
 	c.Send([][]byte{{1}}, e)
 	if key := from.Link.Key(); b.to != from || e.DstToString() != "nodekey:1" || e.DstIP() != netip.AddrFrom16(key) || !bytes.Equal(e.DstToBytes(), key[:]) {
-		t.Errorf("a link is %v, %v, %v", e.DstToString(), e.DstIP(), e.DstToBytes())
+		t.Errorf("a link has DstToString %v, DstIP %v and DstToBytes %v, want its name and its key", e.DstToString(), e.DstIP(), e.DstToBytes())
 	}
 	for i := range 3 * interned { // datagrams from many addresses must not use up memory
 		from = wireguard.EndpointOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 1))
@@ -335,7 +335,7 @@ func TestConnBindSource(t *testing.T) {
 	}
 	for _, s := range []string{"", "10.0.0.1", "host:1", "10.0.0.1:0"} {
 		if _, err := c.ParseEndpoint(s); err == nil {
-			t.Errorf("ParseEndpoint(%q) does not fail", s)
+			t.Errorf("ParseEndpoint(%q) succeeded, want an error", s)
 		}
 	}
 }

@@ -43,7 +43,7 @@ type fakeEndpoint struct {
 	src  netip.Addr
 }
 
-func (e *fakeEndpoint) ClearSrc()             { panic("ClearSrc on an endpoint that others send to") }
+func (e *fakeEndpoint) ClearSrc()             { panic("ClearSrc called on an endpoint that others use") }
 func (e *fakeEndpoint) SrcToString() string   { return e.src.String() }
 func (e *fakeEndpoint) DstToString() string   { return e.name }
 func (e *fakeEndpoint) DstToBytes() []byte    { return []byte(e.name) }
@@ -58,7 +58,7 @@ func (f *fakeBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed != nil || f.inside > 0 || f.sending.Load() > 0 {
-		f.t.Errorf("Open while open (%v), with %d receivers inside and %d senders", f.closed != nil, f.inside, f.sending.Load())
+		f.t.Errorf("Open called while the bind is open: %v, with %d receivers running and %d senders; want false, 0 and 0", f.closed != nil, f.inside, f.sending.Load())
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
 	if f.refused[port] {
@@ -83,7 +83,7 @@ func (f *fakeBind) receiver(closed chan struct{}, in chan fakeDatagrams) conn.Re
 			f.mu.Unlock()
 		}()
 		if len(bufs) != f.batch || len(sizes) != f.batch || len(eps) != f.batch || len(bufs[0]) != slot {
-			f.t.Error("a ReceiveFunc wants exactly BatchSize buffers of 64 KiB, sizes and endpoints")
+			f.t.Error("ReceiveFunc called without exactly BatchSize buffers of 64 KiB, BatchSize sizes and BatchSize endpoints")
 		}
 		select {
 		case <-closed:
@@ -104,7 +104,7 @@ func (f *fakeBind) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.sending.Load() > 0 {
-		f.t.Error("Close while Send runs")
+		f.t.Error("Close called while Send runs")
 	}
 	if f.closed != nil {
 		close(f.closed)
@@ -117,7 +117,7 @@ func (f *fakeBind) SetMark(mark uint32) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed == nil || f.sending.Load() > 0 {
-		f.t.Error("SetMark while closed, or while Send runs")
+		f.t.Error("SetMark called while the bind is closed or Send runs")
 	}
 	f.marks = append(f.marks, mark)
 	return nil
@@ -127,7 +127,7 @@ func (f *fakeBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	f.sending.Add(1)
 	defer f.sending.Add(-1)
 	if len(bufs) == 0 || len(bufs) > f.batch {
-		f.t.Errorf("Send of %d buffers, want 1 to %d", len(bufs), f.batch)
+		f.t.Errorf("Send called with %d buffers, want 1 to %d", len(bufs), f.batch)
 	}
 	if f.send != nil {
 		return f.send(bufs, ep)

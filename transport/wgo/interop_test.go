@@ -68,7 +68,7 @@ func theirs(wrapTUN func(tun.Device) tun.Device, wrapBind func(conn.Bind) conn.B
 		port, _, _ = strings.Cut(port, "\n")
 		p, err := strconv.Atoi(port)
 		if err != nil {
-			t.Fatalf("no port in %q", state)
+			t.Fatalf("IpcGet returned no port: %q", state)
 		}
 		n.port = uint16(p)
 	}
@@ -178,7 +178,7 @@ func bothDirections(c net.Conn, data []byte) error {
 		return err
 	}
 	if !bytes.Equal(got, data) {
-		return fmt.Errorf("what arrived has digest %x, want %x", sha256.Sum256(got), sha256.Sum256(data))
+		return fmt.Errorf("the received data has the digest %x, want %x", sha256.Sum256(got), sha256.Sum256(data))
 	}
 	return <-wrote
 }
@@ -213,19 +213,19 @@ func TestOurDeviceChangesPortOverTheirBind(t *testing.T) {
 	taken := uint16(sock.LocalAddr().(*net.UDPAddr).Port)
 	before := b.mine.Status().ListenPort
 	if err := b.mine.Configure(wireguard.Change{ListenPort: &taken}); err == nil {
-		t.Error("changed to a port that is taken")
+		t.Error("Configure succeeded with a port that is in use")
 	}
 	if now := b.mine.Status().ListenPort; now != before {
-		t.Errorf("port %d after a change that failed, want %d", now, before)
+		t.Errorf("the device listens on port %d after a change that failed, want %d", now, before)
 	}
 	exchange(t, a, b, 1<<16)
 	sock.Close()
 	if err := b.mine.Configure(wireguard.Change{ListenPort: &taken}); err != nil || b.mine.Status().ListenPort != taken {
-		t.Errorf("port %d, %v, want %d", b.mine.Status().ListenPort, err, taken)
+		t.Errorf("the device listens on port %d, error %v; want port %d", b.mine.Status().ListenPort, err, taken)
 	}
 	exchange(t, a, b, 1<<16)
 	if err := b.mine.Wake(); err != nil || b.mine.Status().ListenPort != taken {
-		t.Errorf("port %d, %v after a wake, want %d", b.mine.Status().ListenPort, err, taken)
+		t.Errorf("the device listens on port %d after Wake, error %v; want port %d", b.mine.Status().ListenPort, err, taken)
 	}
 	exchange(t, a, b, 1<<16)
 	b.mine.Down()
@@ -255,7 +255,7 @@ func TestOurDeviceEndsWithTheirTUN(t *testing.T) {
 	fake.Close()
 	<-d.Done()
 	if err := d.Err(); err == nil || !strings.Contains(err.Error(), "has gone") {
-		t.Errorf("Err = %v, want to be told", err)
+		t.Errorf("Err returned %v, want one that says that the tun.Device has gone", err)
 	}
 }
 

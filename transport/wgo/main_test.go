@@ -69,7 +69,7 @@ func (f *fakeTUN) setMTU(n int) {
 
 func (f *fakeTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	if len(bufs) != f.batch || len(sizes) < len(bufs) || offset < 10 || len(bufs[0]) < slot {
-		f.t.Errorf("Read got %d buffers of %d bytes, %d sizes and offset %d: want exactly %d, 64 KiB, as many, and 10 or more",
+		f.t.Errorf("Read called with %d buffers of %d bytes, %d sizes and the offset %d; want exactly %d buffers of 64 KiB, as many sizes, and an offset of at least 10",
 			len(bufs), len(bufs[0]), len(sizes), offset, f.batch)
 	}
 	select {
@@ -89,15 +89,15 @@ func (f *fakeTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 func (f *fakeTUN) Write(bufs [][]byte, offset int) (int, error) {
 	select {
 	case <-f.closed:
-		f.t.Error("Write after Close")
+		f.t.Error("Write called after Close")
 	default:
 	}
 	if len(bufs) > f.batch || len(bufs) == 0 || offset < 10 {
-		f.t.Errorf("Write got %d buffers and offset %d: want 1 to %d, and 10 or more", len(bufs), offset, f.batch)
+		f.t.Errorf("Write called with %d buffers and the offset %d; want 1 to %d buffers and an offset of at least 10", len(bufs), offset, f.batch)
 	}
 	for _, b := range bufs {
 		if cap(b) < slot {
-			f.t.Errorf("Write got a buffer of capacity %d, want 64 KiB", cap(b))
+			f.t.Errorf("Write called with a buffer of capacity %d, want at least 64 KiB", cap(b))
 		}
 		clear(b[:offset]) // a real device may overwrite these bytes too
 	}

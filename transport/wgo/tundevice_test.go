@@ -52,7 +52,7 @@ func TestTUNDeviceReads(t *testing.T) {
 					t.Errorf("packet %d has size %d in a buffer of 50 bytes, want 0", at+i, sizes[i])
 				}
 			} else if want := packet(100+at+i, uint32(at+i)); !bytes.Equal(bufs[i][offset:offset+sizes[i]], want) {
-				t.Errorf("packet %d is missing or altered", at+i)
+				t.Errorf("packet %d is missing or was changed", at+i)
 			}
 		}
 		at += n
@@ -68,7 +68,7 @@ func TestTUNDeviceReads(t *testing.T) {
 		}
 	}
 	if err := <-read; !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Read after Close: %v, want os.ErrClosed, which wireguard-go takes for a quiet end", err)
+		t.Errorf("Read after Close: error %v, want os.ErrClosed, after which wireguard-go ends without an error message", err)
 	}
 }
 
@@ -88,11 +88,11 @@ func TestTUNDeviceReadError(t *testing.T) {
 	d := tunDeviceOf(t, &failing{newQueue(), broken})
 	bufs, sizes := theirBuffers(4)
 	if n, err := d.Read(bufs, sizes, offset); n != 1 || err != nil || sizes[0] != 100 {
-		t.Errorf("Read = %d, %v, want the packet before the error", n, err)
+		t.Errorf("Read returned %d packets, error %v; want the packet before the error", n, err)
 	}
 	for range 2 {
 		if n, err := d.Read(bufs, sizes, offset); n != 0 || !errors.Is(err, broken) {
-			t.Errorf("Read = %d, %v, want the error", n, err)
+			t.Errorf("Read returned %d packets, error %v; want no packet and the tunnel's error", n, err)
 		}
 	}
 }
@@ -106,11 +106,11 @@ func TestTUNDeviceWrites(t *testing.T) {
 	}
 	bufs[1] = bufs[1][:offset] // a buffer without a packet
 	if n, err := d.Write(bufs, offset); n != 2 || err != nil {
-		t.Errorf("Write = %d, %v", n, err)
+		t.Errorf("Write returned %d, error %v; want 2 packets and no error", n, err)
 	}
 	for _, i := range []int{0, 2} {
 		if p := <-q.out; !bytes.Equal(p, packet(100+i, uint32(i))) {
-			t.Errorf("packet %d is altered", i)
+			t.Errorf("packet %d was changed", i)
 		}
 	}
 }
@@ -119,7 +119,7 @@ func TestTUNDeviceEvents(t *testing.T) {
 	q := newQueue()
 	d := tunDeviceOf(t, q)
 	if e := <-d.Events(); e != tun.EventUp {
-		t.Errorf("first event %d, want up: wireguard-go waits for it", e)
+		t.Errorf("the first event is %d, want EventUp, for which wireguard-go waits", e)
 	}
 	for mtu := 1300; mtu < 1310; mtu++ { // more changes than the channel of events can hold
 		q.mtu = mtu
@@ -127,17 +127,17 @@ func TestTUNDeviceEvents(t *testing.T) {
 	}
 	for len(d.Events()) > 0 {
 		if e := <-d.Events(); e != tun.EventMTUUpdate {
-			t.Errorf("event %d, want the MTU's", e)
+			t.Errorf("received event %d, want EventMTUUpdate", e)
 		}
 	}
 	if d.Write(nil, offset); len(d.Events()) != 1 {
-		t.Error("the last change of MTU, for which there was no room, got lost")
+		t.Error("no event reports the last change of the MTU, which did not fit the channel at first")
 	}
 	if mtu, err := d.MTU(); mtu != 1309 || err != nil {
-		t.Errorf("MTU = %d, %v", mtu, err)
+		t.Errorf("MTU returned %d, error %v; want 1309", mtu, err)
 	}
 	if d.Write(nil, offset); len(d.Events()) != 1 {
-		t.Error("an event without a change")
+		t.Error("Write sent another event, although the MTU did not change")
 	}
 	<-d.Events()
 	d.Close()
@@ -147,7 +147,7 @@ func TestTUNDeviceEvents(t *testing.T) {
 		t.Error("Events is open after Close")
 	}
 	if name, err := d.Name(); name == "" || err != nil || d.File() != nil || d.BatchSize() != 128 {
-		t.Errorf("Name %q, %v, File %v, BatchSize %d", name, err, d.File(), d.BatchSize())
+		t.Errorf("Name %q, error %v, File %v, BatchSize %d; want a name, no file and a batch size of 128", name, err, d.File(), d.BatchSize())
 	}
 }
 
@@ -178,7 +178,7 @@ func TestTUNDeviceRefuses(t *testing.T) {
 		switch {
 		case c.says != "":
 			if d != nil || err == nil || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("%T: %v, want %q", c.tunnel, err, c.says)
+				t.Errorf("TUNDevice(%T): error %v, want one that contains %q", c.tunnel, err, c.says)
 			}
 		case err != nil:
 			t.Error(err)
@@ -186,7 +186,7 @@ func TestTUNDeviceRefuses(t *testing.T) {
 			q.in <- packet(100, 1)
 			bufs, sizes := theirBuffers(1)
 			if n, err := d.Read(bufs, sizes, offset); n != 1 || err != nil {
-				t.Errorf("Read of the one queue = %d, %v", n, err)
+				t.Errorf("Read from the only queue returned %d packets, error %v; want 1", n, err)
 			}
 		}
 	}

@@ -50,14 +50,14 @@ func TestTunnelKeepsWhatDoesNotFit(t *testing.T) {
 			t.Fatal(err)
 		}
 		if b.Len() == 0 || b.Len() > 14 {
-			t.Fatalf("%d packets of 9000 bytes in one batch of about 128 KiB", b.Len())
+			t.Fatalf("a batch of about 128 KiB holds %d packets of 9000 bytes, want 1 to 14", b.Len())
 		}
 		for i := range b.Len() {
 			if want%128 == 3 {
 				want++
 			}
 			if !bytes.Equal(b.Packet(i), packet(9000, want)) {
-				t.Fatalf("packet %d is missing or altered", want)
+				t.Fatalf("packet %d is missing or was changed", want)
 			}
 			want++
 		}
@@ -112,17 +112,17 @@ func TestTunnelReadErrors(t *testing.T) {
 			switch {
 			case c.want != nil:
 				if !errors.Is(err, c.want) || closed {
-					t.Errorf("got %v, want %v", err, c.want)
+					t.Errorf("ReadPackets returned %v, want %v, and no error of a Close", err, c.want)
 				}
 				if again := tn.ReadPackets(&b); again != err {
-					t.Errorf("the next call says %v", again)
+					t.Errorf("the next ReadPackets returned %v, want the same error", again)
 				}
 			case c.gone:
 				if err == nil || closed {
-					t.Errorf("got %v, want an error that the device reports, not one of a Close", err)
+					t.Errorf("ReadPackets returned %v, want an error other than those after Close", err)
 				}
 			case err != nil || b.Len() != 1 || !bytes.Equal(b.Packet(0), packet(100, 7)):
-				t.Errorf("%d packets, error %v: want it to go on", b.Len(), err)
+				t.Errorf("ReadPackets returned %d packets, error %v; want the valid packet and no error", b.Len(), err)
 			}
 			b.Reset()
 		})
@@ -142,11 +142,11 @@ func TestTunnelClose(t *testing.T) {
 		all.Go(func() { closeTunnel(t, tn) }) // Close of the fakeTUN panics if it is called twice
 	}
 	if err := <-read; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("ReadPackets after Close: %v", err)
+		t.Errorf("ReadPackets after Close: error %v, want net.ErrClosed", err)
 	}
 	all.Wait()
 	if _, err := tn.WritePackets([][]byte{packet(100, 1)}); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("WritePackets after Close: %v", err)
+		t.Errorf("WritePackets after Close: error %v, want net.ErrClosed", err)
 	}
 	closeTunnel(t, Tunnel(newFakeTUN(t, 1))) // a tunnel that is never read
 }
@@ -207,14 +207,14 @@ func TestTunnelWrite(t *testing.T) {
 		got = nil
 		n, err := tn.WritePackets(pkts)
 		if n != want || !errors.Is(err, wantErr) {
-			t.Errorf("WritePackets = %d, %v, want %d, %v", n, err, want, wantErr)
+			t.Errorf("WritePackets returned %d, error %v; want %d, error %v", n, err, want, wantErr)
 		}
 		if len(got) != len(pkts) {
-			t.Fatalf("%d packets arrived, want %d", len(got), len(pkts))
+			t.Fatalf("the device received %d packets, want %d", len(got), len(pkts))
 		}
 		for i := range got {
 			if !bytes.Equal(got[i], packet(1000+i, uint32(i))) || !bytes.Equal(pkts[i], got[i]) {
-				t.Errorf("packet %d was altered", i)
+				t.Errorf("packet %d was changed", i)
 			}
 		}
 	}
@@ -223,7 +223,7 @@ func TestTunnelWrite(t *testing.T) {
 	check(3+3+1, broken) // three calls of Write with 4, 4 and 2 packets; each call counts one of its packets as not accepted
 	fail = false
 	if n, err := tn.WritePackets([][]byte{make([]byte, 65535)}); n != 0 || err != nil {
-		t.Errorf("a packet that cannot have come through UDP: %d, %v, want it dropped", n, err)
+		t.Errorf("a packet too large to have arrived in a UDP datagram: %d written, error %v; want 0 and no error", n, err)
 	}
 }
 
@@ -233,7 +233,7 @@ func TestTunnelFollowsMTU(t *testing.T) {
 	seen := make(chan tun.Event, 4)
 	tn := TunnelWithEvents(dev, func(e tun.Event) { seen <- e }).(*tunnel)
 	if tn.MTU() != 1420 {
-		t.Errorf("MTU %d of a device that does not know it, want 1420", tn.MTU())
+		t.Errorf("the MTU is %d for a device that cannot tell its MTU, want 1420", tn.MTU())
 	}
 	go func() {
 		var b wireguard.Batch
@@ -248,7 +248,7 @@ func TestTunnelFollowsMTU(t *testing.T) {
 	for range 8 {
 		dev.events <- tun.EventDown // a goroutine of the tunnel receives each event
 		if e := <-seen; e != tun.EventDown {
-			t.Errorf("event %d, want down", e)
+			t.Errorf("received event %d, want EventDown", e)
 		}
 	}
 	closeTunnel(t, tn)
@@ -303,7 +303,7 @@ func TestTunnelClosesNetstack(t *testing.T) {
 		closeTunnel(t, tn)
 		closeTunnel(t, tn)
 		if err := <-ended; !errors.Is(err, net.ErrClosed) {
-			t.Errorf("ReadPackets ended with %v", err)
+			t.Errorf("ReadPackets ended with %v, want net.ErrClosed", err)
 		}
 	}
 }
