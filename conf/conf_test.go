@@ -150,10 +150,9 @@ func TestParseValues(t *testing.T) {
 		}
 	}
 	for _, c := range []struct {
-		line            string
-		add, remove     string
-		isIncremental   bool
-		wantsNoEndpoint bool
+		line          string
+		add, remove   string
+		isIncremental bool
 	}{
 		{line: "AllowedIPs =", add: "[]", remove: "[]"},
 		{line: "AllowedIPs = 10.0.0.0 /24 ,10.1.1.1", add: "[10.0.0.0/24 10.1.1.1/32]", remove: "[]"},

@@ -75,11 +75,10 @@ func TestTunnelReadErrors(t *testing.T) {
 		return errs
 	}
 	for _, c := range []struct {
-		name   string
-		errs   []error
-		closed bool  // the tunnel may end with the same error as after Close
-		want   error // the error with which the tunnel ends; nil means that the tunnel continues
-		gone   bool  // the tunnel ends with an error that wraps no other error
+		name string
+		errs []error
+		want error // the error with which the tunnel ends; nil means that the tunnel continues
+		gone bool  // the tunnel ends with an error that wraps no other error
 	}{
 		{name: "too many segments", errs: long(tun.ErrTooManySegments, 100)},
 		{name: "temporary", errs: long(syscall.EAGAIN, 20)},
