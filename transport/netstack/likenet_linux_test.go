@@ -77,11 +77,11 @@ type likeness struct {
 	outcomes       map[string]string // maps the name of a step to its outcome
 }
 
-// say records the outcome of a step, which is an error or a value. Of an error, it records the class.
+// say records the outcome of a step. The outcome is an error or a value. Only the class of an error is recorded; see class.
 func (l *likeness) say(step string, outcome any) {
 	l.Helper()
 	if _, ok := l.outcomes[step]; ok {
-		l.Fatalf("two steps are called %q", step)
+		l.Fatalf("two steps of the script have the name %q", step)
 	}
 	l.steps = append(l.steps, step)
 	switch x := outcome.(type) {
@@ -94,7 +94,7 @@ func (l *likeness) say(step string, outcome any) {
 	}
 }
 
-// must ends the script if err, the error of a preparation, is not nil.
+// must ends the script if err is not nil. err is the error of a call that only prepares later steps.
 func (l *likeness) must(err error) {
 	l.Helper()
 	if err != nil {
@@ -203,7 +203,7 @@ func soon() time.Time { return time.Now().Add(20 * time.Second) }
 // must have the same outcome in all three cases, unless the table unlike lists the step.
 func TestLikeNet(t *testing.T) {
 	if l, err := net.Listen("tcp", "[::1]:0"); err != nil {
-		t.Skip("needs IPv6 on the loopback interface: ", err)
+		t.Skip("this test needs IPv6 on the loopback interface: ", err)
 	} else {
 		_ = l.Close()
 	}
@@ -224,7 +224,7 @@ func TestLikeNet(t *testing.T) {
 			two, one := run("two Nets", netA, netB), run("one Net", netB, netB)
 			for _, got := range []*likeness{two, one} {
 				if !slices.Equal(got.steps, want.steps) {
-					t.Fatalf("%s: steps %q, want %q", got.Name(), got.steps, want.steps)
+					t.Fatalf("%s: the script ran the steps %q, want %q as with package net", got.Name(), got.steps, want.steps)
 				}
 				for _, step := range want.steps {
 					name := script.name + ": " + step
@@ -233,9 +233,9 @@ func TestLikeNet(t *testing.T) {
 					switch g, w := got.outcomes[step], want.outcomes[step]; {
 					case g == w:
 					case !listed:
-						t.Errorf("%s: %s:\n\t     got %s\n\twant as package net: %s", got.Name(), step, g, w)
+						t.Errorf("%s: %s:\n\tthe outcome is %s\n\twant, as with package net: %s", got.Name(), step, g, w)
 					case g != u.ours:
-						t.Errorf("%s: %s: got %s, and the table says %s", got.Name(), step, g, u.ours)
+						t.Errorf("%s: %s: the outcome is %s, want %s as the table unlike says", got.Name(), step, g, u.ours)
 					}
 				}
 			}
@@ -246,7 +246,7 @@ func TestLikeNet(t *testing.T) {
 	}
 	for name := range unlike {
 		if !used[name] {
-			t.Errorf("the table has %q, and package net and a Net do not differ there", name)
+			t.Errorf("the table unlike lists %q, but package net and a Net have the same outcome there", name)
 		}
 	}
 }

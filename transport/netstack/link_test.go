@@ -87,18 +87,18 @@ func TestTurn(t *testing.T) {
 		want[i] = i
 	}
 	if !slices.Equal(g.numbers, want) {
-		t.Errorf("sent in the order %v", g.numbers)
+		t.Errorf("the link sent the packets in the order %v, want 0 to 100", g.numbers)
 	}
 	if !slices.Equal(g.batches, []int{1, 100}) {
-		t.Errorf("sent batches of %v packets, want what waited in one", g.batches)
+		t.Errorf("the link sent batches of %v packets, want a batch of 1 and then one of all 100 queued packets", g.batches)
 	}
 	if l.busy || l.queued != 0 {
-		t.Errorf("the turn is taken or bytes are counted: %v, %d", l.busy, l.queued)
+		t.Errorf("at the end, a goroutine still has the turn: %v, and the link counts %d queued bytes; want false and 0", l.busy, l.queued)
 	}
 }
 
-// TestRoom fills the queue. It checks that senders of data then wait, and that the link drops packets whose sender must not wait
-// only beyond a higher limit.
+// TestRoom fills the queue. It checks that senders of data then wait. The link still queues packets whose sender must not wait, and
+// drops them only when the queue reaches a higher limit.
 func TestRoom(t *testing.T) {
 	g, l := newGate(), newLink(1420, nil)
 	l.attach(g)
@@ -128,30 +128,30 @@ func TestRoom(t *testing.T) {
 		urgent++
 	}
 	if bytes := urgent * (40 + queuedOverhead); bytes < 200<<10 || bytes > 400<<10 {
-		t.Errorf("%d acknowledgements found room", urgent)
+		t.Errorf("the full queue took %d more acknowledgements, want between 200 and 400 KiB of them", urgent)
 	}
 	if _, ok := l.write(t, numbered(0, 0)).(*tcpip.ErrNoBufferSpace); !ok || l.drops.full.Load() != 2 {
-		t.Errorf("an acknowledgement beyond the limit: %v dropped, want 2", l.drops.full.Load())
+		t.Errorf("after an acknowledgement beyond the higher limit, %v packets are counted as dropped, want 2 and ErrNoBufferSpace", l.drops.full.Load())
 	}
 	if len(returned) != 0 {
-		t.Error("data found room in a queue that was full")
+		t.Error("a sender of data did not wait although the queue was full")
 	}
 	close(g.leave)
 	wg.Wait()
 	l.running.Wait()
 	if len(returned) != 4 || len(g.numbers) != sent+3 || l.drops.full.Load() != 2 {
-		t.Errorf("%d of 4 returned, %d of %d data packets were sent, %d dropped", len(returned), len(g.numbers), sent+3, l.drops.full.Load())
+		t.Errorf("%d of 4 waiting senders returned, %d of %d data packets were sent, and %d packets were dropped, want 2", len(returned), len(g.numbers), sent+3, l.drops.full.Load())
 	}
 	if !slices.IsSorted(g.numbers[:sent]) {
-		t.Errorf("sent in the order %v", g.numbers)
+		t.Errorf("the link sent the data packets in the order %v, want those that did not wait in ascending order", g.numbers)
 	}
 }
 
-// TestRoomInOrder makes senders wait one after another because the queue is full. It checks that the link sends their data in
-// that order.
+// TestRoomInOrder fills the queue and starts senders one after another, so that each of them waits. It checks that the link sends
+// their data in the order in which they began to wait.
 func TestRoomInOrder(t *testing.T) {
 	if oneThread {
-		t.Skip("in WebAssembly, WritePacket never waits for room")
+		t.Skip("in WebAssembly, WritePacket never waits for space in the queue")
 	}
 	const senders = 50 // fewer than the buffer of gate.entered holds
 	g, l := newGate(), newLink(1420, nil)
@@ -179,14 +179,15 @@ func TestRoomInOrder(t *testing.T) {
 	wg.Wait()
 	l.running.Wait()
 	if len(g.numbers) != sent+senders || !slices.IsSorted(g.numbers) {
-		t.Errorf("%d of %d packets were sent, in the order %v", len(g.numbers), sent+senders, g.numbers)
+		t.Errorf("the link sent %d of %d packets in the order %v, want all in ascending order", len(g.numbers), sent+senders, g.numbers)
 	}
 	if l.waits() || l.placing || l.busy {
-		t.Errorf("%d senders wait, a place is not taken: %v, the turn is taken: %v", len(l.waiters)-l.waiter, l.placing, l.busy)
+		t.Errorf("at the end, %d senders wait, a woken sender has not run: %v, a goroutine has the turn: %v; want 0, false, false", len(l.waiters)-l.waiter, l.placing, l.busy)
 	}
 }
 
-// TestRoomClosed closes the link while senders wait because the queue is full, and another goroutine is in Send.
+// TestRoomClosed closes the link while senders wait because the queue is full, and another goroutine is in Send. It checks that the
+// senders return, and that the closed link takes no packets and sends none of the queued ones.
 func TestRoomClosed(t *testing.T) {
 	g, l := newGate(), newLink(1420, nil)
 	l.attach(g)
@@ -204,13 +205,13 @@ func TestRoomClosed(t *testing.T) {
 	waiting.Wait()
 	l.close()
 	if _, ok := l.write(t, numbered(0, 1000)).(*tcpip.ErrClosedForSend); !ok {
-		t.Error("a closed link takes packets")
+		t.Error("WritePacket on a closed link did not return ErrClosedForSend")
 	}
 	g.leave <- struct{}{}
 	first.Wait()
 	l.running.Wait()
 	if len(g.numbers) != 1 {
-		t.Errorf("%d packets were sent after closing", len(g.numbers)-1)
+		t.Errorf("the link sent %d packets after it was closed, want 0", len(g.numbers)-1)
 	}
 }
 
@@ -260,7 +261,7 @@ func TestWriteWaits(t *testing.T) {
 		}()
 		var op *net.OpError
 		if err := testkit.Next(t, written, tc.name+": Write ends"); !errors.Is(err, tc.want) || !errors.As(err, &op) || op.Op != "write" {
-			t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
+			t.Errorf("%s: Write returned %v, want an OpError of write that wraps %v", tc.name, err, tc.want)
 		}
 		_ = c.Close()
 	}
@@ -271,8 +272,8 @@ func TestWriteWaits(t *testing.T) {
 	}
 }
 
-// TestReceiveDoesNotWait checks that WritePackets does not wait while another goroutine is in Send and the queue is full. The
-// received packets cause answers, and contain ICMP errors about a connection whose lock that goroutine holds.
+// TestReceiveDoesNotWait checks that WritePackets does not wait while another goroutine is in Send and the queue is full. Some
+// of the received packets cause answers. The others are ICMP errors about a connection whose lock that goroutine holds.
 func TestReceiveDoesNotWait(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4}})
 	if err != nil {
@@ -297,7 +298,7 @@ func TestReceiveDoesNotWait(t *testing.T) {
 		_, _ = n.WritePackets([][]byte{syn}) // nothing listens on the port, so gVisor answers with a reset
 	}
 	if n.Stats().Full < 10 {
-		t.Error("a reset found room")
+		t.Error("fewer than 10 packets were dropped, want one reset per SYN, because the queue is full")
 	}
 	ours, _, _ := tcpPacket(rand.New(rand.NewSource(1)), false, 0, 0)
 	copy(ours[12:], a4.AsSlice())
@@ -315,14 +316,14 @@ func TestReceiveDoesNotWait(t *testing.T) {
 		_, _ = n.WritePackets([][]byte{hostUnreachable(ours)})
 	}
 	if n.Stats().Errors == 0 {
-		t.Error("no error was dropped, although the first one cannot be delivered")
+		t.Error("no ICMP error was dropped, although the first one cannot be delivered while its connection is locked")
 	}
 	close(g.leave)
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-dialed; err == nil {
-		t.Error("the dial succeeded")
+		t.Error("the dial succeeded, although the peer never answered")
 	}
 }
 
@@ -351,16 +352,16 @@ func TestDetached(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := c.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(b4, 1)); err == nil {
-		t.Error("a datagram was sent without a device")
+		t.Error("WriteToUDPAddrPort succeeded without a device, want an error")
 	}
 	if d := n.Stats(); d.Detached != 1 {
-		t.Errorf("%+v", d)
+		t.Errorf("Stats are %+v, want 1 packet in Detached", d)
 	}
 	if _, err := n.Dial("tcp", "10.9.9.9:80"); !errors.Is(err, syscall.ENETUNREACH) || !strings.Contains(err.Error(), "Config.Tunnel") {
-		t.Errorf("a dial without a device: %v, want ENETUNREACH and what to do", err)
+		t.Errorf("dial without a device: %v, want ENETUNREACH and a text that mentions Config.Tunnel", err)
 	}
 	if _, err := n.DialTCP(t.Context(), netip.AddrPort{}, netip.AddrPortFrom(a4, 80)); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("a dial of the Net itself without a device: %v, want %v", err, syscall.ECONNREFUSED)
+		t.Errorf("dial of the Net's own address without a device: %v, want %v", err, syscall.ECONNREFUSED)
 	}
 }
 
@@ -394,11 +395,11 @@ func TestManySenders(t *testing.T) {
 	last := make(map[int]int)
 	for _, n := range g.numbers {
 		if s := n / packets; last[s] != n%packets {
-			t.Fatalf("sender %d: packet %d after %d", s, n%packets, last[s])
+			t.Fatalf("sender %d: the link sent packet %d, want packet %d next", s, n%packets, last[s])
 		}
 		last[n/packets]++
 	}
 	if len(g.numbers) != senders*packets {
-		t.Errorf("%d packets of %d arrived", len(g.numbers), senders*packets)
+		t.Errorf("the link sent %d packets, want %d", len(g.numbers), senders*packets)
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// selective returns a TCP option for selective acknowledgements of ranges, which has two numbers per range. As many bytes as
-// padding says precede the option.
+// selective returns a TCP option that acknowledges ranges selectively. ranges has two sequence numbers per range: that of the first
+// byte, and that of the byte after the last one. padding says how many bytes of padding precede the option, at most two.
 func selective(padding int, ranges ...uint32) []byte {
 	o := append(make([]byte, 0, 40), []byte{1, 1}[:padding]...)
 	o = append(o, 5, byte(2+4*len(ranges)))
@@ -29,8 +29,8 @@ func selective(padding int, ranges ...uint32) []byte {
 	return o
 }
 
-// A peer acknowledges ranges selectively. The Net sends the missing segments again, with the same bytes: once per round trip, and
-// only when three later segments have arrived. gVisor's own recovery never begins.
+// A peer acknowledges ranges selectively. The Net sends each missing segment again with the same bytes. It does so
+// at most once per round trip, and only when three later segments have arrived. gVisor's own recovery never begins.
 func TestLostSegmentsOnALongPath(t *testing.T) {
 	for name, f := range handFlows {
 		t.Run(name, func(t *testing.T) {
@@ -50,14 +50,14 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 				t.Helper()
 				s := c.h.want(t, what, func(s segment) bool { return c.mine(s) && len(s.payload) > 0 })
 				if s.seq != at(n) || !bytes.Equal(s.payload, data[n:n+len(s.payload)]) {
-					t.Fatalf("%s: the Net sent %v from byte %d, want from %d", what, s, s.seq-first, n)
+					t.Fatalf("%s: the Net sent %v from byte %d, want the data from byte %d", what, s, s.seq-first, n)
 				}
 			}
 			nothing := func(what string) {
 				t.Helper()
 				again := func(s segment) bool { return c.mine(s) && len(s.payload) > 0 && int32(s.seq-at(10*k)) < 0 }
 				if s, found := c.h.next(again, trip/10); found {
-					t.Fatalf("%s: the Net sent %v", what, s)
+					t.Fatalf("%s: the Net sent %v, want no segment sent again", what, s)
 				}
 			}
 			ack := func(n int, ranges ...int) {
@@ -80,12 +80,12 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 			wants("new data", 10*k)
 			wants("new data", 11*k)
 			ack(k, 2*k, 4*k)
-			nothing("two segments arrived after a missing one")
+			nothing("only two segments arrived after the missing one")
 			ack(k, 2*k, 5*k)
 			wants("the missing segment", k)
 			ack(k, 2*k, 6*k)
 			ack(k, 7*k, 9*k, 2*k, 6*k)
-			nothing("it was sent again just now")
+			nothing("the missing segment was sent again less than a round trip ago")
 			ack(k, 7*k, 10*k, 2*k, 6*k)
 			wants("the second missing segment", 6*k)
 			time.Sleep(trip * 3 / 2)
@@ -94,10 +94,10 @@ func TestLostSegmentsOnALongPath(t *testing.T) {
 			wants("the second missing segment once more", 6*k)
 			tcp := c.h.n.stack.Stats().TCP
 			if n := tcp.SACKRecovery.Value() + tcp.FastRecovery.Value() + tcp.Timeouts.Value(); n > 0 {
-				t.Errorf("gVisor recovered %d times", n)
+				t.Errorf("gVisor's own loss recovery began %d times, want 0", n)
 			}
 			if n := tcp.Retransmits.Value(); n != 4 {
-				t.Errorf("%d segments were counted as sent again, want 4", n)
+				t.Errorf("gVisor's statistics count %d retransmissions, want 4", n)
 			}
 			ack(12 * k)
 			wants("new data", 12*k)
@@ -121,7 +121,7 @@ func TestLostSegmentsWithoutSelection(t *testing.T) {
 	}
 	last := func(n uint32) {
 		t.Helper()
-		c.h.want(t, "data", func(s segment) bool { return data(s) && s.seq == first+n*k })
+		c.h.want(t, "the segment with the expected sequence number", func(s segment) bool { return data(s) && s.seq == first+n*k })
 	}
 	last(9)
 	time.Sleep(50 * time.Millisecond)
@@ -129,7 +129,7 @@ func TestLostSegmentsWithoutSelection(t *testing.T) {
 	last(11)
 	ack(1)
 	if s, found := c.h.next(data, 10*time.Millisecond); found {
-		t.Fatalf("the Net sent %v at once", s)
+		t.Fatalf("the Net sent %v at once, want it to wait for a round trip", s)
 	}
 	last(1)
 	time.Sleep(50 * time.Millisecond)
@@ -140,7 +140,7 @@ func TestLostSegmentsWithoutSelection(t *testing.T) {
 	last(7)
 	tcp := c.h.n.stack.Stats().TCP
 	if n := tcp.Timeouts.Value() + tcp.SACKRecovery.Value() + tcp.FastRecovery.Value(); n > 0 {
-		t.Errorf("gVisor recovered %d times", n)
+		t.Errorf("gVisor's own loss recovery began %d times, want 0", n)
 	}
 }
 
@@ -160,7 +160,7 @@ func play(t *testing.T, n int, f func(c *playedPath)) {
 	playWith(t, playedPath{segment: 1000, scale: 4}, n, f)
 }
 
-// playWith is like play, for segments and windows as in c.
+// playWith is like play, but takes the size of the segments and the scale of the windows from c.
 func playWith(t *testing.T, c playedPath, n int, f func(c *playedPath)) {
 	t.Helper()
 	synctest.Test(t, func(*testing.T) {
@@ -175,13 +175,13 @@ func playWith(t *testing.T, c playedPath, n int, f func(c *playedPath)) {
 	})
 }
 
-// sends sends n new bytes, in a packet without payload that the link cannot send again.
+// sends tells c that gVisor sends n new bytes, in a packet without payload that the link cannot send again.
 func (c *playedPath) sends(n uint32) {
 	c.sendsFrom(c.sent, n)
 }
 
-// sendsFrom sends n bytes from the number seq on, in a packet that the link cannot send again. It reports whether c finds the
-// sending needless.
+// sendsFrom tells c that gVisor sends n bytes from the sequence number seq on, in a packet that the link cannot send again. It
+// reports whether c says that the packet is needless.
 func (c *playedPath) sendsFrom(seq, n uint32) (needless bool) {
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{})
 	defer p.DecRef()
@@ -190,7 +190,8 @@ func (c *playedPath) sendsFrom(seq, n uint32) (needless bool) {
 	return needless
 }
 
-// hears passes an acknowledgement of the bytes before n to c, with the given window and options.
+// hears passes an acknowledgement of the bytes before n to c, with the given window and options. It returns the header as c has
+// changed it, and the verdict.
 func (c *playedPath) hears(n uint32, window uint16, options []byte) (tcp []byte, v verdict) {
 	tcp = append(make([]byte, 20), options...)
 	binary.BigEndian.PutUint32(tcp[tcpAck:], n)
@@ -198,7 +199,7 @@ func (c *playedPath) hears(n uint32, window uint16, options []byte) (tcp []byte,
 	return tcp, v
 }
 
-// windowOf returns the window of an acknowledgement.
+// windowOf returns the window in the header of an acknowledgement.
 func windowOf(tcp []byte) int { return int(binary.BigEndian.Uint16(tcp[tcpWindow:])) }
 
 // While the link can send missing bytes again, gVisor sees neither the holes nor repeated acknowledgements. Otherwise gVisor sees
@@ -207,21 +208,21 @@ func TestHiddenHoles(t *testing.T) {
 	play(t, 20, func(c *playedPath) {
 		tcp, v := c.hears(1000, 5000, selective(2, 2000, 3000))
 		if bytes.Contains(tcp, []byte{5, 10}) || !v.drop {
-			t.Errorf("gVisor sees the acknowledgement: % x, %+v", tcp, v)
+			t.Errorf("gVisor sees the selective acknowledgement: header % x, verdict %+v", tcp, v)
 		}
 		if tcp, v := c.hears(1000, 6000, selective(0, 2000, 3000)); v.drop || bytes.Contains(tcp, []byte{5, 10}) {
-			t.Errorf("with a larger window: % x, %+v", tcp, v)
+			t.Errorf("gVisor must see the larger window, but no SACK option: header % x, verdict %+v", tcp, v)
 		}
 		if _, v := c.hears(500, 6000, nil); !v.drop {
-			t.Error("gVisor sees an old acknowledgement without news")
+			t.Error("gVisor sees an old acknowledgement that reports nothing new")
 		}
 		// Now bytes 1000 to 1999 count as lost. The link cannot send them again (see playedPath.sends), so gVisor must see the
 		// selective acknowledgement.
 		if tcp, v := c.hears(1000, 6000, selective(2, 2000, 5000)); !bytes.Contains(tcp, []byte{5, 10}) || v.drop {
-			t.Errorf("gVisor does not see what is lost for the link: % x, %+v", tcp, v)
+			t.Errorf("gVisor does not see the selective acknowledgement of bytes that the link cannot send again: header % x, verdict %+v", tcp, v)
 		}
 		if _, v := c.hears(5000, 6000, nil); v.drop {
-			t.Error("gVisor does not see that everything has arrived")
+			t.Error("gVisor does not see the acknowledgement that closes the hole")
 		}
 	})
 }
@@ -234,31 +235,31 @@ func TestImpossibleSelectiveAcknowledgements(t *testing.T) {
 			{2000, 6000}, {4000, 3000}, {3000, 3000}, {500, 800}, {0xffff_0000, 900}, {900, 0x9000_0000}, {6000, 7000},
 		} {
 			if _, v := c.hears(1000, 5000, selective(2, ranges...)); c.holes.any() || v.drop {
-				t.Errorf("%d: holes %v, %+v", ranges, c.holes.list, v)
+				t.Errorf("ranges %d: the holes are %v and the verdict is %+v, want no holes and no drop", ranges, c.holes.list, v)
 			}
 		}
 	})
 }
 
-// gVisor has sent bytes again, so its congestion window is small. Once all bytes sent until then have arrived, the congestion
-// window restarts.
+// gVisor has sent bytes again, so its congestion window is small. Once all bytes that had been sent by then have arrived,
+// the congestion window restarts.
 func TestReviveAfterATimeout(t *testing.T) {
 	play(t, 10, func(c *playedPath) {
 		c.sendsFrom(1000, 1000)
 		c.sends(1000)
 		if _, v := c.hears(9000, 5000, nil); v.revive {
-			t.Error("not everything has arrived, but the congestion window begins anew")
+			t.Error("the congestion window restarts before all bytes have arrived")
 		}
 		if _, v := c.hears(10_000, 5000, nil); !v.revive {
-			t.Error("everything has arrived, but the congestion window stays small")
+			t.Error("all bytes have arrived, but the congestion window does not restart")
 		}
 		if _, v := c.hears(11_000, 5000, nil); v.revive {
-			t.Error("the congestion window begins anew a second time")
+			t.Error("the congestion window restarts a second time")
 		}
 	})
 }
 
-// After a timeout, the congestion window of a connection grows as at its beginning.
+// After a timeout, the congestion window grows again as it does in a new connection.
 func TestRevivedWindow(t *testing.T) {
 	f := handFlows["IPv4"]
 	c, s := accepted(t, f[0], f[1])
@@ -271,17 +272,17 @@ func TestRevivedWindow(t *testing.T) {
 	c.ack = first + size
 	c.h.write(t, c.segment(flagACK, nil).packet())
 	tcp := c.h.n.stack.Stats().TCP
-	testkit.Eventually(t, "a timeout", func() bool { return tcp.Timeouts.Value() > 0 })
+	testkit.Eventually(t, "gVisor's retransmission timer expires", func() bool { return tcp.Timeouts.Value() > 0 })
 	state := func() (info tcpip.TCPInfoOption) {
 		_ = s.ep.GetSockOpt(&info)
 		return info
 	}
 	if n := state().SndSsthresh; n > 100 {
-		t.Fatalf("after a timeout, slow start ends at %d", n)
+		t.Fatalf("after a timeout, slow start ends at a window of %d segments, want at most 100", n)
 	}
 	c.ack = first + 12*size // acknowledges all bytes that were sent
 	c.h.write(t, c.segment(flagACK, nil).packet())
-	testkit.Eventually(t, "slow start without an end", func() bool { return state().SndSsthresh > 1<<20 })
+	testkit.Eventually(t, "slow start has no limit again", func() bool { return state().SndSsthresh > 1<<20 })
 }
 
 // Small requests make the estimate and the bound small. A small bound never closes the window, even if the window's unit is
@@ -296,7 +297,7 @@ func TestBoundNeverClosesTheWindow(t *testing.T) {
 				c.sends(200)
 				time.Sleep(playedTrip)
 				if tcp, _ := c.hears(c.sent, 1000, nil); windowOf(tcp)<<scale < min(1000<<scale, leastBound*1368) {
-					t.Fatalf("scale %d: the window became %d bytes", scale, windowOf(tcp)<<scale)
+					t.Fatalf("with the window scale %d, the link lowered the window to %d bytes, want at least three full segments", scale, windowOf(tcp)<<scale)
 				}
 			}
 		})
@@ -321,7 +322,7 @@ func TestLargeSegments(t *testing.T) {
 			c.path.fall()
 		}
 		if tcp, _ := c.hears(c.sent, 5000, nil); windowOf(tcp)<<4 < leastBound*segment {
-			t.Errorf("after falls, the window is %d bytes", windowOf(tcp)<<4)
+			t.Errorf("after 50 falls of the estimate, the window is %d bytes, want at least three full segments", windowOf(tcp)<<4)
 		}
 	})
 }
@@ -338,11 +339,11 @@ func TestTimeoutLowersTheBound(t *testing.T) {
 		c.sends(3000)
 		before := c.path.holds
 		if c.sendsFrom(c.acked-1, 1); c.path.holds != before || c.resent {
-			t.Error("a probe counts as a timeout")
+			t.Error("a probe of a closed window counts as a timeout")
 		}
 		time.Sleep(2 * playedTrip)
 		if c.sendsFrom(c.acked, 1000) || c.sendsFrom(c.acked+1000, 1000) {
-			t.Error("what gVisor sends after a timeout counts as needless, although nothing arrives")
+			t.Error("a segment that gVisor sends again after a timeout counts as needless, although no bytes arrive")
 		}
 		if c.path.holds != before*7/10 {
 			t.Errorf("after a timeout, the estimate is %d, want 7/10 of %d", c.path.holds, before)
@@ -365,14 +366,14 @@ func TestTimeoutWhileBytesArrive(t *testing.T) {
 			t.Error("the first segment counts as needless")
 		}
 		if !c.sendsFrom(front+1000, 1000) || !c.sendsFrom(front+5000, 1000) {
-			t.Error("gVisor sends segments again that have arrived or are on the way")
+			t.Error("segments that have arrived or are still in flight do not count as needless")
 		}
 		c.hears(front, 5000, selective(2, front+1000, front+2000, front+4000, front+9000))
 		if c.hides || c.sendsFrom(front+2000, 1000) {
-			t.Error("gVisor sees what is missing, but what it sends again counts as needless")
+			t.Error("the link still hides the holes, or a missing segment that gVisor sends again counts as needless")
 		}
 		if c.path.holds != before {
-			t.Errorf("the estimate became %d, want %d as before", c.path.holds, before)
+			t.Errorf("the estimate became %d, want it unchanged at %d", c.path.holds, before)
 		}
 	})
 }
@@ -387,28 +388,29 @@ func TestTimeoutAfterSilence(t *testing.T) {
 			t.Fatal("the first segment counts as needless")
 		}
 		if c.hides || c.holes.end != 1000 {
-			t.Errorf("after the timeout, what was acknowledged selectively counts still: holes up to %d", c.holes.end)
+			t.Errorf("after the timeout, the link still hides holes, or bytes up to %d count as arrived, want 1000", c.holes.end)
 		}
 		time.Sleep(playedTrip)
 		c.hears(2000, 5000, nil)
 		for seq := uint32(2000); seq < 10_000; seq += 1000 {
 			if c.sendsFrom(seq, 1000) {
-				t.Errorf("the segment from %d counts as needless", seq)
+				t.Errorf("the segment from byte %d counts as needless", seq)
 			}
 		}
 		c.hears(2000, 5000, selective(2, 20_000, 21_000))
 		if !c.sendsFrom(10_000, 1000) || c.sendsFrom(21_000, 1000) {
-			t.Error("of what is missing, gVisor should send again only what lies beyond the holes")
+			t.Error("the segment from byte 10,000 must count as needless, because it is in a hole, and the one from byte 21,000 must not")
 		}
 		time.Sleep(time.Second)
 		if c.sendsFrom(c.acked, 1000); c.holes.end != c.acked {
-			t.Error("after a second silence, what was acknowledged selectively counts still")
+			t.Error("after a second silence, selectively acknowledged bytes still count as arrived")
 		}
 	})
 }
 
-// The segments become smaller, because a packet was too big. gVisor sends the bytes again in smaller segments. Only the segments
-// in a hole, which the link sends, are needless.
+// The segments become smaller, because a packet was too big. gVisor sends the bytes again in smaller segments. Without a
+// hole, none of these segments is needless. With a hole, the link itself sends the missing bytes again. So all segments before the
+// last byte that has arrived are needless, except for the first.
 func TestSmallerSegmentsSentAgain(t *testing.T) {
 	for _, hole := range []bool{false, true} {
 		play(t, 20, func(c *playedPath) {
@@ -423,7 +425,7 @@ func TestSmallerSegmentsSentAgain(t *testing.T) {
 			c.segment = 500
 			for seq := uint32(5000); seq < 20_000; seq += 500 {
 				if needless := c.sendsFrom(seq, 500); needless != (seq > 5000 && seq < end) {
-					t.Fatalf("with a hole: %v; the segment from %d counts as needless: %v", hole, seq, needless)
+					t.Fatalf("with a hole: %v; the segment from byte %d counts as needless: %v, want the opposite", hole, seq, needless)
 				}
 			}
 		})
@@ -441,7 +443,7 @@ func TestSmallerSegmentsAfterAPause(t *testing.T) {
 		c.sends(1000)
 		c.segment = 500
 		if c.sendsFrom(c.acked, 500); c.silent || c.path.holds != before || before == 0 {
-			t.Errorf("the estimate is %d, want %d", c.path.holds, before)
+			t.Errorf("after smaller segments were sent again, the estimate is %d, want %d as before", c.path.holds, before)
 		}
 	})
 }
@@ -460,7 +462,7 @@ func TestBytesArriveAgainAfterSilence(t *testing.T) {
 			c.hears(2000, 5000, selective(2, 3000, 4000+1000*i))
 		}
 		if c.sendsFrom(2000, 1000); c.silent || !c.holes.any() {
-			t.Error("bytes arrive, but that counts as silence")
+			t.Error("a timeout counts as one after silence, although selective acknowledgements have just arrived")
 		}
 	})
 }
@@ -486,7 +488,7 @@ func TestMemoryOfAClosedConnection(t *testing.T) {
 		return s.memory.index >= 0
 	}
 	if !counted() {
-		t.Error("memory with unacknowledged bytes is not counted")
+		t.Error("the budget does not count a connection that has unacknowledged bytes")
 	}
 	c.ack += 501
 	c.h.write(t, c.segment(flagACK, nil).packet())
@@ -518,11 +520,11 @@ func TestGapBetweenRoundTrips(t *testing.T) {
 		before := c.path.holds
 		time.Sleep(trip * 2 / 3)
 		if c.sendsFrom(c.acked, 1000); c.path.holds != before || !c.holes.any() {
-			t.Errorf("the estimate is %d, want %d; holes: %v", c.path.holds, before, c.holes.list)
+			t.Errorf("after the gap, the estimate is %d, want %d as before; the holes are %v, want at least one", c.path.holds, before, c.holes.list)
 		}
 		time.Sleep(trip)
 		if c.sendsFrom(c.acked, 1000); c.path.holds == before || c.holes.any() {
-			t.Error("after a round trip in which nothing arrived, not everything counts as lost")
+			t.Error("a timeout after a round trip without arrivals does not make all bytes in flight count as lost")
 		}
 	})
 }
@@ -549,7 +551,7 @@ func TestNeedlessSegmentWithAcknowledgement(t *testing.T) {
 		t.Error("a segment with a new acknowledgement counts as needless")
 	}
 	if !note(500) {
-		t.Error("a segment without anything new does not count as needless")
+		t.Error("a segment that carries nothing new does not count as needless")
 	}
 }
 
@@ -589,7 +591,7 @@ func TestInterruptedPath(t *testing.T) {
 	time.Sleep(time.Second)
 	wire.SetConditions(conditions)
 	if took := read(10 << 20); took > 6*time.Second {
-		t.Errorf("after the interruption, 10 MiB took %v", took)
+		t.Errorf("after the interruption, reading 10 MiB took %v, want at most 6 s", took)
 	}
 }
 
@@ -601,14 +603,14 @@ func TestDeafPath(t *testing.T) {
 		defer p.DecRef()
 		for range 10 {
 			if _, deaf := c.send(p, c.sent, c.sent+1000, 10_000); deaf {
-				t.Fatalf("deaf with %d bytes in flight", c.inFlight())
+				t.Fatalf("send reports deaf with %d bytes in flight, which the send buffer can hold", c.inFlight())
 			}
 		}
 		if _, deaf := c.send(p, c.sent, c.sent+1000, 10_000); !deaf {
-			t.Errorf("not deaf with %d bytes in flight", c.inFlight())
+			t.Errorf("send does not report deaf with %d bytes in flight, which the send buffer cannot hold", c.inFlight())
 		}
 		if !c.isDeaf(10_999) || c.isDeaf(11_000) {
-			t.Error("11,000 bytes are in flight")
+			t.Error("with 11,000 bytes in flight, isDeaf must be true for a buffer of 10,999 bytes, and false for one of 11,000 bytes")
 		}
 	})
 }
@@ -676,7 +678,7 @@ func TestSmallerSendBuffer(t *testing.T) {
 		b.mu.Unlock()
 		isLong(t, s)
 		if now := s.memory.send.reserved.Load(); now != reserved {
-			t.Errorf("the budget counts %d bytes of a full send buffer, want %d", now, reserved)
+			t.Errorf("the budget counts %d bytes for a full send buffer, want %d as before", now, reserved)
 		}
 		_ = s.Close()
 		ack(10*k, 65535)
@@ -688,8 +690,8 @@ func TestSmallerSendBuffer(t *testing.T) {
 	})
 }
 
-// A peer sends acknowledgements only behind an extension header, which the link does not parse. The connection works, and the
-// link does not hold the packets of the connection.
+// A peer sends acknowledgements only behind an extension header, which the link does not parse. The connection works. The
+// link ends the longPath, so that it does not keep all packets of the connection.
 func TestAcknowledgementsPastTheLink(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv6"][0], handFlows["IPv6"][1])
 	const total = 8 << 20
@@ -719,7 +721,7 @@ func TestAcknowledgementsPastTheLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	if long() != nil || held > total/2 {
-		t.Errorf("the link held %d of %d bytes, and the connection still has a longPath: %v", held, total, long() != nil)
+		t.Errorf("the link kept %d of %d bytes, want at most half; the connection still has a longPath: %v, want false", held, total, long() != nil)
 	}
 }
 
@@ -746,7 +748,7 @@ func TestQuestionsOfThePeer(t *testing.T) {
 		}
 		sees(5000)
 		if sees(5000) {
-			t.Error("gVisor sees an acknowledgement without news")
+			t.Error("gVisor sees an acknowledgement that reports nothing new")
 		}
 		for range 2 {
 			if !sees(0) {
@@ -759,11 +761,11 @@ func TestQuestionsOfThePeer(t *testing.T) {
 	})
 }
 
-// The peer has received the FIN, but bytes before the FIN are missing.
+// The peer has received the FIN, but bytes before the FIN are missing. The sequence number of the FIN does not count as a byte.
 func TestSelectiveAcknowledgementOfTheEnd(t *testing.T) {
 	play(t, 5, func(c *playedPath) {
 		if c.hears(1000, 5000, selective(2, 3000, 5001)); len(c.holes.list) != 1 || c.holes.end != 5000 {
-			t.Errorf("the holes are %v up to %d", c.holes.list, c.holes.end)
+			t.Errorf("the holes are %v and bytes up to %d have arrived, want one hole and 5000", c.holes.list, c.holes.end)
 		}
 	})
 }
@@ -787,7 +789,7 @@ func TestSentAgainWithNewHeaders(t *testing.T) {
 	a.options = selective(2, first+2*k, first+8*k)
 	c.h.write(t, a.packet())
 	if s := c.h.want(t, "the missing segment", data); s.seq != first+k || s.ack != newest.ack || s.window != newest.window {
-		t.Errorf("the missing segment is %v, and the newest was %v", s, newest)
+		t.Errorf("the Net sent the missing segment again as %v, want the acknowledgement and the window of the newest segment, %v", s, newest)
 	}
 }
 
@@ -797,7 +799,7 @@ func TestClosedLongPath(t *testing.T) {
 		c.close()
 		c.sends(1000)
 		if _, v := c.hears(1000, 5000, nil); len(c.held.list) > 0 || v.drop || c.armed {
-			t.Errorf("it holds %d packets, %+v, armed: %t", len(c.held.list), v, c.armed)
+			t.Errorf("a closed longPath keeps %d packets, returns the verdict %+v, and its timer runs: %t; want 0, no drop, and false", len(c.held.list), v, c.armed)
 		}
 		time.Sleep(time.Hour)
 	})
@@ -812,7 +814,7 @@ func TestShortPath(t *testing.T) {
 			c.sends(sent)
 			time.Sleep(shortestTrip - time.Microsecond)
 			if _, v := c.hears(sent, 5000, nil); v.short != (sent == 1000) {
-				t.Errorf("after %d bytes: %+v", sent, v)
+				t.Errorf("after %d acknowledged bytes, the verdict is %+v, want short only after 1000 bytes", sent, v)
 			}
 		})
 	}
@@ -835,9 +837,9 @@ func TestControlByLength(t *testing.T) {
 		return s
 	}
 	long := carry(20 * time.Millisecond)
-	testkit.Eventually(t, "Reno on a long path", func() bool { return controlOf(long) == "reno" })
+	testkit.Eventually(t, "a connection on a long path uses Reno", func() bool { return controlOf(long) == "reno" })
 
-	testkit.Eventually(t, "CUBIC on a short path", func() bool { // on a busy machine, a path may seem long
+	testkit.Eventually(t, "a connection on a short path uses CUBIC", func() bool { // on a busy machine, a path may seem long
 		s := carry(0)
 		return s.memory.heard.long.Load() == nil && controlOf(s) == "cubic"
 	})
@@ -864,12 +866,12 @@ func TestSegmentsBound(t *testing.T) {
 		s.drop(1000*i + 1000)
 	}
 	if len(s.list) != 0 {
-		t.Errorf("%d packets are kept, although all are acknowledged", len(s.list)-s.next)
+		t.Errorf("%d packets are kept after all were acknowledged, want 0", len(s.list)-s.next)
 	}
 }
 
 // FuzzAcknowledgements passes acknowledgements with arbitrary options to a longPath. It checks that nothing panics, that no
-// window is raised, and that the link sends only bytes again that were sent and are not acknowledged.
+// window is raised, and that the link sends again only bytes that were sent and not yet acknowledged.
 func FuzzAcknowledgements(f *testing.F) {
 	f.Add(append([]byte{0, 3, 200, 18}, selective(2, 5000, 9000, 12_000, 13_000)...))
 	f.Add([]byte{0, 1, 1, 4, 5, 200, 0, 0, 1, 2, 3, 6, 1, 1, 5, 10, 0, 0})
@@ -898,24 +900,24 @@ func FuzzAcknowledgements(f *testing.F) {
 			c.probed = time.Now().Add(-shortestTrip)
 			v := c.hear(tcp, window, 2, true)
 			if got := binary.BigEndian.Uint16(tcp[tcpWindow:]); got > window {
-				t.Errorf("the window %d became %d", window, got)
+				t.Errorf("the link raised the window from %d to %d", window, got)
 			}
 			for _, q := range v.again {
 				seq := binary.BigEndian.Uint32(q.TransportHeader().Slice()[tcpSeq:])
 				if int32(seq-c.acked) < 0 || int32(c.sent-seq) < int32(q.Data().Size()) || q.Data().Size() == 0 {
-					t.Errorf("%d bytes from %d were sent again; sent up to %d, acknowledged up to %d", q.Data().Size(), seq, c.sent, c.acked)
+					t.Errorf("the link sent %d bytes from number %d again, want only bytes below %d and from %d on", q.Data().Size(), seq, c.sent, c.acked)
 				}
 				q.DecRef()
 			}
 			missing, last := int64(0), c.acked
 			for _, g := range c.holes.list {
 				if int32(g.from-last) < 0 || int32(g.to-g.from) <= 0 {
-					t.Fatalf("the holes are %v after %d", c.holes.list, c.acked)
+					t.Fatalf("the holes are %v, want them in order, not empty, and from number %d on", c.holes.list, c.acked)
 				}
 				missing, last = missing+int64(g.to-g.from), g.to
 			}
 			if missing != c.holes.missing || c.arrived() < 0 {
-				t.Fatalf("%d bytes missing, %d arrived; the holes are %v", c.holes.missing, c.arrived(), c.holes.list)
+				t.Fatalf("holes.missing is %d, want the sum of the holes, and %d bytes have arrived, want no negative number; the holes are %v", c.holes.missing, c.arrived(), c.holes.list)
 			}
 		}
 	})
@@ -949,17 +951,17 @@ func TestLossyPathIsFilled(t *testing.T) {
 	}
 	defer c.Close()
 	if got := controlOf(c.(*TCPConn)); got != "reno" {
-		t.Errorf("after a long handshake, congestion control is %q", got)
+		t.Errorf("after a long handshake, the congestion control is %q, want reno", got)
 	}
 	begun, sum := time.Now(), sha256.New()
 	n, err := io.Copy(sum, c)
 	if err != nil || n != total || [32]byte(sum.Sum(nil)) != <-sums {
-		t.Fatalf("%d bytes and %v, want %d bytes as they were sent", n, err, total)
+		t.Fatalf("the client read %d bytes with the error %v, want %d bytes, the same as the server sent", n, err, total)
 	}
 	if took := time.Since(begun); took > 4*during {
-		t.Errorf("%d bytes took %v, want about %v", total, took, during)
+		t.Errorf("%d bytes took %v, want at most four times %v", total, took, during)
 	}
 	if stats := b.stack.Stats().TCP; stats.Retransmits.Value() < 20 {
-		t.Errorf("%d segments were sent again, so the path lost none", stats.Retransmits.Value())
+		t.Errorf("the server sent %d segments again, want at least 20, so the path lost too few packets for this test", stats.Retransmits.Value())
 	}
 }

@@ -49,7 +49,7 @@ var (
 	a6, b6 = netip.MustParseAddr("fd08::1"), netip.MustParseAddr("fd08::2")
 )
 
-// pair returns two Nets on one wire. b is the name server of a.
+// pair returns two connected Nets. Both use the addresses of b as their name servers.
 func pair(t testing.TB) (a, b *Net) {
 	t.Helper()
 	a, b, _, _ = wired(t, 0)

@@ -82,7 +82,7 @@ func TestStalledReaders(t *testing.T) {
 	}
 	for _, n := range []*Net{a, b} {
 		if m := n.Stats().Memory; m > defaultMemory || m < uint64(conns*(floorRecv+floorSend)) {
-			t.Errorf("Stats say that %d bytes are given away, want at most %d and each connection's floor", m, defaultMemory)
+			t.Errorf("Stats.Memory is %d bytes, want at most %d, and at least the floors of all connections", m, defaultMemory)
 		}
 	}
 	for i := range dialed {
@@ -99,7 +99,7 @@ func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("waited ten seconds in vain")
+			t.Fatal("the awaited condition is still false after ten seconds")
 		}
 	}
 }
@@ -132,11 +132,11 @@ func TestShortSegments(t *testing.T) {
 	t.Logf("%d bytes per connection are held at both ends", held/conns)
 	// The sender holds each byte in a separate segment. The receiver holds at most as much as its buffer.
 	if max := int64(conns * (4*floorRecv + each*1024)); held > max && !testkit.Race {
-		t.Errorf("%d bytes are held, want at most %d", held, max)
+		t.Errorf("both Nets hold %d bytes for the short segments, want at most %d", held, max)
 	}
 	for _, s := range accepted {
 		if !s.memory.holes.Load() {
-			t.Fatal("a connection that holds segments out of order does not say so")
+			t.Fatal("memory.holes is false for a connection that holds out-of-order segments")
 		}
 	}
 	healed.Store(true)
@@ -145,7 +145,7 @@ func TestShortSegments(t *testing.T) {
 			t.Fatal(err)
 		}
 		if s.memory.holes.Load() {
-			t.Fatal("a connection without holes says that it has some")
+			t.Fatal("memory.holes is true for a connection that has received all bytes")
 		}
 		_, _ = s.Close(), dialed[i].Close()
 	}
@@ -170,10 +170,10 @@ func TestWholeBudget(t *testing.T) {
 		return size(0) > most
 	})
 	if m := n.Stats().Memory; m > memory || m < most {
-		t.Errorf("Stats say %d, want nearly %d", m, memory)
+		t.Errorf("Stats.Memory is %d bytes, want at most %d, and nearly that many", m, memory)
 	}
 	if size(1) > memory-most {
-		t.Errorf("the other connection has %d bytes of a budget that was given away", size(1))
+		t.Errorf("the other connection has a receive buffer of %d bytes, although the first one has nearly the whole budget", size(1))
 	}
 	waitFor(t, func() bool {
 		accepted[1].memory.touch()
@@ -181,7 +181,7 @@ func TestWholeBudget(t *testing.T) {
 		return size(1) > most
 	})
 	if size(0) > floorRecv {
-		t.Errorf("an idle connection kept %d bytes", size(0))
+		t.Errorf("an idle connection kept a receive buffer of %d bytes, want at most floorRecv", size(0))
 	}
 	exchangeBytes(t, dialed[0], accepted[0])
 	exchangeBytes(t, dialed[1], accepted[1])
@@ -220,7 +220,7 @@ func TestStalledKeepsItsMemory(t *testing.T) {
 		accepted[1].memory.growRecv(memory)
 	}
 	if other := accepted[1].memory.recv.size.Load(); other > memory-had {
-		t.Errorf("the other connection has %d bytes, though %d of %d are held", other, had, memory)
+		t.Errorf("the other connection has a receive buffer of %d bytes, although the stalled one has %d of the %d bytes of the budget", other, had, memory)
 	}
 	if _, err := io.ReadFull(accepted[0], make([]byte, sent)); err != nil {
 		t.Fatal(err)

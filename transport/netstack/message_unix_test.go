@@ -37,7 +37,7 @@ func sourceMessage(a netip.Addr) []byte {
 	return (&ipv6.ControlMessage{Src: a.AsSlice()}).Marshal()
 }
 
-// tosMessage returns a control message that sets the type of service of a datagram to the address a.
+// tosMessage returns a control message that sets the type of service. The message is for a datagram that is sent to the address a.
 func tosMessage(a netip.Addr, tos uint8) []byte {
 	if a.Is4() {
 		return controlMessage(unix.IPPROTO_IP, unix.IP_TOS, tos)
@@ -45,7 +45,8 @@ func tosMessage(a netip.Addr, tos uint8) []byte {
 	return controlMessage(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, native(uint32(tos))...)
 }
 
-// describe parses the control messages oob with golang.org/x/net and golang.org/x/sys, as programs do.
+// describe parses the control messages oob with golang.org/x/net and golang.org/x/sys, as programs do. It returns the destination,
+// the type of service and the TTL.
 func describe(t *testing.T, oob []byte, is4 bool) (to netip.Addr, tos, ttl int) {
 	t.Helper()
 	var dst net.IP
@@ -117,16 +118,16 @@ func TestMessages(t *testing.T) {
 			question := func(send func() error, tos, ttl int) (from netip.AddrPort) {
 				t.Helper()
 				if err := send(); err != nil {
-					t.Fatalf("to %v: %v", server, err)
+					t.Fatalf("write to %v: %v", server, err)
 				}
 				_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
 				n, oobn, flags, from, err := s.ReadMsgUDPAddrPort(buf, oob)
 				if err != nil || string(buf[:n]) != "question" || flags != 0 {
-					t.Fatalf("to %v: read %q, flags %x, %v", server, buf[:n], flags, err)
+					t.Fatalf("to %v: the server read %q, flags %x, %v; want the question, no flags and no error", server, buf[:n], flags, err)
 				}
 				gotTo, gotTOS, gotTTL := describe(t, oob[:oobn], to.Is4())
 				if gotTo != to || gotTOS != tos || gotTTL != ttl {
-					t.Errorf("to %v: destination %v, TOS %x, TTL %d; want TOS %x, TTL %d", server, gotTo, gotTOS, gotTTL, tos, ttl)
+					t.Errorf("to %v: the control messages contain destination %v, TOS %x, TTL %d; want that destination, TOS %x, TTL %d", server, gotTo, gotTOS, gotTTL, tos, ttl)
 				}
 				return from
 			}
@@ -152,12 +153,12 @@ func TestMessages(t *testing.T) {
 			// The dialed connection accepts the answer only from the address to which it sent the question.
 			answer := append(sourceMessage(to), tosMessage(to, 2)...)
 			if _, _, err := s.WriteMsgUDP([]byte("answer"), answer, net.UDPAddrFromAddrPort(from)); err != nil {
-				t.Fatalf("from %v: %v", server, err)
+				t.Fatalf("write of the answer from %v: %v", server, err)
 			}
 			_ = dialed.SetReadDeadline(time.Now().Add(10 * time.Second))
 			n, oobn, _, _, err := dialed.ReadMsgUDP(buf, oob)
 			if err != nil || string(buf[:n]) != "answer" {
-				t.Fatalf("from %v: %q, %v", server, buf[:n], err)
+				t.Fatalf("from %v: the client read %q, %v; want the answer", server, buf[:n], err)
 			}
 			if _, tos, ttl := describe(t, oob[:oobn], to.Is4()); tos != 2 || ttl != 64 {
 				t.Errorf("the answer from %v has TOS %x and TTL %d, want 2 and 64", server, tos, ttl)
@@ -181,13 +182,13 @@ func TestMessagesFit(t *testing.T) {
 		oob := bytes.Repeat([]byte{0xff}, n)
 		got, oobn1, flags, _, err := s.ReadMsgUDP(make([]byte, 4), oob)
 		if got != 4 || err != nil || flags&unix.MSG_TRUNC == 0 {
-			t.Fatalf("read %d bytes, flags %x, %v", got, flags, err)
+			t.Fatalf("read %d bytes, flags %x, %v; want 4 bytes, MSG_TRUNC and no error", got, flags, err)
 		}
 		if truncated := flags&unix.MSG_CTRUNC != 0; truncated != (n > 0 && n < oobn) {
-			t.Errorf("%d bytes for %d of control messages: flags %x", n, oobn, flags)
+			t.Errorf("buffer of %d bytes for %d bytes of control messages: flags %x, want MSG_CTRUNC if and only if the buffer is too short and not empty", n, oobn, flags)
 		}
 		if !bytes.Equal(oob[:oobn1], whole[:oobn1]) {
-			t.Errorf("%d bytes for control messages: %x is not the beginning of %x", n, oob[:oobn1], whole)
+			t.Errorf("buffer of %d bytes for control messages: read %x, want the beginning of %x", n, oob[:oobn1], whole)
 		}
 		if _, err := unix.ParseSocketControlMessage(oob[:oobn1]); err != nil {
 			t.Error(err)
@@ -218,12 +219,12 @@ func TestSegments(t *testing.T) {
 			_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
 			n, err := s.Read(buf)
 			if want := min(size-len(got), 1000); n != want || err != nil {
-				t.Fatalf("datagram %d of %d bytes in all: %d, %v; want %d", pieces, size, n, err, want)
+				t.Fatalf("datagram %d of a write of %d bytes: read %d bytes, %v; want %d", pieces, size, n, err, want)
 			}
 			got = append(got, buf[:n]...)
 		}
 		if !bytes.Equal(got, data[:size]) {
-			t.Errorf("%d bytes in segments are not the same", size)
+			t.Errorf("write of %d bytes in segments: the datagrams contain other bytes", size)
 		}
 	}
 }
@@ -265,22 +266,22 @@ func TestMessageMisuse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n, oobn, err := x.c.WriteMsgUDPAddrPort([]byte("x"), x.oob, x.to)
 			if n != 0 || oobn != 0 {
-				t.Errorf("wrote %d and %d bytes", n, oobn)
+				t.Errorf("a refused call wrote %d bytes of payload and %d of control messages, want none", n, oobn)
 			}
 			wantOpError(t, "write", err, x.want)
 			if err != nil && !strings.Contains(err.Error(), x.says) {
-				t.Errorf("no %q in: %v", x.says, err)
+				t.Errorf("the error does not contain %q: %v", x.says, err)
 			}
 		})
 	}
 	if _, _, err := l.WriteMsgUDP(make([]byte, 65508), tos, net.UDPAddrFromAddrPort(to)); err == nil {
 		t.Error("a datagram that is too long was sent")
 	} else {
-		wantOpError(t, "too long", err, syscall.EMSGSIZE)
+		wantOpError(t, "write of 65,508 bytes", err, syscall.EMSGSIZE)
 	}
 	_ = l.SetWriteDeadline(time.Now().Add(-time.Second))
 	if _, _, err := l.WriteMsgUDPAddrPort([]byte("x"), tos, to); err == nil || !err.(net.Error).Timeout() {
-		t.Errorf("after the deadline: %v", err)
+		t.Errorf("write after the deadline: %v, want a timeout", err)
 	}
 }
 
@@ -304,14 +305,14 @@ func FuzzMessage(f *testing.F) {
 			t.Error("parse changed its input")
 		}
 		if err == nil && (m.tos < -1 || m.tos > 255 || m.ttl < -1 || m.ttl > 255 || m.segment < 0) {
-			t.Errorf("%x: %+v", oob, m)
+			t.Errorf("parse of %x returned %+v, which has a value out of bounds", oob, m)
 		}
 		to := a4
 		if len(oob)%2 == 1 {
 			to = a6
 		}
 		if n, _ := (&received{to: to}).put(oob); n > len(oob) {
-			t.Errorf("put %d bytes into %d", n, len(oob))
+			t.Errorf("put wrote %d bytes into a buffer of %d", n, len(oob))
 		} else if _, err := unix.ParseSocketControlMessage(oob[:n]); err != nil {
 			t.Error(err)
 		}

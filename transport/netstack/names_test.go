@@ -22,7 +22,7 @@ func TestValidName(t *testing.T) {
 		"1.2.3": false, "127.1": false, "a b": false, "a/b": false, "bücher": false, "a\x00": false,
 	} {
 		if got := validName(name); got != want {
-			t.Errorf("validName(%q) is %t", name, got)
+			t.Errorf("validName(%q) is %t, want the opposite", name, got)
 		}
 	}
 }
@@ -39,13 +39,13 @@ func TestSearchList(t *testing.T) {
 		{"a.b", 5, "a.b.x.test. a.b.test. a.b."},
 		{"a", -1, "a. a.x.test. a.test."},
 		{"a.", 5, "a."},
-		{strings.Repeat(strings.Repeat("x", 62)+".", 3) + strings.Repeat("x", 60), 1, ""}, // too long with a domain
+		{strings.Repeat(strings.Repeat("x", 62)+".", 3) + strings.Repeat("x", 60), 1, ""}, // with a domain, the name would be too long
 	} {
 		if x.want == "" {
 			x.want = x.host + "."
 		}
 		if got := strings.Join(searchList(x.host, search, x.ndots), " "); got != x.want {
-			t.Errorf("%q with ndots %d: %s, want %s", x.host, x.ndots, got, x.want)
+			t.Errorf("searchList of %q with ndots %d: %s, want %s", x.host, x.ndots, got, x.want)
 		}
 	}
 }
@@ -57,7 +57,7 @@ func TestReverseName(t *testing.T) {
 		"2001:db8::567:89ab": "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.", // RFC 3596
 	} {
 		if got := reverseName(netip.MustParseAddr(a)); got != want {
-			t.Errorf("%s: %s, want %s", a, got, want)
+			t.Errorf("reverseName of %s: %s, want %s", a, got, want)
 		}
 	}
 }
@@ -87,16 +87,16 @@ func TestSearch(t *testing.T) {
 		var dns *net.DNSError
 		switch {
 		case x.want == "" && (!errors.As(err, &dns) || !dns.IsNotFound || dns.Name != x.host || dns.Server != "10.8.0.2:53"):
-			t.Errorf("%+v: %v; want it not to be found, under the name that was looked up", x, err)
+			t.Errorf("%+v: the error is %v, want one from 10.8.0.2:53 that says that the name, as the caller wrote it, does not exist", x, err)
 		case x.want != "" && (err != nil || len(ips) != 1 || ips[0].String() != x.want):
-			t.Errorf("%+v: %v, %v", x, ips, err)
+			t.Errorf("%+v: the lookup returned %v, %v", x, ips, err)
 		}
 		var asked []string
 		for _, q := range s[0].questions() {
 			asked = append(asked, q.name)
 		}
 		if got := strings.Join(asked, " "); got != x.asked {
-			t.Errorf("%+v: asked for %s", x, got)
+			t.Errorf("%+v: the Net asked for %s", x, got)
 		}
 	}
 }
@@ -114,20 +114,20 @@ func TestSearchFailures(t *testing.T) {
 	}
 	n, s := namesNet(t, Config{Search: []string{"broken.test", "corp.test"}, DNSTimeout: quick}, broken)
 	if ips, err := n.LookupNetIP(t.Context(), "ip4", "host"); len(ips) != 1 || err != nil {
-		t.Errorf("host: %v, %v", ips, err)
+		t.Errorf("lookup of host: %v, %v; want one address, from the second domain", ips, err)
 	}
 	_, err := n.LookupNetIP(t.Context(), "ip4", "none")
 	var dns *net.DNSError
 	if !errors.As(err, &dns) || dns.IsNotFound || !dns.IsTemporary || !strings.Contains(dns.Err, "SERVFAIL") {
-		t.Errorf("none: %v; want the failure", err)
+		t.Errorf("lookup of none: %v; want the temporary failure of the server", err)
 	}
 	s[0].become(silent)
 	s[0].questions()
 	if _, err := n.LookupNetIP(t.Context(), "ip4", "other"); !errors.As(err, &dns) || !dns.IsTimeout {
-		t.Errorf("other: %v; want a timeout", err)
+		t.Errorf("lookup of other: %v; want a timeout", err)
 	}
 	if asked := s[0].questions(); slices.ContainsFunc(asked, func(q question) bool { return q.name != "other.broken.test." }) {
-		t.Errorf("a silent server was asked for %v", asked)
+		t.Errorf("the Net asked a silent server for %v, want only other.broken.test.", asked)
 	}
 }
 
@@ -142,21 +142,21 @@ func TestSpecialNames(t *testing.T) {
 		got, err := n.LookupHost(t.Context(), host)
 		slices.Sort(got)
 		if strings.Join(got, " ") != want {
-			t.Errorf("%s: %v, %v; want %s", host, got, err, want)
+			t.Errorf("lookup of %s: %v, %v; want %s", host, got, err, want)
 		}
 		var dns *net.DNSError
 		if want == "" && (!errors.As(err, &dns) || !dns.IsNotFound || dns.Server != "") {
-			t.Errorf("%s: %v; want it not to be found, on no server", host, err)
+			t.Errorf("lookup of %s: %v; want an error that says that the name does not exist, and names no server", host, err)
 		}
 	}
 	if _, err := n.LookupTXT(t.Context(), "localhost"); err == nil {
 		t.Error("localhost has a TXT record")
 	}
 	if asked := s[0].questions(); len(asked) != 0 {
-		t.Errorf("the server was asked for %v", asked)
+		t.Errorf("the Net asked the server for %v, want no questions", asked)
 	}
 	if got, err := n.LookupHost(t.Context(), "notlocalhost"); err == nil || len(s[0].questions()) == 0 {
-		t.Errorf("notlocalhost: %v without a question", got)
+		t.Errorf("lookup of notlocalhost: %v; want an error, and a question to the server", got)
 	}
 }
 
@@ -175,12 +175,12 @@ func TestLookupPort(t *testing.T) {
 		{"udp", "ssh", -1}, {"tcp", "ntp", -1}, {"tcp", "65536", -1}, {"tcp", "-1", -1}, {"tcp", "none", -1}, {"icmp", "ssh", -1},
 	} {
 		if got, err := n.LookupPort(t.Context(), x.network, x.service); (err != nil) != (x.want < 0) || err == nil && got != x.want {
-			t.Errorf("%+v: %d, %v", x, got, err)
+			t.Errorf("%+v: LookupPort returned %d, %v", x, got, err)
 		}
 	}
 	_, err = n.Dial("tcp", "10.8.0.2:none")
 	var dns *net.DNSError
 	if !errors.As(err, &dns) || dns.Err != "unknown port" || dns.Name != "tcp/none" {
-		t.Errorf("dial of an unknown service: %v", err)
+		t.Errorf("dial of an unknown service: %v, want a DNSError about tcp/none that says unknown port", err)
 	}
 }

@@ -66,15 +66,15 @@ func TestConfig(t *testing.T) {
 			_ = n.Close()
 		}
 		if (err == nil) != (x.want == nil) {
-			t.Errorf("%+v: %v", x.c, err)
+			t.Errorf("New(%+v) returned the error %v, want an error only if the Config is invalid", x.c, err)
 		}
 		for _, want := range x.want {
 			if err != nil && !strings.Contains(err.Error(), want) {
-				t.Errorf("%+v: no %q in: %v", x.c, want, err)
+				t.Errorf("New(%+v): the error does not contain %q: %v", x.c, want, err)
 			}
 		}
 		if err != nil && strings.Contains(err.Error(), "Addresses[5]") {
-			t.Errorf("an address that is right is complained about: %v", err)
+			t.Errorf("the error complains about the valid address Addresses[5]: %v", err)
 		}
 	}
 }
@@ -87,7 +87,7 @@ var (
 // TestClose closes a Net with endpoints in various states. TestMain checks that no goroutine is left.
 func TestClose(t *testing.T) {
 	a, b := pair(t)
-	c, s := connectedTCP(t, a, b, b6) // the server's end still waits for Accept
+	c, s := connectedTCP(t, a, b, b6) // s does not read what c writes
 	l := echo(t, b, ":80")
 	write(t, c, "unread")
 	for range 2 {
@@ -97,19 +97,19 @@ func TestClose(t *testing.T) {
 	}
 	// A read by the peer of a closed Net must fail.
 	if _, err := c.Read(make([]byte, 1)); err == nil {
-		t.Error("read from a Net that is closed")
+		t.Error("a read succeeded although the other end's Net is closed")
 	}
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := a.WritePackets([][]byte{{1}}); n != 0 || err != net.ErrClosed {
-		t.Errorf("WritePackets to a closed Net: %d, %v", n, err)
+		t.Errorf("WritePackets to a closed Net: %d, %v; want 0, net.ErrClosed", n, err)
 	}
 	_, _ = s.Close(), l.Close()
 }
 
-// TestMalformed delivers packets that no correct sender sends. It checks that the Net counts each of them, answers none, and does
-// not panic.
+// TestMalformed delivers packets that no correct sender sends. It checks that the Net counts each of them, passes none of them to
+// its stack, and does not panic.
 func TestMalformed(t *testing.T) {
 	n, in := receiver(t)
 	var want Stats
@@ -121,7 +121,7 @@ func TestMalformed(t *testing.T) {
 		}
 		_, _ = n.WritePackets([][]byte{p})
 		if got := n.Stats(); got != want || len(in.delivered) != 0 {
-			t.Fatalf("%x: %+v, %d delivered, want %+v", p, got, len(in.delivered), want)
+			t.Fatalf("packet %x: Stats are %+v, and %d packets reached the stack; want Stats %+v, and no packet", p, got, len(in.delivered), want)
 		}
 	}
 	malformed(nil)
@@ -172,7 +172,7 @@ func TestMalformed(t *testing.T) {
 		want.Checksum++
 		_, _ = n.WritePackets([][]byte{p})
 		if got := n.Stats(); got != want || len(in.delivered) != 0 {
-			t.Fatalf("%x: %+v, %d delivered, want %+v", p, got, len(in.delivered), want)
+			t.Fatalf("packet %x: Stats are %+v, and %d packets reached the stack; want Stats %+v, and no packet", p, got, len(in.delivered), want)
 		}
 	}
 	bad(ip4(protoUDP, 8))
@@ -190,7 +190,7 @@ func TestMalformed(t *testing.T) {
 	udp[27] = 0 // IPv4 allows a datagram without a checksum
 	_, _ = n.WritePackets([][]byte{udp})
 	if len(in.delivered) != 1 || !in.delivered[0].checked {
-		t.Errorf("a datagram without a checksum: %d delivered", len(in.delivered))
+		t.Errorf("IPv4 datagram without a checksum: %d packets reached the stack, want 1 that counts as checked", len(in.delivered))
 	}
 }
 
@@ -206,7 +206,7 @@ func TestSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p := w.packet.Load(); p != 0 {
-		t.Errorf("%d packets were sent", p)
+		t.Errorf("an idle Net sent %d packets, want 0", p)
 	}
 }
 
@@ -231,12 +231,12 @@ func TestIdleMemory(t *testing.T) {
 		ns = append(ns, n)
 	}
 	each := (heap() - before) / nets
-	t.Logf("%d bytes a Net", each)
+	t.Logf("%d bytes per Net", each)
 	if each > limit && !testkit.Race {
 		t.Errorf("a Net takes %d bytes of heap, want at most %d", each, limit)
 	}
 	if n := (runtime.NumGoroutine() - goroutines) / nets; n > runtime.GOMAXPROCS(0) {
-		t.Errorf("a Net has %d goroutines, want gVisor's %d", n, runtime.GOMAXPROCS(0))
+		t.Errorf("a Net has %d goroutines, want at most gVisor's %d", n, runtime.GOMAXPROCS(0))
 	}
 	for _, n := range ns {
 		_ = n.Close()
@@ -247,11 +247,11 @@ func TestNIC(t *testing.T) {
 	a, _ := pair(t)
 	info := a.Stack().NICInfo()[NICID]
 	if info.Name != "wg" || info.MTU != defaultMTU {
-		t.Errorf("interface %q with an MTU of %d", info.Name, info.MTU)
+		t.Errorf("the interface has the name %q and the MTU %d, want wg and defaultMTU", info.Name, info.MTU)
 	}
 	for _, p := range []tcpip.NetworkProtocolNumber{ipv4.ProtocolNumber, ipv6.ProtocolNumber} {
 		if on, err := a.Stack().NICForwarding(NICID, p); on || err != nil {
-			t.Errorf("forwarding is %v, %v", on, err)
+			t.Errorf("NICForwarding returned %v, %v; want false", on, err)
 		}
 	}
 }

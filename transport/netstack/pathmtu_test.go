@@ -42,11 +42,11 @@ func TestRaiseMTU(t *testing.T) {
 		want := bytes.Clone(p)
 		binary.BigEndian.PutUint32(want[l3+4:], max(mtu, least))
 		if !raiseMTU(p) {
-			t.Fatal("dropped")
+			t.Fatal("raiseMTU returned false, so the link would drop the ICMP error")
 		}
 		copy(want[l3+2:l3+4], p[l3+2:]) // the checksum
 		if !bytes.Equal(p, want) || icmpSumOf(p, l3) != 0xffff {
-			t.Fatalf("an MTU of %d:\n%x, want\n%x", mtu, p, want)
+			t.Fatalf("raiseMTU of an error with the MTU %d:\n%x, want\n%x", mtu, p, want)
 		}
 	}
 }
@@ -89,11 +89,11 @@ func TestRaiseMTUHidden(t *testing.T) {
 	} {
 		was := bytes.Clone(x.p)
 		if ok := raiseMTU(x.p); ok != x.passes {
-			t.Errorf("%s: passes: %v", name, ok)
+			t.Errorf("%s: raiseMTU returned %v, want the opposite", name, ok)
 		} else if x.at == 0 && !bytes.Equal(was, x.p) {
-			t.Errorf("%s: changed", name)
+			t.Errorf("%s: raiseMTU changed the packet", name)
 		} else if x.at != 0 && (binary.BigEndian.Uint32(x.p[x.at+4:]) < 552 || icmpSumOf(x.p, x.at) != 0xffff) {
-			t.Errorf("%s: %x", name, x.p[x.at:])
+			t.Errorf("%s: after raiseMTU, the MTU is too small or the checksum is wrong: %x", name, x.p[x.at:])
 		}
 	}
 }
@@ -116,13 +116,13 @@ func FuzzRaiseMTU(f *testing.F) {
 			}
 		}
 		if changed > 6 {
-			t.Errorf("%d bytes changed", changed)
+			t.Errorf("raiseMTU changed %d bytes, want at most the 6 of the MTU and the checksum", changed)
 		}
 	})
 }
 
-// TestTooBigAboutOthers checks that a peer that reports tiny MTUs about another peer's connections cannot make the segments of
-// these connections too small to carry data.
+// TestTooBigAboutOthers lets a peer report tiny MTUs about the connections of another peer. It checks that the segments of these
+// connections do not become too small to carry data.
 func TestTooBigAboutOthers(t *testing.T) {
 	h := newHostile(t)
 	for _, mtu := range []int{0, 1, 68, 300} {
@@ -147,10 +147,10 @@ func TestTooBigAboutOthers(t *testing.T) {
 			go func() { _, _ = w.Write(make([]byte, total)) }()
 			_ = w.SetReadDeadline(time.Now().Add(30 * time.Second))
 			if _, err := io.CopyN(io.Discard, w, total); err != nil {
-				t.Fatalf("an MTU of %d: %v", mtu, err)
+				t.Fatalf("transfer after another peer reported an MTU of %d: %v", mtu, err)
 			}
 			if n := packets.Value() - before; n > total/400 {
-				t.Errorf("an MTU of %d from another peer: %v sent %d segments for %d bytes", mtu, ours, n, total)
+				t.Errorf("after another peer reported an MTU of %d, %v sent %d segments for %d bytes, want at most one per 400 bytes", mtu, ours, n, total)
 			}
 		}
 	}

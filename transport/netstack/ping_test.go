@@ -26,7 +26,7 @@ func TestPing(t *testing.T) {
 			go func() {
 				defer wg.Done()
 				if d, err := a.Ping(t.Context(), to); err != nil || d <= 0 {
-					t.Errorf("ping %v: %v, %v", to, d, err)
+					t.Errorf("ping of %v: round trip %v, error %v; want an answer", to, d, err)
 				}
 			}()
 		}
@@ -39,14 +39,14 @@ func TestPingFails(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	_, err := a.Ping(ctx, b4)
-	wantOpError(t, "ping into the void", err, context.DeadlineExceeded)
+	wantOpError(t, "ping while all packets are lost", err, context.DeadlineExceeded)
 	if e, ok := err.(net.Error); !ok || !e.Timeout() {
-		t.Errorf("%v is not a timeout", err)
+		t.Errorf("the error of a ping after its deadline is not a timeout: %v", err)
 	}
 	_, err = a.Ping(ctx, b4)
 	wantOpError(t, "ping after the deadline", err, context.DeadlineExceeded)
 	if _, err = a.Ping(t.Context(), netip.Addr{}); err == nil {
-		t.Error("ping of no address succeeded")
+		t.Error("ping of the zero Addr succeeded, want an error")
 	}
 	time.AfterFunc(10*time.Millisecond, func() { _ = a.Close() })
 	_, err = a.Ping(t.Context(), b6)
@@ -54,7 +54,7 @@ func TestPingFails(t *testing.T) {
 	_, err = a.Ping(t.Context(), b6)
 	wantOpError(t, "ping when closed", err, net.ErrClosed)
 	if len(a.pings.waiting) != 0 {
-		t.Errorf("%d pings are not forgotten", len(a.pings.waiting))
+		t.Errorf("the Net still waits for the answers to %d pings, want 0", len(a.pings.waiting))
 	}
 }
 
@@ -70,15 +70,15 @@ func TestPingBuffer(t *testing.T) {
 	waitFor(t, func() bool { return len(n.stack.RegisteredEndpoints()) > 0 })
 	for _, e := range n.stack.RegisteredEndpoints() {
 		if size := e.(tcpip.Endpoint).SocketOptions().GetReceiveBufferSize(); size != pingBuffer {
-			t.Errorf("%d bytes may wait, want %d", size, pingBuffer)
+			t.Errorf("the endpoint of a ping has a receive buffer of %d bytes, want %d", size, pingBuffer)
 		}
 	}
 	cancel()
 	<-ended
 }
 
-// TestUnreachable checks the errors of calls if each packet is answered with the ICMP error of a device that has no peer for the
-// destination.
+// TestUnreachable answers each packet with the ICMP error that a device sends if it has no peer for the destination. It checks the
+// errors that Ping and DialTCP return.
 func TestUnreachable(t *testing.T) {
 	n, err := New(Config{Addresses: []netip.Addr{a4, a6}})
 	if err != nil {
@@ -147,9 +147,9 @@ func TestQuotedEcho(t *testing.T) {
 	for n := 20; n <= len(e); n++ {
 		k, err := quotedEcho(e[:n])
 		if whole := n >= 28+28; whole != errors.Is(err, syscall.EHOSTUNREACH) {
-			t.Fatalf("%d of %d bytes: %v", n, len(e), err)
+			t.Fatalf("quotedEcho of the first %d of %d bytes returned the error %v", n, len(e), err)
 		} else if whole && k != (pingKey{netip.MustParseAddr("255.255.255.255"), 0x1234}) {
-			t.Fatalf("%d of %d bytes: %v", n, len(e), k)
+			t.Fatalf("quotedEcho of the first %d of %d bytes returned the key %v", n, len(e), k)
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestListenBeside opens two listeners on the same port. As on Linux, the second one must fail if and only if a connection could
-// be for both.
+// TestListenBeside opens two listeners on the same port. As on Linux, the second one must fail if and only if the same
+// connection could belong to both.
 func TestListenBeside(t *testing.T) {
 	second := netip.MustParseAddr("10.8.0.3")
 	for _, x := range []struct {
@@ -58,12 +58,12 @@ func TestListenBeside(t *testing.T) {
 			}
 			_ = l.Close()
 			if m, err = listen(x.then); err != nil {
-				t.Errorf("alone: %v", err)
+				t.Errorf("after the first listener was closed, the second one failed: %v", err)
 			} else {
 				_ = m.Close()
 			}
 			if len(n.places.taken) != 0 {
-				t.Errorf("places remember %v", n.places.taken)
+				t.Errorf("after both listeners were closed, places.taken has %v, want nothing", n.places.taken)
 			}
 		})
 	}
@@ -81,7 +81,7 @@ func TestListenBesideDialed(t *testing.T) {
 	_, err = a.Listen("tcp", ":4321")
 	wantOpError(t, "listen", err, syscall.EADDRINUSE)
 	if len(a.places.taken) != 0 {
-		t.Errorf("places remember %v", a.places.taken)
+		t.Errorf("after Listen failed, places.taken has %v, want nothing", a.places.taken)
 	}
 }
 
@@ -117,7 +117,7 @@ func TestHTTPRestart(t *testing.T) {
 		got, err := io.ReadAll(r.Body)
 		_ = r.Body.Close()
 		if string(got) != want || err != nil {
-			t.Errorf("got %q, %v, want %q", got, err, want)
+			t.Errorf("the server answered %q, %v, want %q", got, err, want)
 		}
 	}
 	for i := range 3 {
@@ -138,7 +138,7 @@ func TestHTTPRestart(t *testing.T) {
 		write(t, kept, "after")
 		after := make([]byte, 5)
 		if _, err := io.ReadFull(old, after); string(after) != "after" {
-			t.Errorf("the connection that outlives its server read %q, %v", after, err)
+			t.Errorf("the connection that outlives its server read %q, %v; want the bytes that were sent after Shutdown", after, err)
 		}
 	}
 }

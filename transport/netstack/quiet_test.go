@@ -33,7 +33,7 @@ func TestQuiet(t *testing.T) {
 		return
 	}
 	if runtime.GOOS == "js" || runtime.GOOS == "wasip1" {
-		t.Skip("needs processes")
+		t.Skip("this test runs a child process, which WebAssembly cannot do")
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -45,20 +45,20 @@ func TestQuiet(t *testing.T) {
 		c.Env = append(os.Environ(), quietChild+"="+how)
 		c.Stdout, c.Stderr = &out, &errs
 		if err := c.Run(); err != nil {
-			t.Fatalf("%s: %v\n%s\n%s", how, err, &out, &errs)
+			t.Fatalf("the child process with the %s log failed: %v\n%s\n%s", how, err, &out, &errs)
 		}
 		return out.String(), errs.String()
 	}
 	if _, stderr := run("loud"); !strings.Contains(stderr, "handleListenSegment") {
-		t.Errorf("gVisor's own log says %q, so the test shows nothing", stderr)
+		t.Errorf("gVisor's own log has %q, want handleListenSegment; without such lines, the test proves nothing", stderr)
 	}
 	stdout, stderr := run("quiet")
 	if stderr != "" {
-		t.Errorf("standard error has %q", stderr)
+		t.Errorf("the process wrote %q to standard error, want nothing", stderr)
 	}
 	// The test binary itself prints PASS, and the coverage if it was built with -cover.
 	if first, _, _ := strings.Cut(stdout, "\n"); first != "PASS" {
-		t.Errorf("standard output has %q", stdout)
+		t.Errorf("the process wrote %q to standard output, want only the result of the test", stdout)
 	}
 }
 
@@ -136,7 +136,7 @@ func headerEnd(p []byte) (l3 int, ok bool) {
 	return 0, false
 }
 
-// TestQuietKeepsOtherLines checks that quiet passes lines about other stacks on, with the source file that wrote them.
+// TestQuietKeepsOtherLines checks that quiet passes on lines about other stacks, with the name of the source file that wrote them.
 func TestQuietKeepsOtherLines(t *testing.T) {
 	var b bytes.Buffer
 	l := &log.BasicLogger{Level: log.Info, Emitter: quiet{log.GoogleEmitter{Writer: &log.Writer{Next: &b}}}}
@@ -144,7 +144,7 @@ func TestQuietKeepsOtherLines(t *testing.T) {
 	l.Warningf("a packet of nic=%d", tcpip.NICID(1))
 	l.Infof("a number: %d", int(NICID))
 	if got := b.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "nic=1") || !strings.Contains(got, "a number") || strings.Count(got, "quiet_test.go:") != 2 {
-		t.Errorf("%q", got)
+		t.Errorf("the log has %q, want the line about nic=1 and the one about a number, both from quiet_test.go", got)
 	}
 }
 
@@ -170,6 +170,6 @@ func TestHandlerOnStack(t *testing.T) {
 	}
 	want := datagram{c.LocalAddr().(*net.UDPAddr).AddrPort().Port(), "hello"}
 	if d := <-got; d != want {
-		t.Errorf("%+v, want %+v", d, want)
+		t.Errorf("the handler got %+v, want %+v", d, want)
 	}
 }

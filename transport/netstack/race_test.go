@@ -94,7 +94,7 @@ func TestRaceStaggers(t *testing.T) {
 	}
 	defer c.Close()
 	if got, want := s.String(), "fd08::3 10.8.0.3 fd08::4 10.8.0.2"; !strings.HasPrefix(got, want) || c.RemoteAddr().String() != "10.8.0.2:80" {
-		t.Errorf("tried %s and connected to %v, want %s", got, c.RemoteAddr(), want)
+		t.Errorf("the dial tried %s and connected to %v, want it to try %s and to connect to the last one", got, c.RemoteAddr(), want)
 	}
 	_, times := s.sent()
 	for i, at := range times {
@@ -118,7 +118,7 @@ func TestRaceDelay(t *testing.T) {
 		}
 		_ = c.Close()
 		if took < fallbackDelay {
-			t.Fatalf("the dial took %v, and IPv6 was not given %v", took, fallbackDelay)
+			t.Fatalf("the dial took %v, so it did not wait %v for IPv6 before it tried IPv4", took, fallbackDelay)
 		}
 		best = min(best, took)
 	}
@@ -136,7 +136,7 @@ func TestRaceRefused(t *testing.T) {
 		return false
 	}
 	serveDNSAt(t, b, netip.Addr{}, answers(testZone, nil))
-	echo(t, b, "10.8.0.2:80") // and not at fd08::2
+	echo(t, b, "10.8.0.2:80") // fd08::2 refuses connections
 	d := &Dialer{Net: a, FallbackDelay: time.Hour}
 	c, err := d.Dial("tcp", "both.test:80")
 	if err != nil {
@@ -144,13 +144,14 @@ func TestRaceRefused(t *testing.T) {
 	}
 	_ = c.Close()
 	if got := s.String(); got != "fd08::2 10.8.0.2" {
-		t.Errorf("tried %s", got)
+		t.Errorf("the dial tried %s, want fd08::2 and then 10.8.0.2", got)
 	}
 	_, err = d.Dial("tcp", "both.test:81")
 	wantOpError(t, "dial of a port that nobody listens on", err, syscall.ECONNREFUSED)
 }
 
-// TestRaceEnds dials a name of which no address answers.
+// TestRaceEnds dials a name whose addresses do not answer. It checks that the dial ends at its deadline, with the error of the
+// first address.
 func TestRaceEnds(t *testing.T) {
 	a, s := raceNets(t, manyZone, false, elsewhere)
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
@@ -158,10 +159,10 @@ func TestRaceEnds(t *testing.T) {
 	_, err := (&Dialer{Net: a, FallbackDelay: time.Millisecond}).DialContext(ctx, "tcp", "silent.test:80")
 	wantOpError(t, "dial", err, context.DeadlineExceeded)
 	if op := err.(*net.OpError); op.Addr == nil || op.Addr.String() != "[fd08::3]:80" {
-		t.Errorf("%v, want the error of the first address", err)
+		t.Errorf("the dial returned %v, want the error of the first address", err)
 	}
 	if got := s.String(); got != "fd08::3 10.8.0.3" {
-		t.Errorf("tried %s", got)
+		t.Errorf("the dial tried %s, want fd08::3 and then 10.8.0.3", got)
 	}
 }
 
@@ -182,18 +183,18 @@ func TestRaceBound(t *testing.T) {
 		to, _ := s.sent()
 		return len(to)
 	}
-	testkit.Eventually(t, "all attempts begin", func() bool { return attempts() >= maxAttempts })
+	testkit.Eventually(t, "the dial begins maxAttempts attempts", func() bool { return attempts() >= maxAttempts })
 	time.Sleep(50 * time.Millisecond) // in this time, one attempt too many would begin
 	if n := attempts(); n != maxAttempts {
-		t.Errorf("%d attempts at once, want %d", n, maxAttempts)
+		t.Errorf("the dial made %d attempts at the same time, want %d", n, maxAttempts)
 	}
 	cancel()
 	if err := testkit.Next(t, dialed, "the dial returns"); err == nil {
-		t.Error("connected")
+		t.Error("the dial succeeded although no address answers, want an error after its context was canceled")
 	}
 }
 
-// TestRaceOneWinner dials a name of which both addresses answer at the same time. It checks that the second connection is closed.
+// TestRaceOneWinner dials a name whose two addresses answer at the same time. It checks that the second connection is closed.
 func TestRaceOneWinner(t *testing.T) {
 	a, b := pair(t)
 	serveDNS(t, b)
@@ -228,10 +229,10 @@ func TestRaceOneWinner(t *testing.T) {
 		defer c.Close()
 		write(t, c, "x")
 	}
-	testkit.Eventually(t, "each dial leaves one connection", func() bool {
+	testkit.Eventually(t, "each dial keeps one connection and closes all others", func() bool {
 		return won.Load() == dials && ended.Load() == accepted.Load()
 	})
-	t.Logf("%d connections for %d dials", accepted.Load(), dials)
+	t.Logf("the server accepted %d connections for %d dials", accepted.Load(), dials)
 }
 
 // TestRaceLate checks dials if the name server answers the query for one family late or never.
@@ -278,7 +279,7 @@ func TestRaceLate(t *testing.T) {
 			}
 			defer c.Close()
 			if got := c.RemoteAddr().String(); got != x.want {
-				t.Errorf("connected to %s, want %s", got, x.want)
+				t.Errorf("the dial connected to %s, want %s", got, x.want)
 			}
 		})
 	}
@@ -292,10 +293,10 @@ func TestRaceClose(t *testing.T) {
 		_, err := (&Dialer{Net: a, FallbackDelay: time.Millisecond}).Dial("tcp", "silent.test:80")
 		done <- err
 	}()
-	testkit.Eventually(t, "two attempts began", func() bool { return s.String() == "fd08::3 10.8.0.3" })
+	testkit.Eventually(t, "the dial begins two attempts", func() bool { return s.String() == "fd08::3 10.8.0.3" })
 	_ = a.Close()
 	if err := testkit.Next(t, done, "the dial returns"); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("%v, want net.ErrClosed", err)
+		t.Errorf("the dial returned %v, want net.ErrClosed", err)
 	}
 }
 
@@ -325,7 +326,7 @@ func TestInterleave(t *testing.T) {
 			want = append(want, toAddr(s))
 		}
 		if got := interleave(remotes, x.first4); !slices.Equal(got, want) {
-			t.Errorf("%s, IPv4 first %t: %v, want %v", x.remotes, x.first4, got, want)
+			t.Errorf("interleave of %s, with IPv4 first %t: %v, want %v", x.remotes, x.first4, got, want)
 		}
 	}
 }

@@ -105,14 +105,14 @@ func TestReassemble(t *testing.T) {
 				waitFor(t, c.arrivals.isReadable)
 			}
 			if got, ok := receivedDatagram(t, c); !ok || got != data {
-				t.Fatalf("%s: %d fragments: got %d bytes, want %d", name, len(parts), len(got), len(data))
+				t.Fatalf("%s: after %d fragments, the socket received %d bytes, want a datagram of %d", name, len(parts), len(got), len(data))
 			}
 			if _, ok := receivedDatagram(t, c); ok {
 				t.Fatalf("%s: a datagram arrived twice", name)
 			}
 		}
 		if s := n.Stats(); s.Memory != 0 || s.FragmentsDropped != 0 || s.Malformed != 0 {
-			t.Errorf("%s: %+v, want nothing held and nothing dropped", name, s)
+			t.Errorf("%s: Stats are %+v, want no memory in use and no packets dropped", name, s)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func TestReassembleContradiction(t *testing.T) {
 		for what, order := range map[string][][]byte{
 			"overlap at the end":   {parts[0], overlap, parts[1], parts[2]},
 			"overlap at the start": {parts[1], overlap, parts[0], parts[2]},
-			"a part of another":    {parts[0], inside, parts[1], parts[2]},
+			"inside another":       {parts[0], inside, parts[1], parts[2]},
 			"two ends":             {parts[0], parts[2], short, parts[1]},
 			"data beyond the end":  {parts[2], last, parts[0], parts[1]},
 		} {
@@ -141,10 +141,10 @@ func TestReassembleContradiction(t *testing.T) {
 			}
 			h.write(t, order...)
 			if _, ok := receivedDatagram(t, c); ok {
-				t.Errorf("%s: %s: the datagram arrived", name, what)
+				t.Errorf("%s: %s: the datagram arrived, want it dropped", name, what)
 			}
 			if s := n.Stats(); s.Malformed == 0 {
-				t.Errorf("%s: %s: nothing was counted", name, what)
+				t.Errorf("%s: %s: Stats count no malformed packet", name, what)
 			}
 		}
 	}
@@ -176,7 +176,7 @@ func TestReassembleMalformed(t *testing.T) {
 	nested = cutUp(cutUp(nested, 1, 2000, 0)[0], 2, 2000, 0)[0] // a fragment whose data is again a fragment
 	h.write(t, nested)
 	if s := n.Stats(); s.Malformed != 7 || s.Memory != 0 {
-		t.Errorf("%d packets were malformed, want 7; %d bytes are held", s.Malformed, s.Memory)
+		t.Errorf("Stats count %d malformed packets, want 7, and %d bytes of memory, want 0", s.Malformed, s.Memory)
 	}
 }
 
@@ -204,13 +204,13 @@ func TestFragmentsBound(t *testing.T) {
 			s, grown := n.Stats(), heapInUse()-before
 			t.Logf("%s, %d bytes each: Stats count %d KiB, the heap has %d KiB more", name, size, s.Memory>>10, grown>>10)
 			if s.Memory < memory/64 || s.Memory > memory/16+leastFragments {
-				t.Errorf("%s, %d bytes each: Stats say that %d bytes are held", name, size, s.Memory)
+				t.Errorf("%s, %d bytes each: Stats.Memory is %d bytes, want at least 1/64 and at most about 1/16 of Config.Memory", name, size, s.Memory)
 			}
 			if grown > int64(s.Memory)+1<<20 && !testkit.Race {
-				t.Errorf("%s, %d bytes each: the heap grew by %d bytes, and Stats say %d", name, size, grown, s.Memory)
+				t.Errorf("%s, %d bytes each: the heap grew by %d bytes, want at most 1 MiB more than Stats.Memory, which is %d", name, size, grown, s.Memory)
 			}
 			if s.FragmentsDropped == 0 {
-				t.Error("no drop was counted")
+				t.Error("Stats count no dropped fragments")
 			}
 			if got, ok := receivedDatagram(t, c); !ok || got != strings.Repeat("y", 60000) {
 				t.Errorf("%s, %d bytes each: another party's packet was lost", name, size)
@@ -226,7 +226,7 @@ func TestReassemblyTimeout(t *testing.T) {
 	for name, f := range fragmentFlows {
 		n, h := byHand(t)
 		if n.link.fragments.patience != 30*time.Second {
-			t.Errorf("packets wait for %v, want 30 s", n.link.fragments.patience)
+			t.Errorf("incomplete packets wait for %v, want 30 s", n.link.fragments.patience)
 		}
 		n.link.fragments.patience = patience
 		parts := cutUp(udpPacket(f[0], f[1], strings.Repeat("x", 100)), 1, 48, 0)
@@ -234,14 +234,14 @@ func TestReassemblyTimeout(t *testing.T) {
 		begun := time.Now()
 		h.write(t, parts[0], later[1])
 		if n.Stats().Memory == 0 {
-			t.Errorf("%s: nothing is held", name)
+			t.Errorf("%s: Stats.Memory is 0 although two packets are incomplete", name)
 		}
 		waitFor(t, func() bool { return n.Stats().Memory == 0 })
 		if waited := time.Since(begun); waited < patience {
-			t.Errorf("%s: the fragments were given up after %v", name, waited)
+			t.Errorf("%s: the link dropped the fragments after %v, which is too early", name, waited)
 		}
 		if d := n.Stats().FragmentsDropped; d != 2 {
-			t.Errorf("%s: %d drops were counted, want 2", name, d)
+			t.Errorf("%s: Stats count %d drops, want 2", name, d)
 		}
 		var sent [][]byte
 		waitFor(t, func() bool {
@@ -251,7 +251,7 @@ func TestReassemblyTimeout(t *testing.T) {
 			return len(sent) > 0
 		})
 		if want := packet.ReassemblyTimeout.About(parts[0]); len(sent) != 1 || !bytes.Equal(sent[0], want) {
-			t.Errorf("%s: sent %x, want one packet, %x", name, sent, want)
+			t.Errorf("%s: the Net sent %x, want one packet, %x", name, sent, want)
 		}
 	}
 }

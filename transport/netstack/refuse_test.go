@@ -106,16 +106,16 @@ func TestRefusals(t *testing.T) {
 			begin := time.Now()
 			err := x.do()
 			if took := time.Since(begin); took > 10*time.Second {
-				t.Errorf("took %v", took)
+				t.Errorf("the refusal took %v, want an immediate one", took)
 			}
-			wantOpError(t, "error", err, x.want)
+			wantOpError(t, "refused call", err, x.want)
 			var call *os.SyscallError
 			if !errors.As(err, &call) {
-				t.Errorf("%v has no *os.SyscallError, as package net's has", err)
+				t.Errorf("the error %v wraps no *os.SyscallError, but package net's does", err)
 			}
 			for _, want := range x.says {
 				if !strings.Contains(err.Error(), want) {
-					t.Errorf("no %q in: %v", want, err)
+					t.Errorf("the error does not contain %q: %v", want, err)
 				}
 			}
 		})
@@ -130,7 +130,7 @@ func TestListenOnName(t *testing.T) {
 	for _, err := range []error{err1, err2} {
 		var a *net.AddrError
 		if !errors.As(err, &a) || !strings.Contains(err.Error(), "one of 10.8.0.1, fd08::1") {
-			t.Errorf("%v, want a *net.AddrError that names the Net's addresses", err)
+			t.Errorf("listening on a name returned %v, want a *net.AddrError that names the Net's addresses", err)
 		}
 	}
 }
@@ -139,7 +139,7 @@ func TestListenOnName(t *testing.T) {
 func TestAddresses(t *testing.T) {
 	n := &Net{addrs: addrs("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6")}
 	if got, want := n.addresses(), "10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4 and 2 more"; got != want {
-		t.Errorf("%q, want %q", got, want)
+		t.Errorf("addresses returns %q, want %q", got, want)
 	}
 }
 
@@ -152,7 +152,7 @@ func TestNoNet(t *testing.T) {
 	_, err5 := new(ListenConfig).ListenPacket(context.Background(), "udp", ":80")
 	for i, err := range []error{err1, err2, err3, err4, err5} {
 		if _, ok := err.(*net.OpError); !ok || !errors.Is(err, errNoNet) {
-			t.Errorf("%d: %v", i+1, err)
+			t.Errorf("call %d without a Net returned %v, want a *net.OpError that wraps errNoNet", i+1, err)
 		}
 	}
 }
@@ -182,7 +182,7 @@ func TestSelf(t *testing.T) {
 		}
 		_ = u.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if _, from, err := u.ReadFromUDPAddrPort(make([]byte, 1)); err != nil || from.Addr() != a4 && from.Addr() != a6 {
-			t.Errorf("a datagram to %v came from %v, %v", unspecified, from, err)
+			t.Errorf("a datagram to %v came from %v, %v; want it from one of the Net's own addresses", unspecified, from, err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		if _, err := n.Ping(ctx, unspecified); err != nil {
@@ -212,7 +212,7 @@ func TestBroadcast(t *testing.T) {
 		_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
 		got := make([]byte, 10)
 		if n, from, err := s.ReadFrom(got); string(got[:n]) != "hello" || err != nil {
-			t.Errorf("%s: read %q from %v, %v", network, got[:n], from, err)
+			t.Errorf("%s: the receiver read %q from %v, %v; want the datagram hello", network, got[:n], from, err)
 		}
 	}
 	d, err := a.Dial("udp", "255.255.255.255:67")
@@ -223,6 +223,6 @@ func TestBroadcast(t *testing.T) {
 	write(t, d, "dialed")
 	got := make([]byte, 10)
 	if n, _, err := s.ReadFrom(got); string(got[:n]) != "dialed" || err != nil {
-		t.Errorf("read %q, %v", got[:n], err)
+		t.Errorf("the receiver read %q, %v; want the datagram dialed", got[:n], err)
 	}
 }

@@ -16,8 +16,8 @@ import (
 
 const residentCase = "NETSTACK_TEST_RESIDENT"
 
-// floods contains functions that fill memory of h's Net, which has the default Config.Memory: one kind of memory each, except for
-// the last, which fills all kinds.
+// floods contains functions that fill the memory of h's Net, which has the default Config.Memory. Each function fills one kind of
+// memory, except for the last, which fills all kinds.
 var floods = map[string]func(*testing.T, *handPeer){
 	"empty datagrams": func(t *testing.T, h *handPeer) { floodSockets(t, h, "") },
 	"large datagrams": func(t *testing.T, h *handPeer) { floodSockets(t, h, strings.Repeat("x", 1300)) },
@@ -58,12 +58,12 @@ func floodFragments(t *testing.T, h *handPeer) {
 		for i := range 20_000 {
 			h.write(t, cutUp(whole, uint32(i), 8, 0)[0], cutUp(whole, uint32(100_000+i), 1280, 0)[0])
 		}
-		t.Logf("%s: %d dropped", name, h.n.Stats().FragmentsDropped)
+		t.Logf("%s: so far, Stats count %d dropped fragments", name, h.n.Stats().FragmentsDropped)
 	}
 }
 
-// floodAcceptQueues opens up to 2,000 connections to each of eight listeners from one of 64 parties, and fills each connection with
-// single bytes.
+// floodAcceptQueues opens connections to eight listeners, and fills each connection with single bytes. Eight parties open up to 250
+// connections each to the same listener. Each listener has other parties, so there are 64 parties.
 func floodAcceptQueues(t *testing.T, h *handPeer) {
 	from := b4
 	for i := range 8 {
@@ -112,7 +112,7 @@ func TestResident(t *testing.T) {
 		return
 	}
 	if testing.Short() || testkit.Race {
-		t.Skip("floods for some seconds, and measures memory")
+		t.Skip("this test floods a Net for some seconds and measures memory, so it does not run with -short or the race detector")
 	}
 	for name := range floods {
 		t.Run(name, func(t *testing.T) {
@@ -123,7 +123,7 @@ func TestResident(t *testing.T) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 			out, err := cmd.CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "MiB resident") {
-				t.Fatalf("%v\n%s", err, out)
+				t.Fatalf("the child process failed or did not report its memory: %v\n%s", err, out)
 			}
 			t.Logf("%s", out)
 		})
@@ -139,7 +139,7 @@ func resides(t *testing.T, flood func(*testing.T, *handPeer)) {
 	used, heap := n.Stats().Memory, heapInUse()
 	t.Logf("%d MiB resident at most, %d MiB at the end; %d MiB of heap; Stats count %d MiB", peak>>10, statusKiB(t, "VmRSS")>>10, heap>>20, used>>20)
 	if most := int64(2*defaultMemory + 40<<20); peak<<10 > most {
-		t.Errorf("%d MiB were resident, want at most %d", peak>>10, most>>20)
+		t.Errorf("the process had up to %d MiB of resident memory, want at most %d", peak>>10, most>>20)
 	}
 	if most := int64(defaultMemory + 30<<20); heap > most {
 		t.Errorf("the heap has %d MiB, want at most %d", heap>>20, most>>20)

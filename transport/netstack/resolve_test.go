@@ -27,15 +27,15 @@ func TestDialName(t *testing.T) {
 	_, err = a.Dial("tcp", "nowhere.test:80")
 	var dns *net.DNSError
 	if !errors.As(err, &dns) || !dns.IsNotFound || dns.Server != "10.8.0.2:53" {
-		t.Errorf("dial of a name that does not exist: %v", err)
+		t.Errorf("dial of a name that does not exist: %v, want a DNSError from 10.8.0.2:53 that says so", err)
 	}
-	// The search list of this system must not be tried. The first answer says that the name does not exist, which holds for both
-	// families. But the Net may have sent the other question before that answer arrived.
+	// The Net must not use the search list of the operating system. The first answer says that the name does not exist, which
+	// holds for both families. But the Net may have sent the other question before that answer arrived.
 	if asked := s.questions(); len(asked) > 2 {
-		t.Errorf("it took the questions %v, want at most one per family", asked)
+		t.Errorf("the dial asked %v, want at most one question per family", asked)
 	}
 	if _, err := a.Dial("tcp6", "four.test:80"); err == nil {
-		t.Error("dialed over IPv6 to a name that has no such address")
+		t.Error("a dial over IPv6 of a name without IPv6 addresses succeeded")
 	}
 }
 
@@ -57,23 +57,24 @@ func TestDialFamilies(t *testing.T) {
 		n, s := namesNet(t, Config{Addresses: x.own}, fails(dnsmessage.RCodeServerFailure))
 		_, err := n.Dial(x.network, "both.test:80")
 		if err == nil {
-			t.Fatalf("%v: dialed without an address", x)
+			t.Fatalf("%v: the dial succeeded although the name server only reports failures", x)
 		}
 		if x.want == nil && !strings.Contains(err.Error(), "Config.Addresses") {
-			t.Errorf("%s with %v: %v; want what to do about it", x.network, x.own, err)
+			t.Errorf("dial of %s with the addresses %v: %v; want an error that mentions Config.Addresses", x.network, x.own, err)
 		}
 		var types []dnsmessage.Type
 		for _, q := range s[0].questions() {
 			types = append(types, q.t)
 		}
 		if slices.Sort(types); !slices.Equal(types, x.want) {
-			t.Errorf("%s with %v asked for %v, want %v", x.network, x.own, types, x.want)
+			t.Errorf("dial of %s with the addresses %v: the Net asked for %v, want %v", x.network, x.own, types, x.want)
 		}
 	}
 }
 
-// TestUnreachableServer lets an ICMP error report that the first name server is unreachable. It checks that the Net then asks the
-// second server, and from then on asks the second server first.
+// TestUnreachableServer gives a Net three name servers. The Net does not use the first one, because the Net has no IPv6 address. An
+// ICMP error reports that the second server is unreachable. The test checks that the Net then asks the third server, and asks it
+// first from then on.
 func TestUnreachableServer(t *testing.T) {
 	_, b := pair(t)
 	s := serveDNS(t, b)
@@ -89,18 +90,18 @@ func TestUnreachableServer(t *testing.T) {
 			return false
 		}
 		lost.Add(1)
-		// A WireGuard device sends such an ICMP error if no peer has the address.
+		// A host sends such an ICMP error if it runs no name server.
 		e := portUnreachable(p)
 		go func() { _, _ = n.WritePackets([][]byte{e}) }()
 		return true
 	}})
 	for _, name := range []string{"both.test.", "four.test.", "two.test."} {
 		if addrs, err := n.LookupNetIP(t.Context(), "ip4", name); err != nil || len(addrs) == 0 {
-			t.Fatalf("lookup: %v, %v", addrs, err)
+			t.Fatalf("the lookup returned %v, %v; want an address", addrs, err)
 		}
 	}
 	if lost.Load() != 1 || s.udp.Load() != 3 {
-		t.Errorf("%d questions to the server that does not answer and %d to the one that does, want 1 and 3", lost.Load(), s.udp.Load())
+		t.Errorf("the Net asked the unreachable server %d times and the reachable one %d times, want 1 and 3", lost.Load(), s.udp.Load())
 	}
 }
 
@@ -120,20 +121,20 @@ func TestNoServers(t *testing.T) {
 		_, err = n.Dial("tcp", "both.test:80")
 		var dns *net.DNSError
 		if !errors.As(err, &dns) || dns.Server != "" || !strings.Contains(err.Error(), "Config.DNS") || !strings.Contains(err.Error(), x.want) {
-			t.Errorf("dial of a name with the servers %v: %v; want what to do about it", x.dns, err)
+			t.Errorf("dial of a name with the servers %v: %v; want an error that mentions Config.DNS", x.dns, err)
 		}
 		for what, err := range lookAll(t.Context(), n) {
 			if !errors.As(err, &dns) || dns.IsNotFound || dns.IsTimeout || dns.Server != "" || !strings.Contains(err.Error(), x.want) {
-				t.Errorf("%s with the servers %v: %v; want what to do about it", what, x.dns, err)
+				t.Errorf("%s with the servers %v: %v; want an error that says why no server can be asked", what, x.dns, err)
 			}
 		}
 		if _, err := n.Resolver().LookupHost(t.Context(), "both.test."); err == nil || !strings.Contains(err.Error(), "Config.DNS") {
-			t.Errorf("lookup with the servers %v: %v; want what to do about it", x.dns, err)
+			t.Errorf("lookup with the Resolver and the servers %v: %v; want an error that mentions Config.DNS", x.dns, err)
 		}
 	}
 }
 
-// lookAll calls each method that asks a server, and returns the errors.
+// lookAll calls each lookup method that asks a server. It returns the errors under the names of the methods.
 func lookAll(ctx context.Context, n *Net) map[string]error {
 	all := make(map[string]error)
 	_, all["LookupAddr"] = n.LookupAddr(ctx, "10.8.0.2")
@@ -162,7 +163,7 @@ func TestRank(t *testing.T) {
 	} {
 		n := &Net{addrs: []netip.Addr{a4, x.own}}
 		if got := n.rank(x.to) < n.rank(b4); got != x.before {
-			t.Errorf("from %v, %v before IPv4 is %v, want %v", x.own, x.to, got, x.before)
+			t.Errorf("with the own address %v, the Net prefers %v to IPv4: %v, want %v", x.own, x.to, got, x.before)
 		}
 	}
 }

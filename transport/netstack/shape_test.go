@@ -56,7 +56,7 @@ func TestShape(t *testing.T) {
 				continue
 			}
 			if got, want := signature(got.Type), signature(m.Type); got != want {
-				t.Errorf("%s is %s, want %s", name, got, want)
+				t.Errorf("the signature of %s is %s, want %s", name, got, want)
 			}
 		}
 		for i := range x.theirs.NumField() {
@@ -70,26 +70,27 @@ func TestShape(t *testing.T) {
 				continue
 			}
 			if got.Type != f.Type {
-				t.Errorf("%s is %v, want %v", name, got.Type, f.Type)
+				t.Errorf("the type of %s is %v, want %v", name, got.Type, f.Type)
 			}
 		}
 	}
 	for name := range leftOut {
 		if !used[name] {
-			t.Errorf("the list has %s, which package net does not have", name)
+			t.Errorf("leftOut lists %s, which package net does not have", name)
 		}
 	}
 }
 
-// lacks reports whether package netstack's type lacks the member name of package net's type: found is false, or leftOut lists the
-// member. It fails the test if found and leftOut contradict each other.
+// lacks reports whether package netstack's type lacks the method or field name of package net's type. found says whether package
+// netstack's type has it. lacks also returns true if leftOut lists name, and fails the test if found and leftOut contradict each
+// other.
 func lacks(t *testing.T, name string, found bool, used map[string]bool) bool {
 	_, listed := leftOut[name]
 	used[name] = true
 	if found && listed {
-		t.Errorf("%s exists, and the list says that it was left out", name)
+		t.Errorf("%s exists, but leftOut says that it was left out", name)
 	} else if !found && !listed {
-		t.Errorf("%s is missing: add it, or say in the list why it was left out", name)
+		t.Errorf("%s is missing: add it, or say in leftOut why it was left out", name)
 	}
 	return !found || listed
 }

@@ -156,7 +156,7 @@ func FuzzSplit(f *testing.F) {
 		for range before % 128 { // fill a part of the batch first
 			x.batch.Append([]byte("xyz"))
 		}
-		// gVisor leaves the checksum to the link, except for the sum of the pseudo-header.
+		// gVisor writes only the sum of the pseudo-header, and the link must not use it. So the checksum field gets random bytes.
 		rnd.Read(p[l3+16 : l3+18])
 		pkt := gsoPacket(p, l3, l4, size, max(1, int(viewSizes)))
 		x.put(pkt)
@@ -165,11 +165,11 @@ func FuzzSplit(f *testing.F) {
 
 		got := c.packets[before%128:]
 		if len(got) != len(want) {
-			t.Fatalf("%d segments, want %d", len(got), len(want))
+			t.Fatalf("the exit made %d segments, want %d", len(got), len(want))
 		}
 		for i := range want {
 			if !bytes.Equal(got[i], want[i]) {
-				t.Fatalf("segment %d of %d:\n%x\nwant\n%x", i, len(want), got[i], want[i])
+				t.Fatalf("segment %d of %d is\n%x\nwant\n%x", i, len(want), got[i], want[i])
 			}
 		}
 	})
@@ -192,11 +192,11 @@ func TestPutWhole(t *testing.T) {
 	}
 	x.flush()
 	if len(c.packets) != len(want) {
-		t.Fatalf("%d packets, want %d", len(c.packets), len(want))
+		t.Fatalf("the exit sent %d packets, want %d", len(c.packets), len(want))
 	}
 	for i := range want {
 		if !bytes.Equal(c.packets[i], want[i]) {
-			t.Fatalf("packet %d differs", i)
+			t.Fatalf("put changed packet %d", i)
 		}
 	}
 }
@@ -208,7 +208,7 @@ func TestTrainFits(t *testing.T) {
 		l := newLink(mtu, nil)
 		largest := int(l.GSOMaxSize()) - header.TCPTotalHeaderMaximumSize - 1
 		if int(l.GSOMaxSize()) > 65535 || largest < min(mtu-100, 65000) {
-			t.Fatalf("MTU %d: GSOMaxSize is %d", mtu, l.GSOMaxSize())
+			t.Fatalf("MTU %d: GSOMaxSize is %d, want at most 65535, and enough for large packets", mtu, l.GSOMaxSize())
 		}
 		for _, headers := range []int{20 + 20, 20 + 60, 40 + 20, 40 + 60} {
 			mss := mtu - 100
@@ -217,11 +217,11 @@ func TestTrainFits(t *testing.T) {
 			}
 			segments := (largest + mss - 1) / mss
 			if bytes := segments * (mss + headers + 32); segments > 64 || bytes > 65507 && segments > 1 {
-				t.Fatalf("MTU %d: %d segments, %d bytes", mtu, segments, bytes)
+				t.Fatalf("MTU %d: the largest packet makes %d segments with %d bytes, want at most 64 and 65507", mtu, segments, bytes)
 			}
 		}
 		if mtu >= 1000 && mtu <= 1500 && largest < 55000 {
-			t.Errorf("MTU %d: packets of %d bytes only", mtu, largest)
+			t.Errorf("MTU %d: the largest packet has %d bytes of payload, want at least 55000", mtu, largest)
 		}
 	}
 }
@@ -235,7 +235,7 @@ func TestSplitAllocates(t *testing.T) {
 		pkt := gsoPacket(p, l3, l4, 1348, 16384)
 		x := exit{to: discard{}, batch: new(wireguard.Batch), drops: new(drops), windows: new(windows)}
 		if n := testing.AllocsPerRun(100, func() { x.put(pkt); x.flush() }); n != 0 {
-			t.Errorf("splitting a packet of 45 segments allocates %v times", n)
+			t.Errorf("splitting a packet of 45 segments allocates %v times, want 0", n)
 		}
 		pkt.DecRef()
 	}

@@ -49,10 +49,10 @@ func TestAcceptQueueBound(t *testing.T) {
 	s, grown := n.Stats(), heapInUse()-before
 	t.Logf("%d connections wait: Stats count %d KiB, the heap has %d KiB more", len(conns), s.Memory>>10, grown>>10)
 	if grown > int64(s.Memory)+1<<20 && !testkit.Race {
-		t.Errorf("the heap grew by %d bytes, and Stats say %d", grown, s.Memory)
+		t.Errorf("the heap grew by %d bytes, want at most 1 MiB more than Stats.Memory, which is %d", grown, s.Memory)
 	}
 	if s.ConnectionsDropped == 0 {
-		t.Error("no drop was counted")
+		t.Error("Stats count no dropped connections")
 	}
 	other, ok := h.tryConnect(t, netip.AddrPortFrom(b4.Next(), 1000), to, 10*time.Second)
 	if !ok {
@@ -69,7 +69,7 @@ func TestAcceptQueueBound(t *testing.T) {
 		}
 		from := c.RemoteAddr().String()
 		if !waiting[from] {
-			t.Fatalf("a connection from %s is accepted, which was refused or accepted before", from)
+			t.Fatalf("Accept returned a connection from %s, which was refused or has already been accepted", from)
 		}
 		delete(waiting, from)
 		_ = c.SetLinger(0)
@@ -111,7 +111,7 @@ func TestAcceptQueueReset(t *testing.T) {
 		_, ok = h.next(func(s segment) bool { return s.flags&flagRST != 0 }, time.Second)
 	}
 	if want := len(half) - most; resets < want || resets > want+2 || n.Stats().ConnectionsDropped != uint64(resets) {
-		t.Errorf("%d of %d connections were reset, and %d counted, want about %d", resets, len(half), n.Stats().ConnectionsDropped, want)
+		t.Errorf("the listener reset %d of %d connections, and Stats count %d drops, want about %d of both", resets, len(half), n.Stats().ConnectionsDropped, want)
 	}
 }
 
@@ -130,7 +130,7 @@ func TestHalfOpenBound(t *testing.T) {
 	}
 	counted := n.Stats().Memory
 	if most := uint64(memory/8 + listeners*leastHalfOpen*halfOpenCost); counted < memory/16 || counted > most {
-		t.Errorf("%d bytes are reserved, want %d to %d", counted, memory/16, most)
+		t.Errorf("the listeners reserved %d bytes, want %d to %d", counted, memory/16, most)
 	}
 	for i := range 2000 {
 		for k := range listeners {
@@ -153,7 +153,7 @@ func TestHalfOpenBound(t *testing.T) {
 	grown := heapInUse() - before
 	t.Logf("Stats count %d KiB, the heap has %d KiB more", counted>>10, grown>>10)
 	if grown > int64(counted)+1<<20 && !testkit.Race {
-		t.Errorf("the heap grew by %d bytes, and Stats say %d", grown, counted)
+		t.Errorf("the heap grew by %d bytes, want at most 1 MiB more than Stats.Memory, which is %d", grown, counted)
 	}
 	h.connect(t, netip.AddrPortFrom(b4.Next(), 1000), netip.AddrPortFrom(a4, 80))
 }

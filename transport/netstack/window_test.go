@@ -65,20 +65,20 @@ func TestAckBeyondClosedWindow(t *testing.T) {
 				if a.ack == c.next {
 					c.send(t, min(5000, int(a.window)<<c.scale))
 				}
-				a = c.h.want(t, "an acknowledgement of all", func(s segment) bool { return c.mine(s) && s.ack == c.next })
+				a = c.h.want(t, "an acknowledgement of all bytes", func(s segment) bool { return c.mine(s) && s.ack == c.next })
 			}
 			c.send(t, 3000) // the Net drops these bytes, because the window is closed
-			// The test acts as if the peer had sent 16 MiB more, which were lost. The read buffer was larger before, and gVisor
-			// accepts sequence numbers up to the right edge of that time, so a smaller number would not suffice.
+			// The test acts as if the peer had sent 16 MiB more and all of them had been lost. Fewer bytes would not suffice: the
+			// read buffer was larger at first, and gVisor still accepts sequence numbers up to the right edge of that time.
 			c.next += 16 << 20
 			got := first.seq
 			for end := first.seq + total; got != end; {
 				// Acknowledge all bytes that have arrived.
-				s := c.h.want(t, "the rest of what the server wrote", func(s segment) bool {
+				s := c.h.want(t, "the next bytes that the server wrote", func(s segment) bool {
 					return c.mine(s) && s.seq+uint32(len(s.payload)) != got && int32(s.seq-got) <= 0 && int32(s.seq+uint32(len(s.payload))-got) > 0
 				})
 				if s.window != 0 {
-					t.Fatalf("the window is open: %v", s)
+					t.Fatalf("the server's window is open, want it closed: %v", s)
 				}
 				got = s.seq + uint32(len(s.payload))
 				c.ack = got
@@ -96,9 +96,9 @@ func TestAckBeyondClosedWindow(t *testing.T) {
 	}
 }
 
-// TestAckToClosedWindow lets a peer close its window at a number below bytes that the Net has already sent. That also seems to
-// happen after a reordered acknowledgement. The peer then accepts only the sequence number that it expects next. The test checks
-// that the Net's acknowledgements without data carry that number.
+// TestAckToClosedWindow lets a peer close its window at a number below bytes that the Net has already sent. After a reordered
+// acknowledgement, it looks to the Net as if the peer had done that. The peer then accepts only the sequence number that it expects
+// next. The test checks that the Net's acknowledgements without data carry that number.
 func TestAckToClosedWindow(t *testing.T) {
 	for name, f := range handFlows {
 		t.Run(name, func(t *testing.T) {
@@ -117,7 +117,7 @@ func TestAckToClosedWindow(t *testing.T) {
 				c.send(t, 1000) // gVisor acknowledges a second segment without a delay
 				a := c.h.want(t, what, func(s segment) bool { return c.mine(s) && len(s.payload) == 0 && s.ack == c.next })
 				if a.seq != seq {
-					t.Errorf("%s has the number %d, want %d", what, int32(a.seq-next), int32(seq-next))
+					t.Errorf("%s has the sequence number %d, want %d, both relative to the next byte of the Net", what, int32(a.seq-next), int32(seq-next))
 				}
 			}
 			ackOf("an acknowledgement with an open window", next)
@@ -157,7 +157,7 @@ func TestWindowKeepsItsEdge(t *testing.T) {
 			w.outbound(h, packet.IP4Header, true)
 			s, _ := parseSegment(h)
 			if s.ack != next {
-				t.Fatal("the acknowledgement number changed")
+				t.Fatal("outbound changed the acknowledgement number")
 			}
 			forward := func(edge *uint32, to uint32) {
 				if int32(to-*edge) > 0 {
@@ -175,7 +175,7 @@ func TestWindowKeepsItsEdge(t *testing.T) {
 		}
 	}
 	if shrunk == 0 {
-		t.Error("the edge never moved back, so the test shows nothing")
+		t.Error("without lower windows, the right edge never moved back, so the test proves nothing")
 	}
 }
 
@@ -200,11 +200,11 @@ func TestLowerSYN(t *testing.T) {
 		lowerSYN(p)
 		got, ok := parseSegment(p)
 		if !ok || got.window != want {
-			t.Fatalf("%v, options %x: window %d, want %d", s, s.options, got.window, want)
+			t.Fatalf("%v, options %x: lowerSYN made the window %d, want %d", s, s.options, got.window, want)
 		}
 		l3 := len(p) - packet.TCPHeader - len(s.options)
 		if packet.TransportSum(p, l3) != 0xffff {
-			t.Fatalf("%v: the checksum is wrong", s)
+			t.Fatalf("%v: the checksum after lowerSYN is wrong", s)
 		}
 	}
 	for name, p := range map[string][]byte{
@@ -245,37 +245,37 @@ func TestClosedWindows(t *testing.T) {
 	want := func(what string, f flow, seq, clipped uint32, used int32) {
 		t.Helper()
 		if got := c.clipped(f, seq); got != clipped {
-			t.Errorf("%s: %d became %d, want %d", what, seq, got, clipped)
+			t.Errorf("%s: clip made %d into %d, want %d", what, seq, got, clipped)
 		}
 		if got := c.used.Load(); got != used {
-			t.Errorf("%s: %d entries, want %d", what, got, used)
+			t.Errorf("%s: %d entries are in use, want %d", what, got, used)
 		}
 	}
 	c.open(f, 1)
 	c.forget(f)
-	want("never closed", f, 100, 100, 0)
+	want("a window that was never closed", f, 100, 100, 0)
 	c.close(f, 100)
-	want("beyond", f, 101, 100, 1)
-	want("far beyond", f, 100+1<<31-1, 100, 1)
-	want("expected", f, 100, 100, 1)
+	want("a number beyond the expected one", f, 101, 100, 1)
+	want("a number far beyond the expected one", f, 100+1<<31-1, 100, 1)
+	want("the expected number", f, 100, 100, 1)
 	want("a probe", f, 99, 99, 1)
 	want("another connection", g, 200, 200, 1)
 	c.open(f, 99)
-	want("opened by an older segment", f, 200, 100, 1)
+	want("after an older segment with an open window", f, 200, 100, 1)
 	c.close(f, 99)
-	want("closed by an older segment", f, 200, 100, 1)
+	want("after an older segment with a closed window", f, 200, 100, 1)
 	c.close(f, 150)
-	want("closed by a newer segment", f, 200, 150, 1)
+	want("after a newer segment with a closed window", f, 200, 150, 1)
 	c.open(f, 150)
-	want("opened", f, 200, 200, 0)
+	want("after a segment that opens the window", f, 200, 200, 0)
 	c.close(f, 1<<32-10)
-	want("beyond the wrap", f, 5, 1<<32-10, 1)
+	want("a number beyond the wraparound", f, 5, 1<<32-10, 1)
 	c.close(f, 3)
-	want("closed after the wrap", f, 5, 3, 1)
+	want("after a segment beyond the wraparound with a closed window", f, 5, 3, 1)
 	c.forget(g)
-	want("another one forgotten", f, 5, 3, 1)
+	want("after another connection was forgotten", f, 5, 3, 1)
 	c.forget(f)
-	want("forgotten", f, 5, 5, 0)
+	want("after the connection was forgotten", f, 5, 5, 0)
 }
 
 // TestClosedWindowsBound closes more windows than the table has entries. It checks that a further connection still gets an entry,
@@ -286,14 +286,14 @@ func TestClosedWindowsBound(t *testing.T) {
 		c.close(numberedFlow(i), uint32(i))
 	}
 	if n := c.used.Load(); n > closedSets*closedWays {
-		t.Errorf("%d entries, want at most %d", n, closedSets*closedWays)
+		t.Errorf("the table has %d entries in use, want at most %d", n, closedSets*closedWays)
 	}
 	kept := 0
 	for i := range 1000 {
 		victim := numberedFlow(1<<29 + i)
 		c.close(victim, 500)
 		if got := c.clipped(victim, 600); got != 500 {
-			t.Fatal("a connection found no place in a full table")
+			t.Fatal("a connection got no entry in a full table")
 		}
 		for j := range 100 {
 			c.close(numberedFlow(1<<30+100*i+j), uint32(j))
@@ -303,7 +303,7 @@ func TestClosedWindowsBound(t *testing.T) {
 		}
 	}
 	if kept < 900 {
-		t.Errorf("%d of 1000 connections kept their place while 100 others closed their windows", kept)
+		t.Errorf("%d of 1000 connections kept their entry while 100 others closed their windows, want at least 900", kept)
 	}
 	for i := range 100_000 {
 		c.forget(numberedFlow(i))
@@ -315,7 +315,7 @@ func TestClosedWindowsBound(t *testing.T) {
 		c.forget(numberedFlow(1<<30 + i))
 	}
 	if n := c.used.Load(); n != 0 {
-		t.Errorf("%d entries are left", n)
+		t.Errorf("%d entries are in use after all connections were forgotten, want 0", n)
 	}
 }
 
@@ -341,10 +341,10 @@ func TestWindowsForget(t *testing.T) {
 		in(w, flagACK, 0)
 		out(w, flagACK|flagPSH, 1) // outbound lowers this window to 0
 		if w.own.none() || w.peer.none() {
-			t.Fatal("a closed window is not noted")
+			t.Fatal("the tables have no entry for a closed window")
 		}
 		if end(w); !w.own.none() || !w.peer.none() {
-			t.Errorf("%s: the connection is not forgotten", name)
+			t.Errorf("%s: the connection still has an entry", name)
 		}
 	}
 }
@@ -365,7 +365,7 @@ func TestWindowsAllocate(t *testing.T) {
 			w.outbound(q, packet.IP4Header, true)
 		})
 		if n != 0 {
-			t.Errorf("with a window of %d: %v allocations per segment", window, n)
+			t.Errorf("with a window of %d: %v allocations per pair of segments, want 0", window, n)
 		}
 	}
 }
@@ -382,6 +382,6 @@ func TestSmallestBuffer(t *testing.T) {
 	go func() { _, _ = c.Write(make([]byte, total)) }()
 	_ = s.SetDeadline(time.Now().Add(30 * time.Second))
 	if n, err := io.CopyN(io.Discard, s, total); err != nil {
-		t.Errorf("after %d bytes: %v", n, err)
+		t.Errorf("the transfer ended after %d bytes: %v", n, err)
 	}
 }
