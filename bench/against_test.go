@@ -76,7 +76,7 @@ func TestAgainst(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.Name != "goroutines/device" || got.Theirs != 1000 || got.Ours < 1 || len(got.Pairs) != 2 || got.Ratio != got.Ours/1000 {
-		t.Errorf("the record is %+v", got)
+		t.Errorf("the record is %+v, want goroutines/device with 1000 on their side, 2 pairs and the ratio of both", got)
 	}
 	for _, want := range []string{"theirs    " + dir, "goroutines/peer    left out: the other bench does not have this name"} {
 		if !strings.Contains(messages.String(), want) {
@@ -84,7 +84,7 @@ func TestAgainst(t *testing.T) {
 		}
 	}
 	if err := r.runAgainst(t.Context(), t.TempDir(), ms, false, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "want the root of a checkout") {
-		t.Errorf("with a folder that is not a checkout: %v", err)
+		t.Errorf("with a folder that is not a checkout: %v, want an error", err)
 	}
 }
 
@@ -113,10 +113,10 @@ func TestPairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := "A B B A A B"; strings.Join(log, " ") != want {
-		t.Errorf("order is %v, want %s", log, want)
+		t.Errorf("the samples were taken in the order %v, want %s", log, want)
 	}
 	if len(got) != 2 {
-		t.Fatalf("%d figures are compared, want packets and processor time", len(got))
+		t.Fatalf("%d figures are compared, want 2: packets and processor time", len(got))
 	}
 	var b bytes.Buffer
 	printMatches(&b, got)
@@ -134,7 +134,7 @@ func TestPairs(t *testing.T) {
 		t.Fatalf("without processor time: %v, %v; want the figure alone", got, err)
 	}
 	if text, err := json.Marshal(got[0].record()); err != nil {
-		t.Errorf("a ratio to zero: %v, %s", err, text)
+		t.Errorf("encode the record of a ratio to zero: %v, %s", err, text)
 	}
 }
 
@@ -153,7 +153,7 @@ func TestFailedPair(t *testing.T) {
 		{pairOf(1, &log, good, lossy), "x/y: theirs: lost 3 (MUST BE 0)"},
 	} {
 		if _, err := c.contest.run(t.Context(), &measure{name: "x/y"}); err == nil || err.Error() != c.want {
-			t.Errorf("error is %v, want %s", err, c.want)
+			t.Errorf("run returns the error %v, want %s", err, c.want)
 		}
 	}
 }
@@ -176,7 +176,7 @@ func TestLock(t *testing.T) {
 	}
 	defer f.Close()
 	if free, err := tryLock(f); err != nil || !free {
-		t.Fatalf("the process that has the lock is locked out: %v", err)
+		t.Fatalf("tryLock fails in the process that already has the lock: %v", err)
 	}
 	f.Close()
 
@@ -201,7 +201,7 @@ func TestLock(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	said := interrupter{cancel: cancel}
 	if f, err := takeLock(ctx, path, &said); !errors.Is(err, context.Canceled) || !strings.Contains(said.String(), path) {
-		t.Errorf("got %v, %v, and %q; want a wait that ends with the context", f, err, &said)
+		t.Errorf("takeLock returns %v, %v and prints %q; want context.Canceled, and the path of the file", f, err, &said)
 	}
 	in.Close()
 	cmd.Wait()

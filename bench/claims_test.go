@@ -22,7 +22,7 @@ func TestClaims(t *testing.T) {
 		t.Errorf("claims are %v, %v; want 2 of a/more and 0.25 of a/less", got, err)
 	}
 	if _, err := claims("nothing"); err == nil {
-		t.Error("a text without claims is no error")
+		t.Error("claims returns no error for a text without claims")
 	}
 }
 
@@ -45,9 +45,9 @@ func TestClaimsInDoubt(t *testing.T) {
 		_, err := claims("# A text\n\n" + head + "| `a/sure` | 1 | 2 | 0.5 | | 0.5 |\n" + c.row + "\n")
 		switch {
 		case c.want == "" && err != nil:
-			t.Errorf("%s: %v", c.row, err)
+			t.Errorf("%s: %v, want no error", c.row, err)
 		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
-			t.Errorf("%s: error is %v, want %q", c.row, err, c.want)
+			t.Errorf("%s: the error is %v, want %q", c.row, err, c.want)
 		}
 	}
 }
@@ -64,12 +64,12 @@ func TestReadmeClaims(t *testing.T) {
 	}
 	for _, want := range []string{"netstack/tcp1", "pipeline/1420", "many/200", "memory/netstack", "peers/add", "tun/tcp4", "tun/udp", "tun/rtt"} {
 		if got[want] == 0 {
-			t.Errorf("the README claims nothing of %s", want)
+			t.Errorf("the README claims no ratio for %s", want)
 		}
 	}
 	for name := range got {
 		if ms, err := pick(measures(), name); err != nil || len(ms) != 1 {
-			t.Errorf("the README claims a ratio for %s, which is no name: %v", name, err)
+			t.Errorf("the README claims a ratio for %s, which is not the name of a measure: %v", name, err)
 		}
 	}
 }
@@ -108,12 +108,12 @@ func TestCheckClaims(t *testing.T) {
 			case c.want == "" && err != nil:
 				t.Error(err)
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
-				t.Errorf("error is %v, want %q", err, c.want)
+				t.Errorf("checkClaims returns the error %v, want %q", err, c.want)
 			}
 		})
 	}
 	r := runner{}
 	if err := r.checkClaims(t.Context(), file, nil, new(bytes.Buffer)); err == nil || !strings.Contains(err.Error(), "a/more") {
-		t.Errorf("a claim that is not measured: %v", err)
+		t.Errorf("a claim for a name that is not measured: %v, want an error with that name", err)
 	}
 }

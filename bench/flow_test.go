@@ -37,10 +37,10 @@ func TestFlowCountsFaults(t *testing.T) {
 	deliver(f, p[5], p[6][:40])        // packets 3 and 4 are missing, and packet 6 is truncated
 	f.stop()
 	if f.late.Load() != 2 || f.mangled.Load() != 1 || f.missing() != 4 {
-		t.Errorf("late %d, mangled %d, missing %d; want 2, 1, 4", f.late.Load(), f.mangled.Load(), f.missing())
+		t.Errorf("%d packets are late, %d are mangled and %d are missing; want 2, 1, 4", f.late.Load(), f.mangled.Load(), f.missing())
 	}
 	if err := f.drain(10 * time.Millisecond); !errors.Is(err, errNothingArrives) {
-		t.Errorf("drain says %v while packets are missing", err)
+		t.Errorf("drain returns %v while packets are missing, want errNothingArrives", err)
 	}
 }
 
@@ -52,11 +52,11 @@ func TestFlowGivesBack(t *testing.T) {
 	f.stop()
 	deliver(f, p[:7]...)
 	if err := f.drain(time.Second); err != nil || f.missing() != 0 {
-		t.Errorf("%v, %d missing: what was given back was never sent", err, f.missing())
+		t.Errorf("drain returns %v, and %d packets are missing; want none, because packets that were given back do not count as sent", err, f.missing())
 	}
 	f.allow(8)
 	if next := send(f, 128); len(next) != 1 || next[0][seqAt] != 7 {
-		t.Errorf("%d packets follow, want the one of number 7", len(next))
+		t.Errorf("%d packets follow, want only packet 7", len(next))
 	}
 }
 
@@ -86,7 +86,7 @@ func TestFlowWindow(t *testing.T) {
 		n := f.sent - f.received.Load()
 		f.ahead.Unlock()
 		if n > window {
-			t.Fatalf("%d packets are in flight, want %d at most", n, window)
+			t.Fatalf("%d packets are in flight, want at most %d", n, window)
 		}
 	}
 	close(down)
@@ -100,10 +100,10 @@ func TestTemplateIsIPv4(t *testing.T) {
 		sum += uint32(f.template[i])<<8 | uint32(f.template[i+1])
 	}
 	if sum = sum>>16 + sum&0xffff; sum != 0xffff {
-		t.Errorf("the header's checksum is off: %x", sum)
+		t.Errorf("the sum over the IPv4 header is %x, want ffff", sum)
 	}
 	if got := int(f.template[2])<<8 | int(f.template[3]); got != 1420 {
-		t.Errorf("total length %d", got)
+		t.Errorf("the IPv4 header has the total length %d, want 1420", got)
 	}
 }
 
@@ -138,14 +138,14 @@ func crossWire(t *testing.T, landings int, receive func(*wireSocket) func() ([][
 			t.Fatal(err)
 		}
 		if len(datagrams) == 0 || len(datagrams) > wireBatch {
-			t.Fatalf("%d datagrams in a batch", len(datagrams))
+			t.Fatalf("a batch has %d datagrams, want 1 to 128", len(datagrams))
 		}
 		for _, d := range datagrams {
 			if got := int(d[0]) | int(d[1])<<8 | int(d[2])<<16; got != n {
 				t.Fatalf("datagram %d arrived when %d was due", got, n)
 			}
 			if d[len(d)-1] != byte(len(d)) {
-				t.Fatalf("datagram %d is not as long as it was", n)
+				t.Fatalf("datagram %d arrived with another length than it was sent with", n)
 			}
 			n++
 		}
@@ -229,6 +229,6 @@ func TestWireCloses(t *testing.T) {
 	}
 	c := crossing{s: newWire(&stage{}, 1).ends[0].open()}
 	if err := c.put(make([]byte, wireBatch*wireRoom+1)); !errors.Is(err, errOversized) {
-		t.Errorf("oversized: %v", err)
+		t.Errorf("put of a datagram that is too large returns %v, want errOversized", err)
 	}
 }

@@ -27,7 +27,7 @@ func TestCheckGoals(t *testing.T) {
 			bad := map[string]int{}
 			r := runner{start: func(_ context.Context, o order) (*taking, error) {
 				if o.Side == sideTheirs {
-					t.Error("the other library is measured")
+					t.Error("a sample of the other library is taken, want none")
 				}
 				if bad[o.Name]++; bad[o.Name] <= c.bad {
 					return ended(sample{}, errors.New("no luck")), nil
@@ -45,7 +45,7 @@ func TestCheckGoals(t *testing.T) {
 			case c.want == "" && err != nil:
 				t.Error(err)
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
-				t.Errorf("error is %v, want %q", err, c.want)
+				t.Errorf("checkGoals returns the error %v, want %q", err, c.want)
 			}
 		})
 	}
@@ -59,10 +59,10 @@ func TestQuickNames(t *testing.T) {
 			continue
 		}
 		if n++; m.goal == 0 && !m.lower || !strings.HasPrefix(m.name, "load/") {
-			t.Errorf("%s is quick, with the goal %v", m.name, m.goal)
+			t.Errorf("%s is quick and has the goal %v; want the family load, and a goal or a figure that should be low", m.name, m.goal)
 		}
 	}
 	if n < 6 {
-		t.Errorf("%d names are quick, want at least 6", n)
+		t.Errorf("%d measures are quick, want at least 6", n)
 	}
 }

@@ -132,7 +132,7 @@ func runHub(st *stage, n, receivers int) (sample, error) {
 	return sample{s.n / s.took.Seconds(), append([]aside{
 		{Name: "processor time of the hub", Unit: "µs/packet", Value: s.cpu.Seconds() * 1e6 / s.n, Apart: true},
 		allocations,
-		{Name: "stalls for what was lost", Value: float64(back.stalls.Load())},
+		{Name: "stalls after losses", Value: float64(back.stalls.Load())},
 		mustBeZero("out of order", back.late.Load()),
 	}, st.calls()...)}, nil
 }

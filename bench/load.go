@@ -213,7 +213,7 @@ func runCookies(st *stage) (sample, error) {
 	return sample{two / one, []aside{
 		{Name: "on one core", Unit: "1/s", Value: one},
 		{Name: "on two", Unit: "1/s", Value: two},
-		{Name: "their crypto alone", Unit: "x", Value: cookieCrypto(2, st.Span/2) / cookieCrypto(1, st.Span/2)},
+		{Name: "cookie crypto alone", Unit: "x", Value: cookieCrypto(2, st.Span/2) / cookieCrypto(1, st.Span/2)},
 	}}, nil
 }
 

@@ -77,7 +77,7 @@ func keepAlive(st *stage) (k keptSpan, err error) {
 	k.n, k.calls = float64(after.SentDatagrams-before.SentDatagrams), float64(after.SendCalls-before.SendCalls)
 	k.missing = max(0, due*95/100-int64(k.n)) // 5 % may be missing: some are due at the very end, and some are sent a little late
 	if passed := time.Since(begun); passed > 3*time.Minute {
-		return k, fmt.Errorf("it took %v, and a session lasts 180 s: the machine is too slow", passed)
+		return k, fmt.Errorf("the sample took %v, but a session lasts only 180 s: the machine is too slow", passed)
 	}
 	return k, nil
 }

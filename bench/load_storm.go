@@ -196,7 +196,7 @@ func (s *storm) send(now time.Time) (left int) {
 	return s.left
 }
 
-var errStorm = errors.New("a minute later not all callers have a session")
+var errStorm = errors.New("after a minute, some callers still have no session")
 
 // run sends initiations until all callers have a session or limit has passed, and returns the time that this took. About every 10
 // ms it also calls the function beside.
@@ -252,7 +252,7 @@ func runStorm(st *stage, lookup bool) (sample, error) {
 	}}, nil
 }
 
-var errStranger = errors.New("a stranger")
+var errStranger = errors.New("the public key is not that of a client")
 
 // slowLookup returns a Config.Lookup that knows the given peers, and refuses all others. Each call of the returned function lasts
 // for the duration in the parameter takes.

@@ -29,7 +29,7 @@ func tableMeasures() []measure {
 // million is 100 times st.Peers, which is 1,000,000 with the full effort.
 func million(st *stage) int { return 100 * st.Peers }
 
-// madeUpKey returns an invented public key for peer number i. No private key belongs to it.
+// madeUpKey returns an invented public key for peer number i. Nobody knows its private key.
 func madeUpKey(i int) (key wireguard.PublicKey) {
 	binary.BigEndian.PutUint64(key[:], uint64(i+1)*0x9e3779b97f4a7c15) // spreads the keys evenly, as real keys are
 	key[31] = 1
@@ -190,7 +190,7 @@ func show(st *stage) (cpu, memory float64, err error) {
 		return 0, 0, err
 	}
 	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // resets VmHWM to VmRSS
-		return 0, 0, fmt.Errorf("the peak of the resident memory cannot be reset: %w", err)
+		return 0, 0, fmt.Errorf("reset the peak of the resident memory: %w", err)
 	}
 	before, err := residentBytes("VmHWM")
 	if err != nil {

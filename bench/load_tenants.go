@@ -59,9 +59,9 @@ func runTenants(st *stage) (sample, error) {
 	}
 	each := (after.heap - before.heap + after.stack - before.stack) / float64(n) / 1024
 	return sample{each, []aside{
-		{Name: "goroutines of each", Value: float64(after.goroutines-before.goroutines) / float64(n)},
+		{Name: "goroutines per device", Value: float64(after.goroutines-before.goroutines) / float64(n)},
 		{Name: "processor time to receive a datagram and find its device", Unit: "µs", Value: many},
-		{Name: "the same with one device, over that", Unit: "x", Value: one / many},
+		{Name: "the time with one device / with all devices", Unit: "x", Value: one / many},
 	}}, nil
 }
 

@@ -31,7 +31,7 @@ func TestNames(t *testing.T) {
 		got = append(got, m.name)
 	}
 	if strings.Join(got, " ") != strings.Join(want, " ") {
-		t.Errorf("names are %v, want %v", got, want)
+		t.Errorf("the names of the measures are %v, want %v", got, want)
 	}
 }
 
@@ -54,7 +54,7 @@ func TestPick(t *testing.T) {
 		}
 	}
 	if ms, err := pick(measures(), ""); err != nil || len(ms) != len(measures()) {
-		t.Errorf("without -only: %d measures, %v; want all", len(ms), err)
+		t.Errorf("without -only, pick returns %d measures, %v; want all", len(ms), err)
 	}
 }
 

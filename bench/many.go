@@ -83,8 +83,8 @@ func runMany(st *stage) (sample, error) {
 		return sample{}, err
 	}
 	return sample{s.n / s.took.Seconds(), append([]aside{
-		{Name: "processor time of the hub a packet", Unit: "µs", Value: s.cpu.Seconds() * 1e6 / s.n, Apart: true},
-		{Name: "stalls for what was lost", Value: float64(stalls.Load())},
+		{Name: "processor time of the hub per packet", Unit: "µs", Value: s.cpu.Seconds() * 1e6 / s.n, Apart: true},
+		{Name: "stalls after losses", Value: float64(stalls.Load())},
 		mustBeZero("mangled", in.mangled.Load()),
 	}, st.calls()...)}, nil
 }
@@ -122,7 +122,7 @@ func gather(st *stage, c crowd, out io.Writer) (in io.Writer, ended <-chan error
 			done <- fmt.Errorf("%w: %s", err, bytes.TrimSpace(trouble.Bytes()))
 			return
 		}
-		done <- errors.New("it ended")
+		done <- errors.New("it ended before the first packet arrived")
 	}()
 	return in, done, nil
 }

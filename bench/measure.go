@@ -146,7 +146,7 @@ type span struct {
 	took, cpu time.Duration
 }
 
-var errNothingHappens = errors.New("nothing came through in ten seconds")
+var errNothingHappens = errors.New("nothing arrived within ten seconds")
 
 // count sleeps for the duration warm, and then measures how much n grows in the duration during. If n does not grow, count
 // measures for longer, up to about ten seconds.

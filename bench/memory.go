@@ -101,7 +101,7 @@ func runMemoryAfter(st *stage) (sample, error) {
 	time.Sleep(st.Settle)
 	after, err := residentBytes("VmRSS")
 	return sample{after / (1 << 20), []aside{
-		{Name: "at most during the run", Unit: "MiB", Value: peak / (1 << 20)},
+		{Name: "peak during the run", Unit: "MiB", Value: peak / (1 << 20)},
 		{Name: "before the devices", Unit: "MiB", Value: before / (1 << 20)},
 	}}, err
 }

@@ -49,5 +49,5 @@ func runAdd(st *stage) (sample, error) {
 	}
 	singly := time.Since(t)
 	each := func(d time.Duration) float64 { return d.Seconds() * 1e6 / float64(len(peers)) }
-	return sample{each(together), []aside{{Name: "one a call", Unit: "µs/peer", Value: each(singly)}}}, nil
+	return sample{each(together), []aside{{Name: "one per call", Unit: "µs/peer", Value: each(singly)}}}, nil
 }

@@ -70,7 +70,7 @@ func TestPlotWan(t *testing.T) {
 			}
 		}
 		if at["x"] < 0 || at["x"]+at["width"] > plotWidth || at["x1"] < 0 || at["x2"] > plotWidth {
-			t.Errorf("outside: %v", e)
+			t.Errorf("an element is outside the frame: %v", e)
 		}
 		if e.Name.Local == "rect" && at["height"] == wanBar-1 {
 			bars[class]++

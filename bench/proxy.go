@@ -80,7 +80,7 @@ func serveSOCKS(st *stage, a node, near network, l net.Listener) {
 	go func() { _ = s.Serve(l) }()
 }
 
-var errSOCKS = errors.New("the SOCKS5 server refused")
+var errSOCKS = errors.New("the SOCKS5 server refused the request")
 
 // dialSOCKS connects to port 80 of addrB through a SOCKS5 server, whose address is at.
 func dialSOCKS(ctx context.Context, at string) (net.Conn, error) {

@@ -44,13 +44,13 @@ func TestSidesTakeTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := "ours wireguard-go ours wireguard-go ours wireguard-go"; strings.Join(log, " ") != want {
-		t.Errorf("order is %v, want %s", log, want)
+		t.Errorf("the samples were taken in the order %v, want %s", log, want)
 	}
 	if got.ours.median != 3 || got.theirs.median != 4 || got.ratio != 0.75 {
-		t.Errorf("medians %v and %v, ratio %v; want 3, 4, 0.75", got.ours.median, got.theirs.median, got.ratio)
+		t.Errorf("the medians are %v and %v, and the ratio is %v; want 3, 4, 0.75", got.ours.median, got.theirs.median, got.ratio)
 	}
 	if got.low != 0.5 || got.high != 5.0/6 {
-		t.Errorf("ratios within a round are %v to %v, want 1/2 to 5/6", got.low, got.high)
+		t.Errorf("the ratios of single rounds are %v to %v, want 1/2 to 5/6", got.low, got.high)
 	}
 }
 
@@ -66,10 +66,10 @@ func TestBoundAndAlike(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := "ours bound ours bound"; strings.Join(log, " ") != want {
-		t.Errorf("order is %v, want %s: a measure's own limit of rounds holds", log, want)
+		t.Errorf("the samples were taken in the order %v, want %s, because the measure allows only 2 rounds", log, want)
 	}
 	if got.ratio != 1 || got.bound == nil || got.bound.n != 2 {
-		t.Errorf("got %+v, want the same on both sides, and a bound", got)
+		t.Errorf("the row is %+v, want the same samples on both sides, and a bound", got)
 	}
 }
 
@@ -102,7 +102,7 @@ func TestFailedSample(t *testing.T) {
 	}}
 	_, err := r.run(t.Context(), &measure{name: "x/y"})
 	if !errors.Is(err, broken) || !strings.HasPrefix(err.Error(), "x/y: wireguard-go: ") {
-		t.Errorf("error %v does not say who failed at what", err)
+		t.Errorf("the error %v does not name the measure and the side that failed", err)
 	}
 }
 
@@ -121,10 +121,10 @@ func took(t *testing.T, o order) (sample, error) {
 func TestProcessOfItsOwn(t *testing.T) {
 	s, err := took(t, order{Name: "goroutines/device", Side: sideTheirs, Effort: small})
 	if err != nil || s.Value < 1 {
-		t.Errorf("sample %v, %v; want a number of goroutines", s, err)
+		t.Errorf("the sample is %v, %v; want a number of goroutines", s, err)
 	}
 	if _, err := took(t, order{Name: "nonsense", Side: sideTheirs}); err == nil || !strings.Contains(err.Error(), "no such name") {
-		t.Errorf("error %v lacks what the process said", err)
+		t.Errorf("the error %v lacks the message that the process printed", err)
 	}
 }
 
@@ -151,10 +151,10 @@ func TestMeasures(t *testing.T) {
 					t.Fatal(err)
 				}
 				if s.Value < 0 || (s.Value == 0 && !m.lower) {
-					t.Errorf("%v %s", s.Value, m.unit)
+					t.Errorf("the figure is %v %s, want more than 0, or at least 0 if a lower figure is better", s.Value, m.unit)
 				}
 				if i := slices.IndexFunc(s.Aside, func(a aside) bool { return a.Wrong }); i >= 0 {
-					t.Errorf("%v", s.Aside[i])
+					t.Errorf("a figure that must be 0 is not: %v", s.Aside[i])
 				}
 			})
 		}
@@ -199,7 +199,7 @@ func TestLeftOut(t *testing.T) {
 	}
 	for _, m := range tunMeasures() {
 		if !regexp.MustCompile(`(?m)^` + m.name + ` +left out: needs [^\n]+$`).MatchString(out.String()) {
-			t.Errorf("no line says why %s is left out:\n%s", m.name, out.String())
+			t.Errorf("no line of the table says why %s is left out:\n%s", m.name, out.String())
 		}
 	}
 }
@@ -210,19 +210,19 @@ func TestHighest(t *testing.T) {
 	for _, limit := range []float64{0.3, 0.9, 1, 1.7, 5, 100} {
 		got, err := highest(1, 8, func(rate float64) (float64, bool, error) { return rate, rate <= limit, nil })
 		if err != nil || got > limit || got < 0.9*limit {
-			t.Errorf("with a limit of %v: %v, %v", limit, got, err)
+			t.Errorf("with a limit of %v, highest returns %v, %v; want a rate at or slightly below the limit", limit, got, err)
 		}
 	}
 	got, err := highest(1, 8, func(rate float64) (float64, bool, error) { return min(rate, 3), true, nil })
 	if err != nil || got != 3 {
-		t.Errorf("of a sender that can do 3: %v, %v", got, err)
+		t.Errorf("for a sender that reaches at most 3, highest returns %v, %v; want 3", got, err)
 	}
 	if _, err := highest(1, 8, func(float64) (float64, bool, error) { return 1, false, nil }); err == nil {
-		t.Error("where nothing holds there is no error")
+		t.Error("highest returns no error although each rate loses too many packets")
 	}
 	broken := errors.New("broken")
 	if _, err := highest(1, 8, func(float64) (float64, bool, error) { return 0, false, broken }); err != broken {
-		t.Errorf("error is %v, want that of the try", err)
+		t.Errorf("highest returns the error %v, want that of try", err)
 	}
 }
 

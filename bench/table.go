@@ -61,7 +61,7 @@ func printRow(w io.Writer, r row) {
 		printAsides(w, "wireguard-go", r.theirs.aside)
 	}
 	if r.ours.n == r.rounds {
-		fmt.Fprintf(w, "  medians of %d rounds: more take longer than a minute\n", r.rounds)
+		fmt.Fprintf(w, "  medians of %d rounds, because more would take longer than a minute\n", r.rounds)
 	}
 	for i, a := range r.ours.aside {
 		if a.Apart {

@@ -27,7 +27,7 @@ func TestMedian(t *testing.T) {
 		}
 	}
 	if !math.IsNaN(median(nil)) {
-		t.Error("nothing has a median")
+		t.Error("the median of no values is a number, want NaN")
 	}
 	if in := []float64{3, 1, 2}; median(in) != 2 || in[0] != 3 {
 		t.Error("median changed its argument")
@@ -40,17 +40,17 @@ func TestSummarize(t *testing.T) {
 	}
 	s := summarize([]sample{of(10, 1, 0), of(30, 3, 7), of(20, 2, 0)})
 	if s.median != 20 || s.low != 10 || s.high != 30 || s.n != 3 {
-		t.Errorf("got %+v", s)
+		t.Errorf("the summary is %+v, want median 20, low 10, high 30 and n 3", s)
 	}
 	if s.aside[0].Value != 2 {
-		t.Errorf("cpu is %v, want the median", s.aside[0].Value)
+		t.Errorf("the aside cpu is %v, want the median, 2", s.aside[0].Value)
 	}
 	if lost := s.aside[1]; !lost.Wrong || lost.Value != 7 {
-		t.Errorf("lost is %+v: one sample's fault must show, whatever the median", lost)
+		t.Errorf("the aside lost is %+v, want Wrong and 7, although only one sample has losses", lost)
 	}
 	r := newRow(&measure{}, []sample{of(1, 0, 0)}, []sample{of(1, 0, 1)}, nil)
 	if !r.wrong() {
-		t.Error("a row with a loss is not wrong")
+		t.Error("wrong returns false for a row with a loss")
 	}
 }
 
@@ -68,7 +68,7 @@ func TestFigure(t *testing.T) {
 		1292992.66: "1,292,993", 1000: "1,000", 999.4: "999", -1234: "-1,234", math.Inf(1): "-",
 	} {
 		if got := figure(v); got != want {
-			t.Errorf("%v is written %s, want %s", v, got, want)
+			t.Errorf("figure formats %v as %s, want %s", v, got, want)
 		}
 	}
 }
@@ -116,7 +116,7 @@ func TestJSON(t *testing.T) {
 	}
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
 	if len(lines) != len(rows()) {
-		t.Fatalf("%d lines, want one a row", len(lines))
+		t.Fatalf("the output has %d lines, want one per row", len(lines))
 	}
 	for i, line := range lines {
 		var got record
@@ -124,13 +124,13 @@ func TestJSON(t *testing.T) {
 			t.Error(err)
 		}
 		if r := rows()[i]; got.Name != r.name || got.Better != r.better() || got.Ratio != r.ratio {
-			t.Errorf("line %d is %+v", i, got)
+			t.Errorf("line %d is %+v, want the name, the direction and the ratio of its row", i, got)
 		}
 	}
 	b.Reset()
 	infinite := newRow(&measure{}, []sample{{Value: 1}}, []sample{{Value: 0}}, nil)
 	if err := printJSON(&b, infinite); err != nil || !json.Valid(b.Bytes()) {
-		t.Errorf("a ratio to zero: %v, %s", err, &b)
+		t.Errorf("encode a row with a ratio to zero: %v, %s", err, &b)
 	}
 }
 
@@ -157,7 +157,7 @@ func TestPlot(t *testing.T) {
 					at[a.Name.Local], _ = strconv.ParseFloat(a.Value, 64)
 				}
 				if at["x"] < 0 || at["x"]+at["width"] > plotWidth || at["x1"] < 0 || at["x2"] > plotWidth {
-					t.Errorf("outside: %v", e)
+					t.Errorf("an element is outside the frame: %v", e)
 				}
 				if e.Name.Local == "rect" && at["height"] == plotBar {
 					bars++
@@ -165,10 +165,10 @@ func TestPlot(t *testing.T) {
 			}
 		}
 		if want := max(len(rs)-1, 0); bars != want {
-			t.Errorf("%d bars, want %d", bars, want)
+			t.Errorf("the picture has %d bars, want %d", bars, want)
 		}
 		if len(rs) > 0 && (!strings.Contains(text, "goroutines <&>") || !strings.Contains(text, "4×") || strings.Contains(text, "a/alike")) {
-			t.Errorf("text is %q", text)
+			t.Errorf("the text of the picture is %q, want a unit and a ratio of the rows with two sides, and no other row", text)
 		}
 	}
 }
@@ -182,16 +182,16 @@ func TestPlotCurve(t *testing.T) {
 	}
 	svg := plot(rs)
 	if strings.Contains(svg, `class="good" x="175`) || strings.Count(svg, "<polyline") != 2 {
-		t.Errorf("want two lines, and no bars: %s", svg)
+		t.Errorf("the picture must have two lines and no bars: %s", svg)
 	}
 	for line := range strings.Lines(svg) {
 		if _, rest, ok := strings.Cut(line, `points="`); ok {
 			if n := len(strings.Fields(strings.TrimSuffix(strings.TrimSpace(rest), `"/>`))); n != len(curveSizes) {
-				t.Errorf("%d points, want %d", n, len(curveSizes))
+				t.Errorf("a line of the curve has %d points, want %d", n, len(curveSizes))
 			}
 		}
 	}
 	if strings.Contains(plot(rs[:1]), "<polyline") {
-		t.Error("a line of one point")
+		t.Error("the picture has a line although only one point was measured")
 	}
 }

@@ -110,7 +110,7 @@ func highest(low float64, steps int, try func(rate float64) (reached float64, he
 		case steps == 0 && best > 0:
 			return best, nil
 		case bad < low/64:
-			return 0, fmt.Errorf("no rate holds: the lowest one tried is %g", bad)
+			return 0, fmt.Errorf("too many packets are lost at each rate that was tried; the lowest one is %g", bad)
 		default:
 			steps = max(0, steps-1)
 			rate = (good + bad) / 2

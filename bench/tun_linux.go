@@ -124,7 +124,7 @@ func runTunUDP(st *stage) (sample, error) {
 	})
 	return sample{best / 1e9, []aside{
 		{Name: "runs of iperf3", Value: float64(tries)},
-		{Name: "lost in the last that held", Unit: "%", Value: lost},
+		{Name: "lost in the last accepted run", Unit: "%", Value: lost},
 	}}, err
 }
 
@@ -140,7 +140,7 @@ func runTunRTT(st *stage) (sample, error) {
 		return sample{}, fmt.Errorf("only %d pings were answered: %w", len(times), err)
 	}
 	slices.Sort(times)
-	return sample{Value: median(times), Aside: []aside{{Name: "of 100 the slowest", Unit: "µs", Value: times[len(times)*99/100]}}}, nil
+	return sample{Value: median(times), Aside: []aside{{Name: "99th percentile", Unit: "µs", Value: times[len(times)*99/100]}}}, nil
 }
 
 // runTunMemory measures the resident memory of the larger of the two daemons half a minute after bulk runs over TCP and UDP. The

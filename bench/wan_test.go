@@ -29,7 +29,7 @@ func TestWan(t *testing.T) {
 					t.Fatal(err)
 				}
 				if s.Value <= 0 || m.lower && (s.Aside[0].Value <= 0 || s.Value < 30) {
-					t.Errorf("sample is %+v; want throughput, and pings of at least 30 ms", s)
+					t.Errorf("the sample is %+v, want throughput, and pings of at least 30 ms", s)
 				}
 			})
 		}
@@ -53,13 +53,13 @@ func TestDownloadCountsFromTheDial(t *testing.T) {
 		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
 	}}})
 	if err != nil || s.Value <= 0 {
-		t.Fatalf("sample %+v, %v", s, err)
+		t.Fatalf("runDownload returns %+v, %v; want a goodput", s, err)
 	}
 	if took := time.Since(begin); took < transfer {
 		t.Errorf("the transfer ended after %v, want %v from the dial", took, transfer)
 	}
 	if first := s.Aside[0].Value / 2; s.Value > 1.01*first {
-		t.Errorf("%v Mbit/s in all, %v in the second half: the dial took the first half, in which nothing arrived", s.Value, s.Aside[0].Value)
+		t.Errorf("%v Mbit/s in all, %v in the second half: the whole must include the first half, in which nothing arrived because of the dial", s.Value, s.Aside[0].Value)
 	}
 }
 
@@ -75,7 +75,7 @@ func TestLostPingsCount(t *testing.T) {
 	}}
 	trips, lost := pings(p, time.Now().Add(pingEvery*3/2))
 	if lost != 1 || len(trips) == 0 || trips[0] != 5000 {
-		t.Errorf("trips %v with %d lost; want the first to be 5,000 ms", trips, lost)
+		t.Errorf("the round trips are %v ms, and %d pings are lost; want a first round trip of 5,000 ms, and 1 lost", trips, lost)
 	}
 }
 
@@ -108,6 +108,6 @@ func TestWorst(t *testing.T) {
 		}
 	}
 	if s := summarize(of(10, 9, 11)); s.worst(true) != 11 {
-		t.Errorf("of pings the worst is %v, want the longest", s.worst(true))
+		t.Errorf("the worst of three pings is %v, want the longest, 11", s.worst(true))
 	}
 }

@@ -101,7 +101,7 @@ func (p *process) says(pattern string) string {
 			return found[len(found)-1]
 		}
 		if time.Now().After(deadline) {
-			p.t.Fatalf("%v said nothing like %s:\n%v", p.Args, pattern, p)
+			p.t.Fatalf("%v printed nothing that matches %s:\n%v", p.Args, pattern, p)
 		}
 	}
 }
@@ -112,7 +112,7 @@ func (p *process) ends(status int) {
 	select {
 	case <-p.ended:
 	case <-time.After(60 * time.Second):
-		p.t.Fatalf("%v goes on after 60 s:\n%v", p.Args, p)
+		p.t.Fatalf("%v did not end within 60 s:\n%v", p.Args, p)
 	}
 	if got := p.ProcessState.ExitCode(); got != status {
 		p.t.Fatalf("%v ended with status %d, want %d:\n%v", p.Args, got, status, p)
@@ -165,7 +165,7 @@ func TestServer(t *testing.T) {
 	client := start(t, "client", "-config", file, "http://10.0.0.1/a")
 	client.ends(0)
 	if out := client.String(); !strings.HasPrefix(out, hello) || !strings.Contains(out, fmt.Sprintf("200 OK, %d bytes", len(hello))) {
-		t.Errorf("the client says %q, want %q and its size", out, hello)
+		t.Errorf("the client printed %q, want %q and its size", out, hello)
 	}
 
 	forward := start(t, "forward", "-config", file, "127.0.0.1:0", "10.0.0.1:80")
@@ -175,7 +175,7 @@ func TestServer(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	if body, err := io.ReadAll(resp.Body); string(body) != hello || err != nil {
-		t.Errorf("behind forward: %q, %v, want %q", body, err, hello)
+		t.Errorf("through the example forward, the page is %q, %v, want %q", body, err, hello)
 	}
 	for _, path := range []string{"/a", "/b"} {
 		server.says(regexp.QuoteMeta(key.Public().String()) + ` at 10\.0\.0\.2:\d+: GET ` + path)
@@ -207,12 +207,12 @@ func TestForward(t *testing.T) {
 		c.CloseWrite()
 	}()
 	if got, err := io.ReadAll(c); err != nil || string(got) != "echo: "+string(data) {
-		t.Errorf("got %d bytes back, %v, want %d", len(got), err, len("echo: ")+len(data))
+		t.Errorf("the client read %d bytes, %v, want the echo with %d bytes", len(got), err, len("echo: ")+len(data))
 	}
 
 	refused := start(t, "forward", "-config", file, "127.0.0.1:0", "10.0.0.1:9")
 	if got, err := io.ReadAll(dial(refused)); len(got) > 0 {
-		t.Errorf("from a port that nobody listens on: %q, %v", got, err)
+		t.Errorf("a connection to a port on which nobody listens returned %q, %v, want nothing", got, err)
 	}
 	refused.says(`10\.0\.0\.1:9: connect: connection refused`)
 }
@@ -274,10 +274,10 @@ func TestGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := io.ReadAll(c); string(got) != "hello" || err != nil {
-		t.Errorf("over TCP: %q, %v", got, err)
+		t.Errorf("over TCP, the client read %q, %v, want hello", got, err)
 	}
 	if _, err := c.Write(make([]byte, 1<<20)); err != nil {
-		t.Errorf("after the other direction ended: %v", err)
+		t.Errorf("a write after the other direction has ended: %v, want no error", err)
 	}
 	c.Close()
 	gateway.says(regexp.QuoteMeta(key.Public().String()) + `: tcp 10\.0\.0\.2:\d+ to ` + regexp.QuoteMeta(tcp.Addr().String()))
@@ -294,19 +294,19 @@ func TestGateway(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n, err := c.Read(got); string(got[:n]) != text || err != nil {
-			t.Errorf("over UDP: %q, %v, want %q", got[:n], err, text)
+			t.Errorf("over UDP, the client read %q, %v, want %q", got[:n], err, text)
 		}
 	}
 
 	tcp.Close()
 	if _, err := client.DialContext(ctx, "tcp", tcp.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("a closed port of the host: %v, want a refusal", err)
+		t.Errorf("a connection to a closed port of the host: %v, want a refusal", err)
 	}
 	if _, err := client.Ping(ctx, host); err != nil && !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("ping: %v, want an answer, or a refusal where net.ipv4.ping_group_range forbids ping sockets", err)
+		t.Errorf("ping: %v, want an answer, or a refusal if net.ipv4.ping_group_range forbids ping sockets", err)
 	}
 	if _, err := client.DialContext(ctx, "tcp", "10.0.0.3:80"); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("an address of the tunnel: %v, want a refusal", err)
+		t.Errorf("a connection to an address of the tunnel: %v, want a refusal", err)
 	}
 }
 
@@ -349,7 +349,7 @@ func TestAlone(t *testing.T) {
 		p := start(t, args[0], args[1:]...)
 		p.ends(0)
 		if !regexp.MustCompile(c.want).MatchString(p.String()) {
-			t.Errorf("%s says\n%v\nwant %s", c.args, p, c.want)
+			t.Errorf("%s printed\n%v\nwant %s", c.args, p, c.want)
 		}
 	}
 }
@@ -381,7 +381,7 @@ func TestErrors(t *testing.T) {
 		p := start(t, args[0], args[1:]...)
 		p.ends(1)
 		if s := p.String(); !strings.Contains(s, args[0]+": ") || !strings.Contains(s, c.want) || strings.Count(s, "\n") != 1 {
-			t.Errorf("%s says\n%s\nwant one line with %q", c.args, s, c.want)
+			t.Errorf("%s printed\n%s\nwant one line with %q", c.args, s, c.want)
 		}
 	}
 }
@@ -390,7 +390,7 @@ func TestErrors(t *testing.T) {
 func TestLength(t *testing.T) {
 	files, err := filepath.Glob("*/*.go")
 	if err != nil || len(files) < 7 {
-		t.Fatalf("there are %d files, %v", len(files), err)
+		t.Fatalf("found %d examples, %v, want at least 7", len(files), err)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -398,7 +398,7 @@ func TestLength(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := bytes.Count(text, []byte("\n")); filepath.Base(file) != "main.go" || n > 60 {
-			t.Errorf("%s has %d lines", file, n)
+			t.Errorf("%s has %d lines; want main.go, with at most 60 lines", file, n)
 		}
 	}
 }

@@ -22,7 +22,7 @@ func look(t *testing.T, x *observe.Explainer, d *wireguard.Device) (e observe.Ex
 	n := 0
 	x.Each(d, time.Now(), func(_ *wireguard.PeerStatus, of observe.Explanation) bool { e, n = of, n+1; return true })
 	if n != 1 {
-		t.Fatalf("%d peers, want 1", n)
+		t.Fatalf("Each yielded %d peers, want 1", n)
 	}
 	return e
 }
@@ -49,7 +49,7 @@ func want(t *testing.T, e observe.Explanation, state observe.State, text string,
 		ok = ok && e.Has(c)
 	}
 	if !ok {
-		t.Errorf("%v: %q %v, want %v with %q and %v", e.State, e, e.Reasons, state, text, causes)
+		t.Errorf("the explanation is %v, %q, with the reasons %v; want %v, a text with %q, and the causes %v", e.State, e, e.Reasons, state, text, causes)
 	}
 }
 
@@ -200,7 +200,7 @@ func TestExplainName(t *testing.T) {
 		moved := netip.MustParseAddrPort("192.0.2.9:51820")
 		x := observe.Explainer{Addresses: func(key wireguard.PublicKey) []netip.AddrPort {
 			if key != r.keyB {
-				t.Errorf("asked for %v", key)
+				t.Errorf("Each called Addresses for %v, want only the peer of the device", key)
 			}
 			return []netip.AddrPort{moved}
 		}}
@@ -220,10 +220,10 @@ func TestExplainOnce(t *testing.T) {
 		time.Sleep(12 * time.Second)
 		e, ok := observe.Explain(r.a, r.keyB)
 		if want(t, e, observe.Unreachable, "No answer to 3 initiations.", observe.NoAnswer); !ok {
-			t.Error("the peer is not known")
+			t.Error("Explain says that the device does not have the peer")
 		}
 		if e, ok := observe.Explain(r.a, r.keyA); ok {
-			t.Errorf("explained a peer that the device does not have: %q", e)
+			t.Errorf("Explain explains a peer that the device does not have: %q", e)
 		}
 	})
 }
@@ -238,7 +238,7 @@ func TestExplainerForgets(t *testing.T) {
 		if err := r.a.RemovePeer(r.keyB); err != nil {
 			t.Fatal(err)
 		}
-		x.Each(r.a, time.Now(), func(*wireguard.PeerStatus, observe.Explanation) bool { t.Error("a peer is left"); return true })
+		x.Each(r.a, time.Now(), func(*wireguard.PeerStatus, observe.Explanation) bool { t.Error("a removed peer is left"); return true })
 		if err := r.a.SetPeer(wireguard.PeerConfig{PublicKey: r.keyB, Endpoint: r.endB.Endpoint(51820)}); err != nil {
 			t.Fatal(err)
 		}
@@ -262,11 +262,11 @@ func TestExplainerIsBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 			if peers, _ := observe.Remembered(&x); peers > 2 {
-				t.Fatalf("%d peers are remembered, want at most the 2 that exist", peers)
+				t.Fatalf("the Explainer remembers %d peers, want at most 2", peers)
 			}
 		}
 		if _, size := observe.Remembered(&x); size > 300 {
-			t.Errorf("%d bytes per peer, want at most 300", size)
+			t.Errorf("the Explainer remembers %d bytes per peer, want at most 300", size)
 		}
 	})
 }
@@ -275,11 +275,11 @@ func TestExplainerIsBounded(t *testing.T) {
 func TestExplanationJSON(t *testing.T) {
 	b, err := json.Marshal(observe.Explanation{State: observe.Impaired, Reasons: []observe.Reason{{Cause: observe.PathMTU, Text: "Try."}}})
 	if want := `{"state":"impaired","reasons":[{"cause":"path mtu","text":"Try."}]}`; err != nil || !bytes.Equal(b, []byte(want)) {
-		t.Errorf("%s, %v, want %s", b, err, want)
+		t.Errorf("the JSON is %s, %v, want %s", b, err, want)
 	}
 	for _, unknown := range []fmt.Stringer{observe.State(200), observe.Cause(200)} {
 		if unknown.String() != "unknown" {
-			t.Errorf("%T 200 is %q", unknown, unknown)
+			t.Errorf("%T 200 has the text %q, want unknown", unknown, unknown)
 		}
 	}
 }

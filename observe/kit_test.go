@@ -63,7 +63,7 @@ func (r *rig) up(c wireguard.Config) *wireguard.Device {
 func (r *rig) say(size int) {
 	r.t.Helper()
 	if !r.tunA.TrySend(pipe.UDPPacket(netip.AddrPortFrom(insideA, 7000), netip.AddrPortFrom(insideB, 7000), make([]byte, size))) {
-		r.t.Fatal("the tunnel takes no packet")
+		r.t.Fatal("the tunnel of a accepts no packet")
 	}
 	synctest.Wait()
 }
@@ -74,7 +74,7 @@ func (r *rig) reply() { r.replyFrom(insideB) }
 func (r *rig) replyFrom(src netip.Addr) {
 	r.t.Helper()
 	if !r.tunB.TrySend(pipe.UDPPacket(netip.AddrPortFrom(src, 7000), netip.AddrPortFrom(insideA, 7000), []byte("reply"))) {
-		r.t.Fatal("the tunnel takes no packet")
+		r.t.Fatal("the tunnel of b accepts no packet")
 	}
 	synctest.Wait()
 }

@@ -31,14 +31,14 @@ func TestLog(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		r.a.Close()
 		if err := <-logged; err != nil {
-			t.Errorf("the log ended with %v, want nil after Close", err)
+			t.Errorf("Log returned %v after Close, want nil", err)
 		}
 		for _, want := range []string{
 			`level=INFO msg="handshake completed" peer="` + r.keyB.String() + `" endpoint=` + r.endB.Endpoint(51820).String(),
 			`level=WARN msg="attempt failed" peer="` + r.keyB.String() + `" endpoint=` + r.endB.Endpoint(51820).String() + ` attempt=1 err="wireguard: no answer`,
 		} {
 			if !strings.Contains(out.String(), want) {
-				t.Errorf("no %s in\n%s", want, &out)
+				t.Errorf("the log has no %s:\n%s", want, &out)
 			}
 		}
 	})
@@ -74,11 +74,11 @@ func TestLogTimes(t *testing.T) {
 		r.a.Close()
 		<-logged
 		if len(h.times) < 2 {
-			t.Fatalf("%d records, want one per handshake", len(h.times))
+			t.Fatalf("the log has %d records, want one per handshake", len(h.times))
 		}
 		for _, at := range h.times[:2] {
 			if after := at.Sub(begin); after < 0 || after > took {
-				t.Errorf("a record says that a handshake ended %v after the begin, want at most %v", after, took)
+				t.Errorf("a record has a time %v after the test began, want between 0 and %v", after, took)
 			}
 		}
 	})
@@ -93,7 +93,7 @@ func TestLogEndsWithItsContext(t *testing.T) {
 		synctest.Wait()
 		cancel()
 		if err := <-logged; !errors.Is(err, context.Canceled) {
-			t.Errorf("the log ended with %v, want %v", err, context.Canceled)
+			t.Errorf("Log returned %v, want %v", err, context.Canceled)
 		}
 	})
 }

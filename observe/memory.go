@@ -10,7 +10,7 @@ const (
 	patience  = 2 * time.Second  // how long an answer may take before it counts as missing
 	recent    = 30 * time.Second // how long after a refused packet an explanation mentions it
 	quiet     = 15 * time.Second // how long a peer may send no packet before packets to it count as unanswered
-	unreplied = 5                // how many packets to a peer must be unanswered to be mentioned
+	unreplied = 5                // how many packets to a peer must go unanswered before an explanation mentions it
 	early     = 60 * time.Second // a session that is replaced sooner than this was not replaced because of its age
 	large     = 1000             // if unanswered packets have at least this many bytes on average, their size is suspected
 )

@@ -38,7 +38,7 @@ func TestVar(t *testing.T) {
 		q := got.ByPeer[r.keyB.String()]
 		if !ok || !got.Up || got.Peers != 1 || got.Sessions != 1 || got.Traffic.Sent != 1 || got.Traffic.Received != 1 ||
 			!q.Session || q.Handshake != p.LastHandshake.Unix() || q.Bytes != p.Received.Bytes {
-			t.Errorf("%+v, want the peer as in %+v", got, p)
+			t.Errorf("String shows %+v, want an up device with the peer as in %+v", got, p)
 		}
 
 		r.tunA.TrySend([]byte{0})
@@ -51,7 +51,7 @@ func TestVar(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(device.Drops) != 1 || device.Drops[wireguard.DropMalformed.String()] != 1 || device.ByPeer != nil {
-			t.Errorf("%+v, want 1 malformed packet and no peers", device)
+			t.Errorf("String shows %+v, want 1 malformed packet and no peers", device)
 		}
 	})
 }

@@ -23,10 +23,10 @@ func TestForward(t *testing.T) {
 	write(t, c, "hello")
 	_ = c.CloseWrite()
 	if got := wantEnd(t, "the echo", c); got != "hello" {
-		t.Errorf("got %q", got)
+		t.Errorf("the client read %q, want the echo hello", got)
 	}
 	if r := done.next(t); r.Err != nil || r.Sent != 5 || r.Received != 5 {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report: %+v, want no error and 5 bytes in each direction", r)
 	}
 	broken := errors.New("broken")
 	addr, done = serve(t, &Server{Protocol: Forward{Target: "x:1"}, DialContext: failing(broken)})
@@ -36,16 +36,16 @@ func TestForward(t *testing.T) {
 		conn.Close()
 	}
 	if !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("after a failed dial: %v, want a reset", err)
+		t.Errorf("after a failed dial, the client reads %v, want a reset", err)
 	}
 	if r := done.next(t); !errors.Is(r.Err, broken) || r.Target != "x:1" {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report: %+v, want the error of the dialer and the target x:1", r)
 	}
 	if err := (&Server{Protocol: Forward{}}).Serve(&feed{done: make(chan struct{})}); !errors.Is(err, errTarget) {
-		t.Errorf("without a target: %v", err)
+		t.Errorf("Serve without a target: %v, want errTarget", err)
 	}
 	if err := (&Server{}).Serve(&feed{done: make(chan struct{})}); err == nil {
-		t.Error("Serve without a protocol succeeds")
+		t.Error("Serve without a protocol succeeds, want an error")
 	}
 }
 
@@ -61,10 +61,10 @@ func TestReset(t *testing.T) {
 	want(t, "the beginning", c, "half an ans")
 	write(t, c, "x")
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("after a reset: %v, want a reset", err)
+		t.Errorf("after the target's reset, the client reads %v, want a reset", err)
 	}
 	if r := done.next(t); !errors.Is(r.Err, syscall.ECONNRESET) {
-		t.Errorf("report: %v, want a reset", r.Err)
+		t.Errorf("the report has the error %v, want a reset", r.Err)
 	}
 }
 
@@ -90,26 +90,26 @@ func TestLimits(t *testing.T) {
 	}
 	a, b := open(1), open(1)
 	if !served(a) || !served(b) {
-		t.Fatal("connections within the limit are refused")
+		t.Fatal("the server refuses connections within the limits")
 	}
 	if served(open(1)) {
-		t.Error("a third connection of one client is served")
+		t.Error("the server serves a third connection of one client, want at most 2")
 	}
 	if r := done.next(t); !errors.Is(r.Err, ErrLimit) {
-		t.Errorf("report: %v", r.Err)
+		t.Errorf("report of the client's third connection: %v, want ErrLimit", r.Err)
 	}
 	if !served(open(2)) {
-		t.Error("another client is refused")
+		t.Error("the server refuses another client, although it may serve 3 connections and serves 2")
 	}
 	if served(open(3)) {
-		t.Error("a fourth connection is served")
+		t.Error("the server serves a fourth connection, want at most 3")
 	}
 	if r := done.next(t); !errors.Is(r.Err, ErrLimit) {
-		t.Errorf("report: %v", r.Err)
+		t.Errorf("report of the fourth connection: %v, want ErrLimit", r.Err)
 	}
 	a.Close()
 	done.next(t)
-	testkit.Eventually(t, "a place is free after a connection has ended", func() bool { return served(open(1)) })
+	testkit.Eventually(t, "the server serves a new connection after another one has ended", func() bool { return served(open(1)) })
 }
 
 // TestIdle checks that a silent connection is closed, also if it is half-closed or if its reader has stopped. Traffic keeps a
@@ -157,7 +157,7 @@ func TestIdle(t *testing.T) {
 	}
 	c.Close()
 	if r := done.next(t); r.Err != nil || r.Sent != 30 {
-		t.Errorf("report of a busy connection: %+v", r)
+		t.Errorf("report of a busy connection: %+v, want no error and 30 bytes sent", r)
 	}
 }
 
@@ -217,7 +217,7 @@ func exchangeDatagram(t testing.TB, c net.Conn, b, answer string) {
 	got := make([]byte, 1<<16)
 	n, err := c.Read(got)
 	if err != nil || string(got[:n]) != answer {
-		t.Fatalf("got %d bytes, %v, want %d", n, err, len(answer))
+		t.Fatalf("the answer has %d bytes, %v, want the expected datagram of %d bytes", n, err, len(answer))
 	}
 }
 
@@ -233,7 +233,7 @@ func TestForwardUDP(t *testing.T) {
 	for range 2 {
 		r := done.next(t)
 		if !errors.Is(r.Err, ErrIdle) || r.Sent != r.Received || r.Client.String() != a.LocalAddr().String() && r.Client.String() != b.LocalAddr().String() {
-			t.Errorf("report: %+v", r)
+			t.Errorf("report: %+v, want ErrIdle, as many bytes received as sent, and the address of one of the two clients", r)
 		}
 	}
 	exchangeDatagram(t, a, "again", "again")
@@ -251,7 +251,7 @@ func TestForwardUDPEvicts(t *testing.T) {
 		exchangeDatagram(t, cs[i], "x", "x")
 	}
 	if r := done.next(t); !errors.Is(r.Err, ErrLimit) || r.Client.String() != cs[1].LocalAddr().String() {
-		t.Errorf("evicted %v (%v), want %v", r.Client, r.Err, cs[1].LocalAddr())
+		t.Errorf("the server ended the flow of %v (%v), want ErrLimit for the flow of %v", r.Client, r.Err, cs[1].LocalAddr())
 	}
 }
 
@@ -279,7 +279,7 @@ func TestForwardUDPShare(t *testing.T) {
 		exchangeDatagram(t, cs[i], "x", "x")
 	}
 	if r := done.next(t); !errors.Is(r.Err, ErrLimit) || r.Client.String() != cs[1].LocalAddr().String() {
-		t.Errorf("evicted %v (%v), want %v", r.Client, r.Err, cs[1].LocalAddr())
+		t.Errorf("the server ended the flow of %v (%v), want ErrLimit for the flow of %v", r.Client, r.Err, cs[1].LocalAddr())
 	}
 }
 
@@ -328,7 +328,7 @@ func TestForwardUDPHeld(t *testing.T) {
 	b := make([]byte, 1<<16)
 	for _, want := range []int{60000, len("last")} {
 		if n, err := slow.Read(b); n != want || err != nil {
-			t.Errorf("got %d bytes, %v, want %d", n, err, want)
+			t.Errorf("the client read a datagram of %d bytes, %v, want %d bytes", n, err, want)
 		}
 	}
 }
@@ -360,13 +360,13 @@ func TestForwardUDPDial(t *testing.T) {
 	exchangeDatagram(t, quick, "quick", "quick")
 	write(t, failed, "x")
 	if r := done.next(t); r.Err == nil || r.Target != "name:53" {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report of the flow whose dial failed: %+v, want an error and the target name:53", r)
 	}
 	close(release)
 	for i := range maxWaiting {
 		b := make([]byte, 10)
 		if n, err := slow.Read(b); err != nil || string(b[:n]) != fmt.Sprint(i) {
-			t.Fatalf("got %q, %v, want %d", b[:n], err, i)
+			t.Fatalf("the client read the datagram %q, %v, want %d", b[:n], err, i)
 		}
 	}
 }
@@ -400,11 +400,11 @@ func TestSOCKSDatagrams(t *testing.T) {
 	exchangeDatagram(t, u, head+zeros(60000), head+zeros(60000))
 	exchangeDatagram(t, u, head, head)
 	if _, ok := asked.Load(fmt.Sprintf("udp target:%d", at.Port())); !ok {
-		t.Error("the dialer was not asked for the name")
+		t.Error("the server did not dial the name of the target")
 	}
 	c.Close()
 	if r := done.next(t); r.Err != nil || r.Sent != 3+9+60000 || r.Received != r.Sent {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report: %+v, want no error and 60012 bytes in each direction", r)
 	}
 	testkit.Eventually(t, "the socket of an association is closed", func() bool {
 		l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(relay))
@@ -427,10 +427,10 @@ func TestSOCKSDatagramAllocations(t *testing.T) {
 				to, err = r.resolve(name, to.Port())
 			}
 			if err != nil || to.Port() != 53 || !to.IsValid() {
-				t.Errorf("%q: target %v, %v", b, to, err)
+				t.Errorf("%q: target %v, %v, want a valid address with port 53", b, to, err)
 			}
 		}); n > 0 && !testkit.Race {
-			t.Errorf("%q: %v allocations", b, n)
+			t.Errorf("%q: %v allocations, want 0", b, n)
 		}
 	}
 }
@@ -443,7 +443,7 @@ func FuzzDatagram(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		to, name, data, err := parseDatagram(b)
 		if err == nil && (b[2] != 0 || to.IsValid() == (len(name) > 0) || len(data) > len(b)-7 || len(data) > 0 && &data[len(data)-1] != &b[len(b)-1]) {
-			t.Errorf("%q: target %v or %q, %d bytes of data", b, to, name, len(data))
+			t.Errorf("%q: parseDatagram accepts it with the target %v or the name %q, and %d bytes of data; want either an address or a name, and the data from the end of the datagram", b, to, name, len(data))
 		}
 	})
 }

@@ -69,10 +69,10 @@ func TestHTTPRequests(t *testing.T) {
 		body, _ := io.ReadAll(a.Body)
 		want := `POST /path?q=%zz;a host=example.com auth=[] hop=[] fields=[Content-Length Via X-Own] body=body`
 		if a.StatusCode != 200 || string(body) != want || a.Header.Get("X-Hop") != "" {
-			t.Errorf("request %d: %d, X-Hop %q, %q, want %q", i, a.StatusCode, a.Header.Get("X-Hop"), body, want)
+			t.Errorf("request %d: status %d, X-Hop %q and body %q, want status 200, no X-Hop and body %q", i, a.StatusCode, a.Header.Get("X-Hop"), body, want)
 		}
 		if r := done.next(t); r.Err != nil || r.Target != "example.com:80" || r.Sent != 4 || r.Received != int64(len(want)) || r.Username != "u" {
-			t.Errorf("report: %+v", r)
+			t.Errorf("report: %+v, want no error, the target example.com:80, the lengths of both bodies and the username u", r)
 		}
 	}
 }
@@ -101,15 +101,15 @@ func TestVia(t *testing.T) {
 		}
 		body, _ := io.ReadAll(a.Body)
 		if got := strings.Join(a.Header["Via"], ", "); got != "1.1 far, 1.0 "+name || string(body) != "1.0 near, 1.1 "+name {
-			t.Errorf("Via of the answer %q, of the request %q", got, body)
+			t.Errorf("the response has Via %q, and the request had Via %q; want the proxy's entry after that of the earlier proxy in both", got, body)
 		}
 		write(t, c, "CONNECT x HTTP/1.1\r\nHost: x\r\n\r\n")
 		if a, err := http.ReadResponse(r, nil); err != nil || a.Header["Via"] != nil {
-			t.Errorf("the proxy's own answer: %v, %v", a, err)
+			t.Errorf("the proxy's own response is %v, %v, want one without Via", a, err)
 		}
 	}
 	if err := (&Server{Protocol: HTTP{Pseudonym: "my proxy"}}).Serve(&feed{done: make(chan struct{})}); err == nil || !strings.Contains(err.Error(), "Pseudonym") {
-		t.Errorf("with a space: %v", err)
+		t.Errorf("Serve with a space in Pseudonym: %v, want an error that names Pseudonym", err)
 	}
 }
 
@@ -139,7 +139,7 @@ func TestHTTPStatus(t *testing.T) {
 	defer func() {
 		log.SetOutput(os.Stderr)
 		if s := logged.String(); s != "" {
-			t.Errorf("the program's log has %q", s)
+			t.Errorf("the program's log has %q, want nothing", s)
 		}
 	}()
 	refused := failing(errors.New("broken"))
@@ -171,11 +171,11 @@ func TestHTTPStatus(t *testing.T) {
 			write(t, conn, c.send)
 			a, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil || a.StatusCode != c.status || c.status == 407 && a.Header.Get("Proxy-Authenticate") == "" {
-				t.Errorf("%v, %v, want %d", a, err, c.status)
+				t.Errorf("the response is %v, %v, want status %d", a, err, c.status)
 			}
 			conn.Close()
 			if r := done.next(t); r.Err == nil {
-				t.Errorf("report without an error: %+v", r)
+				t.Errorf("the report of a failed request has no error: %+v", r)
 			}
 		})
 	}
@@ -195,10 +195,10 @@ func TestHTTPConnect(t *testing.T) {
 	write(t, c, "late")
 	_ = c.CloseWrite()
 	if got := wantEnd(t, "after the target's answer", c); got != "EARLY LATE" {
-		t.Errorf("got %q", got)
+		t.Errorf("the client read %q, want EARLY LATE", got)
 	}
 	if r := done.next(t); r.Err != nil || r.Sent != 10 || r.Received != 10 || r.Target != "example.com:22" {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report: %+v, want no error, 10 bytes in each direction and the target example.com:22", r)
 	}
 }
 
@@ -216,13 +216,13 @@ func TestHTTPUpgrade(t *testing.T) {
 	write(t, c, "GET http://x/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
 	r := bufio.NewReader(c)
 	if a, err := http.ReadResponse(r, nil); err != nil || a.StatusCode != 101 {
-		t.Fatalf("%v, %v, want 101", a, err)
+		t.Fatalf("the response is %v, %v, want status 101", a, err)
 	}
 	write(t, c, "ping")
 	want(t, "the echo", r, "ping")
 	c.Close()
 	if r := done.next(t); r.Sent != 4 || r.Received != 4 {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report: %+v, want 4 bytes in each direction", r)
 	}
 }
 
@@ -243,14 +243,14 @@ func TestHTTPS(t *testing.T) {
 		body, _ := io.ReadAll(a.Body)
 		a.Body.Close()
 		if !strings.HasPrefix(string(body), "GET /x host=127.0.0.1") {
-			t.Errorf("%s: %q", target, body)
+			t.Errorf("%s: the body is %q, want one that begins with GET /x host=127.0.0.1", target, body)
 		}
 	}
 	if r := done.next(t); r.Err != nil || r.Target != web.Listener.Addr().String() {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report: %+v, want no error and the address of the web server without TLS", r)
 	}
 	if err := (&Server{Protocol: HTTP{TLS: &tls.Config{}}}).Serve(&feed{done: make(chan struct{})}); !errors.Is(err, errCertificate) {
-		t.Errorf("without a certificate: %v", err)
+		t.Errorf("Serve without a certificate: %v, want errCertificate", err)
 	}
 }
 
@@ -290,10 +290,10 @@ func TestShutdown(t *testing.T) {
 				_ = conn.CloseWrite()
 			}
 			if rest := wantEnd(t, "when Shutdown has ended", conn); c.busy && !strings.HasSuffix(rest, "still") {
-				t.Errorf("got %q", rest)
+				t.Errorf("the client read %q after its last bytes, want an echo that ends with still", rest)
 			}
 			if err := <-ended; err != nil {
-				t.Errorf("Shutdown: %v", err)
+				t.Errorf("Shutdown: %v, want no error", err)
 			}
 		})
 	}
@@ -305,7 +305,7 @@ func TestShutdown(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Shutdown with a deadline: %v", err)
+		t.Errorf("Shutdown with a deadline: %v, want context.DeadlineExceeded", err)
 	}
 	wantEnd(t, "after the deadline of Shutdown", c)
 }
@@ -337,18 +337,18 @@ func TestCurl(t *testing.T) {
 			}
 			out, err := exec.Command(curl, "-sSk", "--proxy-insecure", "--max-time", "20", "-d", "body", "-x", proxy, scheme+"://"+host+"/x").CombinedOutput()
 			if want := "POST /x host=" + host; err != nil || !strings.HasPrefix(string(out), want) || !strings.HasSuffix(string(out), "body=body") {
-				t.Errorf("%s over %s: %s, %v, want %s", scheme, proxy, out, err, want)
+				t.Errorf("%s over %s: curl prints %s, %v, want an answer that begins with %s and ends with body=body", scheme, proxy, out, err, want)
 			}
 		}
 	}
-	// curl reports refusals with its own exit codes.
+	// curl's error messages show how the proxy refused: exit code 97 for a SOCKS failure, and the HTTP status.
 	out, _ := exec.Command(curl, "-sS", "--max-time", "20", "-x", "socks5h://u:p@"+socks, "http://x:81/").CombinedOutput()
 	if !strings.Contains(string(out), "(97)") {
-		t.Errorf("a refused target over SOCKS: %s", out)
+		t.Errorf("curl prints %s for a target that the SOCKS proxy refuses, want exit code 97", out)
 	}
 	out, _ = exec.Command(curl, "-sS", "--max-time", "20", "-x", "http://u:x@"+plain, "https://x/").CombinedOutput()
 	if !strings.Contains(string(out), "407") {
-		t.Errorf("a wrong password: %s", out)
+		t.Errorf("curl prints %s after a wrong password, want status 407", out)
 	}
 }
 
@@ -379,7 +379,7 @@ func FuzzHTTP(f *testing.F) {
 			if a.StatusCode < 300 && a.StatusCode != 100 || err != nil && a.ContentLength > 0 {
 				var reset *net.OpError
 				if !errors.As(err, &reset) {
-					t.Errorf("%d, %v", a.StatusCode, err)
+					t.Errorf("status %d, %v, want an error status and a complete body", a.StatusCode, err)
 				}
 			}
 		}

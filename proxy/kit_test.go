@@ -60,7 +60,7 @@ func background(t testing.TB, s *Server, serve func() error) {
 			s.mu.Lock()
 		}
 		if len(s.clients) > 0 || s.conns != 0 || s.refused != 0 {
-			t.Errorf("clients are left: %v, %d connections, and %d that are refused", s.clients, s.conns, s.refused)
+			t.Errorf("after Close, the server still counts the clients %v, %d admitted and %d refused connections; want none", s.clients, s.conns, s.refused)
 		}
 	})
 }
@@ -130,7 +130,7 @@ func wantEnd(t testing.TB, why string, c io.Reader) string {
 	b, err := io.ReadAll(c)
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		t.Fatalf("%s: the connection is not closed", why)
+		t.Fatalf("%s: the read timed out, want the end of the connection", why)
 	}
 	return string(b)
 }

@@ -104,7 +104,7 @@ func TestTunnel(t *testing.T) {
 		transport := &http.Transport{Proxy: http.ProxyURL(&p)}
 		got := get(t, &http.Client{Transport: transport, Timeout: time.Minute}, "http://intranet.example/")
 		if got != "hello from intranet.example" {
-			t.Errorf("over %v: %q", &p, got)
+			t.Errorf("through %v: the body is %q, want hello from intranet.example", &p, got)
 		}
 		transport.CloseIdleConnections()
 	}
@@ -112,7 +112,7 @@ func TestTunnel(t *testing.T) {
 	start(t, &proxy.Server{Protocol: proxy.Forward{Target: web}}, published, err)
 	transport := &http.Transport{DialContext: a.DialContext, Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: "10.8.0.2:2222"})}
 	if got := get(t, &http.Client{Transport: transport, Timeout: time.Minute}, "http://intranet.example/"); got != "hello from intranet.example" {
-		t.Errorf("through a forward from the tunnel: %q", got)
+		t.Errorf("through a forward from the tunnel: the body is %q, want hello from intranet.example", got)
 	}
 	transport.CloseIdleConnections()
 	askOverSOCKS(t, socks)
@@ -157,7 +157,7 @@ func publishDatagrams(t *testing.T, a, b *netstack.Net) {
 			t.Fatal(err)
 		}
 		if n, err := c.Read(buf); n != size || err != nil {
-			t.Errorf("a datagram of %d bytes comes back as %d, %v", size, n, err)
+			t.Errorf("the echo of a datagram of %d bytes has %d bytes, %v", size, n, err)
 		}
 	}
 }
@@ -196,7 +196,7 @@ func askOverSOCKS(t *testing.T, socks string) {
 	_, _ = c.Write([]byte("\x05\x01\x00\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
 	b := make([]byte, 2+10)
 	if _, err := io.ReadFull(c, b); err != nil || b[3] != 0 {
-		t.Fatalf("UDP ASSOCIATE: % x, %v", b, err)
+		t.Fatalf("the answer to the greeting and to UDP ASSOCIATE is % x, %v, want success", b, err)
 	}
 	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[6:10])), uint16(b[10])<<8|uint16(b[11]))
 	u, err := net.Dial("udp", at.String())
@@ -214,7 +214,7 @@ func askOverSOCKS(t *testing.T, socks string) {
 	}
 	var m dnsmessage.Message
 	if err := m.Unpack(answer[10:n]); err != nil || m.ID != 7 || len(m.Answers) != 1 || m.Answers[0].Body.(*dnsmessage.AResource).A != server.As4() {
-		t.Errorf("the answer of %v is %v, %v", answer[:10], m.GoString(), err)
+		t.Errorf("after the SOCKS header %v, the DNS answer is %v, %v, want one with the server's address", answer[:10], m.GoString(), err)
 	}
 }
 
@@ -238,6 +238,6 @@ func TestDig(t *testing.T) {
 	_, port, _ := net.SplitHostPort(c.LocalAddr().String())
 	out, err := exec.CommandContext(ctx, dig, "@127.0.0.1", "-p", port, "+short", "+tries=5", "intranet.example").CombinedOutput()
 	if err != nil || strings.TrimSpace(string(out)) != server.String() {
-		t.Errorf("dig: %s, %v", out, err)
+		t.Errorf("dig prints %s, %v, want 10.8.0.2", out, err)
 	}
 }

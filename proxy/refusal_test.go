@@ -11,9 +11,8 @@ import (
 	"time"
 )
 
-// TestRefusalCodes checks that a client beyond the limits gets the error code of its protocol, with the right password and
-// with none, and that the report has the error ErrLimit. The report of a client that speaks another protocol must have
-// ErrLimit too.
+// TestRefusalCodes checks that a client beyond the limits gets the error code of its protocol, whether it sends the right password
+// or none, and that its report has the error ErrLimit. The report of a client that speaks another protocol must have ErrLimit too.
 func TestRefusalCodes(t *testing.T) {
 	secure, _ := certificate(t)
 	unavailable := func(t *testing.T, c net.Conn, ask string) {
@@ -38,7 +37,7 @@ func TestRefusalCodes(t *testing.T) {
 			write(t, c, "\x05\x01\x02")
 			want(t, "the method", c, "\x05\x02")
 			write(t, c, "\x01\x01u\x01p"+connectName("a.example"))
-			want(t, "the password is right", c, "\x01\x00")
+			want(t, "the answer to the right password", c, "\x01\x00")
 			want(t, "the reply", c, "\x05\x01\x00\x01"+zeros(6))
 		}},
 		"not SOCKS": {SOCKS5{}, func(t *testing.T, c net.Conn) { write(t, c, "GET / HTTP/1.1\r\n\r\n") }},
@@ -66,7 +65,7 @@ func TestRefusalCodes(t *testing.T) {
 			c.client(t, second)
 			wantEnd(t, "after the code", second)
 			if r := done.next(t); !errors.Is(r.Err, ErrLimit) {
-				t.Errorf("report: %v, want %v", r.Err, ErrLimit)
+				t.Errorf("the report has the error %v, want %v", r.Err, ErrLimit)
 			}
 			_ = first.Close()
 		})
@@ -92,7 +91,7 @@ func closedAfter(t *testing.T, c net.Conn) time.Duration {
 	t.Helper()
 	start := time.Now()
 	if n, err := c.Read(make([]byte, 1)); n > 0 || err == nil {
-		t.Fatalf("the server sent %d bytes", n)
+		t.Fatalf("the server sent %d bytes, want a closed connection", n)
 	}
 	return time.Since(start)
 }
@@ -120,15 +119,15 @@ func TestRefusalBounds(t *testing.T) {
 					}
 				}()
 				if d := closedAfter(t, l.dial()); d != 0 {
-					t.Errorf("beyond the bound, a client is closed after %v", d)
+					t.Errorf("with 64 refused clients waiting, the server closes a further connection after %v, want at once", d)
 				}
 				if d := closedAfter(t, silent[1]); d != refusalTime {
-					t.Errorf("a silent client is closed after %v, want %v", d, refusalTime)
+					t.Errorf("the server closes the connection of a refused client that is silent after %v, want %v", d, refusalTime)
 				}
 				synctest.Wait()
 				s.mu.Lock()
 				if s.refused != 0 || s.conns != 1 || len(s.sessions) != 1 {
-					t.Errorf("%d are refused, %d served, %d in all; want only the one that is served", s.refused, s.conns, len(s.sessions))
+					t.Errorf("the server has %d refused connections, %d admitted ones and %d sessions; want only the admitted one", s.refused, s.conns, len(s.sessions))
 				}
 				s.mu.Unlock()
 				for _, c := range append(silent, served) {

@@ -106,7 +106,7 @@ func (s *Server) ServePacket(c net.PacketConn) error {
 	}
 	defer s.leave(c)
 	if s.service.packets == nil {
-		return fmt.Errorf("proxy: serve datagrams on %v: %T has none; use a Forward", c.LocalAddr(), s.Protocol)
+		return fmt.Errorf("proxy: serve datagrams on %v: %T serves no datagrams; use a Forward", c.LocalAddr(), s.Protocol)
 	}
 	err := s.service.packets(c)
 	if s.stopped() {

@@ -26,7 +26,7 @@ type session struct {
 	mu    sync.Mutex // guards the rest
 	conns []interface{ Close() error }
 	err   error       // why the session fails
-	ended bool        // whether conns were closed; own then closes a further one at once
+	ended bool        // whether conns were closed; if true, own closes a further connection at once
 	timer *time.Timer // calls look, or ends a refused session; nil if there is no idle limit
 	seen  int64       // what traffic returned at the last call of look
 	quiet int         // how many calls of look in a row found no traffic
@@ -203,7 +203,7 @@ func (n *session) tell(err error) {
 const quarters = 4
 
 // watch makes the session fail once it has carried nothing for d. If d is zero, watch does nothing. A timer compares the counts
-// every quarter of d, so the relays need not read the clock.
+// every quarter of d, so the relays need not note the time of what they copy.
 func (n *session) watch(d time.Duration) {
 	if d == 0 {
 		return

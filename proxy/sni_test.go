@@ -17,7 +17,7 @@ func hellos(t testing.TB, name string) []byte {
 	var b bytes.Buffer
 	_ = tls.Client(recorder{w: &b}, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake()
 	if b.Len() == 0 {
-		t.Fatal("no ClientHello")
+		t.Fatal("the TLS client wrote no ClientHello")
 	}
 	return b.Bytes()
 }
@@ -42,7 +42,7 @@ func TestSNI(t *testing.T) {
 		c := tls.Client(byteWise{dial(t, addr)}, &tls.Config{ServerName: name, InsecureSkipVerify: true})
 		write(t, c, "GET /x HTTP/1.1\r\nHost: "+name+"\r\nConnection: close\r\n\r\n")
 		if got := wantEnd(t, "the answer", c); !strings.Contains(got, "GET /x host="+name) {
-			t.Errorf("%s: %q", name, got)
+			t.Errorf("%s: the response is %q, want one with the host of the request", name, got)
 		}
 		c.Close()
 		if asked = done.next(t).Target; asked != want {
@@ -92,7 +92,7 @@ func TestSNIAlerts(t *testing.T) {
 			_ = conn.CloseWrite()
 			want(t, "the alert", conn, string([]byte{21, 3, 3, 0, 2, 2, c.alert}))
 			if r := done.next(t); r.Err == nil || c.err != nil && !errors.Is(r.Err, c.err) {
-				t.Errorf("report: %+v", r)
+				t.Errorf("report: %+v, want the error of the dial", r)
 			}
 		})
 	}
@@ -105,7 +105,7 @@ func TestIsName(t *testing.T) {
 		"ä": false, strings.Repeat("a", 254): false,
 	} {
 		if isName(name) != want {
-			t.Errorf("isName(%q) is %v", name, !want)
+			t.Errorf("isName(%q) returns %v, want the opposite", name, !want)
 		}
 	}
 }
@@ -136,13 +136,13 @@ func FuzzSNI(f *testing.F) {
 		e := &endless{head: bytes.Clone(b)}
 		name, read, err := readHello(e)
 		if e.n > maxHello {
-			t.Errorf("%d bytes were read", e.n)
+			t.Errorf("readHello read %d bytes after the input, want at most 65536 in all", e.n)
 		}
 		if err != nil {
 			return
 		}
 		if !isName(name) || !bytes.HasPrefix(read, b[:min(len(b), len(read))]) {
-			t.Errorf("name %q, %d bytes read of %d", name, len(read), len(b))
+			t.Errorf("readHello returns the name %q and %d bytes for an input of %d bytes; want a name that can be dialed and the bytes of the input", name, len(read), len(b))
 		}
 	})
 }

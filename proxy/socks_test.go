@@ -46,13 +46,13 @@ func TestSOCKSConnect(t *testing.T) {
 		write(t, c, "late")
 		_ = c.CloseWrite()
 		if got := wantEnd(t, "after the target's answer", c); got != "EARLY LATE" {
-			t.Errorf("%s: got %q", want, got)
+			t.Errorf("%s: the client read %q, want EARLY LATE", want, got)
 		}
 		if _, ok := asked.Load("tcp " + want); !ok {
-			t.Errorf("the dialer was not asked for %s", want)
+			t.Errorf("the server did not dial %s", want)
 		}
 		if r := done.next(t); r.Err != nil || r.Sent != 10 || r.Received != 10 || r.Target != want || r.Client == nil || r.Duration <= 0 {
-			t.Errorf("report: %+v", r)
+			t.Errorf("report: %+v, want no error, 10 bytes in each direction, the target, the client and a duration", r)
 		}
 	}
 }
@@ -95,10 +95,10 @@ func TestSOCKSReplies(t *testing.T) {
 		write(t, conn, hello+connectName("x"))
 		wantReply(t, conn, c.code)
 		if rest := wantEnd(t, "after a failure", conn); rest != "" {
-			t.Errorf("%v: %q after the reply", c.err, rest)
+			t.Errorf("%v: the server sent %q after the reply, want nothing", c.err, rest)
 		}
 		if r := done.next(t); !errors.Is(r.Err, c.err) || r.Target != "x:80" {
-			t.Errorf("report: %+v", r)
+			t.Errorf("report: %+v, want the error of the dial and the target x:80", r)
 		}
 	}
 }
@@ -135,10 +135,10 @@ func TestSOCKSRefusals(t *testing.T) {
 			_ = conn.CloseWrite()
 			want(t, "the answer", conn, c.answer)
 			if rest := wantEnd(t, "after a refusal", conn); rest != "" {
-				t.Errorf("%q after the answer", rest)
+				t.Errorf("the server sent %q after the answer, want nothing", rest)
 			}
 			if r := done.next(t); !errors.Is(r.Err, c.err) {
-				t.Errorf("report: %v, want %v", r.Err, c.err)
+				t.Errorf("the report has the error %v, want %v", r.Err, c.err)
 			}
 		})
 	}
@@ -151,15 +151,15 @@ func TestSOCKSPassword(t *testing.T) {
 	c := dial(t, addr)
 	write(t, c, "\x05\x02\x00\x02\x01\xff"+long+"\xff"+long+connectName(long))
 	want(t, "the method", c, "\x05\x02")
-	want(t, "the right password", c, "\x01\x00")
+	want(t, "the answer to the right password", c, "\x01\x00")
 	wantCode(t, c, 0)
 	write(t, c, "hi")
 	_ = c.CloseWrite()
 	if got := wantEnd(t, "the echo", c); got != "hi" {
-		t.Errorf("got %q", got)
+		t.Errorf("the client read %q, want the echo hi", got)
 	}
 	if r := done.next(t); r.Username != long || r.Err != nil {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report: %+v, want no error and the username", r)
 	}
 }
 
@@ -179,13 +179,13 @@ func FuzzSOCKS(f *testing.F) {
 				continue
 			}
 			if host, _, err := net.SplitHostPort(target); err != nil && !strings.ContainsAny(target, "[]:") || err == nil && host == "" {
-				t.Errorf("target %q: %v", target, err)
+				t.Errorf("target %q: %v, want host:port with a host that is not empty", target, err)
 			}
 			if command != commandConnect && command != commandAssociate {
-				t.Errorf("command %d was served", command)
+				t.Errorf("the server accepts the command %d, want CONNECT or UDP ASSOCIATE only", command)
 			}
 			if used := len(b) - r.Len() - head.Buffered(); used > 1032 {
-				t.Errorf("a request of %d bytes", used)
+				t.Errorf("the server read %d bytes as the request, want at most 1032", used)
 			}
 		}
 	})
@@ -201,11 +201,12 @@ func TestDialTimeout(t *testing.T) {
 	write(t, c, hello+connectName("x"))
 	wantReply(t, c, byte(replyHostUnreachable))
 	if r := done.next(t); !errors.Is(r.Err, context.DeadlineExceeded) {
-		t.Errorf("report: %v, want %v", r.Err, context.DeadlineExceeded)
+		t.Errorf("the report has the error %v, want %v", r.Err, context.DeadlineExceeded)
 	}
 }
 
-// The Accept of a scarce listener fails as often as the field failures says, as if the process had no descriptors left.
+// A scarce is a listener whose Accept fails as if the process had no descriptors left. The field failures is how many of the next
+// calls fail.
 type scarce struct {
 	net.Listener
 	failures int
@@ -267,7 +268,7 @@ func TestHandshakeTimeout(t *testing.T) {
 			wantEnd(t, "a slow client", slow)
 			for range 2 {
 				if r := done.next(t); r.Err == nil {
-					t.Error("a client without a request was reported without an error")
+					t.Error("the report of a client that sent no complete request has no error")
 				}
 			}
 		})

@@ -23,13 +23,13 @@ func TestStdio(t *testing.T) {
 	s := &Server{Protocol: Forward{Target: upper}, Done: func(got Report) { r = got }}
 	defer s.Close()
 	if err := s.ServeStdio(strings.NewReader("hello"), &out); err != nil || out.String() != "HELLO" {
-		t.Errorf("%q, %v", &out, err)
+		t.Errorf("ServeStdio wrote %q, %v, want HELLO", &out, err)
 	}
 	if r.Err != nil || r.Sent != 5 || r.Received != 5 || r.Target != upper {
-		t.Errorf("report: %+v", r)
+		t.Errorf("report: %+v, want no error, 5 bytes in each direction and the address of the target", r)
 	}
 	if err := (&Server{Protocol: SOCKS5{}}).ServeStdio(nil, nil); !errors.Is(err, errStdio) {
-		t.Errorf("with SOCKS5: %v", err)
+		t.Errorf("ServeStdio with SOCKS5: %v, want errStdio", err)
 	}
 }
 
@@ -42,12 +42,12 @@ func TestStdioEnds(t *testing.T) {
 	defer s.Close()
 	var out bytes.Buffer
 	if err := s.ServeStdio(input, &out); err != nil || out.String() != "bye" {
-		t.Errorf("the target closes: %q, %v", &out, err)
+		t.Errorf("when the target closes, ServeStdio has written %q, %v, want bye", &out, err)
 	}
 	broken, w := io.Pipe()
 	broken.Close()
 	if err := s.ServeStdio(input, w); !errors.Is(err, io.ErrClosedPipe) {
-		t.Errorf("the output fails: %v", err)
+		t.Errorf("when the output fails, ServeStdio returns %v, want io.ErrClosedPipe", err)
 	}
 	waiting := &Server{Protocol: Forward{Target: target(t, echo)}}
 	input, more = io.Pipe()
@@ -58,10 +58,10 @@ func TestStdioEnds(t *testing.T) {
 	write(t, more, "x")
 	want(t, "the echo", output, "x")
 	waiting.Close()
-	if err := testkit.Next(t, ended, "it returns after Close"); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("after Close: %v", err)
+	if err := testkit.Next(t, ended, "ServeStdio returns after Close"); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close, ServeStdio returns %v, want net.ErrClosed", err)
 	}
 	if err := waiting.ServeStdio(input, io.Discard); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("on a closed server: %v", err)
+		t.Errorf("ServeStdio on a closed server: %v, want net.ErrClosed", err)
 	}
 }

@@ -37,7 +37,7 @@ func TestParseArgs(t *testing.T) {
 	} {
 		got, err := parseArgs(strings.Fields(c.args))
 		if got != c.want || (err == nil) != c.ok {
-			t.Errorf("%q: %+v, %v", c.args, got, err)
+			t.Errorf("parseArgs of %q returns %+v, %v; want the command and the error of the table", c.args, got, err)
 		}
 	}
 }
@@ -53,6 +53,6 @@ func TestPrintError(t *testing.T) {
 		"wg0: /x/a.conf:4: neither a [section] nor a key = value; write # before a comment\n" +
 		"wg0: the tunnel: tun: it does not exist\n"
 	if b.String() != want {
-		t.Errorf("got\n%s", b.String())
+		t.Errorf("printError prints other lines than wanted:\n%s", b.String())
 	}
 }

@@ -33,17 +33,17 @@ func TestBackground(t *testing.T) {
 		iface := unique("w")
 		s.endAfter(iface)
 		if out := s.must(built(t), iface); strings.Contains(out, "level=ERROR") { // must returns when stdout and stderr are closed
-			t.Errorf("said\n%s", out)
+			t.Errorf("the daemon logs an error:\n%s", out)
 		}
 		if out := s.must("wg", "show", iface); !strings.HasPrefix(out, "interface: "+iface) {
-			t.Errorf("wg show: %s", out)
+			t.Errorf("wg show prints %s, want the interface", out)
 		}
 		info, err := os.Stat(socketPath(iface))
 		if err != nil || info.Mode().Perm() != 0o600 {
-			t.Errorf("the socket: %v, %v", info, err)
+			t.Errorf("the control socket is %v, %v, want mode 0600", info, err)
 		}
 		if out, code := s.run(built(t), iface); code != 1 || !strings.HasPrefix(out, "wg0: ") || strings.Count(out, "\n") != 1 {
-			t.Errorf("a second daemon: exit status %d\n%s", code, out)
+			t.Errorf("a second daemon: exit status %d, want 1 and an error of one line:\n%s", code, out)
 		}
 		s.daemonOf(iface).Signal(signal)
 		s.wantGone(iface)
@@ -164,7 +164,7 @@ func TestWait(t *testing.T) {
 			d.served <- c.accepted
 		}
 		if err := d.wait(ctx); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
-			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+			t.Errorf("%s: wait returns %v, want %v", c.name, err, c.want)
 		}
 		cancel()
 		d.device.Close()
@@ -177,7 +177,7 @@ func TestLogLevel(t *testing.T) {
 		"error": slog.LevelError, "silent": 100, "loud": slog.LevelInfo} {
 		t.Setenv("LOG_LEVEL", v)
 		if got, known := logLevel(); got != want || known != (v != "loud") {
-			t.Errorf("%q: %v, %v", v, got, known)
+			t.Errorf("LOG_LEVEL %q means level %v, known: %v; want the level of the table, and only loud unknown", v, got, known)
 		}
 	}
 	s := newSpace(t)
@@ -200,18 +200,18 @@ func TestForegroundByEnvironment(t *testing.T) {
 	prefix := unique("w") + "x"
 	s.endAfter(prefix)
 	f := s.front(built(t), prefix+"%d")
-	testkit.Eventually(t, "the name is written", func() bool { b, _ := os.ReadFile(file); return strings.HasSuffix(string(b), "\n") })
+	testkit.Eventually(t, "wg0 writes the interface's name to WG_TUN_NAME_FILE", func() bool { b, _ := os.ReadFile(file); return strings.HasSuffix(string(b), "\n") })
 	b, _ := os.ReadFile(file)
 	if string(b) != prefix+"0\n" {
-		t.Errorf("the name is %q", b)
+		t.Errorf("WG_TUN_NAME_FILE contains %q, want the name that the system chose", b)
 	}
 	if !s.exists(prefix + "0") {
-		t.Error("there is no such interface")
+		t.Error("the interface whose name wg0 wrote does not exist")
 	}
 	s.daemonOf(prefix).Signal(syscall.SIGTERM)
 	f.wantExit(t, 0)
 	if f.log.String() != "" {
-		t.Errorf("not silent: %s", f.log)
+		t.Errorf("with LOG_LEVEL=silent, the daemon logs %s", f.log)
 	}
 }
 
@@ -234,19 +234,19 @@ func TestOptions(t *testing.T) {
 		f := s.front(built(t), "-f", iface)
 		f.wantLog(t, "msg=ready")
 		if out := s.must("ip", "-d", "link", "show", "dev", iface); !strings.Contains(out, c.want) || strings.Contains(out, c.wont) {
-			t.Errorf("%s: want %s, not %s:\n%s", c.env, c.want, c.wont, out)
+			t.Errorf("%s: ip must show %s and not %s:\n%s", c.env, c.want, c.wont, out)
 		}
 		s.daemonOf(iface).Signal(syscall.SIGTERM)
 		f.wantExit(t, 0)
 	}
 	t.Setenv(envOffload, "0")
 	if o, err := readOptions(); err != nil || !o.bind().NoOffload {
-		t.Errorf("the sockets offload: %v", err)
+		t.Errorf("with WG0_OFFLOAD=0, the sockets still use offload, or readOptions fails: %v", err)
 	}
 	iface := unique("w")
 	tun, _ := s.openInside(iface)
 	if _, err := (options{queues: 2}).tun(iface, inherited{tun: tun}); err == nil || !strings.Contains(err.Error(), "an inherited interface has one queue") {
-		t.Errorf("two queues of an inherited interface: %v", err)
+		t.Errorf("two queues for an inherited interface: %v, want an error", err)
 	}
 }
 
@@ -329,7 +329,7 @@ func TestInheritedDescriptors(t *testing.T) {
 		tun.Close()
 		socket.Close()
 		if out := s.must("wg", "show", iface); !strings.HasPrefix(out, "interface: "+iface) {
-			t.Errorf("%s: wg show: %s", how, out)
+			t.Errorf("%s: wg show prints %s, want the interface", how, out)
 		}
 		s.daemonOf(iface).Signal(syscall.SIGTERM)
 		s.wantGone(iface)
@@ -354,11 +354,11 @@ func TestServiceManager(t *testing.T) {
 		b := make([]byte, 100)
 		n, err := l.Read(b)
 		if err != nil || string(b[:n]) != want {
-			t.Fatalf("got %q, %v, want %s", b[:n], err, want)
+			t.Fatalf("the service manager receives %q, %v, want %s", b[:n], err, want)
 		}
 		if want == "READY=1" {
 			if !s.exists(iface) {
-				t.Error("ready without an interface")
+				t.Error("the daemon reports READY=1 before its interface exists")
 			}
 			s.daemonOf(iface).Signal(syscall.SIGTERM)
 		}
@@ -442,15 +442,15 @@ func TestControlFaults(t *testing.T) {
 		n, err := c.Read(b)
 		c.Close()
 		if err != nil || !strings.HasPrefix(string(b[:n]), "errno=-") {
-			t.Errorf("%q: answered %q, %v", request, b[:n], err)
+			t.Errorf("the daemon answers %q with %q, %v, want an error number", request, b[:n], err)
 		}
 	}
-	testkit.Eventually(t, "three refusals in the log", func() bool { return strings.Count(f.log.String(), "control request refused") == 3 })
+	testkit.Eventually(t, "the log has three refused requests", func() bool { return strings.Count(f.log.String(), "control request refused") == 3 })
 	if strings.Contains(f.log.String(), secret[1:20]) {
-		t.Errorf("a key in the log:\n%s", f.log)
+		t.Errorf("the log contains a key:\n%s", f.log)
 	}
 	if out := s.must("wg", "show", iface, "listen-port"); out != "0\n" {
-		t.Errorf("a part of a refused request was carried out: port %s", out)
+		t.Errorf("the daemon carried out a part of a refused request: the port is %s, want 0", out)
 	}
 	s.inside(func() error {
 		c, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 6666})
@@ -467,7 +467,7 @@ func TestControlFaults(t *testing.T) {
 		}
 		for _, args := range [][]string{{"set", iface, "listen-port", "6666"}, {"setconf", iface, config}} {
 			if out, code := s.run(append([]string{"wg"}, args...)...); code == 0 || !strings.Contains(out, "Address already in use") {
-				t.Errorf("%s: wg %s of a port that is taken: status %d, %s", state, args[0], code, out)
+				t.Errorf("interface %s: wg %s with a port in use exits with status %d, %s, want the error Address already in use", state, args[0], code, out)
 			}
 		}
 		if state == "down" && s.ports() != "6666" {

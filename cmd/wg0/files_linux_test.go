@@ -15,14 +15,14 @@ func TestIPv6Off(t *testing.T) {
 	s.must("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
 	file := o.file("Address = 10.9.0.1/24, fd09::1/64")
 	if out := s.must(built(t), "up", file); strings.Count(out, "wg0: warning: IPv6 is off on this host, so "+o.iface+" gets no IPv6") != 1 {
-		t.Errorf("wg0 up says\n%s", out)
+		t.Errorf("wg0 up does not warn exactly once that IPv6 is off:\n%s", out)
 	}
 	o.ping("10.9.0.2", "203.0.113.5")
 	s.must(built(t), "down", file)
 	o.wantClean()
 	out, code := s.run(built(t), "up", o.file("Address = fd09::1/64"))
 	if code != 1 || !strings.Contains(out, "wg0: ip -6 address add fd09::1/64") {
-		t.Errorf("IPv6 alone: exit status %d\n%s", code, out)
+		t.Errorf("with only IPv6 addresses, wg0 up exits with status %d, want 1 and the command that failed:\n%s", code, out)
 	}
 	o.wantClean()
 }
@@ -46,7 +46,7 @@ func TestWritableHooks(t *testing.T) {
 		name := c.open(file)
 		out, code := s.run(built(t), "up", file)
 		if refused := code == 1 && strings.Contains(out, "; run: chmod o-w "+name+"\n"); refused != c.want {
-			t.Errorf("%s, %s: exit status %d\n%s", c.more, name, code, out)
+			t.Errorf("file with %s, while all users can write %s: exit status %d, want a refusal only if the file has hooks:\n%s", c.more, name, code, out)
 		}
 		if code == 0 {
 			s.must(built(t), "down", file)
@@ -56,6 +56,6 @@ func TestWritableHooks(t *testing.T) {
 		o.wantClean()
 	}
 	if _, err := os.Stat(mark); err == nil {
-		t.Error("a hook ran")
+		t.Error("wg0 ran a hook of a file that it must refuse")
 	}
 }

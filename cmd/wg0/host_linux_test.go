@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 	reports, _ := filepath.Glob(filepath.Join(races, "race.*"))
 	for _, r := range reports {
 		text, _ := os.ReadFile(r)
-		fmt.Printf("a daemon raced:\n%s\n", text)
+		fmt.Printf("a daemon has a data race:\n%s\n", text)
 		code = 1
 	}
 	os.RemoveAll(races)
@@ -209,8 +209,8 @@ func (s *space) exists(iface string) bool {
 // wantGone fails the test unless the interface, its socket and its daemon disappear.
 func (s *space) wantGone(iface string) {
 	s.Helper()
-	testkit.Eventually(s.T, "the interface goes", func() bool { return !s.exists(iface) })
-	testkit.Eventually(s.T, "the socket goes", func() bool {
+	testkit.Eventually(s.T, "the interface disappears", func() bool { return !s.exists(iface) })
+	testkit.Eventually(s.T, "the control socket disappears", func() bool {
 		_, err := os.Lstat(socketPath(iface))
 		return errors.Is(err, fs.ErrNotExist)
 	})
@@ -230,11 +230,11 @@ func daemonsOf(iface string) (pids []int) {
 	return pids
 }
 
-// daemonOf returns the one process of the interface. After the test it kills the process if it still runs.
+// daemonOf waits until exactly one process of the interface runs, and returns this process.
 func (s *space) daemonOf(iface string) *os.Process {
 	s.Helper()
 	var pids []int
-	testkit.Eventually(s.T, "there is one daemon", func() bool { pids = daemonsOf(iface); return len(pids) == 1 })
+	testkit.Eventually(s.T, "exactly one daemon of the interface runs", func() bool { pids = daemonsOf(iface); return len(pids) == 1 })
 	p, err := os.FindProcess(pids[0])
 	if err != nil {
 		s.Fatal(err)
@@ -285,7 +285,7 @@ func (f *front) wantExit(t *testing.T, code int) {
 	select {
 	case <-f.exit:
 		if got := f.ProcessState.ExitCode(); got != code {
-			t.Errorf("exit status %d, want %d\n%s", got, code, f.log)
+			t.Errorf("the daemon exited with status %d, want %d\n%s", got, code, f.log)
 		}
 	case <-time.After(20 * time.Second):
 		t.Fatalf("the daemon does not end\n%s", f.log)

@@ -81,10 +81,10 @@ func (s *space) wantNoPolicy() {
 	s.Helper()
 	for _, family := range []string{"-4", "-6"} {
 		if out := s.must("ip", family, "rule", "show"); strings.Contains(out, "fwmark") || strings.Contains(out, "suppress") {
-			s.Errorf("rules are left:\n%s", out)
+			s.Errorf("policy rules are left:\n%s", out)
 		}
 		if out, _ := s.run("ip", family, "route", "show", "table", "51820"); strings.TrimSpace(out) != "" && !strings.Contains(out, "does not exist") {
-			s.Errorf("routes are left:\n%s", out)
+			s.Errorf("routes in table 51820 are left:\n%s", out)
 		}
 	}
 	if out, _ := s.run("nft", "list", "tables"); strings.Contains(out, "wg-quick") {

@@ -7,7 +7,7 @@
 //
 // The first two commands create the interface and its control socket, continue in the background, and exit with 0. With -f
 // they stay in the foreground. The daemon stops when the interface is deleted, when the socket is removed, and on SIGTERM
-// and SIGINT.
+// and SIGINT. A daemon without a file also stops on SIGHUP.
 //
 // To use wg0 with wg-quick(8), run:
 //

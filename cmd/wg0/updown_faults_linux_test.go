@@ -43,10 +43,10 @@ func TestRollback(t *testing.T) {
 		os.Remove(marks)
 		out, code := s.run(built(t), "up", file)
 		if code != 1 || !strings.Contains(out, c.want) || strings.Contains(out, o.private) {
-			t.Errorf("%s: exit status %d\n%s", c.name, code, out)
+			t.Errorf("%s: exit status %d, want 1 and the error of the table, without a key:\n%s", c.name, code, out)
 		}
 		if _, err := os.Stat(marks); (err == nil) != c.postDown {
-			t.Errorf("%s: PostDown: %v", c.name, err)
+			t.Errorf("%s: PostDown must run only if another hook has started; its file: %v", c.name, err)
 		}
 		o.wantClean()
 	}
@@ -58,7 +58,7 @@ func TestRollback(t *testing.T) {
 	out, code := alone.run(built(t), "up", file)
 	want := "wg0: " + file + ":9: Endpoint: resolve vpn.example.com: "
 	if code != 1 || strings.Count(out, want) != 1 || strings.Count(out, "trying again in 1.0 seconds") != 1 || !strings.Contains(out, "check the resolver") {
-		t.Errorf("no resolver: exit status %d\n%s", code, out)
+		t.Errorf("without a resolver: exit status %d, want 1 and one error after one retry:\n%s", code, out)
 	}
 	alone.wantGone(o.iface)
 	// If the user interrupts wg0 up, wg0 undoes the steps that it has done.
@@ -133,15 +133,15 @@ func TestFaults(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 		if err == nil || cmd.ProcessState.ExitCode() != c.code || c.want != nil && !slices.Equal(lines, c.want) {
-			t.Errorf("%s: exit status %d\n%s", c.name, cmd.ProcessState.ExitCode(), out)
+			t.Errorf("%s: exit status %d, want the status and the lines of the table:\n%s", c.name, cmd.ProcessState.ExitCode(), out)
 		}
 		if strings.Contains(string(out), private[1:20]) || c.code == 2 && !strings.Contains(string(out), "usage: ") {
-			t.Errorf("%s: it said\n%s", c.name, out)
+			t.Errorf("%s: the output contains a key, or lacks the usage:\n%s", c.name, out)
 		}
 	}
 	for _, arg := range []string{"--help", "-h", "--version"} {
 		if out, err := exec.Command(path, arg).Output(); err != nil || len(out) == 0 {
-			t.Errorf("%s: %s, %v", arg, out, err)
+			t.Errorf("wg0 %s prints %s, %v, want a text and no error", arg, out, err)
 		}
 	}
 }
@@ -186,7 +186,7 @@ func TestNoPermission(t *testing.T) {
 		}
 		out, err := cmd.CombinedOutput()
 		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), c.want) || strings.Contains(string(out), "never") || strings.Contains(string(out), private) {
-			t.Errorf("%s: exit status %d\n%s", c.args, cmd.ProcessState.ExitCode(), out)
+			t.Errorf("wg0 %s: exit status %d, want 1 and the error of the table, without a key and without running the hook:\n%s", c.args, cmd.ProcessState.ExitCode(), out)
 		}
 	}
 }
@@ -199,7 +199,7 @@ func TestNoTUN(t *testing.T) {
 	for _, front := range []string{"-f", ""} {
 		out, code := s.run("unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev/net && exec "+built(t)+" "+front+" "+iface)
 		if code != 1 || !strings.Contains(out, "load the module (modprobe tun)") || strings.Count(out, "\n") != 1 {
-			t.Errorf("exit status %d\n%s", code, out)
+			t.Errorf("without /dev/net/tun: exit status %d, want 1 and one line that names modprobe tun:\n%s", code, out)
 		}
 	}
 }

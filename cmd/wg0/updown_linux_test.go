@@ -41,23 +41,23 @@ func TestQuickAndOwn(t *testing.T) {
 			out := s.must("ip", "address", "show", "dev", o.iface)
 			for _, want := range []string{"mtu 1380", "inet 10.9.0.1/24", "inet6 fd09::1/64"} {
 				if !strings.Contains(out, want) {
-					t.Errorf("no %s:\n%s", want, out)
+					t.Errorf("the interface lacks %s:\n%s", want, out)
 				}
 			}
 			for family, want := range map[string]string{"-4": "10.11.0.0/16", "-6": "fd09::/64"} {
 				if out := s.must("ip", family, "rule", "show"); !strings.Contains(out, "not from all fwmark 0xca6c lookup 51820") ||
 					strings.Count(out, "from all lookup main suppress_prefixlength 0") != 1 {
-					t.Errorf("rules:\n%s", out)
+					t.Errorf("the policy rules must include that for the mark, and exactly one for the table main:\n%s", out)
 				}
 				if out := s.must("ip", family, "route", "show", "dev", o.iface); !strings.Contains(out, want) || strings.Contains(out, "10.9.0.128/25") {
-					t.Errorf("routes:\n%s", out)
+					t.Errorf("the interface lacks a route, or has one that another route contains:\n%s", out)
 				}
 				if out := s.must("ip", family, "route", "show", "table", "51820"); !strings.HasPrefix(out, "default dev "+o.iface) {
-					t.Errorf("table 51820:\n%s", out)
+					t.Errorf("table 51820 does not begin with a default route into the interface:\n%s", out)
 				}
 			}
 			if out := s.must("wg", "show", o.iface, "fwmark"); out != "0xca6c\n" {
-				t.Errorf("fwmark %s", out)
+				t.Errorf("the firewall mark is %s, want 0xca6c", out)
 			}
 			if has("nft") {
 				out := s.must("nft", "list", "ruleset")
@@ -71,11 +71,11 @@ func TestQuickAndOwn(t *testing.T) {
 			o.wantClean()
 			o.laptop.must("ping", "-n", "-c", "1", "-W", "10", "203.0.113.5") // works without the tunnel again
 			if b, _ := os.ReadFile(hooks); string(b) != "preup\npostup "+o.iface+"\npredown\npostdown\n" {
-				t.Errorf("hooks: %q", b)
+				t.Errorf("the hooks wrote %q, want one line per hook, in order", b)
 			}
 			want := fmt.Sprintf("resolvconf -a %s -m 0 -x\nnameserver 10.9.0.2\nsearch corp.example\nresolvconf -d %[1]s -f\n", o.iface)
 			if b, _ := os.ReadFile(resolvconf); !strings.HasPrefix(string(b), want) {
-				t.Errorf("resolvconf was told %q", b)
+				t.Errorf("resolvconf got %q, want the DNS servers first and then their removal", b)
 			}
 		})
 	}
@@ -99,7 +99,7 @@ func TestQuickPort(t *testing.T) {
 	quick := s.quick(t)
 	s.env = append(s.env, "WG_QUICK_USERSPACE_IMPLEMENTATION="+built(t))
 	if out, code := s.run(quick, "up", o.file("ListenPort = 4242")); code == 0 || !strings.Contains(out, "Address already in use") {
-		t.Errorf("exit status %d\n%s", code, out)
+		t.Errorf("wg-quick with a port in use: exit status %d, want a failure with Address already in use:\n%s", code, out)
 	}
 	o.wantClean()
 }
@@ -139,7 +139,7 @@ func TestResolvectl(t *testing.T) {
 	o.wantClean()
 	want := fmt.Sprintf("resolvectl dns %s 10.9.0.2 fd09::2\nresolvectl domain %[1]s ~. corp.example\nresolvectl revert %[1]s\n", o.iface)
 	if b, _ := os.ReadFile(log); !strings.HasPrefix(string(b), want) {
-		t.Errorf("resolvectl was told %q", b)
+		t.Errorf("resolvectl got %q, want the DNS servers, the domains and then revert", b)
 	}
 }
 
@@ -153,13 +153,13 @@ func TestIptables(t *testing.T) {
 	o.ping("10.9.0.2", "203.0.113.5", "2001:db8:5::1")
 	for _, command := range []string{"iptables-save", "ip6tables-save"} {
 		if out := s.must(command); strings.Count(out, "wg-quick(8) rule for "+o.iface) < 3 {
-			t.Errorf("%s:\n%s", command, out)
+			t.Errorf("%s lists fewer than 3 rules of wg0:\n%s", command, out)
 		}
 	}
 	s.must(built(t), "down", file)
 	for _, command := range []string{"iptables-save", "ip6tables-save"} {
 		if out := s.must(command); strings.Contains(out, "wg-quick") {
-			t.Errorf("%s:\n%s", command, out)
+			t.Errorf("%s still lists rules of wg0 after wg0 down:\n%s", command, out)
 		}
 	}
 	o.wantClean()
@@ -173,7 +173,7 @@ func TestWithoutFilter(t *testing.T) {
 	s.onlyCommands("ip", "ping")
 	file := o.file("Address = 10.9.0.1/24")
 	if out := s.must(built(t), "up", file); !strings.Contains(out, "wg0: neither nft nor iptables-restore is installed") {
-		t.Errorf("said\n%s", out)
+		t.Errorf("wg0 up does not warn that nft and iptables-restore are missing:\n%s", out)
 	}
 	o.ping("10.9.0.2", "203.0.113.5")
 	s.must(built(t), "down", file)
@@ -190,14 +190,14 @@ func TestMTUAndTables(t *testing.T) {
 		file := o.file("Address = 10.9.0.1/24\nTable = " + table)
 		s.must(built(t), "up", file)
 		if out := s.must("ip", "link", "show", "dev", o.iface); !strings.Contains(out, "mtu 1320") {
-			t.Errorf("MTU: %s", out)
+			t.Errorf("the interface does not have MTU 1320: %s", out)
 		}
 		out, _ := s.run("ip", "route", "show", "table", "777")
 		if !strings.HasPrefix(out, want) || want == "" && strings.Contains(out, o.iface) {
-			t.Errorf("Table = %s: %s", table, out)
+			t.Errorf("Table = %s: table 777 has the wrong routes: %s", table, out)
 		}
 		if out := s.must("ip", "rule", "show"); strings.Contains(out, "fwmark") {
-			t.Errorf("Table = %s: rules\n%s", table, out)
+			t.Errorf("Table = %s: wg0 up added policy rules, want none:\n%s", table, out)
 		}
 		s.must(built(t), "down", file)
 		o.wantClean()
@@ -223,7 +223,7 @@ func TestTwoDefaults(t *testing.T) {
 		t.Helper()
 		out := s.must("ip", "rule", "show")
 		if strings.Count(out, "fwmark") != len(marks) || strings.Count(out, "suppress_prefixlength 0") != 1 {
-			t.Errorf("rules:\n%s", out)
+			t.Errorf("there must be one rule per mark, and one for the table main:\n%s", out)
 		}
 		for _, m := range marks {
 			if !strings.Contains(out, "fwmark "+m+" ") {
@@ -246,7 +246,7 @@ func TestUpAfterKill(t *testing.T) {
 	file := o.file("Address = 10.9.0.1/24")
 	s.must(built(t), "up", file)
 	s.daemonOf(o.iface).Kill()
-	testkit.Eventually(t, "the interface goes", func() bool { return !s.exists(o.iface) })
+	testkit.Eventually(t, "the interface disappears", func() bool { return !s.exists(o.iface) })
 	s.must(built(t), "up", file)
 	o.ping("10.9.0.2", "203.0.113.5")
 	s.must(built(t), "down", file)
@@ -273,13 +273,13 @@ func TestService(t *testing.T) {
 	f.Process.Signal(syscall.SIGHUP)
 	f.wantLog(t, "msg=reloaded")
 	if out := s.must("wg", "show", o.iface, "peers"); !strings.Contains(out, public) {
-		t.Errorf("peers:\n%s", out)
+		t.Errorf("the reload did not add the new peer:\n%s", out)
 	}
 	if out := s.must("ip", "route", "show", "dev", o.iface); !strings.Contains(out, "10.77.0.0/16") {
-		t.Errorf("routes:\n%s", out)
+		t.Errorf("the reload did not add the route of the new peer:\n%s", out)
 	}
 	if out := s.must("wg", "show", o.iface, "latest-handshakes"); !strings.Contains(out, strings.TrimSpace(handshake)) {
-		t.Errorf("the session did not stay: %s, was %s", out, handshake)
+		t.Errorf("the reload ended the session: the latest handshake is now %s, and was %s", out, handshake)
 	}
 	o.ping("10.9.0.2", "203.0.113.5")
 
@@ -292,7 +292,7 @@ func TestService(t *testing.T) {
 	f.wantExit(t, 0)
 	o.wantClean()
 	if b, _ := os.ReadFile(hooks); string(b) != "predown\npostdown\n" {
-		t.Errorf("hooks: %q\n%s", b, f.log)
+		t.Errorf("the hooks wrote %q, want predown and postdown; the log is\n%s", b, f.log)
 	}
 }
 
@@ -306,7 +306,7 @@ func TestReloadWithoutRoutes(t *testing.T) {
 	f.Process.Signal(syscall.SIGHUP)
 	f.wantLog(t, `msg="the configuration was reloaded, but some of its routes are missing" err="ip `)
 	if out := s.must("wg", "show", o.iface, "listen-port"); out != "7777\n" || strings.Contains(f.log.String(), "the old one stays in use") {
-		t.Errorf("port %s\n%s", out, f.log)
+		t.Errorf("after the reload, the port is %s, want 7777, and no word of an old configuration that stays in use in the log:\n%s", out, f.log)
 	}
 	f.Process.Signal(syscall.SIGTERM)
 	f.wantExit(t, 0)
@@ -350,7 +350,7 @@ func TestHookEnvironment(t *testing.T) {
 	b, _ := os.ReadFile(env)
 	for _, own := range []string{"NOTIFY_SOCKET=", "WG_PROCESS_FOREGROUND="} {
 		if strings.Contains(string(b), own) || !strings.Contains(string(b), "OF_THE_USER=1") {
-			t.Errorf("the hook's environment, %s:\n%s", own, b)
+			t.Errorf("the hook's environment has %s, or lacks OF_THE_USER=1:\n%s", own, b)
 		}
 	}
 	s.daemonOf(iface).Signal(syscall.SIGTERM)
@@ -413,7 +413,7 @@ PersistentKeepalive = 21
 			t.Errorf("%s: saved as\n%s\nwant\n%s", how, b, want)
 		}
 		if info, err := os.Stat(file); err != nil || info.Mode() != fs.FileMode(0o600) {
-			t.Errorf("%s: %v, %v", how, info.Mode(), err)
+			t.Errorf("%s: the saved file has mode %v, %v, want 0600", how, info.Mode(), err)
 		}
 	}
 }
@@ -427,7 +427,7 @@ func TestSecondSignal(t *testing.T) {
 	f.Process.Signal(syscall.SIGTERM)
 	f.wantLog(t, "\nstuck ")
 	var pid int
-	testkit.Eventually(t, "the hook tells its number", func() bool {
+	testkit.Eventually(t, "the hook prints its process ID", func() bool {
 		_, after, _ := strings.Cut(f.log.String(), "\nstuck ")
 		_, err := fmt.Sscanf(after, "%d.", &pid)
 		return err == nil
@@ -454,7 +454,7 @@ func TestMovedInterface(t *testing.T) {
 	cell.must("ping", "-n", "-c", "1", "-W", "10", "10.9.0.2")
 	cell.must("ping", "-n", "-c", "1", "-W", "10", "203.0.113.5")
 	if out := s.must("wg", "show", o.iface, "latest-handshakes"); strings.HasSuffix(out, "\t0\n") {
-		t.Errorf("no handshake: %s", out)
+		t.Errorf("the moved interface has made no handshake: %s", out)
 	}
 	cell.must("ip", "link", "delete", o.iface)
 	f.wantExit(t, 0)

@@ -56,7 +56,7 @@ func (o *office) serveName(name string) {
 // knows. The page loads a script of 1 MiB and a picture, each on the same server.
 func TestBrowser(t *testing.T) {
 	if testkit.Race {
-		t.Skip("a browser is too slow beside the race detector, and tests nothing more")
+		t.Skip("a browser is too slow with the race detector, and would test nothing more")
 	}
 	browser, err := exec.LookPath("chromium")
 	if err != nil {
@@ -111,7 +111,7 @@ func TestBrowser(t *testing.T) {
 	c.Stderr = &log
 	dom, err := c.Output()
 	if err != nil {
-		t.Fatalf("%v\n%s", err, log.String())
+		t.Fatalf("chromium failed: %v\n%s", err, log.String())
 	}
 	for _, want := range []string{"intranet.example:8000", "script of 1048576", "picture of 77"} {
 		if !bytes.Contains(dom, []byte(want)) {

@@ -2,5 +2,5 @@
 
 package main
 
-// confine does nothing, because Landlock exists on Linux alone.
+// confine does nothing, because Landlock exists only on Linux.
 func confine([]string) (readable []string, err error) { return nil, nil }

@@ -154,7 +154,7 @@ func TestConfinedReload(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := process.Wait(); err != nil {
-			t.Errorf("wgproxy ends with %v; it said\n%s", err, r.said())
+			t.Errorf("wgproxy ended with %v and printed\n%s", err, r.said())
 		}
 	}
 }
@@ -172,6 +172,6 @@ func TestFoldersOf(t *testing.T) {
 	}
 	got := foldersOf([]string{filepath.Join(dir, "link.conf"), filepath.Join(dir, "missing"), "/root.conf"})
 	if want := []string{dir, filepath.Dir(real), "/root.conf"}; !slices.Equal(got, want) {
-		t.Errorf("folders %q, want %q", got, want)
+		t.Errorf("foldersOf returns %q, want %q", got, want)
 	}
 }

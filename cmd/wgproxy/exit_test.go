@@ -36,7 +36,7 @@ func TestGatewaySection(t *testing.T) {
 	}
 	allow := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("10.7.0.9/32")}
 	if s.exit == nil || !slices.Equal(s.exit.allow, allow) || s.exit.limits != (gateway.Limits{Flows: 5, FromPeer: 7, ToPeer: 7}) || len(s.services) != 0 {
-		t.Fatalf("read as %+v, services %v", s.exit, s.services)
+		t.Fatalf("[Gateway] was read as %+v, with the services %v; want the values of the file and no service", s.exit, s.services)
 	}
 	policy := s.exit.policy(s.file)
 	for a, want := range map[string]bool{
@@ -48,11 +48,11 @@ func TestGatewaySection(t *testing.T) {
 		}
 	}
 	if got := planExit(nil, s.exit); len(got) != 1 || !strings.HasPrefix(got[0], "leave [Gateway] as it is") || planExit(s.exit, s.exit) != nil {
-		t.Errorf("the plan of a new [Gateway]: %q, and of the same: %q", got, planExit(s.exit, s.exit))
+		t.Errorf("the plan for a new [Gateway] is %q, and for the same one %q; want one line that leaves it as it is, and no line", got, planExit(s.exit, s.exit))
 	}
 	o, _ := parseArgs([]string{write(t, "y.conf", "[Gateway]\n")}, io.Discard)
 	if s, err := o.settings(); err != nil || s.exit == nil {
-		t.Errorf("an empty [Gateway] alone: %v", err)
+		t.Errorf("a file with only an empty [Gateway]: %v, want no error and an exit", err)
 	}
 }
 
@@ -90,7 +90,7 @@ func TestGatewayProcess(t *testing.T) {
 	}
 	defer process.Process.Kill()
 	r.waitFor("serving [Gateway]")
-	testkit.Eventually(t, "the process calls the client", func() bool {
+	testkit.Eventually(t, "the process sends an initiation to the client", func() bool {
 		p, _ := client.Device().Peer(key.Public())
 		return p.Endpoint.IsValid()
 	})
@@ -98,14 +98,14 @@ func TestGatewayProcess(t *testing.T) {
 	tr := &http.Transport{DialContext: client.DialContext, DisableKeepAlives: true}
 	answer, err := (&http.Client{Transport: tr, Timeout: testkit.Patience}).Get("http://" + l.Addr().String() + "/")
 	if err != nil {
-		t.Fatalf("%v; wgproxy said\n%s", err, r.said())
+		t.Fatalf("fetch the page through the gateway: %v; wgproxy printed\n%s", err, r.said())
 	}
 	if b, err := io.ReadAll(answer.Body); string(b) != "from this host" || err != nil {
-		t.Errorf("the page is %q, %v", b, err)
+		t.Errorf("the page is %q, %v, want from this host", b, err)
 	}
 	answer.Body.Close()
 	if _, err := client.Dial("tcp", "10.7.0.3:80"); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("an address of the tunnel: %v, want a refusal", err)
+		t.Errorf("a connection to an address of the tunnel: %v, want a refusal", err)
 	}
 
 	var open []net.Conn
@@ -116,7 +116,7 @@ func TestGatewayProcess(t *testing.T) {
 		}
 		return err
 	}
-	testkit.Eventually(t, "the connection of the page has ended, and one may begin", func() bool { return dial() == nil })
+	testkit.Eventually(t, "the gateway accepts a connection after that of the page has ended", func() bool { return dial() == nil })
 	if err := dial(); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("a connection beyond MaxFlows: %v, want a refusal", err)
 	}
@@ -133,16 +133,16 @@ func TestGatewayProcess(t *testing.T) {
 		}
 		r.waitFor("reloaded " + r.path)
 		if want := "plan: change [Gateway]"; !strings.Contains(r.said(), want) {
-			t.Errorf("wgproxy does not say %q; it said\n%s", want, r.said())
+			t.Errorf("wgproxy did not print %q; it printed\n%s", want, r.said())
 		}
 	}
 	reload(text + fmt.Sprintf("Allow = %v\n", host))
 	if err := dial(); err != nil {
-		t.Errorf("a second connection, after a reload without MaxFlows: %v", err)
+		t.Errorf("a second connection after a reload without MaxFlows: %v, want no error", err)
 	}
 	reload(text)
 	if err := dial(); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("the host after a reload without Allow: %v, want a refusal", err)
+		t.Errorf("a connection to the host after a reload without Allow: %v, want a refusal", err)
 	}
 	for _, c := range open {
 		c.Close()
@@ -151,7 +151,7 @@ func TestGatewayProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := process.Wait(); err != nil {
-		t.Errorf("wgproxy ends with %v; it said\n%s", err, r.said())
+		t.Errorf("wgproxy ended with %v and printed\n%s", err, r.said())
 	}
 }
 
@@ -176,7 +176,7 @@ func TestGatewayDrain(t *testing.T) {
 	text := strings.Replace(o.file(fmt.Sprintf("AllowedIPs = 10.7.0.1/32\n[Gateway]\nAllow = %v\n", host)), "Endpoint", "PersistentKeepalive = 1\nEndpoint", 1)
 	r := launch(t, text, in, "-status", status)
 	r.waitFor("serving [Gateway]")
-	testkit.Eventually(t, "wgproxy calls the office", func() bool {
+	testkit.Eventually(t, "wgproxy establishes a session with the office", func() bool {
 		p, _ := o.Device().Peer(o.client.Public())
 		return p.Session
 	})
@@ -217,7 +217,7 @@ func TestGatewayDrain(t *testing.T) {
 			maps.Equal(page.Devices[0].Peers[0].Gateway, map[string]uint64{"flows": 1, "opened": 1, "refused": 0, "failed": 0, "dropped": 0, "pings": 0, "from_peer": 5, "to_peer": 5})
 	})
 	r.signals <- syscall.SIGTERM
-	testkit.Eventually(t, "refused: a further connection", func() bool {
+	testkit.Eventually(t, "wgproxy refuses a further connection", func() bool {
 		c, err := o.Dial("tcp", l.Addr().String())
 		if err == nil {
 			c.Close()

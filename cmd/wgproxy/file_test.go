@@ -100,15 +100,15 @@ func TestWireproxyFile(t *testing.T) {
 		t.Errorf("services\n%+v\nwant\n%+v", s.services, want)
 	}
 	if s.file.Interface.PrivateKey != key || s.family != "4" || s.every != 3*time.Second || len(s.alive) != 2 {
-		t.Errorf("read as %+v", s)
+		t.Errorf("the file was read as %+v, want its key, address family, interval and pinged addresses", s)
 	}
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 	if got := s.file.Peers[0].AllowedIPs; !slices.Equal(got, all) {
-		t.Errorf("a peer without AllowedIPs has %v", got)
+		t.Errorf("a peer without AllowedIPs has %v, want all addresses", got)
 	}
 	for _, svc := range s.services {
 		if text := svc.String(); strings.Contains(text, "literal") || strings.Contains(text, "alice") {
-			t.Errorf("a secret is printed: %s", text)
+			t.Errorf("the text of a service contains a secret: %s", text)
 		}
 	}
 
@@ -119,7 +119,7 @@ func TestWireproxyFile(t *testing.T) {
 	}
 	s, err = readSettings(including)
 	if err != nil || s.file.Interface.PrivateKey != key || len(s.services) != 1 || len(s.alive) != 2 {
-		t.Errorf("WGConfig: %+v, %v", s, err)
+		t.Errorf("a file with WGConfig was read as %+v, %v; want the tunnel of the other file, and one service", s, err)
 	}
 }
 
@@ -166,23 +166,23 @@ func TestArgs(t *testing.T) {
 		{kind: kindClient, bind: "0.0.0.0:1", target: "a:2", idle: -1}, {kind: kindServer, bind: ":2222", target: "127.0.0.1:22", idle: -1},
 	}
 	if err != nil || o.path != "office.conf" || !o.test || !o.silent || o.status != "127.0.0.1:9090" || !slices.Equal(o.services, want) {
-		t.Errorf("%+v, %v", o, err)
+		t.Errorf("parseArgs returns %+v, %v; want the file, the flags and the services of the command line", o, err)
 	}
 	if o, err := parseArgs([]string{"-c", "x.conf", "-i", ":1"}, io.Discard); err != nil || o.path != "x.conf" || o.status != ":1" {
-		t.Errorf("wireproxy's flags: %+v, %v", o, err)
+		t.Errorf("parseArgs with wireproxy's flags returns %+v, %v", o, err)
 	}
 	for _, args := range []string{"", "a b", "a -socks 1080", "a -L 80", "a -L 80=x", "a -R x=a:1", "a -nosuchflag", "-c a b"} {
 		if o, err := parseArgs(strings.Fields(args), io.Discard); err == nil {
-			t.Errorf("%q: taken as %+v", args, o)
+			t.Errorf("parseArgs of %q returns %+v, want an error", args, o)
 		}
 	}
 	o, _ = parseArgs([]string{write(t, "x.conf", "[Interface]\n")}, io.Discard)
 	if _, err := o.settings(); err == nil || !strings.Contains(err.Error(), "nothing to serve") {
-		t.Errorf("a file and no service: %v", err)
+		t.Errorf("a file without a service: %v, want an error that says that there is nothing to serve", err)
 	}
 	o, _ = parseArgs([]string{write(t, "x.conf", "[Socks5]\nBindAddress = 127.0.0.1:1\n"), "-socks", "127.0.0.1:1"}, io.Discard)
 	if _, err := o.settings(); err == nil || !strings.Contains(err.Error(), "is there twice") {
-		t.Errorf("the same service twice: %v", err)
+		t.Errorf("the same service twice: %v, want an error", err)
 	}
 }
 
@@ -205,7 +205,7 @@ func FuzzFile(f *testing.F) {
 		}
 		for _, s := range p.services {
 			if s.kind != kindStdio && address(s.bind) != nil || slices.Contains([]string{kindClient, kindServer, kindUDP, kindStdio}, s.kind) && address(s.target) != nil {
-				t.Fatalf("%q: %+v", text, s)
+				t.Fatalf("%q: the service %+v lacks an address that it needs", text, s)
 			}
 		}
 	})

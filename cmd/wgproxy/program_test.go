@@ -102,7 +102,12 @@ func (r *run) said() string {
 
 func (r *run) waitFor(text string) {
 	r.Helper()
-	testkit.Eventually(r, fmt.Sprintf("wgproxy says %q; it said\n%s", text, r.said()), func() bool { return strings.Contains(r.said(), text) })
+	defer func() {
+		if r.Failed() {
+			r.Logf("wgproxy printed\n%s", r.said())
+		}
+	}()
+	testkit.Eventually(r, fmt.Sprintf("wgproxy prints %q", text), func() bool { return strings.Contains(r.said(), text) })
 }
 
 // launch runs wgproxy with a file, flags and inherited sockets.
@@ -150,7 +155,7 @@ func (r *run) end() {
 	r.Helper()
 	r.signals <- syscall.SIGTERM
 	if err := testkit.Next(r, r.ended, "wgproxy ends after SIGTERM"); err != nil {
-		r.Errorf("wgproxy ends with %v", err)
+		r.Errorf("wgproxy ended with %v after SIGTERM", err)
 	}
 }
 
@@ -205,11 +210,11 @@ func TestServices(t *testing.T) {
 		{"-H", "Host: 10.7.0.1", "http://" + forward + "/"},
 	} {
 		if got := curl(t, args...); got != "hello from 10.7.0.1" {
-			t.Errorf("curl %v: %q", args, got)
+			t.Errorf("curl %v prints %q, want hello from 10.7.0.1", args, got)
 		}
 	}
 	if got := curl(t, "-o", os.DevNull, "-w", "%{http_code}", "-x", "http://alice:wrong@"+web, "http://10.7.0.1/"); got != "407" {
-		t.Errorf("with the wrong password: %s", got)
+		t.Errorf("with the wrong password, the status is %s, want 407", got)
 	}
 	r.waitFor("the first bytes have arrived, from 10.7.0.1:80")
 	tr := &http.Transport{DialContext: o.DialContext, DisableKeepAlives: true}
@@ -218,7 +223,7 @@ func TestServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	if b, _ := io.ReadAll(answer.Body); string(b) != "from this host" {
-		t.Errorf("through -R: %q", b)
+		t.Errorf("through -R, the body is %q, want from this host", b)
 	}
 	answer.Body.Close()
 
@@ -228,7 +233,7 @@ func TestServices(t *testing.T) {
 		return json.Unmarshal([]byte(text), &last) == nil && last["10.7.0.1"] > 1_700_000_000
 	})
 	if text := curl(t, "http://"+status+"/"); !strings.Contains(text, "<html") {
-		t.Errorf("the status page is\n%s", text)
+		t.Errorf("the status page is not HTML:\n%s", text)
 	}
 	if text := curl(t, "http://"+status+"/status.json"); !strings.Contains(text, `"wgproxy"`) {
 		t.Errorf("status.json lacks the tunnel's name:\n%s", text)
@@ -245,7 +250,7 @@ func TestServices(t *testing.T) {
 		}
 	}
 	o.Close() // from now on, nobody answers the pings
-	testkit.Eventually(t, "the last pong is late", func() bool {
+	testkit.Eventually(t, "/readyz has status 503, because the office answers no pings", func() bool {
 		return curl(t, "-o", os.DevNull, "-w", "%{http_code}", "http://"+status+"/readyz") == "503"
 	})
 	r.end()
@@ -279,7 +284,7 @@ func TestReload(t *testing.T) {
 			n += more
 		}
 		if err != nil {
-			t.Fatalf("the connection that stays: %v", err)
+			t.Fatalf("the connection of a service that remains failed: %v", err)
 		}
 	}
 	ask()
@@ -303,19 +308,19 @@ func TestReload(t *testing.T) {
 		"plan: stop [TCPClientTunnel] " + gone + " to 10.7.0.1:80 in the tunnel, with its connections\n", "plan: start [SNI] on " + added + "\n",
 	} {
 		if !strings.Contains(r.said(), want) {
-			t.Errorf("wgproxy does not say %q; it said\n%s", want, r.said())
+			t.Errorf("wgproxy did not print %q; it printed\n%s", want, r.said())
 		}
 	}
 	ask()
 	if _, ok := r.p.tunnel.Device().Peer(other); !ok {
-		t.Error("the new peer is not there")
+		t.Error("the device does not have the new peer")
 	}
 	if after, _ := r.p.tunnel.Device().Peer(o.key.Public()); !after.Endpoint.SamePlace(before.Endpoint) {
 		t.Errorf("the peer moved from %v to %v, where nothing answers", before.Endpoint, after.Endpoint)
 	}
 	if c, err := net.Dial("tcp", gone); err == nil {
 		c.Close()
-		t.Error("a service that is gone still listens")
+		t.Error("a service that was removed still listens")
 	}
 	c.Close()
 	r.end()
@@ -338,7 +343,7 @@ func TestStdio(t *testing.T) {
 	r.p.stdin, r.p.stdout = strings.NewReader("echo\n"), &out
 	r.start()
 	if err := testkit.Next(t, r.ended, "wgproxy ends when the target does"); err != nil || out.String() != "echo\n" {
-		t.Errorf("%q, %v", out.String(), err)
+		t.Errorf("the standard output has %q, %v, want echo", out.String(), err)
 	}
 	r.waitFor("the first bytes have arrived, from 10.7.0.1:7")
 	lint(t, r.counted(`wgproxy_received_bytes_total{service="[STDIOTunnel] to 10.7.0.1:7 in the tunnel"} 5`))
@@ -362,7 +367,7 @@ func TestStdio(t *testing.T) {
 	r.waitFor("reloaded " + r.path)
 	r.counted(`wgproxy_connections_total{failed="true",service="[STDIOTunnel] to 10.7.0.1:7 in the tunnel"} 1`)
 	if text := curl(t, "http://"+status+"/status.json"); !strings.Contains(text, `"wgproxy"`) {
-		t.Errorf("wgproxy does not go on after the reload: %s", text)
+		t.Errorf("wgproxy does not serve its status after the reload: %s", text)
 	}
 	r.end()
 }
@@ -386,7 +391,7 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.signals <- syscall.SIGTERM
-	testkit.Eventually(t, "no client gets in", func() bool {
+	testkit.Eventually(t, "wgproxy accepts no new client", func() bool {
 		c, err := net.Dial("tcp", forward)
 		if err == nil {
 			c.Close()
@@ -408,7 +413,7 @@ func TestUnusedSocket(t *testing.T) {
 	used, unused := inheritTCP(t, in), inheritTCP(t, in)
 	r := launch(t, o.file(""), in, "-socks", used)
 	if err := testkit.Next(t, r.ended, "wgproxy ends"); err == nil || !strings.Contains(err.Error(), "no service uses the inherited socket tcp "+unused) {
-		t.Errorf("%v", err)
+		t.Errorf("wgproxy ended with %v, want an error that names the unused socket", err)
 	}
 	in["tcp "+unused].(net.Listener).Close()
 }

@@ -58,10 +58,10 @@ func TestUDPAndHTTPS(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n, err := c.Read(b); err != nil || string(b[:n]) != "datagram" {
-		t.Errorf("an echo through the tunnel: %q, %v", b[:n], err)
+		t.Errorf("the echo through the tunnel is %q, %v, want datagram", b[:n], err)
 	}
 	if got := curl(t, "--proxy-cacert", cert, "-x", "https://localhost:"+port(web), "--noproxy", "", "http://10.7.0.1/"); got != "hello from 10.7.0.1" {
-		t.Errorf("through HTTPS: %q", got)
+		t.Errorf("through the HTTPS proxy, the body is %q, want hello from 10.7.0.1", got)
 	}
 	r.end()
 }

@@ -95,6 +95,6 @@ func TestSSH(t *testing.T) {
 	err = c.Run()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 3 || !bytes.Equal(out.Bytes(), input) {
-		t.Errorf("ssh ends with %v after %d bytes, want status 3 after %d; it said\n%s", err, out.Len(), len(input), log.String())
+		t.Errorf("ssh ended with %v and %d bytes of output, want status 3 and the %d bytes of its input; it printed\n%s", err, out.Len(), len(input), log.String())
 	}
 }

@@ -73,14 +73,14 @@ func TestStatusOfSlowClients(t *testing.T) {
 	slow := request("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	for _, half := range []string{"GET /metr", "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"} {
 		if _, err := io.Copy(io.Discard, request(half)); errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("the server does not end the connection of %q: %v", half, err)
+			t.Errorf("the server does not end the connection of a client that sent only %q: %v", half, err)
 		}
 	}
 	if b, _ := io.ReadAll(request("GET /events HTTP/1.0\r\n\r\n")); !bytes.HasSuffix(b, []byte("......")) {
 		t.Errorf("the stream ended early: %q", b)
 	}
-	if err := testkit.Next(t, written, "the server gives a slow client up"); err == nil {
-		t.Error("the server has written all to a client that reads nothing")
+	if err := testkit.Next(t, written, "the server gives up a client that reads nothing"); err == nil {
+		t.Error("the server has written the whole answer to a client that reads nothing")
 	}
 	slow.Close()
 }
@@ -108,7 +108,7 @@ func TestStopWithOpenPage(t *testing.T) {
 		t.Error(err)
 	}
 	if took := time.Since(start); took > drainTime/2 {
-		t.Errorf("wgproxy ended after %v", took)
+		t.Errorf("wgproxy ended after %v, although an open page must not delay it", took)
 	}
 	if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the stream did not end: %v", err)
@@ -148,17 +148,17 @@ func TestStatusHosts(t *testing.T) {
 				got = http.StatusOK // no answer to a ping yet
 			}
 			if got != want {
-				t.Errorf("%s with %q: %d, want %d", path, host, got, want)
+				t.Errorf("%s with %q has status %d, want %d", path, host, got, want)
 			}
 		}
 	}
 	if got := ask("/metrics", ""); got != http.StatusOK {
-		t.Errorf("/metrics without a host: %d", got)
+		t.Errorf("/metrics without a host name has status %d, want 200", got)
 	}
 	r.end()
 	for _, args := range [][]string{{"x.conf", "-status-host", "a"}, {"x.conf", "-status", "127.0.0.1:0", "-status-host", "a:1"}} {
 		if _, err := parseArgs(args, io.Discard); err == nil {
-			t.Errorf("%v: no error", args)
+			t.Errorf("parseArgs of %v returns no error", args)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func serveGRPC(t *testing.T, n *netstack.Net, at string) *grpc.Server {
 	t.Cleanup(func() {
 		s.Stop()
 		if err := <-ended; err != nil {
-			t.Errorf("Serve ended with %v", err)
+			t.Errorf("Serve ended with %v, want no error", err)
 		}
 	})
 	return s
@@ -95,7 +95,7 @@ func TestGRPC(t *testing.T) {
 		_, err = stream.Recv()
 	}
 	if status.Code(err) != codes.DeadlineExceeded {
-		t.Errorf("a call whose deadline passes: %v", err)
+		t.Errorf("a call whose deadline passed ended with %v, want DeadlineExceeded", err)
 	}
 
 	// During a graceful stop, a call that has begun can end, and the server accepts no new call.
@@ -115,24 +115,24 @@ func TestGRPC(t *testing.T) {
 		}
 	}
 	if err := ask(stream, noise(2, size)); err != nil {
-		t.Errorf("a call during GracefulStop: %v", err)
+		t.Errorf("an open call during GracefulStop failed: %v", err)
 	}
 	if err := stream.CloseSend(); err != nil {
 		t.Error(err)
 	}
 	if _, err := stream.Recv(); err != io.EOF {
-		t.Errorf("the end of a call during GracefulStop: %v", err)
+		t.Errorf("an open call during GracefulStop ended with %v, want EOF", err)
 	}
 	<-stopped
 	if _, err := c.UnaryCall(ctx, &grpc_testing.SimpleRequest{}); status.Code(err) != codes.Unavailable {
-		t.Errorf("a call without a server: %v", err)
+		t.Errorf("a call without a server ended with %v, want Unavailable", err)
 	}
 
 	serveGRPC(t, server, at)
 	want := noise(3, size)
 	res, err := c.UnaryCall(ctx, &grpc_testing.SimpleRequest{Payload: &grpc_testing.Payload{Body: want}}, grpc.WaitForReady(true))
 	if err != nil {
-		t.Fatalf("a call to the server that started again: %v", err)
+		t.Fatalf("a call to the new server on the same port failed: %v", err)
 	}
 	same(t, "answer", res.Payload.Body, want)
 }

@@ -147,6 +147,6 @@ func testHTTP3(t *testing.T, client, server *netstack.Net, ip string, serverTLS,
 		t.Error(err)
 	}
 	if err := <-ended; err != http.ErrServerClosed {
-		t.Errorf("the server ended with %v", err)
+		t.Errorf("ServeListener ended with %v, want http.ErrServerClosed", err)
 	}
 }

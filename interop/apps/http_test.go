@@ -41,7 +41,7 @@ func (s *httpServer) stop(t *testing.T) {
 		t.Errorf("Shutdown: %v", err)
 	}
 	if err := <-s.ended; err != http.ErrServerClosed {
-		t.Errorf("Serve ended with %v", err)
+		t.Errorf("Serve ended with %v, want http.ErrServerClosed", err)
 	}
 }
 
@@ -72,7 +72,7 @@ func TestHTTPRestart(t *testing.T) {
 		}
 		got, err := post("/")
 		if err != nil {
-			t.Fatalf("round %d: right after the start: %v", round, err)
+			t.Fatalf("round %d: a request right after the start failed: %v", round, err)
 		}
 		same(t, "answer", got, body)
 
@@ -104,7 +104,7 @@ func TestHTTPRestart(t *testing.T) {
 		close(finish)
 		a := <-slow
 		if a.err != nil {
-			t.Errorf("round %d: the request that ran during Shutdown: %v", round, a.err)
+			t.Errorf("round %d: the request that ran during Shutdown failed: %v", round, a.err)
 		}
 		same(t, "answer during Shutdown", a.got, body)
 		<-stopped

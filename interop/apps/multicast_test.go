@@ -50,13 +50,13 @@ func TestMulticast(t *testing.T) {
 			}
 			answer, from := ask("who", 20*time.Second)
 			if answer != "answer to who" || from.Port() != 5353 || from.Addr().Is4() != at.Addr().Is4() {
-				t.Errorf("%q from %v", answer, from)
+				t.Errorf("the client got the answer %q from %v, want one from port 5353 in the group's family", answer, from)
 			}
 			if err := service.LeaveGroup(at.Addr()); err != nil {
 				t.Fatal(err)
 			}
 			if answer, _ := ask("again", 100*time.Millisecond); answer != "" {
-				t.Errorf("%q from a service that left the group", answer)
+				t.Errorf("the client got %q from a service that left the group, want no answer", answer)
 			}
 		})
 	}

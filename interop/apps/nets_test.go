@@ -69,7 +69,7 @@ func noise(seed int64, n int) []byte {
 func same(t *testing.T, what string, got, want []byte) {
 	t.Helper()
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s: %d bytes arrived, and differ from the %d that were sent", what, len(got), len(want))
+		t.Errorf("%s: the %d bytes that arrived differ from the %d bytes that were sent", what, len(got), len(want))
 	}
 }
 

@@ -194,7 +194,7 @@ func TestSSH(t *testing.T) {
 		same(t, "forwarded to "+at, got, want)
 		_ = l.Close()
 		if _, err := c.Dial("tcp", at); err == nil {
-			t.Errorf("a connection to %s was forwarded although nothing listens", at)
+			t.Errorf("the server forwarded a connection to %s although nothing listens there", at)
 		}
 	}
 

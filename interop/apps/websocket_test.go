@@ -59,7 +59,7 @@ func TestWebSocket(t *testing.T) {
 		}
 		k, got, err := c.Read(ctx)
 		if err != nil || k != kind {
-			t.Fatalf("message of %d bytes: type %v, %v", size, k, err)
+			t.Fatalf("the echo of a message of %d bytes has type %v, %v, want a binary message", size, k, err)
 		}
 		same(t, "message", got, want)
 	}
@@ -80,7 +80,7 @@ func TestWebSocket(t *testing.T) {
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()
 	if _, _, err := c.Read(short); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("a read whose context ends: %v", err)
+		t.Errorf("a read whose context ended returned %v, want a deadline error", err)
 	}
 	select {
 	case got := <-closed:

@@ -67,7 +67,7 @@ func TestCookieOurs(t *testing.T) {
 	// If the flood has paused for a second, our device answers the kernel's initiation with a response and sends no cookie reply.
 	// Then restart wg0, so that the kernel begins again.
 	for range 10 {
-		p.want("load", func() bool { return p.dev.Status().UnderLoad })
+		p.want("our device is under load", func() bool { return p.dev.Status().UnderLoad })
 		p.pinged(0)
 		if p.line.count(ours, pipe.TypeCookieReply) > 0 {
 			break
@@ -77,13 +77,13 @@ func TestCookieOurs(t *testing.T) {
 	stop()
 	all := p.line.all(kernels, pipe.TypeInitiation)
 	if n := p.line.count(ours, pipe.TypeCookieReply); n == 0 || len(all) < 2 {
-		t.Fatalf("%d cookie replies to %d initiations, want one and two at least", n, len(all))
+		t.Fatalf("we sent %d cookie replies and the kernel sent %d initiations, want at least 1 and 2", n, len(all))
 	}
 	if all[0].hasMAC2() || !all[len(all)-1].hasMAC2() {
-		t.Errorf("mac2 in the first initiation: %v, in the last: %v; want it in the last alone", all[0].hasMAC2(), all[len(all)-1].hasMAC2())
+		t.Errorf("mac2 in the first initiation: %v, in the last: %v; want it only in the last", all[0].hasMAC2(), all[len(all)-1].hasMAC2())
 	}
 	if n := p.dev.Status().Drops[wireguard.DropCookieRequired]; n < 2 {
-		t.Errorf("%d messages without a cookie dropped, want the kernel's first and the flood's", n)
+		t.Errorf("our device dropped %d messages that had no cookie, want at least 2: the kernel's first initiation and some of the flood", n)
 	}
 	p.ping(1)
 }
@@ -111,20 +111,20 @@ func TestCookieKernel(t *testing.T) {
 		defer cancel()
 		p.dev.Handshake(ctx, p.kernelKey.Public())
 	}
-	p.want("cookie reply", func() bool {
+	p.want("the kernel sends a cookie reply", func() bool {
 		try()
 		return p.line.count(kernels, pipe.TypeCookieReply) > 0
 	})
 	tries := p.line.count(ours, pipe.TypeInitiation)
-	p.want("session with mac2", func() bool {
+	p.want("our device gets a session after an initiation with a mac2", func() bool {
 		try()
 		return p.status().Session
 	})
 	stop()
 	all := p.line.all(ours, pipe.TypeInitiation)
 	if !all[len(all)-1].hasMAC2() || all[0].hasMAC2() {
-		t.Errorf("mac2 in the last initiation: %v, in the first: %v; want it in the last alone", all[len(all)-1].hasMAC2(), all[0].hasMAC2())
+		t.Errorf("mac2 in the last initiation: %v, in the first: %v; want it only in the last", all[len(all)-1].hasMAC2(), all[0].hasMAC2())
 	}
-	t.Logf("cookie after %d tries, session after %d", tries, len(all))
+	t.Logf("the kernel sent a cookie reply after %d initiations, and our device had a session after %d", tries, len(all))
 	p.ping(1)
 }

@@ -84,7 +84,7 @@ func TestDaemon(t *testing.T) {
 			}
 			for direction, c := range map[string]counted{"to": there, "from": back} {
 				if t.Logf("%s the kernel: %+v", direction, c); c.Bytes <= 1420*c.Packets {
-					t.Errorf("%s the kernel: %d packets of %d bytes in all crossed the TUN; want large ones", direction, c.Packets, c.Bytes)
+					t.Errorf("%s the kernel: %d packets with %d bytes in all crossed the TUN, want more than 1420 bytes per packet on average", direction, c.Packets, c.Bytes)
 				}
 			}
 			p.wantCounters()
@@ -183,7 +183,7 @@ func (p *daemonPair) iperf(family int, name, options string) {
 		p.t.Fatal(err)
 	}
 	if r.Received.Bytes == 0 || r.Packets > 0 && r.Lost > r.Packets/2 {
-		p.t.Errorf("%s, %s: %+v", name, options, r)
+		p.t.Errorf("iperf3 over %s with %s: %+v, want some bytes, and at most half of the packets lost", name, options, r)
 	}
 }
 
@@ -215,7 +215,7 @@ func (p *daemonPair) wantCounters() {
 	p.sameCounters(func() (sent, received uint64) {
 		var key string
 		if _, err := fmt.Sscan(p.run("wg show %s transfer", daemonLink), &key, &received, &sent); err != nil || key != p.kernelKey.Public().String() {
-			p.t.Fatalf("wg show: %v, peer %s", err, key)
+			p.t.Fatalf("wg show: %v, peer %s, want the kernel's public key and two numbers", err, key)
 		}
 		return sent, received
 	})

@@ -43,7 +43,7 @@ func TestEcho(t *testing.T) {
 			for i := range *echoes {
 				served := p.inMachine("timeout 200 nc -l -p 7 -e cat")
 				var c net.Conn
-				p.want("connection", func() (ok bool) {
+				p.want("the machine accepts a TCP connection", func() (ok bool) {
 					var err error
 					c, err = p.net.Dial("tcp", netip.AddrPortFrom(kernelAddrs[family], 7).String())
 					return err == nil
@@ -58,7 +58,7 @@ func TestEcho(t *testing.T) {
 				n, err := io.Copy(h, c)
 				_ = c.Close()
 				if err != nil || n != bulk || hex.EncodeToString(h.Sum(nil)) != digest {
-					t.Fatalf("connection %d: %d bytes of %d came back, %v", i, n, bulk, err)
+					t.Fatalf("connection %d: %d of %d bytes came back, or other bytes than were sent, %v", i, n, bulk, err)
 				}
 				served()
 			}
@@ -93,7 +93,7 @@ rm /tmp/bulk /tmp/got`, bulk>>16, ourAddrs[family])
 				_ = c.Close()
 				digests := strings.Fields(sent())
 				if err != nil || len(digests) != 4 || digests[0] != digests[2] {
-					t.Fatalf("connection %d: %d bytes of %d echoed, %v, digests %q", i, n, bulk, err, digests)
+					t.Fatalf("connection %d: we echoed %d of %d bytes, %v; the digests of the bytes sent and received are %q, want equal ones", i, n, bulk, err, digests)
 				}
 			}
 			if n := closed(); n == 0 {

@@ -27,7 +27,7 @@ func TestHandshakeDSCP(t *testing.T) {
 					for _, kind := range []pipe.MessageType{pipe.TypeInitiation, pipe.TypeResponse} {
 						for _, d := range p.line.all(end, kind) {
 							if d.tos != 0x88 || d.df {
-								t.Errorf("%v of end %d: TOS %#x, DF %v; want 0x88, clear", kind, end, d.tos, d.df)
+								t.Errorf("%v from end %d has TOS %#x and DF %v, want TOS 0x88 without DF", kind, end, d.tos, d.df)
 							}
 						}
 					}
@@ -48,14 +48,14 @@ func TestECN(t *testing.T) {
 				for _, c := range []struct{ inner, outer uint8 }{{0, 0}, {1, 1}, {2, 2}, {3, 2}, {0xb8, 0}, {0xb9, 1}, {0xba, 2}, {0x8b, 2}} {
 					sent, answered := p.line.count(ours, pipe.TypeData), p.line.count(kernels, pipe.TypeData)
 					if got := tosOf(p.echo(family, 104, c.inner)); got != c.inner {
-						t.Errorf("%s: the answer to %#x has %#x inside", name, c.inner, got)
+						t.Errorf("%s: the answer to a packet with TOS %#x has TOS %#x, want the same", name, c.inner, got)
 					}
 					out, back := p.line.all(ours, pipe.TypeData)[sent:], p.line.all(kernels, pipe.TypeData)[answered:]
 					if len(out) != 1 || len(back) != 1 {
-						t.Fatalf("%s: %d messages out, %d back, want 1 each", name, len(out), len(back))
+						t.Fatalf("%s: we sent %d data messages and the kernel sent %d, want 1 each", name, len(out), len(back))
 					}
 					if out[0].tos != c.outer || back[0].tos != c.outer {
-						t.Errorf("%s: %#x inside is %#x outside of ours and %#x of the kernel's, want %#x", name, c.inner, out[0].tos, back[0].tos, c.outer)
+						t.Errorf("%s: with TOS %#x inside, our message has %#x outside and the kernel's has %#x, want %#x", name, c.inner, out[0].tos, back[0].tos, c.outer)
 					}
 				}
 			}
@@ -84,7 +84,7 @@ func TestECNMarked(t *testing.T) {
 						})
 						// The kernel's answer carries the inner mark with which the request arrived.
 						if got := tosOf(p.echo(family, 104, c.inner)); got != c.want {
-							t.Errorf("%s, %s, %#x inside and %#x outside: %#x inside after it, want %#x", direction, name, c.inner, c.mark, got, c.want)
+							t.Errorf("%s, %s: a packet with TOS %#x inside and %#x outside arrived with %#x, want %#x", direction, name, c.inner, c.mark, got, c.want)
 						}
 					}
 				}
@@ -109,11 +109,11 @@ func TestECNMismatch(t *testing.T) {
 		})
 		for family, name := range families {
 			if got := tosOf(p.echo(family, 104, 0)); got != 0 {
-				t.Errorf("%s, %s: %#x inside, want 0", direction, name, got)
+				t.Errorf("%s, %s: the packet arrived with TOS %#x, want 0", direction, name, got)
 			}
 		}
 	}
 	if n := p.dev.Status().ECNMismatches - began; n != 2 {
-		t.Errorf("%d mismatches of ours, want 2", n)
+		t.Errorf("our device counted %d ECN mismatches, want 2", n)
 	}
 }

@@ -131,7 +131,7 @@ func addPrograms(a *archive) error {
 		}
 		out, err := exec.Command("ldd", p).Output()
 		if err != nil {
-			return fmt.Errorf("needs ldd: of %s: %w", p, err)
+			return fmt.Errorf("needs ldd, which fails for %s: %w", p, err)
 		}
 		for _, l := range library.FindAllString(string(out), -1) {
 			if err := a.copy(strings.TrimPrefix(l, "/"), l); err != nil {

@@ -44,11 +44,11 @@ func TestLongRekey(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 			if second < 119*time.Second || second > 130*time.Second {
-				t.Errorf("the second handshake came after %v, want 120 s and what a ping takes", second)
+				t.Errorf("the second handshake began after %v, want 119 to 130 s", second)
 			}
 			a, b := p.line.count(first, pipe.TypeInitiation), p.line.count(1-first, pipe.TypeInitiation)
 			if a != 2 || b != 0 {
-				t.Errorf("%d initiations of the initiator's, %d of the responder's, want 2 and 0", a, b)
+				t.Errorf("the initiator sent %d initiations and the responder sent %d, want 2 and 0", a, b)
 			}
 			p.wantCounters()
 			t.Logf("rekey after %v", second)
@@ -84,11 +84,11 @@ func TestLongRejectAfterTime(t *testing.T) {
 	}
 	for end, name := range []string{"ours", "the kernel's"} {
 		if at := time.Duration(last[end].Load()); at < 175*time.Second || at > 182*time.Second {
-			t.Errorf("%s last data after %v, want 180 s less what a ping takes", name, at)
+			t.Errorf("%s: the last data message was sent after %v, want 175 to 182 s", name, at)
 		}
 	}
 	if n := p.line.count(ours, pipe.TypeInitiation); n < 10 {
-		t.Errorf("%d initiations of ours in 190 s, want one each 5 s from 120 s on", n)
+		t.Errorf("our device sent %d initiations in 190 s, want at least 10, because it sends one per 5 s from 120 s on", n)
 	}
 	p.line.filter(nil)
 	p.clock.forward(6 * time.Second)
@@ -107,14 +107,14 @@ func TestLongPassiveKeepalive(t *testing.T) {
 	for end, say := range unanswered {
 		say()
 		began := time.Now()
-		p.want("a keepalive", func() bool { return p.line.count(end, pipe.TypeKeepalive) == 1 })
+		p.want("the peer that received data sends a keepalive", func() bool { return p.line.count(end, pipe.TypeKeepalive) == 1 })
 		if took := time.Since(began); took < 9500*time.Millisecond || took > 15*time.Second {
-			t.Errorf("keepalive of end %d after %v, want 10 s", end, took)
+			t.Errorf("end %d sent its keepalive after %v, want 9.5 to 15 s", end, took)
 		}
 	}
 	time.Sleep(12 * time.Second)
 	if a, b := p.line.count(ours, pipe.TypeKeepalive), p.line.count(kernels, pipe.TypeKeepalive); a != 1 || b != 1 {
-		t.Errorf("%d keepalives of ours and %d of the kernel's, want one each: none answers another", a, b)
+		t.Errorf("our device sent %d keepalives and the kernel sent %d, want one each, because no peer answers a keepalive", a, b)
 	}
 }
 
@@ -127,14 +127,14 @@ func TestLongSilentKernel(t *testing.T) {
 	p.line.filter(func(from int, _ *datagram) bool { return from == ours })
 	began := time.Now()
 	p.send(echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))
-	p.want("a further initiation", func() bool { return p.line.count(ours, pipe.TypeInitiation) == 2 })
+	p.want("our device sends a further initiation", func() bool { return p.line.count(ours, pipe.TypeInitiation) == 2 })
 	if took := time.Since(began); took < 15*time.Second || took > 20*time.Second {
-		t.Errorf("after %v, want 15 to 15.33 s", took)
+		t.Errorf("our device sent the initiation after %v, want 15 to 15.33 s, or up to 20 s on a slow machine", took)
 	}
 	p.line.filter(nil)
-	p.want("a session", func() bool { return p.status().SessionAge < 10*time.Second && p.status().Session })
+	p.want("our device has a new session", func() bool { return p.status().SessionAge < 10*time.Second && p.status().Session })
 	p.echo(1, 104, 0)
 	if d := p.status().Drops; d[wireguard.DropForged] != 0 {
-		t.Errorf("drops %v", d)
+		t.Errorf("our device dropped %v, want no forged messages", d)
 	}
 }

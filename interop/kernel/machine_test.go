@@ -25,7 +25,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/netlab"
 )
 
-var long = flag.Bool("long", false, "run the tests that wait for minutes of the kernel's clock too")
+var long = flag.Bool("long", false, "also run the tests that wait for minutes on the kernel's clock")
 
 const (
 	bootTimeout   = 90 * time.Second // booting takes 2 to 7 s, and longer on busy cores

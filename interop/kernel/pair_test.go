@@ -257,7 +257,7 @@ func (p *pair) want(what string, ok func() bool) {
 	p.t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			p.t.Fatalf("never happened: %s", what)
+			p.t.Fatalf("this did not happen in time: %s", what)
 		}
 	}
 }
@@ -306,7 +306,7 @@ func (p *pair) sameCounters(our func() (sent, received uint64)) {
 			return
 		}
 		if time.Now().After(end) {
-			p.t.Fatalf("the kernel received %d of %d bytes sent, we received %d of its %d", k.rx, sent, received, k.tx)
+			p.t.Fatalf("the kernel received %d of the %d bytes that we sent, and we received %d of the %d bytes that it sent", k.rx, sent, received, k.tx)
 		}
 	}
 }

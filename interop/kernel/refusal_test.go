@@ -27,26 +27,26 @@ func TestWrongPresharedKey(t *testing.T) {
 			if role == "initiator" {
 				initiator, responder = kernels, ours
 				if !p.fails("ping -c 1 -W 1 %v", ourAddrs[0]) {
-					t.Error("an answer without a common preshared key")
+					t.Error("the kernel's ping was answered although the preshared keys differ")
 				}
 			} else {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
 				if p.dev.Handshake(ctx, p.kernelKey.Public()) == nil {
-					t.Error("a session without a common preshared key")
+					t.Error("the handshake succeeded although the preshared keys differ")
 				}
-				p.want("a response that cannot be opened", func() bool { return p.dev.Status().Drops[wireguard.DropForged] > 0 })
+				p.want("our device drops a response that it cannot decrypt", func() bool { return p.dev.Status().Drops[wireguard.DropForged] > 0 })
 			}
 			if a, b := p.line.count(initiator, pipe.TypeInitiation), p.line.count(responder, pipe.TypeResponse); a < 1 || b < 1 {
-				t.Errorf("%d initiations, %d responses, want 1 and 1 at least", a, b)
+				t.Errorf("the initiator sent %d initiations and the responder sent %d responses, want at least 1 each", a, b)
 			}
 			for _, kind := range []pipe.MessageType{pipe.TypeData, pipe.TypeKeepalive, pipe.TypeCookieReply} {
 				if n := p.line.count(ours, kind) + p.line.count(kernels, kind); n != 0 {
-					t.Errorf("%d of %v on a session that nobody has", n, kind)
+					t.Errorf("the peers sent %d messages of the type %v without a session, want 0", n, kind)
 				}
 			}
 			if s := p.status(); s.Session || !p.kernel().handshake.IsZero() {
-				t.Error("one end thinks that it has a session")
+				t.Error("one end has a session although the preshared keys differ")
 			}
 			p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: p.kernelKey.Public(), PresharedKey: &right}}})
 			p.clock.forward(6 * time.Second) // the device sends initiations at least 5 s apart
@@ -87,28 +87,28 @@ func TestReplay(t *testing.T) {
 				p.line.inject(kernels, d)
 			}
 			drops := func() (n uint64) { d := p.dev.Status().Drops; return d.Total() }
-			p.want("a drop for each of the kernel's", func() bool { return drops() == uint64(len(recorded[kernels])) })
+			p.want("our device drops each replayed message of the kernel", func() bool { return drops() == uint64(len(recorded[kernels])) })
 			refused := map[int]wireguard.DropReason{ours: wireguard.DropSuperseded, kernels: wireguard.DropOldTimestamp}[first]
 			if d := p.dev.Status().Drops; d[refused] != 1 || d[wireguard.DropReplayed] == 0 {
-				t.Errorf("drops %v; want the handshake's message among them, and replayed data", d)
+				t.Errorf("our device dropped %v, want one handshake message and some replayed data messages", d)
 			}
 			p.ping(0) // uses the old session; when the answer arrives, the kernel has processed all replays
 			if a := p.line.count(first, pipe.TypeInitiation); a != 1 {
-				t.Errorf("%d initiations, want 1: the session is untouched", a)
+				t.Errorf("the initiator sent %d initiations, want 1, because a replay must not affect the session", a)
 			}
 			if a := p.line.count(1-first, pipe.TypeResponse); a != 1 {
-				t.Errorf("%d responses, want 1: none to a replay", a)
+				t.Errorf("the responder sent %d responses, want 1 and none to a replay", a)
 			}
 			after, l := p.status(), p.kernel()
 			for _, more := range []uint64{after.Received.Bytes - before.Received.Bytes, l.rx - k.rx} {
 				// On a slow machine, up to two keepalives may be counted too. Together they are smaller than any handshake or data
 				// message that was replayed.
 				if last := uint64(keepaliveBytes + 96); more < last || more > last+2*keepaliveBytes {
-					t.Errorf("%d more bytes counted, want %d, the last ping's", more, last)
+					t.Errorf("a peer counted %d more bytes, want the %d bytes of the last ping", more, last)
 				}
 			}
 			if l.endpoint != p.deviceAt().String() {
-				t.Errorf("the kernel sends to %s, want %v: a replay moves nothing", l.endpoint, p.deviceAt())
+				t.Errorf("the kernel sends to %s, want %v, because a replay must not change the endpoint", l.endpoint, p.deviceAt())
 			}
 		})
 	}
@@ -133,7 +133,7 @@ func TestOrder(t *testing.T) {
 			requests = append(requests, echoRequest(ourAddrs[0], kernelAddrs[0], 84, 0, p.nextSequence()))
 			p.send(requests[len(requests)-1])
 		}
-		p.want("four messages of "+name, func() bool {
+		p.want("the filter holds four messages of "+name, func() bool {
 			p.line.mu.Lock()
 			defer p.line.mu.Unlock()
 			return len(held) == 4
@@ -147,16 +147,16 @@ func TestOrder(t *testing.T) {
 		for _, request := range slices.Backward(requests) {
 			got, err := p.tun.Receive(ctx)
 			if err != nil || !isReply(got, request) {
-				t.Fatalf("%s out of order: %v, %x; want the answer to %x", name, err, got, request)
+				t.Fatalf("messages of %s out of order: %v, received %x; want the answer to %x", name, err, got, request)
 			}
 		}
 		cancel()
 		p.echo(0, 84, 0)
 		if got := p.tun.TryReceive(); got != nil {
-			t.Errorf("%s: a packet more: %x", name, got)
+			t.Errorf("messages of %s: a further packet arrived, want none: %x", name, got)
 		}
 	}
-	p.want("the kernel's four refused", func() bool { return p.status().Drops[wireguard.DropReplayed] == 4 })
+	p.want("our device drops the four replayed messages of the kernel", func() bool { return p.status().Drops[wireguard.DropReplayed] == 4 })
 	p.wantCounters()
 }
 
@@ -171,18 +171,18 @@ func TestSourceFilter(t *testing.T) {
 			p.echo(family, 104, 0)
 			const message = 32 + 112
 			var k kernelStatus
-			p.want("all counted but what was refused", func() bool {
+			p.want("both peers count the same bytes, except those of refused packets", func() bool {
 				k = p.kernel()
 				return k.rx+uint64(family)*message == p.status().Sent.Bytes
 			})
 			p.send(echoRequest(foreign[family], kernelAddrs[family], 104, 0, p.nextSequence()))
 			p.echo(family, 104, 0)
 			if n := p.kernel().rx - k.rx; n != message {
-				t.Errorf("%s: the kernel counted %d bytes, want %d: one packet of two", families[family], n, message)
+				t.Errorf("%s: the kernel counted %d bytes, want %d, those of one packet of two", families[family], n, message)
 			}
 		}
 		if n := p.sh("cat /sys/class/net/wg0/statistics/rx_errors"); n != "2" {
-			t.Errorf("%s errors of the kernel's, want 2", n)
+			t.Errorf("the kernel counted %s receive errors, want 2", n)
 		}
 	})
 	t.Run("ours", func(t *testing.T) {
@@ -191,16 +191,16 @@ func TestSourceFilter(t *testing.T) {
 		for family := range families {
 			p.pinged(family)
 			const refused = 32 + 96 // bytes of the data message with the IPv4 ping from the foreign address
-			p.want("all counted but what was refused", func() bool {
+			p.want("both peers count the same bytes, except those of refused packets", func() bool {
 				return p.kernel().tx == p.status().Received.Bytes+uint64(family)*refused
 			})
 			s := p.status()
 			if !p.fails("ping -c 1 -W 1 -I %v %v", foreign[family], ourAddrs[family]) {
-				t.Errorf("%v got an answer", foreign[family])
+				t.Errorf("a ping from %v got an answer, want none", foreign[family])
 			}
-			p.want("a drop", func() bool { return p.status().Drops[wireguard.DropSourceNotAllowed] == uint64(family+1) })
+			p.want("our device drops the ping", func() bool { return p.status().Drops[wireguard.DropSourceNotAllowed] == uint64(family+1) })
 			if now := p.status(); now.Received != s.Received {
-				t.Errorf("%s: %+v after %+v, want no more", families[family], now.Received, s.Received)
+				t.Errorf("%s: our device has received %+v after the refused ping, and %+v before, want no change", families[family], now.Received, s.Received)
 			}
 		}
 	})
@@ -213,11 +213,11 @@ func TestSourceFilter(t *testing.T) {
 		wide := wireguard.PeerChange{PublicKey: p.kernelKey.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/24")}}
 		p.configure(wireguard.Change{Peers: []wireguard.PeerChange{wide, other.Change()}})
 		if !p.fails("ping -c 1 -W 1 %v", ourAddrs[0]) {
-			t.Error("a packet of another peer's address got an answer")
+			t.Error("a ping from an address of another peer got an answer")
 		}
 		p.sh("ip addr add %v/32 dev wg0; ping -c 1 -W 30 -I %v %v", foreign[0], foreign[0], ourAddrs[0])
 		if n := p.status().Drops[wireguard.DropSourceNotAllowed]; n != 1 {
-			t.Errorf("%d refused, want 1", n)
+			t.Errorf("our device refused %d packets, want 1", n)
 		}
 	})
 }
@@ -230,13 +230,13 @@ func TestStrangers(t *testing.T) {
 	t.Run("ours", func(t *testing.T) {
 		p.sh("echo %s >/tmp/other; wg set wg0 private-key /tmp/other", wireguard.NewPrivateKey().Text())
 		if !p.fails("ping -c 1 -W 1 %v", ourAddrs[0]) {
-			t.Error("a stranger got an answer")
+			t.Error("a ping from an unknown peer got an answer")
 		}
 		if n := p.line.count(ours, pipe.TypeResponse); n != 0 {
-			t.Errorf("%d responses to a stranger", n)
+			t.Errorf("our device sent %d responses to an unknown peer, want 0", n)
 		}
 		if n := p.dev.Status().Drops[wireguard.DropUnknownPeer]; n == 0 {
-			t.Error("the stranger's initiation is not counted")
+			t.Error("our device did not count the initiation from an unknown peer")
 		}
 	})
 	t.Run("the kernel", func(t *testing.T) {
@@ -246,10 +246,10 @@ func TestStrangers(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if p.dev.Handshake(ctx, p.kernelKey.Public()) == nil {
-			t.Error("a session with a key that is gone")
+			t.Error("the handshake with a key that the kernel no longer has succeeded")
 		}
 		if n := p.line.count(kernels, pipe.TypeResponse); n != responses {
-			t.Errorf("%d responses to a wrong mac1", n-responses)
+			t.Errorf("the kernel sent %d responses to initiations with a wrong mac1, want 0", n-responses)
 		}
 	})
 }

@@ -19,7 +19,7 @@ func TestRoaming(t *testing.T) {
 	p.configure(wireguard.Change{ListenPort: &port})
 	p.ping(0)
 	if now := p.kernel().endpoint; now == first || now != p.deviceAt().String() {
-		t.Errorf("the kernel sends to %s after %s, want %v", now, first, p.deviceAt())
+		t.Errorf("the kernel sends to %s, and sent to %s before our port changed, want %v", now, first, p.deviceAt())
 	}
 	p.pinged(1)
 
@@ -28,18 +28,18 @@ func TestRoaming(t *testing.T) {
 	p.pinged(0)
 	moved := p.status().Endpoint.Addr
 	if moved == p.kernelAt() {
-		t.Errorf("we still send to %v", moved)
+		t.Errorf("we still send to the kernel's first port, %v", moved)
 	}
 	p.ping(1)
 	p.sh("wg set wg0 listen-port %d", guestPort)
 	p.pinged(0)
 	if back := p.status().Endpoint.Addr; back == moved {
-		t.Errorf("we still send to %v", back)
+		t.Errorf("we still send to the port that the kernel has left, %v", back)
 	}
 	p.ping(1)
 	p.wantCounters()
 	if s := p.status(); s.Received.Bytes+s.Sent.Bytes >= 2*(initiationBytes+responseBytes)+14*(32+112) {
-		t.Errorf("%+v received, %+v sent: more than one handshake", s.Received, s.Sent)
+		t.Errorf("we received %+v and sent %+v, which is more than one handshake and the pings", s.Received, s.Sent)
 	}
 }
 
@@ -59,7 +59,7 @@ func TestRebinding(t *testing.T) {
 				p.pinged(1)
 			}
 			if n := p.line.count(ours, pipe.TypeInitiation) + p.line.count(kernels, pipe.TypeInitiation); n != 1 {
-				t.Errorf("%d initiations, want 1: the session stays", n)
+				t.Errorf("the peers sent %d initiations, want 1, because the session continues", n)
 			}
 			p.wantCounters()
 		})
@@ -81,6 +81,6 @@ func TestKernelMovesAddress(t *testing.T) {
 		t.Errorf("our last message went to %v, want 10.9.0.77", to)
 	}
 	if n := p.line.count(kernels, pipe.TypeInitiation); n != 1 {
-		t.Errorf("%d initiations, want 1", n)
+		t.Errorf("the kernel sent %d initiations, want 1", n)
 	}
 }

@@ -46,13 +46,13 @@ func TestRoles(t *testing.T) {
 						data := uint64(4*(keepaliveBytes+96) + 4*(keepaliveBytes+112))
 						s := p.status()
 						if got, want := s.Sent.Bytes+s.Received.Bytes, data+initiationBytes+responseBytes; got < want || got > want+2*keepaliveBytes {
-							t.Errorf("%d bytes both ways, want %d: one handshake and 8 packets, and a keepalive on a slow machine", got, want)
+							t.Errorf("the peers sent %d bytes, want %d for one handshake and 8 packets, and at most two keepalives on a slow machine", got, want)
 						}
 						if s.Drops.Total() != 0 || s.Sent.Packets != 4 || s.Received.Packets != 4 {
-							t.Errorf("%d packets sent, %d received, drops %v; want 4, 4, none", s.Sent.Packets, s.Received.Packets, s.Drops)
+							t.Errorf("our device sent %d packets, received %d and dropped %v; want 4, 4 and none", s.Sent.Packets, s.Received.Packets, s.Drops)
 						}
 						if k := p.kernel(); time.Since(k.handshake) > patience {
-							t.Errorf("the kernel's last handshake was at %v", k.handshake)
+							t.Errorf("the kernel's last handshake was at %v, want one in the last 30 s", k.handshake)
 						}
 					})
 				}
@@ -86,12 +86,12 @@ func TestConfirmation(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPair(t, setup{way: line4})
 			c.begin(p)
-			p.want("session", func() bool { return p.status().Session })
+			p.want("our device has a session", func() bool { return p.status().Session })
 			p.wantCounters()
 			for end, counts := range c.want {
 				for i, want := range counts {
 					if got := p.line.count(end, messages[i]); got != want {
-						t.Errorf("%s sent %d of %v, want %d", [2]string{"we", "the kernel"}[end], got, messages[i], want)
+						t.Errorf("%s sent %d messages of the type %v, want %d", [2]string{"we", "the kernel"}[end], got, messages[i], want)
 					}
 				}
 			}

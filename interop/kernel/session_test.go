@@ -25,16 +25,16 @@ func TestRekey(t *testing.T) {
 		time.Sleep(apart)
 		p.clock.forward(121 * time.Second)
 		p.ping(0) // uses the old session and requests the new one
-		p.want("a further handshake", func() bool { return p.line.count(kernels, pipe.TypeResponse) == n+1 })
-		p.want("a young session", func() bool { s := p.status(); return s.Session && s.SessionAge < 60*time.Second })
+		p.want("the kernel answers a further initiation", func() bool { return p.line.count(kernels, pipe.TypeResponse) == n+1 })
+		p.want("our device has a new session", func() bool { s := p.status(); return s.Session && s.SessionAge < 60*time.Second })
 		p.ping(1)
 		p.pinged(0)
 	}
 	if n := p.line.count(ours, pipe.TypeInitiation); n != 4 {
-		t.Errorf("%d initiations, want 4", n)
+		t.Errorf("our device sent %d initiations, want 4", n)
 	}
 	if n := p.line.count(kernels, pipe.TypeInitiation); n != 0 {
-		t.Errorf("the kernel sent %d initiations, want none: the responder does not rekey", n)
+		t.Errorf("the kernel sent %d initiations, want none, because the responder does not rekey", n)
 	}
 	p.wantCounters()
 }
@@ -51,7 +51,7 @@ func TestOurRestart(t *testing.T) {
 		p.pinged(1)
 	}
 	if a, b := p.line.count(ours, pipe.TypeInitiation), p.line.count(kernels, pipe.TypeResponse); a != 3 || b != 3 {
-		t.Errorf("%d initiations, %d responses, want 3 and 3: one each life", a, b)
+		t.Errorf("our devices sent %d initiations and the kernel sent %d responses, want 3 and 3: one per device", a, b)
 	}
 }
 
@@ -65,14 +65,14 @@ func TestKernelAfterOurRestart(t *testing.T) {
 	began := time.Now()
 	p.sh("ping -c 25 -W 30 -i 1 %v >/tmp/ping & until grep -q 'bytes from' /tmp/ping; do usleep 50000; done; kill $!", ourAddrs[0])
 	if took := time.Since(began); took < 14*time.Second {
-		t.Errorf("an answer after %v; the old session cannot have served", took)
+		t.Errorf("the kernel got an answer after %v, want at least 14 s, because the new device does not have the old session", took)
 	}
 	if a, b := p.line.count(kernels, pipe.TypeInitiation), p.line.count(ours, pipe.TypeResponse); a != 2 || b != 2 {
-		t.Errorf("%d initiations of the kernel's, %d responses, want 2 and 2", a, b)
+		t.Errorf("the kernel sent %d initiations and our devices sent %d responses, want 2 and 2", a, b)
 	}
 	s := p.status()
 	if !s.Session || p.dev.Status().Drops[wireguard.DropUnknownIndex] == 0 {
-		t.Errorf("session %v, drops %v; want the old session's packets among the unknown", s.Session, p.dev.Status().Drops)
+		t.Errorf("session %v, drops %v; want a session, and drops of messages with an unknown index", s.Session, p.dev.Status().Drops)
 	}
 	p.ping(0)
 }
@@ -97,17 +97,17 @@ func TestPeerReadded(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := p.net.Ping(ctx, kernelAddrs[0]); err == nil {
-		t.Error("the kernel answered without a peer")
+		t.Error("the kernel answered a device that is not its peer")
 	}
 	p.clock.forward(6 * time.Second) // the device sends initiations at least 5 s apart
 	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	p.dev.Handshake(ctx, p.kernelKey.Public())
 	if n := p.line.count(kernels, pipe.TypeResponse); n != 1 {
-		t.Errorf("%d responses, want 1: none to a stranger", n)
+		t.Errorf("the kernel sent %d responses, want 1 and none to an unknown peer", n)
 	}
 	if n := p.line.count(kernels, pipe.TypeData) + p.line.count(kernels, pipe.TypeKeepalive); n != said {
-		t.Errorf("the kernel sent %d messages on a session it should have lost", n-said)
+		t.Errorf("the kernel sent %d messages on the session of a peer that was removed", n-said)
 	}
 	p.sh("%s", p.kernelPeerScript())
 	p.revive()
@@ -121,15 +121,15 @@ func (p *pair) revive() {
 	ctx, cancel := context.WithTimeout(p.t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := p.net.Ping(ctx, kernelAddrs[0]); err == nil {
-		p.t.Error("an answer on a session that the kernel does not have")
+		p.t.Error("the kernel answered on a session that it does not have")
 	}
 	p.clock.forward(16 * time.Second)
 	if err := p.dev.Wake(); err != nil { // makes the device's timers read the clock
 		p.t.Error(err)
 	}
-	p.want("a new session", func() bool { s := p.status(); return s.Session && s.SessionAge < 10*time.Second })
+	p.want("our device has a new session", func() bool { s := p.status(); return s.Session && s.SessionAge < 10*time.Second })
 	if n := p.line.count(kernels, pipe.TypeResponse); n != before+1 {
-		p.t.Errorf("%d responses after %d, want one more", n, before)
+		p.t.Errorf("the kernel has sent %d responses, and had sent %d before, want one more", n, before)
 	}
 	p.ping(0)
 	p.pinged(1)
@@ -152,7 +152,7 @@ func TestCrossing(t *testing.T) {
 	})
 	got := p.inMachine("ping -c 1 -W 30 %v", ourAddrs[0]) // the kernel stages the ping until a session is established
 	go p.dev.Handshake(t.Context(), p.kernelKey.Public())
-	p.want("both initiations", func() bool {
+	p.want("both peers send an initiation", func() bool {
 		return p.line.count(ours, pipe.TypeInitiation) == 1 && p.line.count(kernels, pipe.TypeInitiation) == 1
 	})
 	p.line.inject(ours, *held[ours])
@@ -161,9 +161,9 @@ func TestCrossing(t *testing.T) {
 	got()
 	p.ping(1)
 	a, b := p.line.count(ours, pipe.TypeInitiation), p.line.count(kernels, pipe.TypeInitiation)
-	t.Logf("healed in %v with %d initiations of ours and %d of the kernel's", time.Since(began), a, b)
+	t.Logf("packets passed after %v, with %d initiations of our device and %d of the kernel", time.Since(began), a, b)
 	if a > 2 || b > 2 {
-		t.Errorf("%d initiations of ours and %d of the kernel's, want at most 2 each", a, b)
+		t.Errorf("our device sent %d initiations and the kernel sent %d, want at most 2 each", a, b)
 	}
 }
 
@@ -171,19 +171,19 @@ func TestCrossing(t *testing.T) {
 // the bytes of a keepalive, but does not count the keepalive as a packet, and does not answer it.
 func TestPersistentKeepalive(t *testing.T) {
 	p := newPair(t, setup{way: line4, kernelPeer: "persistent-keepalive 1", noKernelsAt: true})
-	p.want("three keepalives, and their bytes", func() bool {
+	p.want("the kernel sends three keepalives, and our device counts their bytes", func() bool {
 		return p.line.count(kernels, pipe.TypeKeepalive) >= 3 && p.status().Received.Bytes >= initiationBytes+3*keepaliveBytes
 	})
 	if s := p.status(); s.Received.Packets != 0 || s.Sent.Packets != 0 {
-		t.Errorf("%+v received, %+v sent; want no packets", s.Received, s.Sent)
+		t.Errorf("our device received %+v and sent %+v, want no packets", s.Received, s.Sent)
 	}
 	if n := p.line.count(ours, pipe.TypeKeepalive); n != 0 {
-		t.Errorf("we answered keepalives with %d", n)
+		t.Errorf("our device answered keepalives with %d keepalives, want 0", n)
 	}
 	p.sh("wg set wg0 peer %s persistent-keepalive off", p.key.Public())
 	second := time.Second
 	p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: p.kernelKey.Public(), PersistentKeepalive: &second}}})
-	p.want("three of ours", func() bool { return p.line.count(ours, pipe.TypeKeepalive) >= 3 })
+	p.want("our device sends three keepalives", func() bool { return p.line.count(ours, pipe.TypeKeepalive) >= 3 })
 	off := time.Duration(0)
 	p.configure(wireguard.Change{Peers: []wireguard.PeerChange{{PublicKey: p.kernelKey.Public(), PersistentKeepalive: &off}}})
 	p.wantCounters()
@@ -201,7 +201,7 @@ func TestIdentity(t *testing.T) {
 		p.configure(wireguard.Change{PrivateKey: &p.key})
 		p.ping(0)
 		if n := p.line.count(kernels, pipe.TypeResponse); n != 2 {
-			t.Errorf("%d responses of the kernel's, want 2", n)
+			t.Errorf("the kernel sent %d responses, want 2", n)
 		}
 	})
 	t.Run("the kernel's", func(t *testing.T) {
@@ -213,7 +213,7 @@ func TestIdentity(t *testing.T) {
 		p.pinged(0)
 		p.ping(1)
 		if n := p.line.count(ours, pipe.TypeResponse); n != 1 {
-			t.Errorf("%d responses of ours, want 1", n)
+			t.Errorf("our device sent %d responses, want 1", n)
 		}
 	})
 }
@@ -234,7 +234,7 @@ func TestOurDown(t *testing.T) {
 	p.ping(0)
 	s := p.status()
 	if s.Sent.Bytes <= before.Sent.Bytes || p.line.count(kernels, pipe.TypeResponse) != 2 {
-		t.Errorf("%+v after %+v: want the counters to go on over a new handshake", s.Sent, before.Sent)
+		t.Errorf("our device has sent %+v, and had sent %+v before Down; want more bytes and one further handshake", s.Sent, before.Sent)
 	}
 	p.wantCounters()
 }

@@ -41,7 +41,7 @@ func TestTCP(t *testing.T) {
 			p := newPair(t, setup{})
 			got := p.inMachine("nc -l -p 7000 | sha256sum")
 			var c net.Conn
-			p.want("connection", func() (ok bool) {
+			p.want("the machine accepts a TCP connection", func() (ok bool) {
 				var err error
 				c, err = p.net.Dial("tcp", netip.AddrPortFrom(kernelAddrs[family], 7000).String())
 				return err == nil
@@ -56,7 +56,7 @@ func TestTCP(t *testing.T) {
 			}
 			c.Close()
 			if out := got(); !strings.Contains(out, digest) {
-				t.Errorf("the kernel got other bytes: %s", out)
+				t.Errorf("the bytes that the kernel received have the digest %s, want that of the bytes sent", out)
 			}
 			p.wantCounters()
 		})
@@ -78,7 +78,7 @@ func TestTCP(t *testing.T) {
 			n, err := io.Copy(h, c)
 			c.Close()
 			if out := sent(); err != nil || n != bulk || !strings.Contains(out, hex.EncodeToString(h.Sum(nil))) {
-				t.Errorf("%d bytes, %v, want %d with the digest %s", n, err, bulk, out)
+				t.Errorf("we received %d bytes, %v, want %d bytes with the digest %s", n, err, bulk, out)
 			}
 			p.wantCounters()
 		})
@@ -121,7 +121,7 @@ func TestIperf3(t *testing.T) {
 						t.Fatal(err)
 					}
 					if r := result.End.Received; r.Bytes == 0 {
-						t.Errorf("nothing arrived: %s", out)
+						t.Errorf("iperf3 reports that no bytes arrived: %s", out)
 					} else {
 						t.Logf("%d bytes, %.1f Mbit/s", r.Bytes, r.Rate/1e6)
 					}
@@ -181,10 +181,10 @@ func TestPadding(t *testing.T) {
 		p.echo(0, size, 0)
 		request, answer := p.line.all(ours, pipe.TypeData)[sent:], p.line.all(kernels, pipe.TypeData)[answered:]
 		if len(request) != 1 || len(answer) != 1 {
-			t.Fatalf("%d bytes: %d messages out, %d back, want 1 each", size, len(request), len(answer))
+			t.Fatalf("a packet of %d bytes: we sent %d data messages and the kernel sent %d, want 1 each", size, len(request), len(answer))
 		}
 		if len(request[0].data) != want || len(answer[0].data) != want {
-			t.Errorf("%d bytes: ours has %d, the kernel's %d, want %d", size, len(request[0].data), len(answer[0].data), want)
+			t.Errorf("a packet of %d bytes: our message has %d bytes and the kernel's has %d, want %d", size, len(request[0].data), len(answer[0].data), want)
 		}
 	}
 	p.wantCounters()
@@ -218,11 +218,11 @@ func TestFragments(t *testing.T) {
 				}
 				full++
 				if d.fragments != 2 || d.df {
-					t.Errorf("a message of %d bytes came in %d fragments, DF %v; want 2, clear", len(d.data), d.fragments, d.df)
+					t.Errorf("a message of %d bytes arrived in %d fragments with DF %v, want 2 fragments without DF", len(d.data), d.fragments, d.df)
 				}
 			}
 			if full < 2*len(families) {
-				t.Errorf("%d full messages of the kernel's, want %d", full, 2*len(families))
+				t.Errorf("the kernel sent %d messages of full size, want at least %d", full, 2*len(families))
 			}
 		})
 	}
@@ -236,6 +236,6 @@ func TestFullSize(t *testing.T) {
 	p.sh("ping -c 2 -i 0.2 -W 30 -s 1372 %v", ourAddrs[1])
 	p.wantCounters()
 	if s := p.status(); s.Drops.Total() != 0 || time.Since(s.LastHandshake) > patience {
-		t.Errorf("drops: %v", s.Drops)
+		t.Errorf("our device dropped %v, want nothing, and a handshake in the last 30 s", s.Drops)
 	}
 }

@@ -89,7 +89,7 @@ func TestWgproxy(t *testing.T) {
 		var page, problem bytes.Buffer
 		fetch.Stdout, fetch.Stderr = &page, &problem
 		if err := fetch.Run(); err != nil || fmt.Sprintf("%x", sha256.Sum256(page.Bytes())) != want {
-			t.Errorf("curl from %v: %v, %d bytes\n%s", a, err, page.Len(), problem.String())
+			t.Errorf("curl from %v: %v, %d bytes, want those of the machine's file\n%s", a, err, page.Len(), problem.String())
 		}
 	}
 	p.sh("ip route add %v dev wg0\nwg set wg0 peer %v allowed-ips %v,%v,%v", host, p.key.Public(), ourAddrs[0], ourAddrs[1], host)
@@ -97,14 +97,14 @@ func TestWgproxy(t *testing.T) {
 		// Use nc, because the wget of a static busybox does not work: it needs libraries to resolve names.
 		got := p.sh(`printf 'GET / HTTP/1.0\r\nHost: %v\r\n\r\n' | nc -w 30 %v %d`, a, a.Addr(), a.Port())
 		if want := fmt.Sprintf("for %v", a); !strings.HasSuffix(got, want) {
-			t.Errorf("the machine fetched %q, want %q", got, want)
+			t.Errorf("the machine fetched %q, want a page that ends with %q", got, want)
 		}
 	}
 	if k := p.kernel(); k.handshake.IsZero() || k.rx == 0 || k.tx < 1<<20 {
-		t.Errorf("the kernel's view of wgproxy: %+v", k)
+		t.Errorf("the kernel's counters for wgproxy are %+v, want a handshake, some bytes received and at least 1 MiB sent", k)
 	}
 	c.Process.Signal(os.Interrupt)
 	if err := testkit.Next(t, ended, "wgproxy ends"); err != nil {
-		t.Errorf("wgproxy ends with %v and said\n%s", err, log.String())
+		t.Errorf("wgproxy ended with %v and printed\n%s", err, log.String())
 	}
 }

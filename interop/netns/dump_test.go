@@ -65,11 +65,11 @@ func TestManyPeers(t *testing.T) {
 	conf := w.run("wg showconf %s", w.name)
 	v.feed(conf, "wg setconf %s /dev/stdin", v.name)
 	if got := v.run("wg showconf %s", v.name); !slices.Equal(sortedFields(got), sortedFields(conf)) {
-		t.Errorf("wg showconf of the second daemon differs from the first's, which it was given")
+		t.Errorf("wg showconf of the second daemon differs from that of the first, which it was given")
 	}
 	v.feed("[Interface]\nPrivateKey = "+v.key.Text()+"\n"+strings.Join(config[:3], ""), "wg syncconf %s /dev/stdin", v.name)
 	if got := strings.Count(v.run("wg show %s peers", v.name), "\n"); got != 3 {
-		t.Errorf("%d peers after wg syncconf with 3", got)
+		t.Errorf("%d peers after wg syncconf with 3, want 3", got)
 	}
 	v.feed(strings.Join(config[10:15], ""), "wg addconf %s /dev/stdin", v.name)
 	if got := strings.Count(v.run("wg show %s peers", v.name), "\n"); got != 8 {
@@ -83,7 +83,7 @@ func TestWrongSettings(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	p.a.fails("there is no such interface", "wg show doesnotexist")
-	p.a.fails("it is no key", "wg set %s peer nonsense", p.a.name)
+	p.a.fails("nonsense is not a key", "wg set %s peer nonsense", p.a.name)
 	p.meet(outerB4)
 	p.a.ping(innerB4, 1)
 }
@@ -91,7 +91,7 @@ func TestWrongSettings(t *testing.T) {
 // TestPortTaken checks that the daemon refuses a port that is in use, and that it keeps its old port open.
 func TestPortTaken(t *testing.T) {
 	t.Parallel()
-	notKernelLike(t, "it has closed its old port by then")
+	notKernelLike(t, "it closes its old port before it opens the new one")
 	p := newPair(t)
 	w := newWGAt(p.a.host, defaultPort+1, "10.1.0.1/24")
 	w.fails("the port is taken", "wg set %s listen-port %d", w.name, defaultPort)

@@ -31,7 +31,7 @@ func TestHandshakeClass(t *testing.T) {
 		p.meet(outer)
 		p.a.ping(innerB4, 5, "-Q", "0xb8")
 		if i, r, d := p.b.hits("initiation"), p.a.hits("response"), p.b.hits("data"); i != 1 || r != 1 || d != 5 {
-			t.Errorf("%d initiations, %d responses and %d data messages have their class, want 1, 1, 5", i, r, d)
+			t.Errorf("%d initiations, %d responses and %d data messages have the expected traffic class, want 1, 1, 5", i, r, d)
 		}
 	})
 }
@@ -58,7 +58,7 @@ func TestOuterMayBeFragmented(t *testing.T) {
 //	a ══ v0 ── v0 ══ b     newPair; b sets CE in the datagrams that arrive, as a router would
 func TestECN(t *testing.T) {
 	t.Parallel()
-	notKernelLike(t, "it carries no ECN, in neither direction")
+	notKernelLike(t, "it does not carry ECN marks in either direction")
 	onBothFamilies(t, func(t *testing.T, outer netip.Addr, ip string) {
 		p := newPair(t)
 		p.meet(outer)
@@ -81,7 +81,7 @@ func TestECN(t *testing.T) {
 			"inner4": 2 + 3 + 4, "inner6": 2 + 3 + 4, "plain4": 1,
 		} {
 			if got := p.b.hits(name); got != want {
-				t.Errorf("%s: %d packets, want %d", name, got, want)
+				t.Errorf("the rule %s counted %d packets, want %d", name, got, want)
 			}
 		}
 	})

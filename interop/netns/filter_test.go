@@ -26,9 +26,9 @@ func TestSourceFilter(t *testing.T) {
 
 	p.a.set("peer %v allowed-ips %v/32,%v/128", c, innerB4, innerB6)
 	p.b.set("listen-port 9997")
-	p.b.noPing("its address is that of another peer", innerA4)
-	p.b.noPing("its address is that of another peer", innerA6)
-	p.a.wantEndpoint(p.b, fmt.Sprintf("%v:9997", outerB4), "it is b all the same")
+	p.b.noPing("b's address belongs to another peer", innerA4)
+	p.b.noPing("b's address belongs to another peer", innerA6)
+	p.a.wantEndpoint(p.b, fmt.Sprintf("%v:9997", outerB4), "the refused packet is authentic, so it shows where b is")
 	p.a.noPing("the more specific prefix has no endpoint", innerB4)
 
 	p.a.set("peer %v remove", c)
@@ -46,9 +46,9 @@ func TestPrefixMoves(t *testing.T) {
 	p.a.ping(innerB4, 1)
 	p.a.set("peer %v allowed-ips %v/32", c, innerB4)
 	if got, want := p.a.status(p.b).allowed, innerB6.String()+"/128"; got != want {
-		t.Errorf("b's allowed IPs are %s, want %s: the other is c's now", got, want)
+		t.Errorf("b's allowed IPs are %s, want %s, because the IPv4 prefix belongs to c now", got, want)
 	}
-	p.a.noPing("its address is c's", innerB4)
+	p.a.noPing("the address belongs to c", innerB4)
 	p.a.ping(innerB6, 1)
 	p.a.peer(p.b, "allowed-ips %v/32,%v/128", innerB4, innerB6)
 	p.a.ping(innerB4, 1)
@@ -64,8 +64,8 @@ func TestNoPeerForDestination(t *testing.T) {
 	p.a.run("ip route add 203.0.113.0/24 dev %s", p.a.name)
 	p.a.run("ip route add 2001:db8:cafe::/48 dev %s", p.a.name)
 	far4, far6 := addr("203.0.113.1"), addr("2001:db8:cafe::1")
-	p.a.noPing("no peer has it", far4)
-	p.a.noPing("no peer has it", far6)
+	p.a.noPing("no peer has the address", far4)
+	p.a.noPing("no peer has the address", far6)
 	p.a.peer(p.b, "allowed-ips 0.0.0.0/0,::/0")
 	p.a.ping(far4, 2)
 	p.a.ping(far6, 2)

@@ -68,7 +68,7 @@ func (h *host) fails(why, format string, args ...any) string {
 	line := fmt.Sprintf(format, args...)
 	out, err := h.Run(line)
 	if err == nil {
-		h.t.Fatalf("%s: %s: succeeds: %s\n%s", h.Name, line, why, out)
+		h.t.Fatalf("%s: %s: the command succeeds, want a failure: %s\n%s", h.Name, line, why, out)
 	}
 	return out
 }
@@ -133,7 +133,7 @@ func (h *host) hits(comment string) int {
 			return n
 		}
 	}
-	h.t.Fatalf("%s: no rule counts %s", h.Name, comment)
+	h.t.Fatalf("%s: no nftables rule has the comment %s", h.Name, comment)
 	return 0
 }
 
@@ -153,7 +153,7 @@ func (h *host) noPing(why string, to netip.Addr, options ...string) string {
 	h.t.Helper()
 	out, err := h.tryPing(to, 400*time.Millisecond, options...)
 	if err == nil {
-		h.t.Fatalf("%s: %v answers: %s", h.Name, to, why)
+		h.t.Fatalf("%s: %v answers a ping, want no answer: %s", h.Name, to, why)
 	}
 	return out
 }

@@ -36,8 +36,8 @@ func TestUnreachable(t *testing.T) {
 	p.a.set("peer %v allowed-ips 10.0.0.4/32,fd00::4/128", wireguard.NewPrivateKey().Public())
 	for _, from := range []*host{p.a.host, c} {
 		for _, q := range []struct{ why, to, want string }{
-			{"no peer has it", "10.0.0.5", "From 10.0.0.5 icmp_seq=1 Destination Host Unreachable"},
-			{"no peer has it", "fd00::5", "From fd00::5 icmp_seq=1 Destination unreachable: Address unreachable"},
+			{"no peer has the address", "10.0.0.5", "From 10.0.0.5 icmp_seq=1 Destination Host Unreachable"},
+			{"no peer has the address", "fd00::5", "From fd00::5 icmp_seq=1 Destination unreachable: Address unreachable"},
 			{"the peer has no endpoint", "10.0.0.4", "From 10.0.0.4 icmp_seq=1 Destination Host Unreachable"},
 			{"the peer has no endpoint", "fd00::4", "From fd00::4 icmp_seq=1 Destination unreachable: Address unreachable"},
 		} {
@@ -70,13 +70,13 @@ func TestUnreachableIsLimited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, "an error comes back", func() bool { return p.a.hits("errors") > 0 })
-	testkit.Eventually(t, "no more come", func() bool {
+	testkit.Eventually(t, "an ICMP error arrives", func() bool { return p.a.hits("errors") > 0 })
+	testkit.Eventually(t, "no further ICMP errors arrive", func() bool {
 		before := p.a.hits("errors")
 		time.Sleep(50 * time.Millisecond)
 		return p.a.hits("errors") == before
 	})
 	if n, packets := p.a.hits("errors"), p.a.traffic().txPackets; packets < 500 || int64(n) > packets/2 {
-		t.Errorf("%d errors for %d packets, want far fewer", n, packets)
+		t.Errorf("%d ICMP errors arrived for %d packets, want at least 500 packets and at most half as many errors", n, packets)
 	}
 }

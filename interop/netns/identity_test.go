@@ -27,7 +27,7 @@ func TestPrivateKeyChange(t *testing.T) {
 		p.a.ping(innerB4, 3)
 		p.b.ping(innerA6, 3)
 		if got := p.b.status(p.a); got.handshake == 0 {
-			t.Error("b has had no handshake under the new key")
+			t.Error("b has had no handshake with a's new key")
 		}
 		p.b.set("peer %v remove", old)
 	}
@@ -44,7 +44,7 @@ func TestFirstPrivateKey(t *testing.T) {
 	p.b.set("private-key /dev/stdin")
 	p.a.noPing("b has no private key", innerB4)
 	if in, out := p.b.hits("arrived"), p.b.hits("answered"); in == 0 || out != 0 {
-		t.Errorf("b was asked %d times and answered %d times, want some and 0", in, out)
+		t.Errorf("b received %d messages and sent %d, want some and 0", in, out)
 	}
 	p.b.key = key
 	p.b.set("private-key /dev/stdin")
@@ -85,7 +85,7 @@ func TestLowOrderPoints(t *testing.T) {
 		if err != nil && !key.IsZero() {
 			t.Error(err)
 		}
-		p.a.noPing("nobody is there", addr(fmt.Sprintf("10.0.0.%d", 100+i)))
+		p.a.noPing("the public key of the peer has low order", addr(fmt.Sprintf("10.0.0.%d", 100+i)))
 	}
 	if got := p.b.hits("strangers"); got != 0 {
 		t.Errorf("%d messages went to peers with a public key of low order, want 0", got)

@@ -39,7 +39,7 @@ func TestBulk(t *testing.T) {
 // large packet is larger than the path's MTU, so the daemon sends it alone, in fragments, and not together with other messages in
 // one call (UDP_SEGMENT).
 func TestBulkInFragments(t *testing.T) {
-	notKernelLike(t, "its trains are larger than the path's MTU allows and fail with EMSGSIZE for ever: TCP stands still")
+	notKernelLike(t, "it sends messages together although they are larger than the path's MTU, so that each send fails with EMSGSIZE and TCP stalls")
 	for _, outer := range []netip.Addr{outerB4, outerB6} {
 		t.Run(fmt.Sprint(outer), func(t *testing.T) {
 			p := newPair(t)
@@ -59,12 +59,12 @@ func (p pair) bulk() {
 		for _, options := range []string{"", "-R", "-P 4"} {
 			r := p.a.iperf(p.b.host, inner, fmt.Sprintf("-n %d %s", size, options))
 			if r.Received.Bytes < size/4 {
-				t.Errorf("%v %s: %.0f bytes arrived of %d", inner, options, r.Received.Bytes, size)
+				t.Errorf("%v %s: %.0f of %d bytes arrived, want at least a quarter", inner, options, r.Received.Bytes, size)
 			}
 		}
 		r := p.a.iperf(p.b.host, inner, "-u -b 10M -l 1200 -n 512K")
 		if r.Packets < 400 || r.Lost > r.Packets/2 {
-			t.Errorf("%v: %.0f of %.0f packets lost at 10 Mbit/s", inner, r.Lost, r.Packets)
+			t.Errorf("%v: at 10 Mbit/s, %.0f of %.0f packets were lost, want at least 400 packets and at most half of them lost", inner, r.Lost, r.Packets)
 		}
 	}
 }
@@ -81,7 +81,7 @@ func TestLossyCable(t *testing.T) {
 			w.nft(fmt.Sprintf("add rule inet t in udp dport 51820 numgen random mod 100 < %d drop", percent))
 		}
 		if r := p.a.iperf(p.b.host, innerB4, "-n 1M"); r.Received.Bytes < 50<<10 {
-			t.Errorf("%d %% loss: %.0f bytes arrived of a mebibyte before the sender was through", percent, r.Received.Bytes)
+			t.Errorf("%d %% loss: %.0f bytes of 1 MiB arrived before the sender had finished, want at least 50 KiB", percent, r.Received.Bytes)
 		}
 	}
 }
@@ -93,7 +93,7 @@ func TestFlood(t *testing.T) {
 	for _, size := range []int{64, 1392} {
 		r := p.a.iperf(p.b.host, innerB4, fmt.Sprintf("-u -b 0 -l %d -t 1", size))
 		if r.Packets < 1000 || r.Lost == r.Packets {
-			t.Errorf("%d bytes: %.0f packets, of which %.0f lost", size, r.Packets, r.Lost)
+			t.Errorf("with a payload of %d bytes, iperf3 sent %.0f packets, of which %.0f were lost; want at least 1000, and not all of them lost", size, r.Packets, r.Lost)
 		}
 		p.a.ping(innerB4, 3)
 		p.b.ping(innerA6, 3)

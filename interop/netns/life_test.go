@@ -31,7 +31,7 @@ func (w *wg) ended(why string) {
 		w.t.Errorf("the daemon ended with %v: %s", err, why)
 	}
 	if exists(w.Socket()) {
-		w.t.Errorf("the control socket is left: %s", why)
+		w.t.Errorf("the control socket exists after the daemon has ended: %s", why)
 	}
 	w.fails("the interface is gone", "ip link show dev %s", w.name)
 }
@@ -47,7 +47,7 @@ func TestKilledReceiver(t *testing.T) {
 	p.a.ping(innerB4, 3)
 	p.a.flow(innerB4)
 	p.b.Kill()
-	p.b.fails("the interface went with its daemon", "ip link show dev %s", p.b.name)
+	p.b.fails("the interface disappears with its daemon", "ip link show dev %s", p.b.name)
 	os.Remove(p.b.Socket()) // wg-quick does this too
 	p.b.again()
 	p.b.peer(p.a, "allowed-ips %v/32,%v/128", innerA4, innerA6)
@@ -127,8 +127,8 @@ func TestEnd(t *testing.T) {
 // of one initiation per five seconds does not apply.
 func TestDownAndUp(t *testing.T) {
 	t.Parallel()
-	notKernelLike(t, "it does not notice that its interface goes down: with IFF_VNET_HDR the test write of its listener always fails "+
-		"alike, and its netlink loop forgets with each message that the interface was up")
+	notKernelLike(t, "it does not notice that its interface goes down: with IFF_VNET_HDR the test write of its listener fails in both "+
+		"states, and its netlink loop forgets with each message that the interface was up")
 	p := newPair(t)
 	p.meet(outerB4)
 	p.a.ping(innerB4, 2)
@@ -186,7 +186,7 @@ func TestMovedInterface(t *testing.T) {
 	inner.ping(innerB6, 3, "-s", "8900", "-M", "do")
 	p.b.ping(innerA4, 3, "-s", "8900", "-M", "do")
 	inner.run("ip link del dev %s", p.a.name)
-	testkit.Next(t, p.a.Done(), "the daemon ends without its interface")
+	testkit.Next(t, p.a.Done(), "the daemon ends when its interface is deleted")
 }
 
 // TestNameTaken checks that a second daemon with the name of an existing interface ends with an error, and that the existing

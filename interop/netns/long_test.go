@@ -102,11 +102,11 @@ func TestLossyPathToTheKernel(t *testing.T) {
 		}()
 		k, err := io.CopyN(got, conn, size)
 		if err != nil || <-written != nil || [32]byte(got.Sum(nil)) != [32]byte(sent.Sum(nil)) {
-			t.Errorf("%s: %d bytes and %v came back, want %d as they were sent", c.name, k, err, size)
+			t.Errorf("%s: %d bytes came back, or other bytes than were sent, with the error %v; want the %d bytes that were sent", c.name, k, err, size)
 		}
 		_ = conn.(interface{ CloseWrite() error }).CloseWrite()
 		if k, err := io.Copy(io.Discard, conn); k != 0 || err != nil {
-			t.Errorf("%s: after the end, %d bytes and %v came back", c.name, k, err)
+			t.Errorf("%s: after all data, %d more bytes came back, with the error %v; want the end of the connection", c.name, k, err)
 		}
 		_ = conn.Close()
 		t.Logf("%s: %d bytes there and back in %v", c.name, size, time.Since(begun).Round(time.Millisecond))

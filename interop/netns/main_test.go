@@ -21,8 +21,8 @@ const (
 )
 
 var (
-	daemonFlag = flag.String("daemon", wg0, "the subject: wg0, wireguard-go, or the `path` of a daemon")
-	allFlag    = flag.Bool("all", false, "run what is known to fail with wireguard-go, too")
+	daemonFlag = flag.String("daemon", wg0, "the daemon to test: wg0, wireguard-go, or the `path` of a daemon")
+	allFlag    = flag.Bool("all", false, "also run the tests that are known to fail with wireguard-go")
 )
 
 // programEnv is the name of an environment variable with the path of the daemon to test. It is set only in the isolated process.

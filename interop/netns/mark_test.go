@@ -53,8 +53,8 @@ func TestDefaultRouteByMark(t *testing.T) {
 	before := p.a.traffic().txPackets
 	p.a.noPing("the daemon's packets have no mark and are routed into the tunnel", addr("203.0.113.1"))
 	if n := p.a.traffic().txPackets - before; n > 10 {
-		t.Errorf("the interface carried %d packets for one that was sent, want it, its message and what is due besides", n)
+		t.Errorf("the interface carried %d packets after one was sent, want at most 10", n)
 	}
 	p.a.set("fwmark 51820")
-	testkit.Eventually(t, "the tunnel is back with the mark", func() bool { return p.a.reaches(addr("203.0.113.1")) })
+	testkit.Eventually(t, "the tunnel works again with the mark", func() bool { return p.a.reaches(addr("203.0.113.1")) })
 }

@@ -39,14 +39,14 @@ func TestMTU(t *testing.T) {
 			p.meet(c.outer)
 			for _, mtu := range c.mtu {
 				p.setMTU(mtu)
-				testkit.Eventually(t, "both daemons have heard of the MTU", func() bool {
+				testkit.Eventually(t, "both daemons know the new MTU", func() bool {
 					_, err := p.a.tryPing(innerB4, time.Second/5, "-s", fmt.Sprint(mtu-28))
 					return err == nil
 				})
 				p.a.ping(innerB4, 3, "-M", "do", "-s", fmt.Sprint(mtu-28))
 				p.b.ping(innerA6, 3, "-M", "do", "-s", fmt.Sprint(mtu-48))
-				p.a.fails("it is larger than the MTU", "ping -n -c 1 -W 0.2 -M do -s %d %v", mtu-27, innerB4)
-				p.a.fails("it is larger than the MTU", "ping -n -c 1 -W 0.2 -M do -s %d %v", mtu-47, innerB6)
+				p.a.fails("the packet is larger than the MTU", "ping -n -c 1 -W 0.2 -M do -s %d %v", mtu-27, innerB4)
+				p.a.fails("the packet is larger than the MTU", "ping -n -c 1 -W 0.2 -M do -s %d %v", mtu-47, innerB6)
 			}
 		})
 	}
@@ -61,7 +61,7 @@ func TestMTUBeyondDatagrams(t *testing.T) {
 	p.meet(outerB4)
 	p.setMTU(65535)
 	p.a.ping(innerB4, 1)
-	p.a.noPing("its message is larger than a datagram", innerB4, "-s", "65507")
+	p.a.noPing("the message would be larger than a datagram", innerB4, "-s", "65507")
 	p.a.ping(innerB4, 3, "-s", "65000")
 }
 
@@ -88,7 +88,7 @@ func TestPadding(t *testing.T) {
 	p.a.ping(innerB4, 2, "-s", fmt.Sprint(1299-28), "-M", "want")
 	for _, name := range []string{"padded", "clamped", "route"} {
 		if got := p.b.hits(name); got != 2 {
-			t.Errorf("%d datagrams are %s, want 2", got, name)
+			t.Errorf("%d datagrams match the rule %s, want 2", got, name)
 		}
 	}
 }

@@ -43,7 +43,7 @@ func TestLoopWithoutSession(t *testing.T) {
 	before := p.a.traffic().txPackets
 	time.Sleep(time.Second)
 	if n := p.a.traffic().txPackets - before; n > 4 {
-		t.Errorf("the interface carried %d packets in a second in which nobody sent one", n)
+		t.Errorf("the interface carried %d packets in a second in which nobody sent one, want at most 4", n)
 	}
 }
 
@@ -53,7 +53,7 @@ func TestLoopWithoutSession(t *testing.T) {
 // route that leads into its own interface.
 func TestLoopWithSession(t *testing.T) {
 	t.Parallel()
-	notKernelLike(t, "each message goes round, grows, and is cut in two without end")
+	notKernelLike(t, "each message comes back to the tunnel, grows, and is cut in two, without end")
 	p := newPair(t)
 	for _, c := range []struct{ outer, inner netip.Addr }{{outerB4, innerB4}, {outerB6, innerB6}} {
 		p.meet(c.outer)
@@ -64,7 +64,7 @@ func TestLoopWithSession(t *testing.T) {
 		p.a.noPing("the endpoint is inside the tunnel", innerB6, "-s", "1372")
 		time.Sleep(200 * time.Millisecond)
 		if n := p.a.traffic().txPackets - before; n > 10 {
-			t.Errorf("the interface carried %d packets for two that were sent, want each, its message and what is due besides", n)
+			t.Errorf("the interface carried %d packets after two were sent, want at most 10", n)
 		}
 		p.meet(c.outer)
 		p.a.ping(innerB4, 3)

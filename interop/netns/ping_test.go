@@ -34,7 +34,7 @@ func TestInsideAndOutside(t *testing.T) {
 func TestEndpointChangesFamily(t *testing.T) {
 	t.Parallel()
 	notKernelLike(t, "the first packets after the change go to the first four bytes of the new address: "+
-		"an address of its pool is filled before it has its length")
+		"it fills in an address from its pool before it sets the address's length")
 	p := newPair(t)
 	for _, outer := range []netip.Addr{outerB4, outerB6, outerB4, outerB6} {
 		p.meet(outer)

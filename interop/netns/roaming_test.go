@@ -37,7 +37,7 @@ func TestRoaming(t *testing.T) {
 			p.a.wantEndpoint(p.b, netip.AddrPortFrom(moved, 9999).String(), "b changed its address")
 			p.a.ping(innerB4, 3)
 			if got := p.b.status(p.a).endpoint; got == "(none)" {
-				t.Errorf("b forgot where a is: %s", got)
+				t.Errorf("b has lost the endpoint of a: %s", got)
 			}
 		})
 	}
@@ -52,11 +52,11 @@ func TestBothRoam(t *testing.T) {
 	p.a.ping(innerB4, 1)
 	p.a.set("listen-port 1001")
 	p.b.set("listen-port 1002")
-	p.a.noPing("b is not there any more", innerB4)
-	p.b.noPing("a is not there any more", innerA4)
+	p.a.noPing("b has moved to another port", innerB4)
+	p.b.noPing("a has moved to another port", innerA4)
 	p.a.peer(p.b, "endpoint %v:1002", outerB4)
 	p.a.ping(innerB4, 3)
-	p.b.wantEndpoint(p.a, fmt.Sprintf("%v:1001", outerA4), "a sent")
+	p.b.wantEndpoint(p.a, fmt.Sprintf("%v:1001", outerA4), "a has sent from this port")
 	p.b.ping(innerA4, 3)
 }
 
@@ -78,5 +78,5 @@ func TestForgeryMovesNothing(t *testing.T) {
 	}
 	p.a.sendUDP("192.0.2.11:7777", netip.AddrPortFrom(outerB4, defaultPort).String(), forged...)
 	p.b.ping(innerA4, 3)
-	p.b.wantEndpoint(p.a, fmt.Sprintf("%v:%d", outerA4, defaultPort), "nothing authentic came from elsewhere")
+	p.b.wantEndpoint(p.a, fmt.Sprintf("%v:%d", outerA4, defaultPort), "no authentic message came from another address")
 }

@@ -20,7 +20,7 @@ func at(a netip.Addr) string { return netip.AddrPortFrom(a, defaultPort).String(
 //	a ══ v0 ── v0 ══ b     newPair; a has two more addresses on v0, and one of each family on lo
 func TestReplyFromWhereItWasReached(t *testing.T) {
 	t.Parallel()
-	notKernelLike(t, "it splits what UDP GRO coalesced, and drops the address that was reached")
+	notKernelLike(t, "when it splits datagrams that UDP GRO has joined, it drops the address to which they were sent")
 	for _, list := range [][]string{
 		{"192.0.2.1", "192.0.2.11", "203.0.113.1"},
 		{"2001:db8::1", "2001:db8::11", "2001:db8:cafe::1"},
@@ -34,7 +34,7 @@ func TestReplyFromWhereItWasReached(t *testing.T) {
 			for _, reached := range append(list, list[0]) {
 				p.b.peer(p.a, "endpoint %s", at(addr(reached)))
 				p.b.ping(innerA4, 3)
-				p.b.wantEndpoint(p.a, at(addr(reached)), "it was reached there")
+				p.b.wantEndpoint(p.a, at(addr(reached)), "b reaches a at this address")
 				p.b.ping(innerA6, 3)
 			}
 		})
@@ -86,9 +86,9 @@ func TestBetterRoute(t *testing.T) {
 	p.introduce()
 	p.meet(addr("10.9.0.2"))
 	p.a.ping(innerB4, 3)
-	p.b.wantEndpoint(p.a, at(addr("10.9.0.1")), "the only route is by v0")
+	p.b.wantEndpoint(p.a, at(addr("10.9.0.1")), "the only route uses v0")
 	a.run("ip route add 10.9.0.0/24 dev v1 src 10.9.0.3 metric 1")
-	testkit.Eventually(t, fmt.Sprintf("a sends by the better route: b sees it at %s", at(addr("10.9.0.3"))), func() bool {
+	testkit.Eventually(t, fmt.Sprintf("a sends over the better route, so b has the endpoint %s", at(addr("10.9.0.3"))), func() bool {
 		p.a.ping(innerB4, 3)
 		return p.b.status(p.a).endpoint == at(addr("10.9.0.3"))
 	})

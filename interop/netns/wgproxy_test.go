@@ -118,17 +118,17 @@ func TestWgproxy(t *testing.T) {
 		}
 		out := a.run("curl -sS --max-time 60 --data-binary @%s %s?%d", body, how, size)
 		if want := fmt.Sprintf("%s sent %d ", from, size); !strings.HasPrefix(out, want) || len(out) != size {
-			t.Errorf("curl %s: %.60q and %d bytes, want %q and %d", how, out, len(out), want, size)
+			t.Errorf("curl %s prints %.60q and %d bytes in all, want %q at the beginning and %d bytes", how, out, len(out), want, size)
 		}
 	}
 	for _, c := range []struct{ at, from string }{{innerA4.String() + ":2222", "127.0.0.1"}, {"203.0.113.1:8000", "203.0.113.1"}} {
 		out := b.run("curl -sS --max-time 60 --data-binary @%s http://%s/?%d", body, c.at, size)
 		if want := fmt.Sprintf("%s sent %d ", c.from, size); !strings.HasPrefix(out, want) || len(out) != size {
-			t.Errorf("from b, curl %s: %.60q and %d bytes, want %q and %d", c.at, out, len(out), want, size)
+			t.Errorf("from b, curl %s prints %.60q and %d bytes in all, want %q at the beginning and %d bytes", c.at, out, len(out), want, size)
 		}
 	}
 	p.Signal(os.Interrupt)
 	if err := p.Wait(); err != nil {
-		t.Errorf("wgproxy ends with %v", err)
+		t.Errorf("wgproxy ended with %v, want no error", err)
 	}
 }

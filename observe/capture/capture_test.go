@@ -66,7 +66,7 @@ func (p *pair) exchange(question, answer string) {
 		way.from.TrySend(packet)
 		synctest.Wait()
 		if got := way.to.TryReceive(); !bytes.Equal(got, packet) {
-			p.t.Fatalf("received %d bytes, want the %d of %q", len(got), len(packet), way.text)
+			p.t.Fatalf("the other end received %d bytes, want the packet of %d bytes with the text %q", len(got), len(packet), way.text)
 		}
 	}
 }
@@ -135,11 +135,11 @@ func TestWiresharkDecrypts(t *testing.T) {
 				question + "\tinner\t0x00000002\t\n", answer + "\tinner\t0x00000001\t\n",
 			} {
 				if strings.Count(all, want) != 1 {
-					t.Errorf("want %q once in\n%s", want, all)
+					t.Errorf("want %q once in the output of tshark:\n%s", want, all)
 				}
 			}
 			if strings.Contains(all, early) || strings.Contains(all, "alformed") {
-				t.Errorf("captured while it was stopped, or malformed:\n%s", all)
+				t.Errorf("the file has a packet from before Start or after Stop, or a malformed packet:\n%s", all)
 			}
 			if name == "IPv6" {
 				return
@@ -154,7 +154,7 @@ func TestWiresharkDecrypts(t *testing.T) {
 				rest = rest[n:]
 			}
 			if got := read(t, tshark, without, `wg`, "data.data"); strings.Contains(got, question) {
-				t.Errorf("readable without keys:\n%s", got)
+				t.Errorf("tshark decrypts the packets of a file without keys:\n%s", got)
 			}
 		})
 	}
@@ -190,7 +190,7 @@ func TestStoppedCaptureIsNotThere(t *testing.T) {
 		}
 	})
 	if _, err := c.KeyLog().Write([]byte("secret")); err != nil || allocs != 0 || file.Len() != size {
-		t.Errorf("%v, %.0f allocations, %d bytes written, want none of them", err, allocs, file.Len()-size)
+		t.Errorf("the stopped Capture has the error %v, made %.0f allocations and wrote %d bytes; want none of them", err, allocs, file.Len()-size)
 	}
 }
 
@@ -261,10 +261,10 @@ func TestWrappersKeepInterfaces(t *testing.T) {
 		q, isQueues := w.(wireguard.Queues)
 		_, source := w.(wireguard.PacketSource)
 		if attaches != test.attaches || isQueues != test.queues || source != test.source || w.MTU() != 1420 {
-			t.Errorf("%s: attacher %t, queues %t, source %t", name, attaches, isQueues, source)
+			t.Errorf("%s: the wrapper is an Attacher: %t, has Queues: %t, is a PacketSource: %t; want the interfaces of the wrapped Tunnel, and MTU 1420", name, attaches, isQueues, source)
 		}
 		if isQueues && len(q.Queues()) != 2 {
-			t.Errorf("%d queues, want 2", len(q.Queues()))
+			t.Errorf("the wrapper has %d queues, want 2", len(q.Queues()))
 		}
 	}
 	for name, test := range map[string]struct {
@@ -283,7 +283,7 @@ func TestWrappersKeepInterfaces(t *testing.T) {
 		m, marks := s.(wireguard.Marker)
 		_, renews := s.(wireguard.Renewer)
 		if got := w.(wireguard.Framer).Headroom(); marks != test.marks || renews != test.renews || got != test.headroom || s.Port() != 1 {
-			t.Errorf("%s: marker %t, renewer %t, headroom %d", name, marks, renews, got)
+			t.Errorf("%s: the wrapped socket is a Marker: %t, a Renewer: %t, with headroom %d; want what the original has, and port 1", name, marks, renews, got)
 		}
 		if marks && m.SetMark(1) == nil {
 			t.Errorf("%s: the mark does not reach the socket", name)
@@ -309,7 +309,7 @@ func TestRenewedSocket(t *testing.T) {
 	head := file.Len()
 	s.Send([]wireguard.Train{{Data: make([]byte, 100), Size: 100}})
 	if file.Len() <= head+100 {
-		t.Error("the new socket's datagram is not captured")
+		t.Error("the Capture did not write the datagram of the new socket")
 	}
 }
 
@@ -325,7 +325,7 @@ func TestWriterThatFails(t *testing.T) {
 		c.Start()
 		p.exchange("question", "answer")
 		if err := c.Err(); !errors.Is(err, io.ErrShortWrite) || w.calls != 6 {
-			t.Errorf("%v after %d writes, want %v after 6", err, w.calls, io.ErrShortWrite)
+			t.Errorf("the Capture has the error %v after %d writes, want %v after 6", err, w.calls, io.ErrShortWrite)
 		}
 	})
 	if _, err := capture.New(&failing{}); !errors.Is(err, io.ErrShortWrite) {
@@ -342,8 +342,8 @@ func (f *failing) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestLinks checks that the file shows a made-up address for an endpoint without an address, and leaves out datagrams that are
-// too large for UDP.
+// TestLinks checks that the file contains the datagrams of a Link and of an endpoint without an address, and leaves out datagrams
+// that are too large for UDP.
 func TestLinks(t *testing.T) {
 	var file bytes.Buffer
 	c, err := capture.New(&file)
@@ -358,16 +358,16 @@ func TestLinks(t *testing.T) {
 	head := file.Len()
 	s.Send([]wireguard.Train{{Data: make([]byte, 100), Size: 70, Endpoint: wireguard.Endpoint{Link: link{}}}})
 	if got := file.Len() - head; got < 100+2*48 {
-		t.Errorf("%d bytes for two datagrams of a link", got)
+		t.Errorf("the Capture wrote %d bytes for two datagrams of a Link, want at least 196", got)
 	}
 	head = file.Len()
 	s.Send([]wireguard.Train{{Data: make([]byte, 66000), Size: 66000, Endpoint: wireguard.Endpoint{Link: link{}}}})
 	if file.Len() != head {
-		t.Error("a datagram was captured that the headers cannot describe")
+		t.Error("the Capture wrote a datagram that is too large for UDP")
 	}
 	s.Send([]wireguard.Train{{Data: make([]byte, 10), Size: 10}})
 	if file.Len() == head {
-		t.Error("a datagram without an address was not captured")
+		t.Error("the Capture left out a datagram without an address")
 	}
 }
 

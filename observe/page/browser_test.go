@@ -70,7 +70,7 @@ func startBrowser(t *testing.T) *browser {
 		_, at, _ = strings.Cut(lines.Text(), "DevTools listening on ")
 	}
 	if at == "" {
-		t.Fatal("chromium opens no DevTools socket")
+		t.Fatal("chromium did not print the address of its DevTools socket")
 	}
 	go func() {
 		for lines.Scan() {
@@ -162,7 +162,7 @@ func (b *browser) want(why, expression string) {
 	b.t.Helper()
 	for end := time.Now().Add(30 * time.Second); b.eval(expression) != "true"; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
-			b.t.Fatalf("%s: not %s; the page says\n%s\n%v", why, expression, b.eval(text), b.console)
+			b.t.Fatalf("%s: this is not true within 30 s: %s; the page says\n%s\n%v", why, expression, b.eval(text), b.console)
 		}
 	}
 }
@@ -226,14 +226,14 @@ func TestBrowser(t *testing.T) {
 	b.screen(1280, 1000, false)
 	b.open(server.URL)
 	b.want("all peers are shown", `document.querySelectorAll("tbody tr").length === 8`)
-	b.want("names are text", text+`.includes("camera <b>&amp;")`)
+	b.want("a name with HTML in it is shown as text", text+`.includes("camera <b>&amp;")`)
 	b.want("a peer is connected", text+`.includes("connected")`)
 	b.want("bytes are counted with their unit", `/\d\sKiB\/s/.test(`+text+`)`)
 	b.want("times are relative", `/\d+\ss ago|now/.test(`+text+`)`)
 	b.want("reasons are sentences", text+`.includes("Answers arrive that do not open.")`)
 	b.want("sources that are not allowed are explained", text+`.includes("had a source that its allowed IPs do not contain.")`)
 	b.want("events arrive", `document.querySelectorAll("#events li").length > 0`)
-	b.want("trouble is first", `document.querySelector("tbody .state").textContent === "unreachable"`)
+	b.want("a peer in trouble is first", `document.querySelector("tbody .state").textContent === "unreachable"`)
 	b.want("throughput is drawn", `(() => { const c = document.querySelector(".throughput"); return c.getContext("2d").getImageData(0, 0, c.width, c.height).data.some((v) => v > 0); })()`)
 	b.noOverflow("desktop")
 	b.wait(20 * time.Second)
@@ -247,23 +247,23 @@ func TestBrowser(t *testing.T) {
 	for _, c := range "lap" {
 		b.press(string(c), int(c)-32)
 	}
-	b.want("the filter leaves one", `document.querySelectorAll("tbody tr").length === 1 && document.querySelector(".shown").textContent === "1 of 8 peers"`)
+	b.want("the filter leaves one peer", `document.querySelectorAll("tbody tr").length === 1 && document.querySelector(".shown").textContent === "1 of 8 peers"`)
 	b.press("Escape", 27)
-	b.want("Escape empties it", `document.querySelectorAll("tbody tr").length === 8`)
+	b.want("Escape empties the filter", `document.querySelectorAll("tbody tr").length === 8`)
 	for range 2 {
 		b.press("Tab", 9)
 	}
-	b.want("Tab passes the heads of the columns", `document.activeElement.dataset.sort === "state"`)
+	b.want("Tab reaches the head of a column", `document.activeElement.dataset.sort === "state"`)
 	b.eval(`document.querySelector("tbody .open").focus()`)
 	b.press("Enter", 13)
 	b.want("Enter opens a peer", `document.querySelector(".detail") !== null && document.querySelector(".detail").innerText.includes(document.querySelector("tbody .who").title)`)
 	b.wait(time.Second)
 	b.screen(1280, 1000, true)
 	b.wait(1500 * time.Millisecond)
-	b.want("it is dark", `getComputedStyle(document.body).backgroundColor === "rgb(17, 21, 27)"`)
+	b.want("the page is dark", `getComputedStyle(document.body).backgroundColor === "rgb(17, 21, 27)"`)
 	b.shot("dark")
 	b.press("Enter", 13)
-	b.want("Enter closes it", `document.querySelector(".detail") === null`)
+	b.want("Enter closes the peer", `document.querySelector(".detail") === null`)
 
 	for _, dark := range []bool{false, true} {
 		b.screen(390, 844, dark)
@@ -276,7 +276,7 @@ func TestBrowser(t *testing.T) {
 		b.eval(`scrollTo(0, 0)`)
 	}
 	if got := b.eval(`performance.getEntriesByType("resource").filter((r) => !r.name.startsWith(location.origin)).length`); got != "0" {
-		t.Errorf("%s files come from elsewhere", got)
+		t.Errorf("the page loaded %s files from other servers, want 0", got)
 	}
 	b.want("a peer that is removed is gone", func() string {
 		if err := h.device.RemovePeer(h.spokes[7].key); err != nil {
@@ -286,7 +286,7 @@ func TestBrowser(t *testing.T) {
 	}())
 	for _, line := range b.console {
 		if !strings.Contains(line, "favicon") {
-			t.Errorf("the browser complains: %s", line)
+			t.Errorf("the browser logged an error: %s", line)
 		}
 	}
 }
@@ -302,17 +302,17 @@ func TestBrowserGateway(t *testing.T) {
 	h.pass(h.spokes[1], page.GatewayPeer{Flows: 1, Opened: 44, FromPeer: 5 << 10, ToPeer: 9 << 20})
 	b.screen(1280, 1000, false)
 	b.open(server.URL)
-	b.want("the sums", `document.querySelector(".flows").textContent === "19" && document.querySelector(".refused").textContent === "3" && document.querySelector(".to-peers").textContent === "821\u00a0MiB"`)
+	b.want("the page shows the sums over all peers", `document.querySelector(".flows").textContent === "19" && document.querySelector(".refused").textContent === "3" && document.querySelector(".to-peers").textContent === "821\u00a0MiB"`)
 	row := func(name string) string {
 		return `[...document.querySelectorAll("tbody tr")].find((r) => r.querySelector(".who")?.textContent === "` + name + `")`
 	}
-	b.want("a row", row("laptop")+`.querySelector(".exit").innerText === "18\u00a0flows\u00a0\u00b7 31.0\u00a0MiB to and 812\u00a0MiB from other hosts\u00a0\u00b7 3 refused"`)
-	b.want("one flow", row("office gateway")+`.querySelector(".exit").innerText.startsWith("1\u00a0flow\u00a0\u00b7 5.00\u00a0KiB to")`)
+	b.want("a row shows the counters of its peer", row("laptop")+`.querySelector(".exit").innerText === "18\u00a0flows\u00a0\u00b7 31.0\u00a0MiB to and 812\u00a0MiB from other hosts\u00a0\u00b7 3 refused"`)
+	b.want("a row shows one flow in the singular", row("office gateway")+`.querySelector(".exit").innerText.startsWith("1\u00a0flow\u00a0\u00b7 5.00\u00a0KiB to")`)
 	b.want("a peer without flows has no line", row("phone")+`.querySelector(".exit").hidden`)
 	h.pass(h.spokes[0], page.GatewayPeer{Flows: 17, Opened: 5210, Refused: 4, Failed: 12, Dropped: 2, Pings: 1, FromPeer: 31 << 20, ToPeer: 812 << 20})
-	b.want("the row changes", row("laptop")+`.querySelector(".exit").innerText.endsWith("\u00b7 4 refused")`)
+	b.want("the row changes when the counters change", row("laptop")+`.querySelector(".exit").innerText.endsWith("\u00b7 4 refused")`)
 	b.eval(row("laptop") + `.querySelector(".open").click(); ` + row("phone") + `.querySelector(".open").click()`)
-	b.want("the details", text+`.includes("17 now, 5,210 opened, 4 refused, 12 failed") && `+text+`.includes("1\u00a0ping answered, 2\u00a0datagrams dropped") && `+text+`.includes("0 now, 0 opened")`)
+	b.want("the details show all counters", text+`.includes("17 now, 5,210 opened, 4 refused, 12 failed") && `+text+`.includes("1\u00a0ping answered, 2\u00a0datagrams dropped") && `+text+`.includes("0 now, 0 opened")`)
 	for _, dark := range []bool{false, true} {
 		b.screen(1280, 1300, dark)
 		b.noOverflow("desktop")
@@ -327,13 +327,13 @@ func TestBrowserGateway(t *testing.T) {
 		b.shot(fmt.Sprintf("gateway-phone-dark=%t", dark))
 	}
 	b.eval(`(() => { const s = document.querySelector("select"); s.value = "flows"; s.dispatchEvent(new Event("change")); })()`)
-	b.want("most flows first", `document.querySelector("tbody .who").textContent === "laptop"`)
+	b.want("the peer with the most flows is first", `document.querySelector("tbody .who").textContent === "laptop"`)
 	if len(b.console) > 0 {
-		t.Errorf("the browser complains: %s", b.console)
+		t.Errorf("the browser logged errors: %s", b.console)
 	}
 	plain := serve(t, h.handler())
 	b.open(plain.URL)
-	b.want("without a gateway there is nothing of it", `document.querySelectorAll("tbody tr").length === 8 && document.querySelector(".gateway").hidden && document.querySelector("option[value=flows]").hidden`)
+	b.want("without a gateway, the page shows none of its counters", `document.querySelectorAll("tbody tr").length === 8 && document.querySelector(".gateway").hidden && document.querySelector("option[value=flows]").hidden`)
 }
 
 // TestBrowserSizes checks that the page works without peers, without devices, and with 1,000 peers.
@@ -344,13 +344,13 @@ func TestBrowserSizes(t *testing.T) {
 	h := newHub(t)
 	server := serve(t, h.handler())
 	b.open(server.URL)
-	b.want("no peers", text+`.includes("This device has no peers yet.") && `+text+`.includes("Nothing has happened since this page was opened.")`)
+	b.want("the page says that there are no peers and no events", text+`.includes("This device has no peers yet.") && `+text+`.includes("Nothing has happened since this page was opened.")`)
 	b.wait(time.Second)
 	b.shot("empty")
 
 	none := serve(t, page.New(page.Config{}))
 	b.open(none.URL)
-	b.want("no devices", text+`.includes("There is no device to show.")`)
+	b.want("the page says that there are no devices", text+`.includes("There is no device to show.")`)
 	b.shot("no-device")
 
 	for i := range 1000 {
@@ -364,11 +364,11 @@ func TestBrowserSizes(t *testing.T) {
 	populate(h)
 	traffic(h)
 	b.open(server.URL)
-	b.want("1,000 peers", `document.querySelector(".shown")?.textContent === "1,000 peers" && document.querySelectorAll("tbody tr").length === 50`)
+	b.want("the page counts 1,000 peers and shows 50", `document.querySelector(".shown")?.textContent === "1,000 peers" && document.querySelectorAll("tbody tr").length === 50`)
 	b.wait(20 * time.Second)
 	b.shot("thousand")
 	b.eval(`document.querySelector(".more").click()`)
-	b.want("more", `document.querySelectorAll("tbody tr").length === 100`)
+	b.want("the button shows 50 more peers", `document.querySelectorAll("tbody tr").length === 100`)
 	b.eval(`document.querySelector(".more").scrollIntoView()`)
 	b.shot("thousand-more")
 }

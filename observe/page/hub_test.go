@@ -85,11 +85,11 @@ func TestStuckViewer(t *testing.T) {
 		view(t, handler, reader)
 		time.Sleep(19*time.Second + time.Second/2)
 		if n := reader.writes.Load(); n != 20 || !full(handler) {
-			t.Errorf("after 19 looks %d messages, want 20, and a third page is refused: %t", n, full(handler))
+			t.Errorf("after 19 looks, the client that reads got %d messages, want 20; a third page is refused: %t, want true", n, full(handler))
 		}
 		time.Sleep(time.Second)
 		if full(handler) || stuck.writes.Load() != 1 {
-			t.Errorf("a client has its place after 20 s in which it read nothing; %d writes", stuck.writes.Load())
+			t.Errorf("a client that read nothing for 20 s is still a viewer, or got %d writes, want 1", stuck.writes.Load())
 		}
 	})
 }
@@ -111,19 +111,19 @@ func TestUnreadBytes(t *testing.T) {
 		view(t, handler, reader)
 		time.Sleep(4*time.Second + time.Second/2)
 		if !full(handler) {
-			t.Error("disconnected with 4 MiB that wait")
+			t.Error("the handler disconnected a client with 4 MiB of unread messages")
 		}
 		time.Sleep(3 * time.Second)
 		if full(handler) {
-			t.Error("not disconnected with 7 MiB that wait")
+			t.Error("the handler did not disconnect a client with 7 MiB of unread messages")
 		}
 		if n := reader.writes.Load(); n != 8 {
-			t.Errorf("after 7 looks the client that reads has %d messages, want 8", n)
+			t.Errorf("after 7 looks, the client that reads got %d messages, want 8", n)
 		}
 		close(stuck.reads)
 		synctest.Wait()
 		if n := stuck.writes.Load(); n != 1 {
-			t.Errorf("%d messages, want 1: the rest was kept for a client without a place", n)
+			t.Errorf("a client that was disconnected got %d messages, want 1, because its unread messages must be dropped", n)
 		}
 	})
 }

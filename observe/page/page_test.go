@@ -43,18 +43,18 @@ func TestHost(t *testing.T) {
 	} {
 		for _, path := range []string{"/", "/status.json", "/page.js"} {
 			if got := get(h, "GET", host, path).Code; got != want {
-				t.Errorf("host %q: GET %s is %d, want %d", host, path, got, want)
+				t.Errorf("host %q: GET %s has status %d, want %d", host, path, got, want)
 			}
 		}
 		if host == "" {
 			want = 200 // Guard lets a request without a host name through
 		}
 		if got := get(guarded, "GET", host, "/metrics").Code; got != want {
-			t.Errorf("host %q: what Guard protects is %d, want %d", host, got, want)
+			t.Errorf("host %q: the handler behind Guard has status %d, want %d", host, got, want)
 		}
 	}
 	if got := get(h, "GET", "evil.example", "/events").Code; got != 421 {
-		t.Errorf("a stream for another host is %d", got)
+		t.Errorf("the stream for a host name that is not allowed has status %d, want 421", got)
 	}
 }
 
@@ -75,7 +75,7 @@ func FuzzHost(f *testing.F) {
 			return
 		}
 		if got := get(h, "GET", host, "/").Code; got != 421 {
-			t.Errorf("host %q is %d, want 421", host, got)
+			t.Errorf("host %q: status %d, want 421", host, got)
 		}
 	})
 }
@@ -86,19 +86,19 @@ func TestOtherSites(t *testing.T) {
 	h := page.New(page.Config{})
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "PATCH"} {
 		if got := get(h, method, "localhost", "/status.json").Code; got != 405 {
-			t.Errorf("%s is %d, want 405", method, got)
+			t.Errorf("%s has status %d, want 405", method, got)
 		}
 	}
 	for site, want := range map[string]int{"": 200, "none": 200, "same-origin": 200, "same-site": 403, "cross-site": 403} {
 		if got := get(h, "GET", "localhost", "/status.json", "Sec-Fetch-Site", site).Code; got != want {
-			t.Errorf("Sec-Fetch-Site %q: %d, want %d", site, got, want)
+			t.Errorf("Sec-Fetch-Site %q: status %d, want %d", site, got, want)
 		}
 	}
 	if got := get(h, "GET", "localhost", "/", "Sec-Fetch-Site", "cross-site").Code; got != 200 {
-		t.Errorf("a link to the page is %d, want 200", got)
+		t.Errorf("a link on another site to the page has status %d, want 200", got)
 	}
 	if got := get(h, "GET", "localhost", "/../key.go").Code; got != 404 {
-		t.Errorf("another file is %d, want 404", got)
+		t.Errorf("a file that is not part of the page has status %d, want 404", got)
 	}
 	for _, path := range []string{"/", "/status.json", "/nothing"} {
 		header := get(h, "GET", "localhost", path).Header()
@@ -110,13 +110,13 @@ func TestOtherSites(t *testing.T) {
 			}
 		}
 		if header.Get("Access-Control-Allow-Origin") != "" {
-			t.Errorf("%s lets other sites read it", path)
+			t.Errorf("%s has Access-Control-Allow-Origin, so other sites can read it", path)
 		}
 	}
 	for _, file := range []string{"page.html", "page.css", "page.js"} {
 		b, err := os.ReadFile(file)
 		if err != nil || len(b) < 1000 || strings.Contains(string(b), "//www") || strings.Contains(string(b), "http") || strings.Contains(string(b), "innerHTML") {
-			t.Errorf("%s: %v; %d bytes, or a link to elsewhere, or text taken as HTML", file, err, len(b))
+			t.Errorf("%s: %v, %d bytes; want at least 1000 bytes, no link to another server and no use of innerHTML", file, err, len(b))
 		}
 	}
 }
@@ -144,10 +144,10 @@ func TestStatus(t *testing.T) {
 				}
 			}
 			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Header().Get("Content-Type") != "application/json" {
-				t.Fatalf("%v, %s", err, w.Body)
+				t.Fatalf("status.json: %v, %s; want JSON with its content type", err, w.Body)
 			}
 			if d := got.Devices[0]; d.Name != "wg0" || d.Key != h.key.String() || !d.Up || d.Count != 2 {
-				t.Errorf("%+v", d)
+				t.Errorf("status.json shows the device as %+v, want wg0, up, with its key and 2 peers", d)
 			}
 			peers = make(map[string]map[string]any)
 			for _, p := range got.Devices[0].Peers {
@@ -165,14 +165,14 @@ func TestStatus(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		body, peers := status()
 		if p := peers["laptop"]; p["state"] != "connected" || p["key"] != s.key.String() || p["endpoint"] != s.end.Endpoint(51820).String() || p["allowed"] != "10.0.0.2/32" || p["received"].(float64) < 100 {
-			t.Errorf("laptop: %v", p)
+			t.Errorf("status.json shows the laptop as %v, want it connected, with its key, endpoint, allowed IPs and received bytes", p)
 		}
 		if p := peers["router"]; p["state"] != "unreachable" || !strings.HasPrefix(p["text"].(string), "No answer to 3 initiations.") {
-			t.Errorf("router: %v", p)
+			t.Errorf("status.json shows the router as %v, want it unreachable after 3 initiations", p)
 		}
 		for what, secret := range map[string]string{"private": h.device.PrivateKey().Text(), "preshared": psk.Text()} {
 			if strings.Contains(body, secret) {
-				t.Errorf("the %s key is shown", what)
+				t.Errorf("status.json contains the %s key", what)
 			}
 		}
 	})
@@ -199,7 +199,7 @@ func open(t *testing.T, url string) *stream {
 	}
 	t.Cleanup(func() { cancel(); a.Body.Close() })
 	if kind := a.Header.Get("Content-Type"); a.StatusCode != 200 || kind != "text/event-stream" {
-		t.Fatalf("%s, %s", a.Status, kind)
+		t.Fatalf("the stream has status %s and type %s, want 200 and text/event-stream", a.Status, kind)
 	}
 	lines := bufio.NewScanner(a.Body)
 	lines.Buffer(nil, 1<<20)
@@ -217,7 +217,7 @@ func (s *stream) next(kind string) string {
 			found = name == kind
 		}
 	}
-	s.t.Fatalf("the stream ends without %s: %v", kind, s.lines.Err())
+	s.t.Fatalf("the stream ended before the next message of the kind %s: %v", kind, s.lines.Err())
 	return ""
 }
 
@@ -231,16 +231,16 @@ func TestStream(t *testing.T) {
 	one, two := open(t, server.URL), open(t, server.URL)
 	for _, s := range []*stream{one, two} {
 		if all := s.next("all"); !strings.Contains(all, "laptop") || !strings.Contains(all, "phone") {
-			t.Errorf("all is %s", all)
+			t.Errorf("the first message is %s, want both peers", all)
 		}
 	}
 	h.say(a, 100)
 	if e := one.next("event"); !strings.Contains(e, `"handshake completed"`) && !strings.Contains(e, `"endpoint moved"`) || !strings.Contains(e, a.key.String()) {
-		t.Errorf("the event is %s", e)
+		t.Errorf("the event is %s, want a handshake with the laptop or its endpoint", e)
 	}
 	for changes := ""; !strings.Contains(changes, `"connected"`); {
 		if changes = one.next("changes"); strings.Contains(changes, "phone") {
-			t.Errorf("a peer to which nothing happened is sent again: %s", changes)
+			t.Errorf("the changes contain a peer that has not changed: %s", changes)
 		}
 	}
 	if err := h.device.RemovePeer(a.key); err != nil {
@@ -251,10 +251,10 @@ func TestStream(t *testing.T) {
 	}
 	three := open(t, server.URL)
 	if all := three.next("all"); strings.Contains(all, a.key.String()) || !strings.Contains(all, "phone") {
-		t.Errorf("all is %s", all)
+		t.Errorf("the first message of a later page is %s, want only the peer that is left", all)
 	}
 	if e := three.next("event"); !strings.Contains(e, a.key.String()) {
-		t.Errorf("a page that is opened later does not see what happened: %s", e)
+		t.Errorf("a page that is opened later does not get the past events: %s", e)
 	}
 }
 
@@ -263,7 +263,7 @@ func TestStream(t *testing.T) {
 func TestGateway(t *testing.T) {
 	h := newHub(t)
 	if w := get(h.handler(), "GET", "localhost", "/status.json"); strings.Contains(w.Body.String(), "gateway") {
-		t.Errorf("without a gateway: %s", w.Body)
+		t.Errorf("the status mentions a gateway although there is none: %s", w.Body)
 	}
 	busy := h.add("busy", nil)
 	h.add("quiet", nil)
@@ -273,7 +273,7 @@ func TestGateway(t *testing.T) {
 	all := s.next("all")
 	for _, want := range []string{`"count":2,"gateway":true`, `"gateway":{"flows":2,"opened":9,"refused":3,"failed":1,"dropped":4,"pings":5,"from_peer":1000,"to_peer":2000}`} {
 		if !strings.Contains(all, want) {
-			t.Errorf("lacks %s: %s", want, all)
+			t.Errorf("the first message lacks %s: %s", want, all)
 		}
 	}
 	if n := strings.Count(all, `"gateway":{`); n != 1 {
@@ -282,7 +282,7 @@ func TestGateway(t *testing.T) {
 	h.pass(busy, page.GatewayPeer{Flows: 3})
 	for changes := ""; !strings.Contains(changes, `"gateway":{"flows":3,`); {
 		if changes = s.next("changes"); strings.Contains(changes, "quiet") {
-			t.Errorf("a peer to which nothing happened is sent again: %s", changes)
+			t.Errorf("the changes contain a peer that has not changed: %s", changes)
 		}
 	}
 }
@@ -296,7 +296,7 @@ func TestViewers(t *testing.T) {
 	one := open(t, server.URL)
 	one.next("all")
 	if got := get(handler, "GET", "localhost", "/events"); got.Code != 503 || !strings.Contains(got.Body.String(), "too many pages") {
-		t.Errorf("a second page is %d: %s", got.Code, got.Body)
+		t.Errorf("the stream of a second page has status %d, %s, want 503 and the limit", got.Code, got.Body)
 	}
 	one.cancel()
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
@@ -307,21 +307,21 @@ func TestViewers(t *testing.T) {
 		if a.StatusCode == 200 {
 			handler.Close()
 			if _, err := io.Copy(io.Discard, a.Body); err != nil {
-				t.Errorf("the stream ends with %v after Close", err)
+				t.Errorf("after Close, the stream ended with %v, want no error", err)
 			}
 			a.Body.Close()
 			break
 		}
 		a.Body.Close()
 		if time.Now().After(end) {
-			t.Fatal("no room after a page was closed")
+			t.Fatal("the handler still refuses a page after the only other page was closed")
 		}
 	}
 	if got := get(handler, "GET", "localhost", "/events"); got.Code != 503 || !strings.Contains(got.Body.String(), "closed") {
-		t.Errorf("a page after Close is %d: %s", got.Code, got.Body)
+		t.Errorf("a stream after Close has status %d, %s, want 503 and the reason", got.Code, got.Body)
 	}
 	if got := get(handler, "GET", "localhost", "/status.json").Code; got != 200 {
-		t.Errorf("status.json after Close is %d", got)
+		t.Errorf("status.json after Close has status %d, want 200", got)
 	}
 }
 

@@ -46,7 +46,7 @@ func pair(t *testing.T) (*wireguard.Device, wireguard.PeerStatus) {
 	}
 	p, ok := da.Peer(b.Public())
 	if !ok || !p.Session {
-		t.Fatalf("no session: %+v", p)
+		t.Fatalf("the device has no session with the peer: %+v", p)
 	}
 	return da, p
 }
@@ -64,7 +64,7 @@ func scrape(t *testing.T, cs ...prometheus.Collector) (lines []string) {
 	}
 	problems, err := promlint.NewWithMetricFamilies(families).Lint()
 	if err != nil || len(problems) != 0 {
-		t.Errorf("promlint: %v, %v", problems, err)
+		t.Errorf("promlint finds the problems %v, %v, want none", problems, err)
 	}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
@@ -95,7 +95,7 @@ func TestCollector(t *testing.T) {
 			`wireguard_drops_total{interface="wg0",reason="replayed"} 0`,
 		} {
 			if !slices.Contains(lines, want) {
-				t.Errorf("no %s in\n%s", want, strings.Join(lines, "\n"))
+				t.Errorf("the scrape has no %s:\n%s", want, strings.Join(lines, "\n"))
 			}
 		}
 	})
@@ -109,13 +109,13 @@ func TestCollectorOptions(t *testing.T) {
 		label := fmt.Sprintf("endpoint=%q", p.Endpoint.String())
 		of := func(c prom.Config) string { return strings.Join(scrape(t, prom.New(d, c)), "\n") }
 		if text := of(prom.Config{}); strings.Contains(text, "endpoint=") || strings.Contains(text, "interface=") {
-			t.Errorf("labels without their options:\n%s", text)
+			t.Errorf("the scrape has labels that no option asked for:\n%s", text)
 		}
 		if text := of(prom.Config{Endpoint: true}); !strings.Contains(text, label) {
-			t.Errorf("no %s in\n%s", label, text)
+			t.Errorf("the scrape has no %s:\n%s", label, text)
 		}
 		if text := of(prom.Config{DeviceOnly: true}); strings.Contains(text, "public_key") || !strings.Contains(text, "wireguard_up") {
-			t.Errorf("want the device alone:\n%s", text)
+			t.Errorf("with DeviceOnly, the scrape has series of peers, or none of the device:\n%s", text)
 		}
 	})
 }
@@ -128,7 +128,7 @@ func TestCollectorsOfOneRegistry(t *testing.T) {
 		lines := scrape(t, prom.New(d, prom.Config{Interface: "wg0"}), prom.New(e, prom.Config{Interface: "wg1"}))
 		for _, name := range []string{"wg0", "wg1"} {
 			if want := fmt.Sprintf("wireguard_up{interface=%q} 1", name); !slices.Contains(lines, want) {
-				t.Errorf("no %s", want)
+				t.Errorf("the scrape has no %s", want)
 			}
 		}
 	})
@@ -148,7 +148,7 @@ func TestCollectorWithNamesThatAreNotUTF8(t *testing.T) {
 		}
 		defer d.Close()
 		if text := strings.Join(scrape(t, prom.New(d, prom.Config{Interface: "\xff", Endpoint: true})), "\n"); !strings.Contains(text, `endpoint="relay ?"`) {
-			t.Errorf("no relay in\n%s", text)
+			t.Errorf("the scrape has no endpoint label with the name of the Link:\n%s", text)
 		}
 	})
 }
