@@ -44,7 +44,7 @@ func (c *collector) sent() (acks []uint32) {
 	return acks
 }
 
-// TestAck checks which acknowledgements a link holds, and when it sends them. The test runs in virtual time, because a link
+// TestAck checks which acknowledgements a link holds, and when it sends them. The test can run in virtual time, because a link
 // needs no stack.
 func TestAck(t *testing.T) { synctest.Test(t, testAck) }
 
@@ -65,68 +65,68 @@ func testAck(t *testing.T) {
 		synctest.Wait()
 		got := c.sent()
 		if len(got) != len(acks) {
-			t.Fatalf("%s: sent %v, want %v", why, got, acks)
+			t.Fatalf("%s: the link sent the acknowledgements %v, want %v", why, got, acks)
 		}
 		for i := range acks {
 			if got[i] != acks[i] {
-				t.Fatalf("%s: sent %v, want %v", why, got, acks)
+				t.Fatalf("%s: the link sent the acknowledgements %v, want %v", why, got, acks)
 			}
 		}
 	}
 
 	begin()
 	l.write(t, s.say(10, 0))
-	want("an acknowledgement of one small segment waits")
+	want("the link holds the acknowledgement of one small segment")
 	l.write(t, s.say(0, 5))
-	want("the answer takes it along", 10)
+	want("a packet with data replaces the held acknowledgement", 10)
 	l.write(t, s.say(10, 0))
 	begun := time.Now()
 	l.running.Wait()
-	want("without an answer it is sent by itself", 10, 20)
+	want("without a packet with data, the link sends the held acknowledgement alone", 10, 20)
 	if waited := time.Since(begun); waited != ackDelay {
-		t.Errorf("it waited %v, want %v", waited, ackDelay)
+		t.Errorf("the held acknowledgement waited %v, want %v", waited, ackDelay)
 	}
 	time.Sleep(time.Hour)
-	want("and no timer goes on", 10, 20)
+	want("no timer sends another acknowledgement", 10, 20)
 
 	begin()
 	l.write(t, s.say(10, 0))
 	l.write(t, s.say(10, 0))
-	want("the second in a row is sent at once, in place of both", 20)
+	want("the second acknowledgement in a row is sent at once and replaces the first", 20)
 
 	begin()
 	l.write(t, s.say(10, 0))
 	l.write(t, s.with(0, 0, tcpACK|tcpFIN, 8))
-	want("a FIN takes it along", 10)
+	want("a FIN replaces the held acknowledgement", 10)
 
 	begin()
 	l.write(t, s.say(0, 0))
-	want("a repeated number is news", 0)
+	want("an acknowledgement with a repeated number is sent at once", 0)
 	l.write(t, s.say(1421, 0))
-	want("so is that of more than one segment", 0, 1421)
+	want("an acknowledgement of more than one segment is sent at once", 0, 1421)
 	l.write(t, s.with(1, 0, tcpACK, 5))
-	want("and a selective one", 0, 1421, 1422)
+	want("a selective acknowledgement is sent at once", 0, 1421, 1422)
 	l.write(t, s.with(1, 0, tcpACK|0x20, 8))
-	want("and one with URG", 0, 1421, 1422, 1423)
+	want("an acknowledgement with URG is sent at once", 0, 1421, 1422, 1423)
 
 	begin()
 	other := &speaker{hash: 7 + 256} // uses the same slot
 	l.write(t, s.say(10, 0))
 	l.write(t, other.say(10, 0))
-	want("a connection without a slot does not wait", 10)
+	want("an acknowledgement is sent at once if another connection's held acknowledgement takes the slot", 10)
 	c.packets = nil
 	l.write(t, s.say(0, 5))
-	want("and does not disturb the one that has it", 10)
+	want("the connection with the slot keeps its held acknowledgement until it sends data", 10)
 	l.write(t, other.say(10, 0))
 	l.write(t, other.say(10, 0))
-	want("which loses it when it has nothing there", 10, 20)
+	want("another connection takes over a slot without a held acknowledgement, and its next acknowledgement is held", 10, 20)
 
 	begin()
 	unknown := numbered(0, 0)
 	unknown.GSOOptions = stack.GSO{}
 	l.write(t, unknown)
 	if len(c.packets) != 1 {
-		t.Error("a packet of no connection waits")
+		t.Error("the link did not send at once a packet that belongs to no connection")
 	}
 
 	// The link holds the first acknowledgement of a new connection, whether or not the other end's SYN arrived first.
@@ -144,11 +144,11 @@ func testAck(t *testing.T) {
 		synctest.Wait()
 		c.packets = nil
 		l.write(t, s.say(int(first), 0))
-		want("the first acknowledgement waits")
+		want("the link holds the first acknowledgement of a connection")
 		l.write(t, s.say(0, 5))
-		want("and the request takes it along", s.ack)
+		want("the request replaces the first acknowledgement", s.ack)
 		l.write(t, s.say(1<<30, 0))
-		want("a later one that jumps does not wait", s.ack-1<<30, s.ack)
+		want("an acknowledgement of many more bytes is sent at once", s.ack-1<<30, s.ack)
 	}
 
 	// After a FIN, a held acknowledgement is sent just before the next packet of another connection.
@@ -157,27 +157,27 @@ func testAck(t *testing.T) {
 	synctest.Wait()
 	c.packets = nil
 	l.write(t, s.say(10, 0))
-	want("an acknowledgement after the FIN waits")
+	want("the link holds an acknowledgement after the FIN")
 	l.write(t, (&speaker{hash: 8}).say(77, 5))
-	want("and leaves with another connection's packet", 10, 77)
+	want("the link sends the acknowledgement just before another connection's packet", 10, 77)
 	if l.acks.finals != 0 {
-		t.Errorf("%d acknowledgements of ended connections are left", l.acks.finals)
+		t.Errorf("the link counts %d held acknowledgements of connections that have sent their FIN, want 0", l.acks.finals)
 	}
 	l.write(t, s.say(10, 0))
 	l.running.Wait()
-	want("or by itself", 10, 77, 20)
+	want("after ackDelay, the link sends the acknowledgement alone", 10, 77, 20)
 	l.write(t, s.say(10, 0))
 	l.write(t, s.say(10, 0))
-	want("and never two in a row wait", 10, 77, 20, 40)
+	want("after the FIN too, the second acknowledgement in a row is sent at once and replaces the first", 10, 77, 20, 40)
 	if l.acks.finals != 0 {
-		t.Errorf("%d acknowledgements of ended connections are left", l.acks.finals)
+		t.Errorf("the link counts %d held acknowledgements of connections that have sent their FIN, want 0", l.acks.finals)
 	}
 
 	begin()
 	l.write(t, s.say(10, 0))
 	l.close()
 	l.running.Wait()
-	want("a link that is closed forgets it")
+	want("a closed link drops the held acknowledgement")
 
 	// If another goroutine is sending when ackDelay ends, the held acknowledgement joins the queue.
 	g := newGate()
@@ -195,14 +195,14 @@ func testAck(t *testing.T) {
 	time.Sleep(2 * ackDelay)
 	l.mu.Lock()
 	if len(l.queue) != 1 {
-		t.Errorf("%d packets wait for the turn, want the acknowledgement", len(l.queue))
+		t.Errorf("%d packets are queued while another goroutine sends, want only the acknowledgement", len(l.queue))
 	}
 	l.mu.Unlock()
 	close(g.leave)
 	<-done
 	l.running.Wait()
 	if len(g.batches) != 3 || l.busy || l.queued != 0 {
-		t.Errorf("%d batches were sent, want 3; the turn is taken: %v", len(g.batches), l.busy)
+		t.Errorf("%d batches were sent, want 3 and an empty queue; a goroutine still has the turn: %v", len(g.batches), l.busy)
 	}
 
 	// The sending goroutine sends the acknowledgement of an ended connection together with the queue.

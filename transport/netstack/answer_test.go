@@ -12,7 +12,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// question4 and server4 are the question and the server of the answers in these tests.
+// question4 is the question that these tests ask, and server4 is the server that answers it.
 var (
 	question4 = question{"four.test.", dnsmessage.TypeA}
 	server4   = netip.AddrPortFrom(b4, 53)
@@ -43,7 +43,7 @@ func TestAnsweredBy(t *testing.T) {
 		change func(m *dnsmessage.Message)
 		want   bool
 	}{
-		{"right", func(*dnsmessage.Message) {}, true},
+		{"correct", func(*dnsmessage.Message) {}, true},
 		{"truncated", func(m *dnsmessage.Message) { m.Truncated = true }, true},
 		{"name in capitals", func(m *dnsmessage.Message) { m.Questions[0].Name = dnsName("FOUR.Test.") }, true},
 		{"wrong ID", func(m *dnsmessage.Message) { m.ID++ }, false},
@@ -52,7 +52,7 @@ func TestAnsweredBy(t *testing.T) {
 		{"another name", func(m *dnsmessage.Message) { m.Questions[0].Name = dnsName("two.test.") }, false},
 		{"another type", func(m *dnsmessage.Message) { m.Questions[0] = other }, false},
 		{"another class", func(m *dnsmessage.Message) { m.Questions[0].Class = dnsmessage.ClassCHAOS }, false},
-		{"a further question", func(m *dnsmessage.Message) { m.Questions = append(m.Questions, other) }, false},
+		{"a second question", func(m *dnsmessage.Message) { m.Questions = append(m.Questions, other) }, false},
 		{"no question", func(m *dnsmessage.Message) { m.Questions = nil }, false},
 		{"no question, no such name", func(m *dnsmessage.Message) { m.Questions, m.RCode = nil, dnsmessage.RCodeNameError }, false},
 		{"no question, format error", func(m *dnsmessage.Message) { m.Questions, m.RCode = nil, dnsmessage.RCodeFormatError }, true},
@@ -62,12 +62,12 @@ func TestAnsweredBy(t *testing.T) {
 			x.change(m)
 		})
 		if _, got := ask.answeredBy(wire); got != x.want {
-			t.Errorf("%s: %t, want %t", x.what, got, x.want)
+			t.Errorf("%s: answeredBy reports %t, want %t", x.what, got, x.want)
 		}
 	}
 	for n := range 12 {
 		if _, ok := ask.answeredBy(make([]byte, n)); ok {
-			t.Errorf("%d bytes are taken for a response", n)
+			t.Errorf("answeredBy accepts a message of %d bytes", n)
 		}
 	}
 }
@@ -94,18 +94,18 @@ func TestAnswerTTL(t *testing.T) {
 		found      bool
 	}{
 		{"a record", "four.test.", ttls(60), time.Minute, true},
-		{"the least of two", "two.test.", ttls(60, 7), 7 * time.Second, true},
-		{"0", "four.test.", ttls(0), 0, true},
-		{"the sign bit", "four.test.", ttls(1 << 31), 0, true},
-		{"the least of alias and record", "alias.test.", ttls(5, 60), 5 * time.Second, true},
-		{"the least of record and alias", "alias.test.", ttls(60, 5), 5 * time.Second, true},
+		{"the smaller TTL of two records", "two.test.", ttls(60, 7), 7 * time.Second, true},
+		{"TTL 0", "four.test.", ttls(0), 0, true},
+		{"a TTL with the sign bit", "four.test.", ttls(1 << 31), 0, true},
+		{"the smaller TTL, of the alias", "alias.test.", ttls(5, 60), 5 * time.Second, true},
+		{"the smaller TTL, of the record", "alias.test.", ttls(60, 5), 5 * time.Second, true},
 		{"no such name", "nowhere.test.", nil, negativeTTL * time.Second, false},
 		{"no such record", "empty.test.", nil, negativeTTL * time.Second, false},
-		{"the SOA's own TTL", "nowhere.test.", soa("test.", 9, 30), 9 * time.Second, false},
-		{"the SOA's minimum", "nowhere.test.", soa("test.", 30, 9), 9 * time.Second, false},
+		{"the SOA's TTL below its minimum", "nowhere.test.", soa("test.", 9, 30), 9 * time.Second, false},
+		{"the SOA's minimum below its TTL", "nowhere.test.", soa("test.", 30, 9), 9 * time.Second, false},
 		{"an SOA of the root", "nowhere.test.", soa(".", 30, 9), 9 * time.Second, false},
 		{"an SOA of another zone", "nowhere.test.", soa("elsewhere.", 30, 9), 0, false},
-		{"an SOA that ends alike", "nowhere.test.", soa("where.test.", 30, 9), 0, false},
+		{"an SOA of a zone whose name is only a suffix in text", "nowhere.test.", soa("where.test.", 30, 9), 0, false},
 		{"an SOA with the sign bit", "nowhere.test.", soa("test.", 1<<31, 9), 0, false},
 		{"no SOA", "nowhere.test.", func(m *dnsmessage.Message) { m.Authorities = nil }, 0, false},
 		{"no SOA, no such record", "empty.test.", func(m *dnsmessage.Message) { m.Authorities = nil }, 0, false},
@@ -114,7 +114,7 @@ func TestAnswerTTL(t *testing.T) {
 		q := question{x.name, dnsmessage.TypeA}
 		a, err := parseAnswer(q, server4, answerTo(q, x.change))
 		if err != nil || a.ttl != x.want || a.found != x.found {
-			t.Errorf("%s: %+v, %v; want it kept for %v, found %t", x.what, a, err, x.want, x.found)
+			t.Errorf("%s: parseAnswer returned %+v, %v; want the TTL %v and found %t", x.what, a, err, x.want, x.found)
 		}
 	}
 }
@@ -138,7 +138,7 @@ func TestAnswerForeign(t *testing.T) {
 	}
 	owner, all := records(a, (*dnsmessage.Parser).AResource)
 	if owner != "four.test." || len(all) != 1 || all[0].A != b4.As4() {
-		t.Errorf("%s has %v, want its own address alone", owner, all)
+		t.Errorf("%s has the addresses %v, want only its own", owner, all)
 	}
 }
 
@@ -155,14 +155,14 @@ func TestAnswerLoop(t *testing.T) {
 			slices.Reverse(m.Answers) // a server may send the records in any order
 		})
 		if a, err := parseAnswer(q, server4, wire); err != want || err == nil && a.owner != chained(n) {
-			t.Errorf("%d aliases: %+v, %v; want %v", n, a, err, want)
+			t.Errorf("%d aliases: parseAnswer returned %+v and the error %v, want the error %v", n, a, err, want)
 		}
 	}
 }
 
 func chained(i int) string { return fmt.Sprintf("n%d.test.", i) }
 
-// FuzzAnswer passes any bytes as a server's answer to parseAnswer, and checks the result.
+// FuzzAnswer passes arbitrary bytes as a server's answer to parseAnswer, and checks the result.
 func FuzzAnswer(f *testing.F) {
 	types := []dnsmessage.Type{
 		dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypeCNAME, dnsmessage.TypeTXT, dnsmessage.TypeSRV, dnsmessage.TypeMX,
@@ -191,13 +191,13 @@ func FuzzAnswer(f *testing.F) {
 			return
 		}
 		if !bytes.Equal(wire, sent) {
-			t.Fatal("the message was changed")
+			t.Fatal("answeredBy or parseAnswer changed the message")
 		}
 		checkAnswer(t, a)
 		_ = a.authority()
 		owner := dnsName(q.name)
 		if _, err := a.resources(owner); err != nil {
-			t.Errorf("%+v: %v", a, err)
+			t.Errorf("%+v: resources returned the error %v", a, err)
 		}
 	})
 }
@@ -227,13 +227,13 @@ func checkAnswer(t *testing.T, a *answer) {
 		count = countRecords(a, (*dnsmessage.Parser).UnknownResource)
 	}
 	if a.found && count == 0 || a.found && (a.noName || a.next != "") {
-		t.Errorf("%+v: %d records can be read", a, count)
+		t.Errorf("%+v: found is set, but %d records can be read, or noName or next is set too", a, count)
 	}
 	if a.next != "" && (a.next != a.owner || a.next == a.name) {
-		t.Errorf("%+v: the next name is not the end of the aliases", a)
+		t.Errorf("%+v: next is not the name to which the aliases lead", a)
 	}
 	if a.ttl < 0 || a.ttl > maxTTL*time.Second {
-		t.Errorf("%+v: the time to keep it is out of range", a)
+		t.Errorf("%+v: the TTL is out of range", a)
 	}
 }
 

@@ -10,8 +10,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// TestDatagramsBound floods sockets that nobody reads, with empty datagrams too. It checks that Stats say how many bytes wait, that
-// the heap grows by no more than that, and that another socket still receives its datagrams.
+// TestDatagramsBound floods sockets that nobody reads with empty, small and large datagrams. It checks that Stats.Memory counts the
+// datagrams that wait, that the heap hardly grows by more, and that another socket still receives its datagrams.
 func TestDatagramsBound(t *testing.T) {
 	const memory, sockets, flood = 8 << 20, 40, 50_000
 	for _, size := range []int{0, 1, 1300} {
@@ -33,15 +33,15 @@ func TestDatagramsBound(t *testing.T) {
 			}
 		}
 		grown, s := heapInUse()-before, n.Stats()
-		t.Logf("%d bytes each: Stats count %d KiB, the heap has %d KiB more", size, s.Memory>>10, grown>>10)
+		t.Logf("datagrams of %d bytes: Stats.Memory is %d KiB, and the heap grew by %d KiB", size, s.Memory>>10, grown>>10)
 		if s.Memory < memory/4-memory/64 || s.Memory > memory/4+sockets*leastDatagrams {
-			t.Errorf("%d bytes each: Stats say that %d bytes are held", size, s.Memory)
+			t.Errorf("datagrams of %d bytes: Stats.Memory is %d bytes, want about a quarter of Config.Memory", size, s.Memory)
 		}
 		if grown > int64(s.Memory)+1<<20 && !testkit.Race {
-			t.Errorf("%d bytes each: the heap grew by %d bytes, and Stats say %d", size, grown, s.Memory)
+			t.Errorf("datagrams of %d bytes: the heap grew by %d bytes, but Stats.Memory is only %d", size, grown, s.Memory)
 		}
 		if s.DatagramsDropped == 0 {
-			t.Error("no drop was counted")
+			t.Error("Stats.DatagramsDropped is 0, want more")
 		}
 		other, err := n.ListenUDP(netip.AddrPortFrom(a4, 9))
 		if err != nil {
@@ -53,20 +53,20 @@ func TestDatagramsBound(t *testing.T) {
 		_ = other.SetReadDeadline(time.Now().Add(10 * time.Second))
 		for i := range 8 {
 			if _, _, err := other.ReadFrom(make([]byte, 2000)); err != nil {
-				t.Fatalf("%d bytes each: datagram %d to another socket: %v", size, i, err)
+				t.Fatalf("datagrams of %d bytes: another socket did not receive datagram %d: %v", size, i, err)
 			}
 		}
 		for _, c := range append(unread, other) {
 			_ = c.Close()
 		}
 		if m := n.Stats().Memory; m != 0 {
-			t.Errorf("%d bytes are counted after all sockets were closed", m)
+			t.Errorf("Stats.Memory is %d bytes after all sockets were closed, want 0", m)
 		}
 	}
 }
 
-// TestReadBufferCountsOverhead checks that the read buffer bounds the memory of empty datagrams, and that the datagrams that fit
-// are read in order.
+// TestReadBufferCountsOverhead checks that the read buffer bounds the memory of empty datagrams, and that the program reads
+// the datagrams that fit in order.
 func TestReadBufferCountsOverhead(t *testing.T) {
 	n, h := smallNet(t, 0)
 	c, err := n.ListenUDP(netip.AddrPortFrom(a4, 9))
@@ -79,13 +79,13 @@ func TestReadBufferCountsOverhead(t *testing.T) {
 	got := 0
 	for _ = c.SetReadDeadline(time.Now().Add(10 * time.Second)); c.arrivals.isReadable(); got++ {
 		if _, from, err := c.ReadFromUDPAddrPort(nil); err != nil || from.Port() != uint16(got+1) {
-			t.Fatalf("datagram %d came from %v, %v", got, from, err)
+			t.Fatalf("reading datagram %d returned the source %v and the error %v", got, from, err)
 		}
 	}
 	if most := stack.DefaultBufferSize/datagramCost + 1; got < most/2 || got > most {
-		t.Errorf("%d empty datagrams waited, want at most %d", got, most)
+		t.Errorf("%d empty datagrams waited, want at most %d and at least half of that", got, most)
 	}
 	if s := n.Stats(); s.DatagramsDropped != uint64(5000-got) || s.Memory != 0 {
-		t.Errorf("%d drops were counted of %d, and %d bytes", s.DatagramsDropped, 5000-got, s.Memory)
+		t.Errorf("Stats.DatagramsDropped is %d, want %d; Stats.Memory is %d, want 0", s.DatagramsDropped, 5000-got, s.Memory)
 	}
 }

@@ -80,7 +80,7 @@ func lives(t *testing.T, c *handConn, s *TCPConn, una uint32) (largest int) {
 	c.next += 8
 	b := make([]byte, 8)
 	if n, err := s.Read(b); err != nil || string(b[:n]) != "question" {
-		t.Fatalf("read %q, %v", b[:n], err)
+		t.Fatalf("read %q, %v; want the peer's question", b[:n], err)
 	}
 	if _, err := s.Write(make([]byte, 8000)); err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func waitForged(t *testing.T, n *Net, want uint64) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); n.Stats().Forged != want; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%+v, want %d forged errors", n.Stats(), want)
+			t.Fatalf("the Stats are %+v, want %d forged errors", n.Stats(), want)
 		}
 	}
 }
@@ -136,10 +136,10 @@ func TestForgedErrors(t *testing.T) {
 		c.h.write(t, short)
 		waitForged(t, n, sent+2)
 		if largest := lives(t, c, s, una); largest < 1300 {
-			t.Errorf("%s: after forged errors, segments have at most %d bytes", name, largest)
+			t.Errorf("%s: after forged errors, the largest payload has %d bytes, want at least 1,300", name, largest)
 		}
 		if err := s.Endpoint().LastError(); err != nil {
-			t.Errorf("%s: the connection believes %v", name, err)
+			t.Errorf("%s: a forged error made the connection's last error %v, want nil", name, err)
 		}
 	}
 }
@@ -160,10 +160,10 @@ func TestTrueErrors(t *testing.T) {
 			})
 			largest := lives(t, c, s, una)
 			if small := largest <= 1300-40; small != (i == 0) {
-				t.Errorf("%s: after an error of type and code %v, segments have at most %d bytes", name, kind, largest)
+				t.Errorf("%s: after an error of type and code %v, the largest payload has %d bytes; want at most 1,260 only after \"packet too big\"", name, kind, largest)
 			}
 			if f := n.Stats().Forged; f != 0 {
-				t.Errorf("%s: %v: %d errors were dropped", name, kind, f)
+				t.Errorf("%s: type and code %v: Stats.Forged is %d, want 0", name, kind, f)
 			}
 		}
 	}
@@ -264,7 +264,7 @@ func TestErrorsOfOtherPeers(t *testing.T) {
 			}
 			return i >= 0
 		})
-		for _, from := range []netip.Addr{flow[0].Addr().Next(), flow[0].Addr().Next().Next()} { // of the other peer, of this peer
+		for _, from := range []netip.Addr{flow[0].Addr().Next(), flow[0].Addr().Next().Next()} { // the other peer, then this peer
 			e := packet.PortUnreachable.About(datagram)
 			if from.Is4() {
 				copy(e[ip4Addresses:], from.AsSlice())
@@ -281,11 +281,11 @@ func TestErrorsOfOtherPeers(t *testing.T) {
 				waitFor(t, func() bool { return n.Stats().Forged == before+2 })
 				_ = u.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 				if _, err := u.Read(make([]byte, 1)); errors.Is(err, syscall.ECONNREFUSED) {
-					t.Errorf("%s: an error of another peer reached the socket", name)
+					t.Errorf("%s: an error from another peer reached the socket", name)
 				}
 				select {
 				case err := <-dialed:
-					t.Fatalf("%s: an error of another peer ended the dial: %v", name, err)
+					t.Fatalf("%s: an error from another peer ended the dial: %v", name, err)
 				default:
 				}
 				continue
@@ -295,7 +295,7 @@ func TestErrorsOfOtherPeers(t *testing.T) {
 			}
 			_ = u.SetReadDeadline(time.Now().Add(10 * time.Second))
 			if _, err := u.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-				t.Errorf("%s: the read ended with %v, want ECONNREFUSED", name, err)
+				t.Errorf("%s: the read from the UDP socket ended with %v, want ECONNREFUSED", name, err)
 			}
 		}
 	}

@@ -24,7 +24,7 @@ func TestCacheTTL(t *testing.T) {
 		answer    *answer
 		ttl       time.Duration
 		want      time.Duration
-		otherType bool // it also answers the question for another type
+		otherType bool // whether the answer also answers questions of other types
 	}{
 		{"records", positive("a.", 0), time.Minute, time.Minute, false},
 		{"records with a long TTL", positive("a.", 0), day, maxPositiveTTL, false},
@@ -40,24 +40,24 @@ func TestCacheTTL(t *testing.T) {
 		const now = time.Hour
 		c.put(now, x.answer)
 		if x.want > 0 && c.get(now+x.want-1, x.answer.question) != x.answer {
-			t.Errorf("%s: not kept for %v", x.what, x.want)
+			t.Errorf("%s: the cache did not keep the answer for %v", x.what, x.want)
 		}
 		if got := c.get(now, question{"a.", dnsmessage.TypeTXT}) != nil; got != x.otherType {
-			t.Errorf("%s: answers for another type: %t", x.what, got)
+			t.Errorf("%s: the cache answers a question of another type: %t, want the opposite", x.what, got)
 		}
 		if c.get(now, question{"b.", dnsmessage.TypeA}) != nil {
-			t.Errorf("%s: answers for another name", x.what)
+			t.Errorf("%s: the cache answers a question about another name", x.what)
 		}
 		if c.get(now+x.want, x.answer.question) != nil {
-			t.Errorf("%s: kept for longer than %v", x.what, x.want)
+			t.Errorf("%s: the cache kept the answer for longer than %v", x.what, x.want)
 		}
 		if len(c.entries) != 0 || c.recent.Len() != 0 || c.bytes != 0 {
-			t.Errorf("%s: %d entries and %d bytes remain", x.what, len(c.entries), c.bytes)
+			t.Errorf("%s: the cache has %d entries and %d bytes after the answer has expired, want none", x.what, len(c.entries), c.bytes)
 		}
 	}
 }
 
-// TestCacheOrder checks that a full cache drops the answer that was unused for the longest time.
+// TestCacheOrder checks that a full cache drops the answer that has been unused for the longest time.
 func TestCacheOrder(t *testing.T) {
 	var c answerCache
 	name := func(i int) string { return fmt.Sprintf("n%d.", i) }
@@ -66,28 +66,28 @@ func TestCacheOrder(t *testing.T) {
 		c.put(0, positive(name(n), time.Minute))
 	}
 	c.get(0, question{name(0), dnsmessage.TypeA})
-	c.put(0, positive(name(1), time.Minute)) // stores the same name again
+	c.put(0, positive(name(1), time.Minute)) // stores another answer for the same name
 	if len(c.entries) != n {
-		t.Fatalf("%d entries, want %d: an answer was stored twice or was dropped too early", len(c.entries), n)
+		t.Fatalf("the cache has %d entries, want %d: an answer was stored twice or was dropped too early", len(c.entries), n)
 	}
 	for i := range 10 {
 		c.put(0, positive(name(n+i), time.Minute))
 	}
 	for i, want := range map[int]bool{0: true, 1: true, 2: false, 11: false, 12: true, n: true, n + 9: true} {
 		if got := c.get(0, question{name(i), dnsmessage.TypeA}) != nil; got != want {
-			t.Errorf("%s of %d is in the cache: %t, want %t", name(i), n, got, want)
+			t.Errorf("after overflow, name %s is in the cache of %d entries: %t, want %t", name(i), n, got, want)
 		}
 	}
 }
 
-// TestCacheLarge checks that an answer that is too large is not stored, and that all bytes of smaller answers count.
+// TestCacheLarge checks that the cache rejects an answer that is too large, and counts all bytes of smaller answers.
 func TestCacheLarge(t *testing.T) {
 	var c answerCache
 	large := positive("large.", time.Minute)
 	large.wire = make([]byte, maxCachedAnswer)
 	c.put(0, large)
 	if len(c.entries) != 0 {
-		t.Errorf("an answer of %d bytes is stored", len(large.wire))
+		t.Errorf("the cache stored an answer of %d bytes, which is too large", len(large.wire))
 	}
 	for i := range 100 {
 		a := positive(fmt.Sprintf("n%d.", i), time.Minute)
@@ -95,7 +95,7 @@ func TestCacheLarge(t *testing.T) {
 		c.put(0, a)
 	}
 	if want := maxCachedBytes / maxCachedAnswer; len(c.entries) != want || c.bytes != maxCachedBytes {
-		t.Errorf("%d entries with %d bytes, want %d with %d", len(c.entries), c.bytes, want, maxCachedBytes)
+		t.Errorf("the cache has %d entries with %d bytes, want %d with %d", len(c.entries), c.bytes, want, maxCachedBytes)
 	}
 }
 
@@ -127,10 +127,10 @@ func TestCacheUse(t *testing.T) {
 		first, err1 := n.LookupNetIP(t.Context(), "ip4", x.host)
 		second, err2 := n.LookupNetIP(t.Context(), "ip4", x.host)
 		if fmt.Sprint(first, err1) != fmt.Sprint(second, err2) {
-			t.Errorf("%s: %v, %v, and then %v, %v", x.what, first, err1, second, err2)
+			t.Errorf("%s: the first lookup returned %v, %v, but the second returned %v, %v", x.what, first, err1, second, err2)
 		}
 		if got := s[0].udp.Load(); got != x.want {
-			t.Errorf("%s: %d questions for two lookups, want %d", x.what, got, x.want)
+			t.Errorf("%s: the server got %d questions for two lookups, want %d", x.what, got, x.want)
 		}
 	}
 }

@@ -14,7 +14,7 @@ type line struct {
 	trip      time.Duration
 	rate      int64 // bytes per millisecond
 	queue     int64 // the most bytes in the queue; 0 means no limit
-	every     int64 // the path loses one byte of this many bytes, although no queue is full; 0 means that it loses none
+	every     int64 // the path loses about one byte in this many, although no queue is full; 0 means that it loses none
 	sent      int64
 	done      int64 // how many of the sent bytes have been delivered or lost, as far as the sender knows
 	delivered int64
@@ -28,7 +28,7 @@ type line struct {
 	full      bool
 }
 
-// A lineMark says how many bytes left the queue at one time, and how many were lost since the mark before.
+// A lineMark says how many bytes left the queue at one time, and how many were lost since the previous mark.
 type lineMark struct {
 	at        time.Time
 	out, lost int64
@@ -88,7 +88,7 @@ func (l *line) holds() int64 { return l.rate * l.trip.Milliseconds() }
 func (l *line) inFlight(t *testing.T, when string, from, to int64) {
 	t.Helper()
 	if most := l.most * 100 / l.holds(); most < from || most > to {
-		t.Errorf("%v, %d bytes per ms, %s: %d %% of what the path holds is in flight; want %d to %d", l.trip, l.rate, when, most, from, to)
+		t.Errorf("path of %v with %d bytes per ms, %s: at most %d %% of what the path holds was in flight, want %d to %d %%", l.trip, l.rate, when, most, from, to)
 	}
 }
 
@@ -96,7 +96,7 @@ func (l *line) inFlight(t *testing.T, when string, from, to int64) {
 func (l *line) carries(t *testing.T, when string, rate, least int64) {
 	t.Helper()
 	if got := rate * 100 / l.rate; got < least {
-		t.Errorf("%v, %d bytes per ms, %s: the path carries %d %%, want %d", l.trip, l.rate, when, got, least)
+		t.Errorf("path of %v with %d bytes per ms, %s: the path carries %d %% of its rate, want at least %d %%", l.trip, l.rate, when, got, least)
 	}
 }
 
@@ -106,8 +106,8 @@ var lines = []line{
 	{trip: 50 * time.Millisecond, rate: 600}, // this path holds 30 KB
 }
 
-// TestCapacity checks that the bytes in flight fill the path. The rest of them waits in a queue: at most 120 % of what the path
-// holds in slow start, and later at most 65 %.
+// TestCapacity checks that the bytes in flight fill the path. The bytes that the path does not hold wait in a queue. In slow
+// start, they are at most 120 % of what the path holds, and later at most 65 %.
 func TestCapacity(t *testing.T) {
 	for _, l := range lines {
 		synctest.Test(t, func(t *testing.T) {
@@ -147,7 +147,7 @@ func TestCapacityOfAShortQueue(t *testing.T) {
 				sent, delivered := l.sent, l.delivered
 				l.carries(t, "with a short queue", l.run(60*time.Second), c.least)
 				if sent := l.sent - sent; l.delivered-delivered < sent-sent/25 {
-					t.Errorf("%v, %d bytes per ms, a queue of 1/%d: of %d bytes, %d were delivered", l.trip, l.rate, c.part, sent, l.delivered-delivered)
+					t.Errorf("path of %v with %d bytes per ms and a queue of 1/%d of the path: of %d bytes sent, only %d were delivered, want 96 %%", l.trip, l.rate, c.part, sent, l.delivered-delivered)
 				}
 			})
 		}
@@ -225,7 +225,7 @@ func TestCapacityFallsWithFewSegments(t *testing.T) {
 		l.every = 10
 		l.run(10 * time.Second)
 		if l.c.bound > before/3 {
-			t.Errorf("the bound is %d, and was %d", l.c.bound, before)
+			t.Errorf("the bound is %d after many losses and was %d before, want at most a third", l.c.bound, before)
 		}
 	})
 }
@@ -245,7 +245,7 @@ func TestCapacityRisesFromItsFloor(t *testing.T) {
 				l.c.fall()
 			}
 			if most := int64(leastBound*1368 + 10); l.c.bound > most {
-				t.Errorf("the bound is %d, want %d", l.c.bound, most)
+				t.Errorf("the bound is %d, want at most %d", l.c.bound, most)
 			}
 			l.run(40 * time.Second)
 			l.carries(t, "after falls", l.run(20*time.Second), 90)

@@ -14,8 +14,8 @@ import (
 )
 
 // TestCloseUnblocks closes a Net, its device, or both at once while one call of each kind waits: Accept, Dial, Dial of a name,
-// Read and Write of TCP, Read of UDP, and Ping. It checks that all of them soon fail with net.ErrClosed. TestMain checks that
-// no goroutine is left.
+// Read, WriteTo and Write of TCP, Read of UDP, and Ping. It checks that all of them soon fail with net.ErrClosed. TestMain checks
+// that no goroutine is left.
 func TestCloseUnblocks(t *testing.T) {
 	for name, shut := range map[string]func(a *Net, da *wireguard.Device) error{
 		"Net":    func(a *Net, _ *wireguard.Device) error { return a.Close() },
@@ -51,7 +51,7 @@ func TestCloseUnblocks(t *testing.T) {
 			}
 			blocks("Accept", func() error { _, err := l.Accept(); return err })
 			blocks("Dial", func() error { _, err := a.Dial("tcp", "10.8.0.2:81"); return err })
-			blocks("Dial of two families", func() error { _, err := a.DialContext(ctx, "tcp", "[fd08::2]:81"); return err })
+			blocks("Dial of an IPv6 address", func() error { _, err := a.DialContext(ctx, "tcp", "[fd08::2]:81"); return err })
 			blocks("Dial of a name", func() error { _, err := a.DialContext(ctx, "tcp", "example.com:80"); return err })
 			blocks("Read of TCP", func() error { _, err := reads.Read(make([]byte, 1)); return err })
 			blocks("WriteTo of TCP", func() error { _, err := writes.WriteTo(io.Discard); return err })
@@ -65,14 +65,14 @@ func TestCloseUnblocks(t *testing.T) {
 					}
 				}
 			})
-			for last := int64(-1); last != written.Load() || last == 0; { // until the send buffer is full
+			for last := int64(-1); last != written.Load() || last == 0; { // wait until the send buffer is full
 				last = written.Load()
 				time.Sleep(20 * time.Millisecond)
 			}
 			for what, c := range failed {
 				select {
 				case err := <-c:
-					t.Errorf("%s did not wait: %v", what, err)
+					t.Errorf("%s returned before anything was closed: %v", what, err)
 					c <- net.ErrClosed
 				default:
 				}
@@ -85,10 +85,10 @@ func TestCloseUnblocks(t *testing.T) {
 				select {
 				case err := <-c:
 					if !errors.Is(err, net.ErrClosed) {
-						t.Errorf("%s: %v, want net.ErrClosed", what, err)
+						t.Errorf("%s returned %v, want net.ErrClosed", what, err)
 					}
 				case <-late:
-					t.Fatalf("%s still waits", what)
+					t.Fatalf("%s still waits 5 s after the end of Close", what)
 				}
 			}
 		})

@@ -280,7 +280,7 @@ next:
 		for flow, ps := range sent {
 			if len(ps) > 0 && bytes.Equal(d.packet, ps[0]) {
 				if _, tcp := intact(ps[0]); d.checked != tcp {
-					t.Fatalf("packet %d: delivered as checked is %v, want %v", i, d.checked, tcp)
+					t.Fatalf("packet %d: it was delivered with checksums marked as right: %v, want %v", i, d.checked, tcp)
 				}
 				sent[flow] = ps[1:]
 				continue next
@@ -288,14 +288,14 @@ next:
 			for k := 2; k <= len(ps) && len(merged(ps[:k-1])) < len(d.packet); k++ {
 				if bytes.Equal(merged(ps[:k]), d.packet) {
 					if !mergeable(ps[:k]) {
-						t.Fatalf("packet %d: %d packets were merged that may not be", i, k)
+						t.Fatalf("packet %d: it merges %d packets that must not be merged", i, k)
 					}
 					sent[flow] = ps[k:]
 					continue next
 				}
 			}
 		}
-		t.Fatalf("packet %d of %d bytes is not the next of any flow:\n%x", i, len(d.packet), d.packet[:min(100, len(d.packet))])
+		t.Fatalf("packet %d of %d bytes is not the next packet of any flow:\n%x", i, len(d.packet), d.packet[:min(100, len(d.packet))])
 	}
 	for flow, ps := range sent {
 		if len(ps) > 0 {
@@ -304,7 +304,7 @@ next:
 	}
 }
 
-// FuzzCoalesce passes any sequence of packets to a Net. It checks that each flow's intact packets arrive in order and
+// FuzzCoalesce passes arbitrary sequences of packets to a Net. It checks that each flow's intact packets arrive in order and
 // unchanged, and that only packets that may be merged are merged.
 func FuzzCoalesce(f *testing.F) {
 	f.Add([]byte{})
@@ -344,7 +344,7 @@ func FuzzCoalesce(f *testing.F) {
 		}
 		in.delivered = nil
 		if got, err := n.WritePackets(pkts); got != len(pkts) || err != nil {
-			t.Fatalf("took %d of %d packets, %v", got, len(pkts), err)
+			t.Fatalf("WritePackets took %d of %d packets and returned the error %v", got, len(pkts), err)
 		}
 		for _, p := range pkts { // the Net must not use them after WritePackets
 			for i := range p {
@@ -378,7 +378,7 @@ func TestCoalesce(t *testing.T) {
 			in.delivered = nil
 			_, _ = n.WritePackets(ps)
 			if len(in.delivered) != want {
-				t.Errorf("%s: %d packets came out, want %d", what, len(in.delivered), want)
+				t.Errorf("%s: %d packets were delivered, want %d", what, len(in.delivered), want)
 			}
 		}
 		one := stream(v6, 1, 46, 1340)
@@ -391,12 +391,12 @@ func TestCoalesce(t *testing.T) {
 				mixed = append(mixed, stream(v6, flow, 10, 100)[i])
 			}
 		}
-		deliver("as many flows, taking turns, as there are runs", mixed, packet.MaxRuns)
+		deliver("interleaved packets of as many flows as there are runs", mixed, packet.MaxRuns)
 
 		l3 := len(one[0]) - 1340 - 32
 		one[20][l3+13] |= packet.PSH
 		mendSums(one[20], l3)
-		deliver("PSH in the middle", one, 2)
+		deliver("a segment with PSH in the middle", one, 2)
 		ack := bytes.Clone(one[30][:l3+32])
 		if v6 {
 			binary.BigEndian.PutUint16(ack[4:], 32)
@@ -404,7 +404,7 @@ func TestCoalesce(t *testing.T) {
 			binary.BigEndian.PutUint16(ack[2:], uint16(len(ack)))
 		}
 		mendSums(ack, l3)
-		deliver("an acknowledgement in between", append(append(bytesClones(one[30:35]), ack), one[35:40]...), 3)
+		deliver("an acknowledgement between segments", append(append(bytesClones(one[30:35]), ack), one[35:40]...), 3)
 
 		if err := n.Stack().SetForwardingDefaultAndAllNICs(ipv4.ProtocolNumber, true); err != nil {
 			t.Fatal(err)
@@ -432,7 +432,7 @@ func TestReceiveAllocates(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		ps := stream(v6, 1, 46, 1340)
 		if n := testing.AllocsPerRun(100, func() { _, _ = n.WritePackets(ps) }); n != 0 {
-			t.Errorf("receiving a train of 46 segments allocates %v times", n)
+			t.Errorf("receiving a train of 46 segments allocates %v times, want 0", n)
 		}
 	}
 }

@@ -50,9 +50,9 @@ func connectedTCP(t testing.TB, a, b *Net, to netip.Addr) (c1, c2 *TCPConn) {
 	return c1, c2
 }
 
-// TestConnUDP runs the tests of nettest on UDP connections. No datagram socket passes BasicIO and PingPong: BasicIO ends with
-// io.EOF, and PingPong ends with a read after the other end has closed. These two subtests run first, and get TCP connections
-// instead.
+// TestConnUDP runs the tests of nettest on UDP connections. No datagram socket passes the subtests BasicIO and PingPong, because
+// they expect that a read ends when the other end has closed its connection. These two subtests run first, and get TCP
+// connections instead.
 func TestConnUDP(t *testing.T) {
 	for name, addrs := range map[string][2]netip.Addr{"IPv4": {a4, b4}, "IPv6": {a6, b6}} {
 		t.Run(name, func(t *testing.T) {
@@ -107,14 +107,14 @@ func TestHalfClose(t *testing.T) {
 		t.Errorf("write after CloseWrite: %v, want EPIPE", err)
 	}
 	if got, err := io.ReadAll(s); string(got) != "question" || err != nil {
-		t.Fatalf("read %q, %v, up to the end of a half-closed connection", got, err)
+		t.Fatalf("read %q, %v from a half-closed connection, want \"question\" and its end", got, err)
 	}
 	write(t, s, "answer")
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := io.ReadAll(c); string(got) != "answer" || err != nil {
-		t.Fatalf("read %q, %v, in the direction that is still open", got, err)
+		t.Fatalf("read %q, %v in the direction that is still open, want \"answer\" and its end", got, err)
 	}
 }
 
@@ -130,12 +130,12 @@ func TestCloseRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-waiting; err != io.EOF {
-		t.Errorf("a Read that waits while CloseRead is called: %v, want io.EOF", err)
+		t.Errorf("a Read that was waiting when CloseRead was called returned %v, want io.EOF", err)
 	}
 	write(t, c, "still open")
 	if got := make([]byte, 10); true {
 		if _, err := io.ReadFull(s, got); err != nil || string(got) != "still open" {
-			t.Errorf("read %q, %v", got, err)
+			t.Errorf("after CloseRead at the sender, the other end read %q, %v; want \"still open\"", got, err)
 		}
 	}
 }
@@ -207,7 +207,7 @@ func wantOpError(t *testing.T, what string, err, want error) {
 		return
 	}
 	if op.Op == "" || op.Net == "" || op.Addr == nil && op.Source == nil {
-		t.Errorf("%s: %#v lacks a field", what, op)
+		t.Errorf("%s: the error %#v lacks Op, Net, or both addresses", what, op)
 	}
 }
 
@@ -223,7 +223,7 @@ func TestWriteTo(t *testing.T) {
 	var got bytes.Buffer
 	n, err := io.Copy(&got, c)
 	if n != int64(len(want)) || err != nil || !bytes.Equal(got.Bytes(), want) {
-		t.Errorf("copied %d bytes, %v; want %d, the same, and no error", n, err, len(want))
+		t.Errorf("copied %d bytes, %v; want the same %d bytes and no error", n, err, len(want))
 	}
 }
 
@@ -239,13 +239,13 @@ func TestReadFrom(t *testing.T) {
 	}()
 	source := io.MultiReader(bytes.NewReader(want)) // hides the method WriteTo of bytes.Reader
 	if n, err := io.Copy(c, source); n != int64(len(want)) || err != nil {
-		t.Errorf("copied %d bytes, %v; want %d", n, err, len(want))
+		t.Errorf("copied %d bytes, %v; want %d and no error", n, err, len(want))
 	}
 	if err := c.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	if got := <-got; !bytes.Equal(got, want) {
-		t.Errorf("%d bytes arrived, want %d, the same", len(got), len(want))
+		t.Errorf("%d bytes arrived, want the same %d bytes", len(got), len(want))
 	}
 	broken := errors.New("broken source")
 	_, err := c.ReadFrom(iotest.ErrReader(broken))
@@ -253,10 +253,10 @@ func TestReadFrom(t *testing.T) {
 	n, err := c.ReadFrom(strings.NewReader("x"))
 	wantOpError(t, "ReadFrom after CloseWrite", err, syscall.EPIPE)
 	if n != 0 {
-		t.Errorf("ReadFrom after CloseWrite copied %d bytes", n)
+		t.Errorf("ReadFrom after CloseWrite copied %d bytes, want 0", n)
 	}
 	if on, err := c.MultipathTCP(); on || err != nil {
-		t.Errorf("MultipathTCP: %v, %v", on, err)
+		t.Errorf("MultipathTCP returned %v, %v; want false and no error", on, err)
 	}
 }
 
@@ -273,7 +273,7 @@ func TestErrorsUDP(t *testing.T) {
 	defer refused.Close()
 	write(t, refused, "is there anybody?")
 	_, err = refused.Read(make([]byte, 1))
-	wantOpError(t, "Read when nobody listens there", err, syscall.ECONNREFUSED)
+	wantOpError(t, "Read after a datagram to a closed port", err, syscall.ECONNREFUSED)
 
 	l, err := a.ListenUDP(netip.AddrPort{})
 	if err != nil {
@@ -286,7 +286,7 @@ func TestErrorsUDP(t *testing.T) {
 		t.Error("WriteTo a *net.TCPAddr succeeded")
 	}
 	_, err = l.WriteToUDPAddrPort(make([]byte, 66000), netip.AddrPortFrom(b4, 9))
-	wantOpError(t, "Write of too much", err, syscall.EMSGSIZE)
+	wantOpError(t, "Write of 66,000 bytes", err, syscall.EMSGSIZE)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -314,21 +314,25 @@ func TestDatagrams(t *testing.T) {
 		for _, to := range []netip.Addr{b4, b6} {
 			want := bytes.Repeat([]byte{byte(n)}, n)
 			if _, err := c.WriteTo(want, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 53))); err != nil {
-				t.Fatalf("%d bytes to %v: %v", n, to, err)
+				t.Fatalf("sending %d bytes to %v failed: %v", n, to, err)
 			}
 			got, from, err := s.ReadFrom(buf)
 			if err != nil || !bytes.Equal(buf[:got], want) {
-				t.Fatalf("%d bytes to %v: got %d, %v", n, to, got, err)
+				t.Fatalf("after %d bytes were sent to %v, the server read %d bytes, %v; want the same bytes", n, to, got, err)
 			}
 			if a := from.(*net.UDPAddr).AddrPort().Addr(); a != a4 && a != a6 || a.Is4() != to.Is4() {
-				t.Errorf("a datagram to %v came from %v", to, a)
+				t.Errorf("a datagram to %v came from %v, want the client's address of the same family", to, a)
 			}
-			// The answer comes from the address to which the datagram was sent.
+			// The answer has n bytes, but the client reads it into a buffer of half that size.
 			if _, err := s.WriteTo(want, from); err != nil {
 				t.Fatal(err)
 			}
-			if got, _, err = c.ReadFrom(buf[:max(n/2, 1)]); err != nil || got != n/2 && n > 1 {
-				t.Fatalf("answer of %d bytes into a buffer of half the size: %d, %v", n, got, err)
+			got, from, err = c.ReadFrom(buf[:max(n/2, 1)])
+			if err != nil || got != n/2 && n > 1 {
+				t.Fatalf("reading an answer of %d bytes into a buffer of half the size returned %d, %v; want a full buffer", n, got, err)
+			}
+			if want := netip.AddrPortFrom(to, 53); from.(*net.UDPAddr).AddrPort() != want {
+				t.Errorf("the answer came from %v, want %v, to which the datagram was sent", from, want)
 			}
 		}
 	}
@@ -337,7 +341,7 @@ func TestDatagrams(t *testing.T) {
 func write(t testing.TB, w io.Writer, s string) {
 	t.Helper()
 	if n, err := w.Write([]byte(s)); n != len(s) || err != nil {
-		t.Fatalf("write of %q: %d, %v", s, n, err)
+		t.Fatalf("writing %q returned %d, %v", s, n, err)
 	}
 }
 
@@ -416,7 +420,7 @@ func TestDatagramFlood(t *testing.T) {
 	}
 	wg.Wait()
 	if d := a.Stats(); d != (Stats{}) {
-		t.Errorf("%+v", d)
+		t.Errorf("the Stats of the sending Net are %+v, want all 0", d)
 	}
 }
 
@@ -441,10 +445,10 @@ func TestUDPReadAllocatesNothing(t *testing.T) {
 		_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if n := testing.AllocsPerRun(reads, func() {
 			if n, err := read(); n != len("datagram") || err != nil {
-				t.Errorf("%s: %d bytes, %v", name, n, err)
+				t.Errorf("%s returned %d bytes, %v; want the datagram", name, n, err)
 			}
 		}); n != 0 {
-			t.Errorf("%s allocates %v times", name, n)
+			t.Errorf("%s allocates %v times, want 0", name, n)
 		}
 	}
 }
@@ -466,7 +470,7 @@ func TestWaitReadable(t *testing.T) {
 	go func() { waits <- u.WaitReadable() }()
 	select {
 	case err := <-waits:
-		t.Fatalf("WaitReadable returned %v without a datagram", err)
+		t.Fatalf("WaitReadable returned %v before a datagram arrived", err)
 	case <-time.After(10 * time.Millisecond):
 	}
 	if _, err := c.Write([]byte("hello")); err != nil {
@@ -477,16 +481,16 @@ func TestWaitReadable(t *testing.T) {
 	}
 	got := make([]byte, 10)
 	if n, err := u.Read(got); err != nil || string(got[:n]) != "hello" {
-		t.Errorf("got %q, %v", got[:n], err)
+		t.Errorf("after WaitReadable, Read returned %q, %v; want \"hello\"", got[:n], err)
 	}
 	_ = u.SetReadDeadline(time.Now().Add(-time.Second))
 	if err := u.WaitReadable(); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("after the deadline: %v", err)
+		t.Errorf("WaitReadable after the deadline returned %v, want os.ErrDeadlineExceeded", err)
 	}
 	_ = u.SetReadDeadline(time.Time{})
 	go func() { waits <- u.WaitReadable() }()
 	u.Close()
 	if err := <-waits; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("after Close: %v", err)
+		t.Errorf("WaitReadable returned %v after Close, want net.ErrClosed", err)
 	}
 }

@@ -8,8 +8,8 @@ import (
 )
 
 // TestCookiesForEver completes many handshakes that began with a cookie, and sends data in the last segment of each. gVisor
-// counts these segments as memory of the listener for ever. So without cookie.go, gVisor would at some point drop all further
-// segments with data. The test checks that each handshake is still completed.
+// counts these segments as memory of the listener for ever. So without the code in cookie.go, gVisor would at some point drop
+// all further segments with data. The test checks that each handshake is still completed.
 func TestCookiesForEver(t *testing.T) {
 	for name, flow := range talkFlows {
 		n, h := smallNet(t, minMemory)
@@ -40,19 +40,19 @@ func TestCookiesForEver(t *testing.T) {
 				}
 			}
 			if !ok {
-				t.Fatalf("%s: handshake %d does not end", name, i)
+				t.Fatalf("%s: the Net did not acknowledge the data that completes handshake %d", name, i)
 			}
 			_ = l.SetDeadline(time.Now().Add(10 * time.Second))
 			c, err := l.AcceptTCP()
 			if err != nil {
-				t.Fatalf("%s: accept %d: %v", name, i, err)
+				t.Fatalf("%s: AcceptTCP after handshake %d failed: %v", name, i, err)
 			}
 			if _, err := io.ReadFull(c, make([]byte, 1000)); err != nil {
 				t.Fatal(err)
 			}
 			// The peer's SYN had a window scale, but a SYN cookie cannot store the scale.
 			if known := n.link.windows.heard.of(flowBetween(flow[1], own)); known == nil || known.scale != 0 {
-				t.Fatalf("%s: handshake %d: the peer's windows are scaled: %+v", name, i, known)
+				t.Fatalf("%s: handshake %d: the Net has noted %+v about the connection, want the peer's window scale 0", name, i, known)
 			}
 			_ = c.SetLinger(0)
 			_ = c.Close()

@@ -78,17 +78,17 @@ func TestBulk(t *testing.T) {
 	for _, n := range []*Net{a, b} {
 		d := n.Stats()
 		if d.Memory = 0; d != (Stats{}) { // the listener and the connections use some memory
-			t.Errorf("dropped: %+v", d)
+			t.Errorf("the Stats of a Net are %+v, want no drops", d)
 		}
 	}
 	for _, d := range []*wireguard.Device{da, db} {
 		if s := d.Status(); s.Drops.Total() != 0 {
-			t.Errorf("the device dropped: %+v", s.Drops)
+			t.Errorf("a device counted the drops %+v, want none", s.Drops)
 		}
 	}
 }
 
-// exchange writes some megabytes and their digest to c, reads as much from c, checks the digest, and closes c.
+// exchange writes some megabytes and their digest to c, reads as much from c, compares the digests, and closes c.
 func exchange(t testing.TB, c net.Conn, seed int64) {
 	size := int64(8 << 20)
 	if oneThread {
@@ -115,7 +115,7 @@ func exchange(t testing.TB, c net.Conn, seed int64) {
 		t.Error(err)
 	}
 	if want, err := io.ReadAll(c); err != nil || !bytes.Equal(want, h.Sum(nil)) {
-		t.Errorf("digest of %d bytes differs, %v", size, err)
+		t.Errorf("the digest of the %d received bytes differs from the sender's, or reading it failed: %v", size, err)
 	}
 	wg.Wait()
 }
@@ -146,7 +146,7 @@ func TestHTTP(t *testing.T) {
 		got, err := io.ReadAll(r.Body)
 		_ = r.Body.Close()
 		if err != nil || !bytes.Equal(got, page) {
-			t.Errorf("%s: %d bytes, %v; want %d", r.Request.Method, len(got), err, len(page))
+			t.Errorf("%s: the response has %d bytes, %v; want the page of %d bytes", r.Request.Method, len(got), err, len(page))
 		}
 	}
 	get(client.Get("http://10.8.0.2/"))
@@ -176,7 +176,7 @@ func TestDeviceUnreachable(t *testing.T) {
 	}
 }
 
-// TestCloseUnderLoad closes Nets and devices, in each order, while they carry data. TestMain checks that no goroutine
+// TestCloseUnderLoad closes Nets and devices, in various orders, while they carry data. TestMain checks that no goroutine
 // is left.
 func TestCloseUnderLoad(t *testing.T) {
 	for name, shut := range map[string]func(a, b *Net, da, db *wireguard.Device) error{

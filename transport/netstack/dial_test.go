@@ -40,7 +40,7 @@ func roundTrip(t testing.TB, c net.Conn) {
 	write(t, c, "hello")
 	b := make([]byte, 5)
 	if _, err := io.ReadFull(c, b); string(b) != "hello" || err != nil {
-		t.Fatalf("%v: read %q, %v", c.RemoteAddr(), b, err)
+		t.Fatalf("%v: read %q, %v; want \"hello\"", c.RemoteAddr(), b, err)
 	}
 }
 
@@ -55,7 +55,7 @@ func TestDial(t *testing.T) {
 	}
 	defer l4.Close()
 	if got := l4.Addr().String(); got != "0.0.0.0:85" {
-		t.Errorf("tcp4 listener's address is %s", got)
+		t.Errorf("the address of the tcp4 listener is %s, want 0.0.0.0:85", got)
 	}
 	for _, x := range []struct {
 		network, to string
@@ -85,7 +85,7 @@ func TestDial(t *testing.T) {
 			continue
 		}
 		if err != nil {
-			t.Errorf("%s %s: %v", x.network, x.to, err)
+			t.Errorf("the dial of %s to %s failed: %v", x.network, x.to, err)
 			continue
 		}
 		if x.to != "10.8.0.2:85" {
@@ -106,7 +106,7 @@ func TestDialSelf(t *testing.T) {
 	for _, to := range []string{"10.8.0.1:80", "[fd08::1]:80", ":80", "0.0.0.0:80", "[::]:80"} {
 		c, err := n.Dial("tcp", to)
 		if err != nil {
-			t.Errorf("%s: %v", to, err)
+			t.Errorf("the dial to %s failed: %v", to, err)
 			continue
 		}
 		roundTrip(t, c)
@@ -123,24 +123,24 @@ func TestDialMisuse(t *testing.T) {
 		c, err := a.Dial(x[0], x[1])
 		var op *net.OpError
 		if !errors.As(err, &op) || op.Op != "dial" {
-			t.Errorf("Dial(%q, %q): %v, %v; want a *net.OpError of dial", x[0], x[1], c, err)
+			t.Errorf("Dial(%q, %q) returned %v, %v; want a *net.OpError of dial", x[0], x[1], c, err)
 		}
 	}
 	for _, x := range [][2]string{{"udp", ":80"}, {"tcp", "name:80"}, {"tcp", "80"}, {"tcp4", "[::1]:80"}, {"tcp6", "10.8.0.1:80"}} {
 		if l, err := a.Listen(x[0], x[1]); err == nil {
-			t.Errorf("Listen(%q, %q) gave %v", x[0], x[1], l.Addr())
+			t.Errorf("Listen(%q, %q) listens on %v, want an error", x[0], x[1], l.Addr())
 		}
 	}
 	for _, x := range [][2]string{{"tcp", ":80"}, {"udp", "name:80"}, {"udp6", "10.8.0.1:80"}} {
 		if c, err := a.ListenPacket(x[0], x[1]); err == nil {
-			t.Errorf("ListenPacket(%q, %q) gave %v", x[0], x[1], c.LocalAddr())
+			t.Errorf("ListenPacket(%q, %q) listens on %v, want an error", x[0], x[1], c.LocalAddr())
 		}
 	}
 	if _, err := a.DialTCP(t.Context(), netip.AddrPort{}, netip.AddrPort{}); err == nil {
-		t.Error("DialTCP to nowhere succeeded")
+		t.Error("DialTCP to the zero AddrPort succeeded")
 	}
 	if _, err := a.DialUDP(netip.AddrPort{}, netip.AddrPort{}); err == nil {
-		t.Error("DialUDP to nowhere succeeded")
+		t.Error("DialUDP to the zero AddrPort succeeded")
 	}
 }
 
@@ -150,9 +150,9 @@ func TestListenTaken(t *testing.T) {
 	_, err := a.Listen("tcp", ":80")
 	wantOpError(t, "listen on a port in use", err, syscall.EADDRINUSE)
 	_, err = a.Listen("tcp", "10.9.9.9:81")
-	wantOpError(t, "listen on an address of somebody else", err, syscall.EADDRNOTAVAIL)
+	wantOpError(t, "listen on an address that the Net does not have", err, syscall.EADDRNOTAVAIL)
 	_, err = a.DialTCP(t.Context(), netip.MustParseAddrPort("10.9.9.9:0"), netip.AddrPortFrom(b4, 80))
-	wantOpError(t, "dial from an address of somebody else", err, syscall.EADDRNOTAVAIL)
+	wantOpError(t, "dial from an address that the Net does not have", err, syscall.EADDRNOTAVAIL)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestListenerUnblocks(t *testing.T) {
 		waiting <- err
 	}()
 	_ = l.Close()
-	wantOpError(t, "accept while closing", <-waiting, net.ErrClosed)
+	wantOpError(t, "accept that waits during close", <-waiting, net.ErrClosed)
 }
 
 func TestDialFrom(t *testing.T) {
@@ -190,7 +190,7 @@ func TestDialFrom(t *testing.T) {
 	}
 	defer c.Close()
 	if got := c.LocalAddr().String(); got != "10.8.0.1:4321" {
-		t.Errorf("local address %s, want the one asked for", got)
+		t.Errorf("the local address is %s, want 10.8.0.1:4321", got)
 	}
 	roundTrip(t, c)
 }
@@ -204,7 +204,7 @@ func TestDialGivesUp(t *testing.T) {
 		_, err := a.DialContext(ctx, "tcp", "10.8.0.2:80")
 		wantOpError(t, "dial", err, context.DeadlineExceeded)
 		if e, ok := err.(net.Error); !ok || !e.Timeout() {
-			t.Errorf("%v is not a timeout", err)
+			t.Errorf("the error %v is not a timeout", err)
 		}
 	})
 	t.Run("cancel", func(t *testing.T) {
@@ -223,7 +223,7 @@ func TestDialGivesUp(t *testing.T) {
 		wantOpError(t, "dial on a closed Net", err, net.ErrClosed)
 		_, err = a.Listen("tcp", ":80")
 		if !errors.Is(err, net.ErrClosed) {
-			t.Errorf("listen on a closed Net: %v", err)
+			t.Errorf("listen on a closed Net returned %v, want net.ErrClosed", err)
 		}
 	})
 }
@@ -243,7 +243,7 @@ func TestDialRace(t *testing.T) {
 		defer c.Close()
 		roundTrip(t, c)
 		if got := c.RemoteAddr().String(); got != "10.8.0.2:80" {
-			t.Errorf("connected to %s", got)
+			t.Errorf("connected to %s, want 10.8.0.2:80", got)
 		}
 	})
 	t.Run("refused", func(t *testing.T) {
@@ -263,7 +263,7 @@ func TestDialRace(t *testing.T) {
 		_, err := a.Dial("tcp", "both.test:80")
 		wantOpError(t, "dial", err, syscall.ECONNREFUSED)
 		if got := err.(*net.OpError).Addr.String(); got != "[fd08::2]:80" {
-			t.Errorf("the error is about %s, want the preferred family's", got)
+			t.Errorf("the error is about %s, want the address of the preferred family", got)
 		}
 	})
 	t.Run("preferred", func(t *testing.T) {
@@ -318,7 +318,7 @@ func TestShare(t *testing.T) {
 		end, _ := try.Deadline()
 		// The test and share each read the clock, at slightly different times.
 		if got := x.left - whole.Sub(end); got < x.want-time.Millisecond || got > x.want+time.Second/2 {
-			t.Errorf("one of %d tries in %v gets %v, want %v", x.tries, x.left, got, x.want)
+			t.Errorf("share gives the first of %d tries in %v a time of %v, want %v", x.tries, x.left, got, x.want)
 		}
 		cancelTry()
 		cancel()

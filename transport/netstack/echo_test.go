@@ -19,8 +19,8 @@ import (
 )
 
 var (
-	echoes   = flag.Int("echoes", 0, "how many connections of 16 MiB each way TestEcho opens in each case, with at most 0.1 % lost; 0 means 25 with fewer bytes and small buffers")
-	patience = flag.Duration("patience", time.Minute, "how long a connection of TestEcho may carry nothing")
+	echoes   = flag.Int("echoes", 0, "how many connections TestEcho opens in each case, with 16 MiB in each direction and at most 0.1 % loss; 0 means up to 25 connections with fewer bytes and small buffers")
+	patience = flag.Duration("patience", time.Minute, "how long a client of TestEcho waits for the next bytes of a connection")
 )
 
 // piped returns two Nets, each with a device. The wire between the devices has the given conditions.
@@ -48,7 +48,7 @@ func piped(t testing.TB, c pipe.Conditions) (a, b *Net, wire *pipe.Network) {
 
 // TestEcho sends bulk data in both directions of a connection. The server copies with io.Copy on one goroutine, so it reads
 // only as much as it can write. So each window closes and opens again many times. The test checks that no connection stops; see
-// windows.
+// the type windows.
 //
 // The test finds faults only with some probability. With 0.1 % loss, 1 of 100 connections stopped without the lowered windows,
 // and 4 stopped without the table of closed windows. With the present loss, a connection stopped in every second run without
@@ -118,7 +118,7 @@ func TestEcho(t *testing.T) {
 			}
 			clients.Wait()
 			_ = l.Close()
-			_, _ = a.Close(), b.Close() // ends the server's goroutines whose clients have failed
+			_, _ = a.Close(), b.Close() // ends the server's goroutines for clients that have failed
 			servers.Wait()
 		})
 	}
@@ -161,11 +161,11 @@ func sendAndReceive(c net.Conn, seed uint64, size int) error {
 		if err != nil {
 			_ = c.Close()
 			<-sent
-			return fmt.Errorf("after %d of %d bytes: %w", got, size, err)
+			return fmt.Errorf("reading failed after %d of %d bytes: %w", got, size, err)
 		}
 	}
 	if s := <-sent; got != size || string(s) != string(h.Sum(nil)) {
-		return fmt.Errorf("%d bytes returned, want the %d that were sent", got, size)
+		return fmt.Errorf("%d bytes returned, want the same %d bytes that were sent", got, size)
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func forge(q dnsmessage.Message, wrong func(*dnsmessage.Message)) []byte {
 	return b
 }
 
-// forgeries are changes to an answer. After any of them, a resolver must not accept the answer.
+// forgeries are changes to an answer. A resolver must reject an answer with any of them.
 var forgeries = map[string]func(*dnsmessage.Message){
 	"wrong ID":    func(m *dnsmessage.Message) { m.ID ^= 0x100 },
 	"a query":     func(m *dnsmessage.Message) { m.Response = false },
@@ -44,7 +44,7 @@ var forgeries = map[string]func(*dnsmessage.Message){
 func wantFour(t *testing.T, n *Net, what string) {
 	t.Helper()
 	if ips, err := n.LookupNetIP(t.Context(), "ip4", "four.test"); err != nil || len(ips) != 1 || ips[0] != b4 {
-		t.Errorf("%s: %v, %v; want %v", what, ips, err, b4)
+		t.Errorf("%s: the lookup of four.test returned %v, %v; want %v", what, ips, err, b4)
 	}
 }
 
@@ -63,7 +63,7 @@ func TestForgery(t *testing.T) {
 			})
 			wantFour(t, n, what)
 			if udp, tcp := s[0].udp.Load(), s[0].tcp.Load(); udp != 1 || tcp != overTCP {
-				t.Errorf("%s, %d times: %d questions over UDP and %d over TCP, want 1 and %d", what, strays, udp, tcp, overTCP)
+				t.Errorf("%s, %d forged answers: the server got %d questions over UDP and %d over TCP, want 1 and %d", what, strays, udp, tcp, overTCP)
 			}
 		}
 	}
@@ -80,12 +80,12 @@ func TestFlood(t *testing.T) {
 	_, err := n.LookupNetIP(t.Context(), "ip4", "four.test")
 	want := "lookup four.test on 10.8.0.2:53: too many answers to other questions over UDP, and over TCP: malformed answer"
 	if err == nil || err.Error() != want {
-		t.Errorf("%v, want %s", err, want)
+		t.Errorf("the error is: %v; want: %s", err, want)
 	}
 	n, s := namesNet(t, Config{}, flood, honest)
-	wantFour(t, n, "the second server")
+	wantFour(t, n, "with an honest second server")
 	if s[1].udp.Load() != 1 {
-		t.Error("the second server was not asked")
+		t.Error("the second server was not asked exactly once")
 	}
 }
 
@@ -108,7 +108,7 @@ func TestWrongSource(t *testing.T) {
 		}
 		wantFour(t, n, from.String())
 		if sent.Load() != 1 {
-			t.Errorf("%v: %d forged answers, want 1", from, sent.Load())
+			t.Errorf("%v: the test sent %d forged answers, want 1", from, sent.Load())
 		}
 	}
 }
@@ -135,14 +135,14 @@ func TestTruncated(t *testing.T) {
 	n, s := namesNet(t, Config{}, honest)
 	texts, err := n.LookupTXT(t.Context(), "long.test")
 	if err != nil || len(texts) != 1 || texts[0] != strings.Join(longTexts, "") {
-		t.Errorf("%d texts, %v; want the long one", len(texts), err)
+		t.Errorf("LookupTXT returned %d texts, %v; want only the long text", len(texts), err)
 	}
 	if udp, tcp := s[0].udp.Load(), s[0].tcp.Load(); udp != 1 || tcp != 1 {
-		t.Errorf("%d questions over UDP and %d over TCP, want one each", udp, tcp)
+		t.Errorf("the server got %d questions over UDP and %d over TCP, want one each", udp, tcp)
 	}
 }
 
-// TestTruncatedThenBad asks a server that truncates its UDP answers, and that fails over TCP: it closes the connection, or it
+// TestTruncatedThenBad asks a server that truncates its answers over UDP and fails over TCP. Over TCP, it closes the connection or
 // sends nonsense.
 func TestTruncatedThenBad(t *testing.T) {
 	for want, bad := range map[string]behaviour{
@@ -160,11 +160,11 @@ func TestTruncatedThenBad(t *testing.T) {
 		_, err := n.LookupTXT(t.Context(), "long.test")
 		var dns *net.DNSError
 		if !errors.As(err, &dns) || dns.IsNotFound || !strings.HasSuffix(dns.Err, want) {
-			t.Errorf("%v, want %q at its end", err, want)
+			t.Errorf("the error is: %v; want %q at its end", err, want)
 		}
 		n, _ = namesNet(t, Config{}, truncates, honest)
 		if _, err := n.LookupTXT(t.Context(), "long.test"); err != nil {
-			t.Errorf("with a good second server: %v", err)
+			t.Errorf("the lookup failed although the second server is good: %v", err)
 		}
 	}
 }
@@ -181,7 +181,7 @@ func TestWithoutEDNS(t *testing.T) {
 		})
 		wantFour(t, n, rcode.String())
 		if got := s[0].udp.Load(); got != 2 {
-			t.Errorf("%v: %d questions, want one with EDNS and one without", rcode, got)
+			t.Errorf("%v: the server got %d questions, want one with EDNS and one without", rcode, got)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // TestForwardHandshakeLimit checks that Accept fails if the peer does not complete TCP's handshake in time. Outside of this
-// test, the limit is 30 seconds. After Accept has failed, nothing of the flow is left, and the same SYN begins another flow.
+// test, the limit is 30 seconds. After Accept has failed, the Net has forgotten the flow, and the same SYN begins another flow.
 func TestForwardHandshakeLimit(t *testing.T) {
 	const patience = 300 * time.Millisecond
 	type end struct {
@@ -46,7 +46,7 @@ func TestForwardHandshakeLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		if flags := <-answers; flags != flagSYN|flagACK {
-			t.Errorf("the answer has the flags %#x, want those of a SYN-ACK", flags)
+			t.Errorf("the answer to the SYN has the flags %#x, want those of a SYN-ACK", flags)
 		}
 		e := <-ends
 		var op *net.OpError
@@ -54,7 +54,7 @@ func TestForwardHandshakeLimit(t *testing.T) {
 			t.Errorf("Accept returned %v, want a timeout", e.err)
 		}
 		if errors.Is(e.err, syscall.ETIMEDOUT) || e.took < patience {
-			t.Errorf("Accept failed with %v after %v, want its own limit of %v", e.err, e.took, patience)
+			t.Errorf("Accept failed with %v after %v, want a failure because of its own limit of %v", e.err, e.took, patience)
 		}
 		waitFor(t, func() bool {
 			n := g.counts()

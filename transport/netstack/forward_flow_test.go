@@ -19,17 +19,17 @@ func TestFlowMisuse(t *testing.T) {
 		defer func() { done <- struct{}{} }()
 		if f.Network() == "ping" {
 			if _, err := f.Accept(); err == nil {
-				t.Error("a ping was accepted")
+				t.Error("Accept of a ping succeeded")
 			}
 			if f.Source().Port() != 0 || f.Destination().Port() != 0 || !bytes.Equal(f.Data(), []byte("data")) {
-				t.Errorf("a ping from %v to %v with %q, want port 0 and its data", f.Source(), f.Destination(), f.Data())
+				t.Errorf("the ping is from %v to %v with the data %q, want ports 0 and \"data\"", f.Source(), f.Destination(), f.Data())
 			}
 		} else {
 			if err := f.Answer(); err == nil {
-				t.Error("a datagram was answered as a ping")
+				t.Error("Answer of a datagram succeeded")
 			}
 			if f.Data() != nil {
-				t.Error("a datagram has the data of a ping")
+				t.Error("Data of a datagram is not nil")
 			}
 		}
 		f.Discard()
@@ -74,7 +74,7 @@ func TestForwardUndecided(t *testing.T) {
 	}
 	g.sweep(now.Add(decideLimit + time.Second))
 	if err := <-ends; err != errFlowUndecided {
-		t.Errorf("the context ended by %v, want %v", err, errFlowUndecided)
+		t.Errorf("the flow's context ended with the cause %v, want %v", err, errFlowUndecided)
 	}
 	g.settles(t, func(n flowCounts) bool { return n == flowCounts{} })
 }
@@ -102,15 +102,15 @@ func TestForwardHairpin(t *testing.T) {
 		got := g.Stats()
 		got.Memory = 0 // a packet that waits takes some memory
 		if got != want {
-			t.Errorf("Hairpin %t: counted %+v, want %+v", hairpin, got, want)
+			t.Errorf("Hairpin %t: the Stats are %+v, want %+v", hairpin, got, want)
 		}
 		if hairpin {
 			if f := <-flows; f.Source() != src {
-				t.Errorf("a flow of %v, want %v", f.Source(), src)
+				t.Errorf("the flow's source is %v, want %v", f.Source(), src)
 			}
 		}
 		if len(flows) > 0 {
-			t.Errorf("Hairpin %t: a flow of %v", hairpin, (<-flows).Source())
+			t.Errorf("Hairpin %t: an unexpected flow from %v began", hairpin, (<-flows).Source())
 		}
 	}
 }
@@ -141,6 +141,6 @@ func TestQuota(t *testing.T) {
 		q.give(p, q.held[p])
 	}
 	if q.total != 0 || len(q.held) != 0 {
-		t.Errorf("%d places and %d peers are left, want none", q.total, len(q.held))
+		t.Errorf("%d places are still taken, and %d peers still have places; want none", q.total, len(q.held))
 	}
 }

@@ -37,8 +37,8 @@ func floodPacket(i int, syn bool) []byte {
 	return p
 }
 
-// TestForwardFlood lets one peer open as many flows as it can, and checks that another peer can still open flows. The flows of
-// the first peer wait for the program's decision, or for the end of TCP's handshake, or are accepted.
+// TestForwardFlood lets one peer open as many flows as it can, and checks that another peer can still open flows. In three
+// cases, the flows of the first peer wait for the program's decision, wait for the end of TCP's handshake, or are accepted.
 func TestForwardFlood(t *testing.T) {
 	for _, c := range []struct {
 		name      string
@@ -73,22 +73,22 @@ func TestForwardFlood(t *testing.T) {
 			const half = defaultPending / 2
 			n, filled := g.counts(), c.hold || c.syn
 			if n.pending > half || filled && n.pending != half {
-				t.Errorf("%d pending flows of one peer, want half of %d", n.pending, defaultPending)
+				t.Errorf("one peer has %d pending flows, want half of %d", n.pending, defaultPending)
 			}
 			if limit := defaultFlows / 2; n.all > limit {
-				t.Errorf("%d flows of one peer, want %d at most", n.all, limit)
+				t.Errorf("one peer has %d flows, want at most %d", n.all, limit)
 			}
 			if n := g.Stats().FlowsDropped; filled && n != manyFlows-half {
-				t.Errorf("%d packets are counted as dropped, want the other %d", n, manyFlows-half)
+				t.Errorf("Stats.FlowsDropped is %d, want the %d packets without a place", n, manyFlows-half)
 			}
 			for range 20 {
 				conn, err := g.clients[1].DialTCP(briefly(t), netip.AddrPort{}, netip.AddrPortFrom(far4, 80))
 				if err != nil {
-					t.Fatalf("the second peer: %v", err)
+					t.Fatalf("the second peer cannot connect: %v", err)
 				}
 				_ = conn.CloseWrite()
 				if _, err := io.ReadAll(conn); err != nil {
-					t.Errorf("the second peer: %v", err)
+					t.Errorf("the second peer's connection failed: %v", err)
 				}
 				_ = conn.Close()
 			}
@@ -128,7 +128,7 @@ func TestForwardWaitingBound(t *testing.T) {
 		t.Errorf("%d bytes wait for decisions, want about half of %d", held, maxWaiting)
 	}
 	if g.Stats().DatagramsDropped == 0 {
-		t.Error("no datagram is counted as dropped")
+		t.Error("Stats.DatagramsDropped is 0, want more")
 	}
 	u, err := g.clients[1].DialUDP(netip.AddrPort{}, netip.AddrPortFrom(far4, 53))
 	if err != nil {
@@ -140,16 +140,16 @@ func TestForwardWaitingBound(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := u.Read(make([]byte, 200)); err != nil {
-		t.Errorf("the second peer: %v", err)
+		t.Errorf("the second peer got no answer: %v", err)
 	}
 	close(release)
 	for deadline := time.Now().Add(30 * time.Second); g.counts().pending > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("flows stay pending")
+			t.Fatal("flows are still pending 30 s after the decisions")
 		}
 	}
 	if held := g.counts().datagrams; held != 0 {
-		t.Errorf("%d bytes are held after the decisions, want none", held)
+		t.Errorf("%d bytes still wait after the decisions, want 0", held)
 	}
 }
 
@@ -167,8 +167,8 @@ func (g *gateway) sweep(now time.Time) {
 	}
 }
 
-// TestForwardIdle checks that a UDP flow that carries nothing ends after Forwarding.UDPIdle, and that a flow that carries
-// something does not.
+// TestForwardIdle checks that a UDP flow ends if it carries no datagram for Forwarding.UDPIdle, and that a flow that
+// carries datagrams does not end.
 func TestForwardIdle(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -205,7 +205,7 @@ func TestForwardIdle(t *testing.T) {
 	b := make([]byte, 10)
 	for range 2 {
 		if _, err := accepted.Read(b); err != nil {
-			t.Fatalf("closed although it carried something: %v", err)
+			t.Fatalf("the flow was closed although it carried datagrams: %v", err)
 		}
 	}
 	g.sweep(now.Add(2*defaultUDPIdle + time.Second))
@@ -214,7 +214,7 @@ func TestForwardIdle(t *testing.T) {
 	}
 	g.sweep(now.Add(2*defaultUDPIdle + 2*time.Second))
 	if n := g.counts(); n != (flowCounts{}) {
-		t.Errorf("%+v flows are left, want none", n)
+		t.Errorf("the counts of flows are %+v, want all 0", n)
 	}
 }
 
@@ -248,7 +248,7 @@ func TestForwardMoved(t *testing.T) {
 		<-conns
 		g.route(clientAddrs[0][0], 1)
 		if err := <-ends; err == nil {
-			t.Errorf("undecided %t: no error, want the end of the flow", undecided)
+			t.Errorf("undecided %t: the error is nil, want the reason why the flow ended", undecided)
 		}
 		g.route(clientAddrs[0][0], 0)
 		_ = g.clients[0].Close() // ends the client's dial
@@ -263,7 +263,7 @@ func TestForwardGivenUp(t *testing.T) {
 		<-f.Context().Done()
 		ends <- context.Cause(f.Context())
 		if _, err := f.Accept(); err == nil {
-			t.Error("accepted a connection that its peer gave up")
+			t.Error("Accept succeeded after the peer had reset the connection")
 		}
 	}})
 	p := floodPacket(0, true)
@@ -277,7 +277,7 @@ func TestForwardGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-ends; err != errFlowReset {
-		t.Errorf("the context ended by %v, want %v", err, errFlowReset)
+		t.Errorf("the flow's context ended with the cause %v, want %v", err, errFlowReset)
 	}
 }
 
@@ -311,7 +311,7 @@ func TestForwardClose(t *testing.T) {
 				_, _, err = s.ReadTo(make([]byte, 1))
 			}
 			if !errors.Is(err, net.ErrClosed) {
-				t.Errorf("a source fails by %v, want net.ErrClosed", err)
+				t.Errorf("ReadTo of a source failed with %v, want net.ErrClosed", err)
 			}
 		}
 	}})
@@ -347,12 +347,12 @@ func (g *gateway) settles(t *testing.T, ok func(flowCounts) bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !ok(g.counts()); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%+v flows are left", g.counts())
+			t.Fatalf("the counts of flows are still %+v after 30 s", g.counts())
 		}
 	}
 }
 
-// TestForwardRepeated checks that repeated SYNs of flows that the program does not decide about leave no flow behind.
+// TestForwardRepeated checks that repeated SYNs of flows leave no flow behind if the program does not decide about the flows.
 func TestForwardRepeated(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(*Flow) {}})
 	for i := range 100_000 {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// ipPacket returns an IP packet with right checksums. transport has the bytes after the IP header.
+// ipPacket returns an IP packet with correct checksums. transport has the bytes after the IP header.
 func ipPacket(src, dst netip.Addr, proto uint8, transport ...byte) []byte {
 	l3 := 20
 	if src.Is6() {
@@ -62,36 +62,36 @@ func TestForwardFilter(t *testing.T) {
 		before := g.Stats().Martian
 		p := udpPacket(netip.AddrPortFrom(c.src, 1), netip.AddrPortFrom(c.dst, 2), "")
 		if got := g.link.forward.portOf(p); got != c.want {
-			t.Errorf("%v to %v: port %p, want %p of own %p and second %p", c.src, c.dst, got, c.want, own, second)
+			t.Errorf("%v to %v: portOf returned %p, want %p; the Net's own port is %p, and the second is %p", c.src, c.dst, got, c.want, own, second)
 		}
 		if counted := g.Stats().Martian - before; counted == 1 != (c.want == nil) {
-			t.Errorf("%v to %v: %d packets are counted", c.src, c.dst, counted)
+			t.Errorf("%v to %v: Stats.Martian grew by %d, want 1 only for a dropped packet", c.src, c.dst, counted)
 		}
 	}
 	for kind, want := range map[byte]*port{0: nil, 3: second, 8: second, 11: second, 13: nil, 17: nil} {
 		if got := g.link.forward.portOf(ipPacket(c4, far4, protoICMP4, kind, 0, 0, 0, 0, 0, 0, 0)); got != want {
-			t.Errorf("ICMP type %d: port %p, want %p", kind, got, want)
+			t.Errorf("ICMP type %d: portOf returned %p, want %p", kind, got, want)
 		}
 	}
 	for kind, want := range map[byte]*port{1: second, 2: second, 128: second, 129: nil, 133: nil, 135: nil} {
 		if got := g.link.forward.portOf(ipPacket(c6, far6, protoICMP6, kind, 0, 0, 0, 0, 0, 0, 0)); got != want {
-			t.Errorf("ICMPv6 type %d: port %p, want %p", kind, got, want)
+			t.Errorf("ICMPv6 type %d: portOf returned %p, want %p", kind, got, want)
 		}
 	}
 }
 
-// FuzzForward sends any two packets of a peer to a Net that forwards. It checks that nothing panics, and that the program gets
-// no flow that a router may not forward or that belongs to another peer.
+// FuzzForward sends two arbitrary packets of a peer to a Net that forwards. It checks that nothing panics, and that the program
+// gets no flow that a router must not forward or that belongs to another peer.
 func FuzzForward(f *testing.F) {
 	var g *gateway
 	g = newGateway(f, Config{Forwarding: Forwarding{Pending: 256, Flows: 1024}, Forward: func(fl *Flow) {
 		src, dst := fl.Source().Addr(), fl.Destination().Addr()
 		i := slices.IndexFunc(clientAddrs[:], func(as []netip.Addr) bool { return slices.Contains(as, src) })
 		if i < 0 || fl.Peer() != g.keys[i] {
-			panic(fmt.Sprintf("a flow of %v has the peer %v", src, fl.Peer()))
+			panic(fmt.Sprintf("a flow from %v has the wrong peer %v", src, fl.Peer()))
 		}
 		if dst == a4 || dst == a6 || !isForwardable(dst) || dst == src {
-			panic(fmt.Sprintf("a flow to %v", dst))
+			panic(fmt.Sprintf("the program got a flow to %v, which must not be forwarded", dst))
 		}
 		switch {
 		case fl.Network() == "ping":
@@ -175,7 +175,7 @@ func mendAny(p []byte) {
 // address of the Net.
 func TestForwardAllocs(t *testing.T) {
 	if testkit.Race {
-		t.Skip("the race detector makes pools forget")
+		t.Skip("the race detector empties pools at random")
 	}
 	conns, sources := make(chan *UDPConn, 1), make(chan *UDPSource, 1)
 	g := newGateway(t, Config{Forward: func(f *Flow) {
@@ -207,7 +207,7 @@ func TestForwardAllocs(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n, err := read(); n != len("datagram") || err != nil {
-				t.Fatal(n, err)
+				t.Fatal("bytes of the datagram read, and the error:", n, err)
 			}
 		})
 	}
@@ -223,7 +223,7 @@ func TestForwardAllocs(t *testing.T) {
 		return c.Read(b)
 	})
 	if forwarded > base {
-		t.Errorf("a datagram of a forwarded flow allocates %v times, one to the Net itself %v times", forwarded, base)
+		t.Errorf("a datagram of a forwarded flow allocates %v times, want at most %v, as for a datagram to the Net itself", forwarded, base)
 	}
 	var s *UDPSource
 	sourced := measure(1002, netip.AddrPortFrom(far4, 53), func() (int, error) {
@@ -234,7 +234,7 @@ func TestForwardAllocs(t *testing.T) {
 		return n, err
 	})
 	if sourced > base {
-		t.Errorf("a datagram of a UDPSource allocates %v times, one to the Net itself %v times", sourced, base)
+		t.Errorf("a datagram of a UDPSource allocates %v times, want at most %v, as for a datagram to the Net itself", sourced, base)
 	}
 	g.lose(func([]byte) bool { return true }) // the client's work is not measured
 	answered := testing.AllocsPerRun(200, func() {
@@ -248,9 +248,9 @@ func TestForwardAllocs(t *testing.T) {
 		}
 	})
 	if answered > wrote {
-		t.Errorf("WriteFrom allocates %v times, WriteToUDPAddrPort %v times", answered, wrote)
+		t.Errorf("WriteFrom allocates %v times, want at most %v, as WriteToUDPAddrPort does", answered, wrote)
 	}
-	t.Logf("allocations: %v to the Net, %v forwarded, %v to a source; sending %v, from a source %v", base, forwarded, sourced, wrote, answered)
+	t.Logf("allocations per received datagram: %v to the Net, %v forwarded, %v to a UDPSource; per sent datagram: %v from the Net, %v from a UDPSource", base, forwarded, sourced, wrote, answered)
 }
 
 // TestForwardMessage checks that a control message may name the destination of a forwarded flow as the source address of a
@@ -280,6 +280,6 @@ func TestForwardMessage(t *testing.T) {
 	}
 	b := make([]byte, 100)
 	if n, err := client.Read(b); string(b[:n]) != "answer" || err != nil {
-		t.Errorf("the client read %q, %v", b[:n], err)
+		t.Errorf("the client read %q, %v; want \"answer\"", b[:n], err)
 	}
 }

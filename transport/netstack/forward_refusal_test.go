@@ -31,7 +31,7 @@ func TestRefusalOf(t *testing.T) {
 		{errors.New("other"), HostUnreachable},
 	} {
 		if got := RefusalOf(c.err); got != c.want {
-			t.Errorf("%v: refusal %d, want %d", c.err, got, c.want)
+			t.Errorf("RefusalOf(%v) is %d, want %d", c.err, got, c.want)
 		}
 	}
 }

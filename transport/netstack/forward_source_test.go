@@ -36,11 +36,11 @@ func relay(t *testing.T, c net.PacketConn, s *UDPSource, far netip.AddrPort, tex
 	b := make([]byte, 1<<16)
 	n, to, err := s.ReadTo(b)
 	if err != nil || to != far || !bytes.Equal(b[:n], text) {
-		t.Fatalf("read %d bytes for %v, %v; want %d for %v", n, to, err, len(text), far)
+		t.Fatalf("the source read %d bytes for %v, %v; want %d for %v", n, to, err, len(text), far)
 	}
 	answer := append([]byte("as "), text...)
 	if n, err := s.WriteFrom(answer, far); n != len(answer) || err != nil {
-		t.Fatal(n, err)
+		t.Fatal("bytes written by WriteFrom, and the error:", n, err)
 	}
 	n, from, err := c.ReadFrom(b)
 	if err != nil || from.String() != far.String() || !bytes.Equal(b[:n], answer) {
@@ -71,7 +71,7 @@ func TestUDPSource(t *testing.T) {
 		}
 		b := make([]byte, 100)
 		if n, to, err := s.ReadTo(b); err != nil || to != netip.AddrPortFrom(far, 53) || string(b[:n]) != "first" {
-			t.Fatalf("read %q for %v, %v; want what began the flow", b[:n], to, err)
+			t.Fatalf("the source read %q for %v, %v; want the datagram that began the flow", b[:n], to, err)
 		}
 		if want := netip.AddrPortFrom(clientAddrs[0][i], 5000); s.Source() != want || s.Peer() != g.keys[0] {
 			t.Errorf("the source is %v of peer %v, want %v of %v", s.Source(), s.Peer(), want, g.keys[0])
@@ -86,35 +86,35 @@ func TestUDPSource(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := s.Close(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("closed again: %v, want net.ErrClosed", err)
+			t.Errorf("a second Close returned %v, want net.ErrClosed", err)
 		}
 		if _, _, err := s.ReadTo(b); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("read after Close: %v, want net.ErrClosed", err)
+			t.Errorf("ReadTo after Close returned %v, want net.ErrClosed", err)
 		}
 		if _, err := s.WriteFrom(b, netip.AddrPortFrom(far, 53)); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("write after Close: %v, want net.ErrClosed", err)
+			t.Errorf("WriteFrom after Close returned %v, want net.ErrClosed", err)
 		}
 		if _, err := c.WriteTo([]byte("anew"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(far, 53))); err != nil {
 			t.Fatal(err)
 		}
 		anew := <-sources
 		if n, _, err := anew.ReadTo(b); err != nil || string(b[:n]) != "anew" {
-			t.Errorf("read %q, %v; want a new source after Close", b[:n], err)
+			t.Errorf("the new source after Close read %q, %v; want \"anew\"", b[:n], err)
 		}
 		if err := anew.Close(); err != nil {
 			t.Error(err)
 		}
 	}
 	if n := g.counts(); n != (flowCounts{}) {
-		t.Errorf("%+v flows are left, want none", n)
+		t.Errorf("the counts of flows are %+v, want all 0", n)
 	}
 	if len(sources) != 0 {
-		t.Errorf("%d more sources, want one for each socket and Close", len(sources))
+		t.Errorf("%d more sources exist, want one per socket before Close and one after it", len(sources))
 	}
 }
 
-// TestUDPSourceErrors checks that a program can report to a source that a destination does not answer, and that a source
-// reports to the program that the socket no longer exists.
+// TestUDPSourceErrors checks that a program can report to the socket behind a source that a destination is unreachable, and that
+// the source reports to the program that the socket no longer exists.
 func TestUDPSourceErrors(t *testing.T) {
 	sources := make(chan *UDPSource, 8)
 	g := newGateway(t, Config{Forward: sourced(t, sources)})
@@ -134,7 +134,7 @@ func TestUDPSourceErrors(t *testing.T) {
 		}
 		b := make([]byte, 100)
 		if _, err := c.Read(b); !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Errorf("the client of %v reads %v, want ECONNREFUSED", far, err)
+			t.Errorf("the client that sent to %v read with the error %v, want ECONNREFUSED", far, err)
 		}
 		if _, _, err := s.ReadTo(b); err != nil {
 			t.Fatal(err)
@@ -142,18 +142,18 @@ func TestUDPSourceErrors(t *testing.T) {
 
 		for _, from := range []netip.AddrPort{{}, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), 1), netip.AddrPortFrom(a4, 1), netip.AddrPortFrom(a6, 1)} {
 			if _, err := s.WriteFrom(b, from); err == nil {
-				t.Errorf("sent from %v, which is not another host", from)
+				t.Errorf("WriteFrom sent from %v, which is not the address of another host", from)
 			}
 		}
 		if _, err := s.WriteFrom(make([]byte, 65536), dst); !errors.Is(err, syscall.EMSGSIZE) {
-			t.Errorf("write of 65,536 bytes: %v, want EMSGSIZE", err)
+			t.Errorf("WriteFrom of 65,536 bytes returned %v, want EMSGSIZE", err)
 		}
 
 		if err := s.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := s.ReadTo(b); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("read of nothing: %v, want os.ErrDeadlineExceeded", err)
+			t.Errorf("ReadTo without a datagram returned %v, want os.ErrDeadlineExceeded", err)
 		}
 		if err := s.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			t.Fatal(err)
@@ -168,7 +168,7 @@ func TestUDPSourceErrors(t *testing.T) {
 		_, _, err = s.ReadTo(b)
 		var e *net.OpError
 		if !errors.Is(err, syscall.ECONNREFUSED) || !errors.As(err, &e) || e.Addr.String() != dst.String() {
-			t.Errorf("read after the socket was closed: %v, want ECONNREFUSED about %v", err, dst)
+			t.Errorf("ReadTo after the socket was closed returned %v, want ECONNREFUSED about %v", err, dst)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -205,18 +205,18 @@ func TestUDPSourceForged(t *testing.T) {
 		forge(clientAddrs[1][i])
 		for deadline := time.Now().Add(30 * time.Second); g.Stats().Forged == before; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatal("the other peer's error is not counted")
+				t.Fatal("Stats.Forged did not count the other peer's ICMP error within 30 s")
 			}
 		}
 		if _, err := g.WritePackets([][]byte{udpPacket(src, dst, "another")}); err != nil {
 			t.Fatal(err)
 		}
 		if n, _, err := s.ReadTo(b); string(b[:n]) != "another" || err != nil {
-			t.Errorf("after another peer's ICMP error: %q, %v", b[:n], err)
+			t.Errorf("after another peer's ICMP error, the source read %q, %v; want \"another\"", b[:n], err)
 		}
 		forge(clientAddrs[0][i])
 		if _, _, err := s.ReadTo(b); !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Errorf("after its own peer's ICMP error: %v, want ECONNREFUSED", err)
+			t.Errorf("after its own peer's ICMP error, the source read with the error %v, want ECONNREFUSED", err)
 		}
 	}
 }
@@ -246,14 +246,14 @@ func TestUDPSourceBound(t *testing.T) {
 		}
 	}
 	if held := g.counts().datagrams; held > 2*maxSourceBytes {
-		t.Errorf("%d bytes wait, want at most %d for a source and one datagram", held, maxSourceBytes)
+		t.Errorf("%d bytes wait, want at most about %d for one source, and one datagram more", held, maxSourceBytes)
 	}
 	if n := g.Stats().DatagramsDropped; n == 0 {
-		t.Error("no datagram is counted as dropped")
+		t.Error("Stats.DatagramsDropped is 0, want more")
 	}
 	b := make([]byte, 2000)
 	if n, _, err := far[1].ReadTo(b); err != nil || string(b[:n]) != "first" {
-		t.Fatalf("the other peer's source reads %q, %v", b[:n], err)
+		t.Fatalf("the other peer's source read %q, %v; want \"first\"", b[:n], err)
 	}
 	_ = far[1].SetReadDeadline(time.Now().Add(30 * time.Second))
 	_ = ends[1].SetDeadline(time.Now().Add(30 * time.Second))
@@ -280,7 +280,7 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 	want := func(s *UDPSource, text string) {
 		t.Helper()
 		if n, _, err := s.ReadTo(b); err != nil || string(b[:n]) != text {
-			t.Fatalf("read %q, %v; want %q", b[:n], err, text)
+			t.Fatalf("ReadTo returned %q, %v; want %q", b[:n], err, text)
 		}
 	}
 	send("first")
@@ -298,7 +298,7 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 		go func() { waits <- s.WaitReadable() }()
 		select {
 		case err := <-waits:
-			t.Fatalf("it returned %v without a datagram", err)
+			t.Fatalf("WaitReadable returned %v before a datagram arrived", err)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -320,7 +320,7 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		send("for ReadTo")
 		if err := <-reads; err != nil {
-			t.Fatalf("ReadTo beside WaitReadable: %v", err)
+			t.Fatalf("ReadTo failed while WaitReadable was also waiting: %v", err)
 		}
 		_ = s.SetReadDeadline(time.Now().Add(-time.Second)) // ends WaitReadable if ReadTo has read the datagram first
 		<-waits
@@ -328,12 +328,12 @@ func TestUDPSourceWaitReadable(t *testing.T) {
 
 	_ = s.SetReadDeadline(time.Now().Add(-time.Second))
 	if err := s.WaitReadable(); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("after the deadline: %v", err)
+		t.Errorf("WaitReadable after the deadline returned %v, want os.ErrDeadlineExceeded", err)
 	}
 	_ = s.SetReadDeadline(time.Time{})
 	wait()
 	s.Close()
 	if err := <-waits; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("after Close: %v", err)
+		t.Errorf("WaitReadable returned %v after Close, want net.ErrClosed", err)
 	}
 }

@@ -47,8 +47,8 @@ func answering(t testing.TB) func(*Flow) {
 	}
 }
 
-// TestForward checks that each client reaches hosts that do not exist, over TCP, UDP and ICMP, with IPv4 and IPv6, and that the
-// program knows the client's key. Connections to the gateway's own addresses still work.
+// TestForward checks that each client reaches hosts that only Config.Forward provides, over TCP, UDP and ICMP, with IPv4 and IPv6.
+// It also checks that the program knows the client's key. Connections to the gateway's own addresses still work.
 func TestForward(t *testing.T) {
 	g := newGateway(t, Config{Forward: answering(t)})
 	l, err := g.Listen("tcp", ":80")
@@ -64,13 +64,13 @@ func TestForward(t *testing.T) {
 	for i, n := range g.clients {
 		for _, far := range []netip.Addr{far4, far6} {
 			if _, err := n.Ping(briefly(t), far); err != nil {
-				t.Errorf("client %d: ping %v: %v", i, far, err)
+				t.Errorf("client %d: the ping to %v failed: %v", i, far, err)
 			}
 			for _, network := range []string{"tcp", "udp"} {
 				to := netip.AddrPortFrom(far, 80).String()
 				c, err := n.DialContext(briefly(t), network, to)
 				if err != nil {
-					t.Errorf("client %d: %v", i, err)
+					t.Errorf("client %d cannot connect: %v", i, err)
 					continue
 				}
 				_ = c.SetDeadline(time.Now().Add(30 * time.Second))
@@ -84,26 +84,26 @@ func TestForward(t *testing.T) {
 				}
 				b := make([]byte, len(want))
 				if _, err := io.ReadFull(c, b); err != nil || string(b) != want {
-					t.Errorf("client %d: from %s %s: %q, %v, want %q", i, network, to, b, err, want)
+					t.Errorf("client %d: read from %s %s: %q, %v; want %q", i, network, to, b, err, want)
 				}
 				_ = c.Close()
 			}
 		}
 		for _, own := range []netip.Addr{a4, a6} {
 			if _, err := n.Ping(briefly(t), own); err != nil {
-				t.Errorf("client %d: ping %v: %v", i, own, err)
+				t.Errorf("client %d: the ping to %v failed: %v", i, own, err)
 			}
 			c, err := n.DialContext(briefly(t), "tcp", netip.AddrPortFrom(own, 80).String())
 			if err != nil {
-				t.Errorf("client %d: %v", i, err)
+				t.Errorf("client %d cannot connect: %v", i, err)
 				continue
 			}
 			if b, err := io.ReadAll(c); string(b) != "own" {
-				t.Errorf("client %d: from the gateway's own listener: %q, %v", i, b, err)
+				t.Errorf("client %d: read from the gateway's own listener: %q, %v; want \"own\"", i, b, err)
 			}
 			_ = c.Close()
 			if _, err := n.DialContext(briefly(t), "tcp", netip.AddrPortFrom(own, 81).String()); !errors.Is(err, syscall.ECONNREFUSED) {
-				t.Errorf("client %d: a port of the gateway that nobody listens on: %v, want a refusal", i, err)
+				t.Errorf("client %d: the dial to a closed port of the gateway returned %v, want ECONNREFUSED", i, err)
 			}
 		}
 	}
@@ -113,7 +113,7 @@ func TestForward(t *testing.T) {
 	}
 	_ = c.Close()
 	if s := g.Stats(); s != (Stats{Memory: s.Memory}) {
-		t.Errorf("counted %+v, want no drops", s)
+		t.Errorf("the Stats are %+v, want no drops", s)
 	}
 }
 
@@ -137,7 +137,7 @@ func TestForwardBulk(t *testing.T) {
 		}()
 		got, err := io.ReadAll(c)
 		if err != nil || !bytes.Equal(got, data) {
-			t.Errorf("%v: got %d bytes back, %v, want %d", far, len(got), err, len(data))
+			t.Errorf("%v: %d bytes came back, %v; want the same %d bytes", far, len(got), err, len(data))
 		}
 		_ = c.Close()
 	}
@@ -152,7 +152,7 @@ func TestForwardRefuse(t *testing.T) {
 			t.Error(err)
 		}
 		if err := f.Refuse(how); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("a second decision: %v, want net.ErrClosed", err)
+			t.Errorf("a second decision returned %v, want net.ErrClosed", err)
 		}
 	}})
 	for _, c := range []struct {
@@ -204,17 +204,17 @@ func TestForwardDiscard(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 		defer cancel()
 		if _, err := g.clients[0].DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(far4, port)); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("port %d: %v, want no answer", port, err)
+			t.Errorf("the dial to port %d returned %v, want a timeout", port, err)
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := g.clients[0].Ping(ctx, far6); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("ping: %v, want no answer", err)
+		t.Errorf("the ping returned %v, want a timeout", err)
 	}
 	g.lose(nil)
 	if answers != 0 {
-		t.Errorf("%d packets came back, want none", answers)
+		t.Errorf("the client got %d packets, want none", answers)
 	}
 	g.settles(t, func(n flowCounts) bool { return n == flowCounts{} })
 }
@@ -228,7 +228,7 @@ func (g *gateway) counts() flowCounts {
 	return flowCounts{len(fw.flows), fw.pending.total, fw.all.total, fw.waiting.total, len(fw.sources)}
 }
 
-// TestForwardSlow checks that a slow decision delays no other flow, and that the peer's SYN is answered only after the
+// TestForwardSlow checks that a slow decision delays no other flow, and that the Net answers the peer's SYN only after the
 // decision.
 func TestForwardSlow(t *testing.T) {
 	decide := make(chan struct{})
@@ -260,7 +260,7 @@ func TestForwardSlow(t *testing.T) {
 	}
 	select {
 	case err := <-result:
-		t.Fatalf("connected before the decision: %v", err)
+		t.Fatalf("a dial returned before the decision, with the error %v", err)
 	default:
 	}
 	close(decide)
@@ -288,7 +288,7 @@ func TestForwardConfig(t *testing.T) {
 			config.Forward = func(*Flow) {}
 		}
 		if _, err := New(config); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%+v: %v, want %q", c.f, err, c.want)
+			t.Errorf("New with %+v returned the error %v, want %q in it", c.f, err, c.want)
 		}
 	}
 }
@@ -297,6 +297,6 @@ func TestForwardConfig(t *testing.T) {
 func TestStackOptions(t *testing.T) {
 	n := newNet(t, Config{Addresses: []netip.Addr{a4}, Stack: func(o *stack.Options) { o.HandleLocal = false }})
 	if n.Stack().HandleLocal() {
-		t.Error("HandleLocal is true")
+		t.Error("HandleLocal is true although Config.Stack has set it to false")
 	}
 }

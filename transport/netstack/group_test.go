@@ -55,7 +55,7 @@ func TestGroups(t *testing.T) {
 			defer p.Close()
 			second := p.(*UDPConn)
 			if got := second.LocalAddr().(*net.UDPAddr); !got.IP.IsUnspecified() || got.Port != 5353 {
-				t.Errorf("ListenPacket of a group listens on %v, want all addresses", got)
+				t.Errorf("ListenPacket of a group listens on %v, want port 5353 of all addresses", got)
 			}
 			wantOpError(t, "join again", first.JoinGroup(group), syscall.EADDRINUSE)
 			wantOpError(t, "leave without having joined", second.LeaveGroup(group), syscall.EADDRNOTAVAIL)
@@ -69,21 +69,21 @@ func TestGroups(t *testing.T) {
 			_ = reads(t, second) // as on Linux, second may have received datagrams to a group that only first had joined
 			send()
 			if x, y := reads(t, first), reads(t, second); !x || !y {
-				t.Errorf("both joined, and read %v, %v", x, y)
+				t.Errorf("both connections joined the group, and read a datagram: %v and %v, want true and true", x, y)
 			}
 			if err := first.Close(); err != nil {
 				t.Fatal(err)
 			}
 			send()
 			if !reads(t, second) {
-				t.Error("after one of two left, the other read nothing")
+				t.Error("after the first connection was closed, the second read nothing")
 			}
 			if err := second.LeaveGroup(group); err != nil {
 				t.Fatal(err)
 			}
 			send()
 			if reads(t, second) {
-				t.Error("read from a group that it left")
+				t.Error("the connection read a datagram to a group that it had left")
 			}
 		})
 	}
@@ -115,10 +115,10 @@ func TestGroupTTL(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := <-ttls; got != ttl {
-				t.Errorf("%v: TTL %d, want %d", group, got, ttl)
+				t.Errorf("%v: a datagram has the TTL %d, want %d", group, got, ttl)
 			}
 			if got := reads(t, c); got != loop {
-				t.Errorf("%v: looped back: %v, want %v", group, got, loop)
+				t.Errorf("%v: the datagram was looped back: %v, want %v", group, got, loop)
 			}
 		}
 		send(1, false)
@@ -136,7 +136,7 @@ func TestGroupMisuse(t *testing.T) {
 	}
 	defer four.Close()
 	_, err = four.ListenMulticastUDP("udp", netip.AddrPortFrom(b4, 1))
-	wantOpError(t, "listen to a host", err, syscall.EINVAL)
+	wantOpError(t, "listen to the address of a host as a group", err, syscall.EINVAL)
 	_, err = four.ListenMulticastUDP("tcp", netip.MustParseAddrPort("224.0.0.1:1"))
 	wantOpError(t, "listen with TCP", err, net.UnknownNetworkError("tcp"))
 	_, err = four.ListenMulticastUDP("udp", netip.MustParseAddrPort("[ff02::1]:1"))
@@ -145,8 +145,8 @@ func TestGroupMisuse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantOpError(t, "join a host", c.JoinGroup(b4), syscall.EINVAL)
-	wantOpError(t, "join nothing", c.JoinGroup(netip.Addr{}), syscall.EINVAL)
+	wantOpError(t, "join the address of a host", c.JoinGroup(b4), syscall.EINVAL)
+	wantOpError(t, "join the zero address", c.JoinGroup(netip.Addr{}), syscall.EINVAL)
 	wantOpError(t, "join without IPv6", c.JoinGroup(netip.MustParseAddr("ff02::1")), syscall.ENODEV)
 	for _, bad := range []int{-1, 256} {
 		wantOpError(t, "SetTOS", c.SetTOS(bad), syscall.EINVAL)
@@ -165,7 +165,7 @@ func TestGroupMisuse(t *testing.T) {
 	}
 }
 
-// TestDontFragment checks the size of the largest datagram, with fragments and without.
+// TestDontFragment checks the size of the largest datagram, with and without fragmentation.
 func TestDontFragment(t *testing.T) {
 	a, b, ab, _ := wired(t, 1280)
 	var flags byte
@@ -192,7 +192,7 @@ func TestDontFragment(t *testing.T) {
 			_, err2 := loose.WriteToUDPAddrPort(make([]byte, n), netip.AddrPortFrom(x.to, 2222))
 			for _, err := range []error{err1, err2} {
 				if !errors.Is(err, want) {
-					t.Errorf("%d bytes to %v: %v, want %v", n, x.to, err, want)
+					t.Errorf("sending %d bytes to %v returned %v, want %v", n, x.to, err, want)
 				}
 			}
 			if want == nil {
@@ -212,7 +212,7 @@ func TestDontFragment(t *testing.T) {
 		flags = 0
 		size(1280-x.header, nil)
 		if x.at.Is4() && flags != 0x40 {
-			t.Errorf("flags of IPv4 are %x, want DF alone", flags)
+			t.Errorf("the IPv4 flags are %x, want only \"don't fragment\"", flags)
 		}
 		size(1280-x.header+1, syscall.EMSGSIZE)
 		if err := errors.Join(c.SetDontFragment(false), loose.SetDontFragment(false)); err != nil {

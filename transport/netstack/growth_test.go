@@ -26,7 +26,7 @@ func TestGrowth(t *testing.T) {
 		// A measurement may be a tenth of a round trip too long. The first measurement also counts as growth, because nothing
 		// was measured before.
 		if size < 8*perTrip || size > 18*perTrip {
-			t.Errorf("the buffer is %d, want 8 to 18 times the %d bytes of a round trip", size, perTrip)
+			t.Errorf("the buffer has %d bytes, want 8 to 18 times the %d bytes of a round trip", size, perTrip)
 		}
 	})
 }
@@ -41,7 +41,7 @@ func TestGrowthKeepsUp(t *testing.T) {
 		for flight := 14 << 10; flight < 16<<20; flight *= 2 {
 			// The acknowledgements of the first bytes of a round trip open the window for the last ones.
 			if int64(flight) > size*3/4 {
-				t.Fatalf("a flight of %d bytes exceeds the window of a buffer of %d by half", flight, size)
+				t.Fatalf("%d bytes are in flight, more than one and a half times the window of a buffer of %d bytes", flight, size)
 			}
 			for range 20 { // the bytes arrive within a tenth of the round trip
 				time.Sleep(trip / 200)
@@ -66,7 +66,7 @@ func TestGrowthIdle(t *testing.T) {
 				if g.moved(1000, 64<<10) {
 					g.measure(64<<10, trip)
 					if want := max(g.recvNeed(), g.sendNeed()); want > 64<<10 {
-						t.Errorf("with a round trip of %v: the buffer should have %d bytes", trip, want)
+						t.Errorf("with a round trip of %v: the growth asks for a buffer of %d bytes, want at most 64 KiB", trip, want)
 					}
 				}
 			}
@@ -74,7 +74,7 @@ func TestGrowthIdle(t *testing.T) {
 	})
 }
 
-// TestGrowthQueues has a path that delivers at a constant rate and queues everything else. So a larger buffer makes the round
+// TestGrowthQueues simulates a path that delivers at a constant rate and queues everything else. So a larger buffer makes the round
 // trip longer. The test checks that the buffer does not grow again just because its last growth made the round trip longer.
 func TestGrowthQueues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -90,7 +90,7 @@ func TestGrowthQueues(t *testing.T) {
 				}
 			}
 			if size > 18*perTrip {
-				t.Errorf("with a round trip of %v: the buffer is %d, want at most 18 times the %d bytes of a round trip", least, size, perTrip)
+				t.Errorf("with a round trip of %v: the buffer has %d bytes, want at most 18 times the %d bytes of a round trip", least, size, perTrip)
 			}
 		}
 	})
@@ -117,14 +117,14 @@ func TestGrowthFill(t *testing.T) {
 				room = 0
 			}
 			if size < perTrip*15/8 || size > 8*perTrip {
-				t.Errorf("with a round trip of %v: the buffer is %d, want 2 to 8 times the %d bytes of a round trip", trip, size, perTrip)
+				t.Errorf("with a round trip of %v: the buffer has %d bytes, want about 2 to 8 times the %d bytes of a round trip", trip, size, perTrip)
 			}
 		}
 	})
 }
 
-// TestGrowthBurst has a short path, and a goroutine that sometimes waits for a processor. The bytes that it then moves at once
-// must not count as what the path carries.
+// TestGrowthBurst simulates a short path, and a goroutine that sometimes waits for a processor and then moves many bytes at once.
+// These bytes must not count as what the path carries.
 func TestGrowthBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const perTrip = 1 << 20
@@ -142,7 +142,7 @@ func TestGrowthBurst(t *testing.T) {
 			}
 		}
 		if size > 8*perTrip {
-			t.Errorf("the buffer is %d, want at most 8 times the %d bytes of a round trip", size, perTrip)
+			t.Errorf("the buffer has %d bytes, want at most 8 times the %d bytes of a round trip", size, perTrip)
 		}
 	})
 }
@@ -165,13 +165,13 @@ func TestGrowthLonger(t *testing.T) {
 			}
 		}
 		if want := int64(2 * rate / 10); size < want {
-			t.Errorf("the buffer is %d, want at least %d, so that the window is what a round trip carries", size, want)
+			t.Errorf("the buffer has %d bytes, want at least %d, so that the window holds what a round trip carries", size, want)
 		}
 	})
 }
 
-// TestGrowthExcess has a path with a long queue, which the send buffer fills after slow start. The buffer must shrink until it
-// hardly fills the queue. If another sender then fills the queue, the buffer must not shrink further.
+// TestGrowthExcess simulates a path with a long queue, which the send buffer fills after slow start. The buffer must shrink until
+// it hardly fills the queue. If another sender then fills the queue, the buffer must not shrink further.
 func TestGrowthExcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip, perTrip = 50 * time.Millisecond, 1 << 20
@@ -193,26 +193,26 @@ func TestGrowthExcess(t *testing.T) {
 		g.measure(size, trip) // the measurement of the handshake
 		send(100, 0)
 		if size < perTrip*31/8 || size > 5*perTrip {
-			t.Errorf("the buffer is %d, want 4 to 5 times the %d bytes of a round trip", size, perTrip)
+			t.Errorf("the buffer has %d bytes, want about 4 to 5 times the %d bytes of a round trip", size, perTrip)
 		}
 		alone := size
 		send(1000, 16*perTrip)
 		if size < alone {
-			t.Errorf("beside another sender the buffer is %d, want %d as before", size, alone)
+			t.Errorf("after another sender filled the queue, the buffer has %d bytes, want %d as before", size, alone)
 		}
 	})
 }
 
 // TestGrowthOfAShortPath checks that the send buffer of a short path has room for twice what the path carries in shortestTrip, or
-// for four times that if a queue is filling.
+// for four times what it carries if a queue is filling.
 func TestGrowthOfAShortPath(t *testing.T) {
 	g := growth{trip: shortestTrip, per: 1 << 20, last: 2 << 20}
 	if got := g.sendNeed(); got != 2<<20 {
-		t.Errorf("the send buffer should have %d bytes, want 2 MiB", got)
+		t.Errorf("sendNeed asks for a send buffer of %d bytes, want 2 MiB", got)
 	}
 	g.queued = true
 	if got := g.sendNeed(); got != 4<<20 {
-		t.Errorf("with a queue, the send buffer should have %d bytes, want 4 MiB", got)
+		t.Errorf("with a queue, sendNeed asks for a send buffer of %d bytes, want 4 MiB", got)
 	}
 }
 

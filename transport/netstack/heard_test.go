@@ -20,8 +20,8 @@ func arrive(w *windows, s segment) segment {
 }
 
 // TestSmallWindowHoldsWhatWasSent checks that a small window of the peer is raised to the number of bytes in flight, but at most to
-// a full segment. A window is never lowered, and a closed window stays closed. If the SYN of a connection was not seen, the
-// connection's windows are not changed.
+// a full segment. A window is never lowered, and a closed window stays closed. If the Net has not seen the SYN of a connection,
+// it does not change the connection's windows.
 func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 	f := handFlows["IPv4"]
 	const first, scale, mtu = 1000, 9, 1380 // a full segment has 1,340 bytes
@@ -33,14 +33,14 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 	}{
 		{"nothing sent", 0, first, 2, 2, false},
 		{"all acknowledged", 1340, first + 1340, 2, 2, false},
-		{"fits", 1000, first, 2, 2, false},
-		{"does not fit", 1340, first, 2, 3, false},
-		{"more than a segment", 9000, first, 1, 3, false},
-		{"in part acknowledged", 9000, first + 8300, 1, 2, false},
-		{"larger", 1340, first, 10, 10, false},
-		{"closed", 1340, first, 0, 0, false},
+		{"the bytes in flight fit", 1000, first, 2, 2, false},
+		{"the bytes in flight do not fit", 1340, first, 2, 3, false},
+		{"more than a segment in flight", 9000, first, 1, 3, false},
+		{"partly acknowledged", 9000, first + 8300, 1, 2, false},
+		{"large window", 1340, first, 10, 10, false},
+		{"closed window", 1340, first, 0, 0, false},
 		{"without a SYN", 1340, first, 2, 2, true},
-		{"an impossible number", 1340, first + 2000, 2, 2, false},
+		{"acknowledgement of unsent bytes", 1340, first + 2000, 2, 2, false},
 	} {
 		w := new(windows)
 		w.setMTU(mtu)
@@ -55,18 +55,18 @@ func TestSmallWindowHoldsWhatWasSent(t *testing.T) {
 		}
 		answer := segment{from: f[1], to: f[0], ack: c.ack, flags: flagACK, window: c.window}
 		if s := arrive(w, answer); s.window != c.want || s.ack != c.ack {
-			t.Errorf("%s: window %d and acknowledgement %d, want %d and %d", c.name, s.window, s.ack, c.want, c.ack)
+			t.Errorf("%s: the segment has the window %d and the acknowledgement number %d, want %d and %d", c.name, s.window, s.ack, c.want, c.ack)
 		}
 		if w.heard.remove(&h); len(w.heard.conns) != 0 {
-			t.Errorf("%s: a closed connection is remembered", c.name)
+			t.Errorf("%s: the table still has the connection after remove", c.name)
 		}
 		if s := arrive(w, answer); s.window != c.window {
-			t.Errorf("%s: the window of a closed connection became %d", c.name, s.window)
+			t.Errorf("%s: after remove, a window of the connection was changed to %d", c.name, s.window)
 		}
 	}
 }
 
-// TestLostSegmentInSmallWindow loses the last segment, while the peer's window becomes smaller than that segment. The Net must
+// TestLostSegmentInSmallWindow loses the last segment while the peer's window becomes smaller than that segment. The Net must
 // still send the segment again.
 func TestLostSegmentInSmallWindow(t *testing.T) {
 	c, s := accepted(t, handFlows["IPv4"][0], handFlows["IPv4"][1])
@@ -90,13 +90,13 @@ func TestSmallerBufferWithGap(t *testing.T) {
 	c.next += gap
 	c.send(t, rest)
 	end := binary.BigEndian.AppendUint32(nil, c.next)
-	c.h.want(t, "a selective acknowledgement of all", func(s segment) bool { return c.mine(s) && s.ack == first.seq && bytes.Contains(s.options, end) })
+	c.h.want(t, "a selective acknowledgement of all out-of-order segments", func(s segment) bool { return c.mine(s) && s.ack == first.seq && bytes.Contains(s.options, end) })
 	if err := s.SetReadBuffer(8 << 10); err != nil {
 		t.Fatal(err)
 	}
 	c.h.write(t, first.packet())
 	if n, err := io.CopyN(io.Discard, s, gap+rest); err != nil {
-		t.Fatalf("after %d bytes: %v", n, err)
+		t.Fatalf("reading failed after %d bytes: %v", n, err)
 	}
 }
 
@@ -118,32 +118,32 @@ func TestOldAcknowledgementHasNoWindow(t *testing.T) {
 		{sent + 1, 800, 800}, {sent, 900, 800}, // the peer acknowledges a FIN
 	} {
 		if s := arrive(w, segment{from: f[1], to: f[0], ack: first + c.ack, flags: flagACK, window: c.window}); s.window != c.want {
-			t.Errorf("%d: the window %d for byte %d became %d, want %d", i, c.window, c.ack, s.window, c.want)
+			t.Errorf("case %d: the window %d in the acknowledgement of byte %d became %d, want %d", i, c.window, c.ack, s.window, c.want)
 		}
 	}
 }
 
-// TestScalesBound checks that the SYNs of one peer do not change the scale of another peer's connection, and that they take no
-// more memory.
+// TestScalesBound checks that a connection keeps its window scale while another host sends many SYNs, and that these SYNs add no
+// connection to the table.
 func TestScalesBound(t *testing.T) {
 	f := handFlows["IPv4"]
 	w := new(windows)
 	w.setMTU(1380)
-	syn := func(from netip.AddrPort) {
-		arrive(w, segment{from: from, to: f[0], flags: flagSYN, options: []byte{1, 3, 3, 9}})
+	syn := func(from netip.AddrPort, scale byte) {
+		arrive(w, segment{from: from, to: f[0], flags: flagSYN, options: []byte{1, 3, 3, scale}})
 	}
-	syn(f[1])
+	syn(f[1], 9)
 	var h heard
 	w.heard.add(&h, flowBetween(f[0], f[1]))
 	h.send(1000, 2000)
 	for i := range 20 * maxScales {
-		syn(netip.AddrPortFrom(b4, uint16(i)))
+		syn(netip.AddrPortFrom(b4, uint16(i)), 3)
 	}
 	if s := arrive(w, segment{from: f[1], to: f[0], ack: 1000, flags: flagACK, window: 1}); s.window != 2 {
-		t.Errorf("after other SYNs, the window of 1 became %d, want 2", s.window)
+		t.Errorf("after other SYNs, the window 1 of the first connection became %d, want 2", s.window)
 	}
 	if n := len(w.heard.conns); n != 1 {
-		t.Errorf("SYNs made %d connections", n-1)
+		t.Errorf("the SYNs of the other host added %d connections to the table, want 0", n-1)
 	}
 }
 
@@ -176,7 +176,7 @@ func TestGapAfterEarlyData(t *testing.T) {
 			got += n
 		}
 		if err != nil {
-			t.Errorf("of a missing segment of %d bytes, %d got in: %v", size, got, err)
+			t.Errorf("of the missing segment of %d bytes, the program read only %d: %v", size, got, err)
 		}
 	}
 }
@@ -190,21 +190,21 @@ func TestReplacedConnection(t *testing.T) {
 	before.long.Store(newLongPath(newLink(1420, nil), 0))
 	conns.add(&before, f)
 	if conns.of(f) != &before {
-		t.Fatal("the connection is not found")
+		t.Fatal("the table does not find the first connection")
 	}
 	if conns.add(&after, f); conns.of(f) != &after || before.long.Load() != nil {
-		t.Error("the connection before still gets what arrives")
+		t.Error("the table does not find the new connection, or the replaced one still has a longPath")
 	}
 	if conns.remove(&before); conns.of(f) != &after {
-		t.Error("when the connection before is closed, the new one is forgotten")
+		t.Error("after the replaced connection was removed, the table does not find the new one")
 	}
 	if conns.remove(&after); conns.of(f) != nil {
-		t.Error("a closed connection is found")
+		t.Error("the table finds a connection that was removed")
 	}
 }
 
-// TestForgedAcknowledgement checks that a segment that gVisor does not accept, because of its sequence number or because it is
-// a reset, does not change what the Net has noted about the connection.
+// TestForgedAcknowledgement checks that a segment does not change what the Net has noted about the connection if gVisor does not
+// accept its sequence number, or if the segment is a reset.
 func TestForgedAcknowledgement(t *testing.T) {
 	f := handFlows["IPv4"]
 	w := new(windows)
@@ -227,7 +227,7 @@ func TestForgedAcknowledgement(t *testing.T) {
 		h.last.Store(0)
 		arrive(w, segment{from: f[1], to: f[0], seq: c.seq, ack: 4000, flags: c.flags, window: 500, payload: make([]byte, c.data)})
 		if counts := h.last.Load() != 0; counts != c.counts {
-			t.Errorf("%+v counts: %v", c, counts)
+			t.Errorf("%+v: the acknowledgement counts: %v, want the opposite", c, counts)
 		}
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestHeldBesideTCP checks that sockets and listeners still work while one TCP connection has the whole budget, and that the memory
-// of all three together exceeds the budget by at most an eighth.
+// TestHeldBesideTCP checks that sockets and listeners still work while one TCP connection has the whole budget. It also checks that
+// the memory of all three together exceeds the budget by at most an eighth and the guaranteed minimums.
 func TestHeldBesideTCP(t *testing.T) {
 	const memory = 8 << 20
 	n, h := smallNet(t, memory)
@@ -28,7 +28,7 @@ func TestHeldBesideTCP(t *testing.T) {
 		c.memory.growRecv(memory)
 	}
 	if m := n.Stats().Memory; m < memory-memory/64 || m > memory {
-		t.Fatalf("Stats say %d, want nearly %d", m, memory)
+		t.Fatalf("Stats.Memory is %d bytes with one large connection, want nearly %d", m, memory)
 	}
 	var unread []*UDPConn
 	for i := range 4 {
@@ -47,7 +47,7 @@ func TestHeldBesideTCP(t *testing.T) {
 		}
 	}
 	if held := unread[0].arrivals.held; held < memory/16 || held > memory/16+4096 {
-		t.Errorf("one socket holds %d bytes, want half of an eighth of %d", held, memory)
+		t.Errorf("the first socket holds %d bytes, want half of an eighth of %d", held, memory)
 	}
 	conns := 0
 	for i := range 100 {
@@ -60,9 +60,9 @@ func TestHeldBesideTCP(t *testing.T) {
 		t.Errorf("%d connections wait for Accept, want at least %d", conns, leastConns/waitingCost)
 	}
 	if _, ok := h.tryConnect(t, netip.AddrPortFrom(b4.Next(), 2000), to, 10*time.Second); !ok {
-		t.Error("another party cannot connect")
+		t.Error("a client with another address cannot connect")
 	}
 	if m := n.Stats().Memory; m > memory+memory/8+8*leastDatagrams+2*leastConns {
-		t.Errorf("Stats say %d, want an eighth more than %d at most", m, memory)
+		t.Errorf("Stats.Memory is %d bytes, want at most nine eighths of %d and the guaranteed minimums", m, memory)
 	}
 }

@@ -50,7 +50,7 @@ func TestHost(t *testing.T) {
 		return
 	}
 	if testing.Short() {
-		t.Skip("starts processes in namespaces")
+		t.Skip("this test starts processes in namespaces, so it does not run with -short")
 	}
 	for name := range hostFiles {
 		t.Run(name, func(t *testing.T) {
@@ -68,7 +68,7 @@ func TestHost(t *testing.T) {
 			case errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EINVAL):
 				t.Skip("needs permission to make namespaces: ", err)
 			case err != nil || !strings.Contains(string(out), "--- PASS: TestHost"):
-				t.Errorf("%v\n%s", err, out)
+				t.Errorf("the test failed in the namespaces: %v\n%s", err, out)
 			}
 		})
 	}
@@ -99,7 +99,7 @@ func obeysHost(t *testing.T) {
 			t.Errorf("%s does not read the hosts file: %v, %v", what, got, err)
 		}
 		if got, err := r.LookupPort(t.Context(), "tcp", "http"); err != nil || got != 6666 {
-			t.Errorf("%s does not read the services: %d, %v", what, got, err)
+			t.Errorf("%s does not read the file services: %d, %v", what, got, err)
 		}
 		if got, err := r.LookupHost(t.Context(), "two.test"); err == nil {
 			t.Errorf("%s does not read nsswitch.conf: %v", what, got)
@@ -108,7 +108,7 @@ func obeysHost(t *testing.T) {
 	_, err := n.Resolver().LookupTXT(t.Context(), "nowhere") // package net does not look for TXT records in the hosts file
 	var dns *net.DNSError
 	if !errors.As(err, &dns) || dns.Server != "10.66.0.1:53" {
-		t.Errorf("%v, want an error that names the host's server", err)
+		t.Errorf("the error is %v, want one that names the host's server", err)
 	}
 	var asked []string
 	for _, q := range s[0].questions() {
@@ -129,24 +129,24 @@ func ignoresHost(t *testing.T) {
 	} {
 		got, err := n.LookupHost(ctx, host)
 		if slices.Sort(got); err != nil || strings.Join(got, " ") != want {
-			t.Errorf("%s: %v, %v; want %s", host, got, err, want)
+			t.Errorf("lookup of %s: %v, %v; want %s", host, got, err, want)
 		}
 	}
 	if got, err := n.LookupAddr(ctx, "10.8.0.2"); err != nil || !slices.Equal(got, []string{"four.test.", "both.test."}) {
-		t.Errorf("LookupAddr: %v, %v", got, err)
+		t.Errorf("LookupAddr returned %v, %v; want four.test. and both.test.", got, err)
 	}
 	if got, err := n.LookupPort(ctx, "tcp", "http"); err != nil || got != 80 {
-		t.Errorf("LookupPort: %d, %v", got, err)
+		t.Errorf("LookupPort returned %d, %v; want 80", got, err)
 	}
 	s[0].questions()
 	for _, host := range []string{"nowhere.test", "host", "evil.test"} {
 		_, err := n.LookupNetIP(ctx, "ip4", host)
 		var dns *net.DNSError
 		if !errors.As(err, &dns) || !dns.IsNotFound || dns.Server != "10.8.0.2:53" || dns.Name != host {
-			t.Errorf("%s: %#v; want it not to be found, on the tunnel's server", host, err)
+			t.Errorf("lookup of %s: the error is %#v, want \"not found\" from the tunnel's server", host, err)
 		}
 		if asked := s[0].questions(); len(asked) != 1 || asked[0].name != host+"." {
-			t.Errorf("%s: asked for %v, want that name alone", host, asked)
+			t.Errorf("lookup of %s: the server was asked for %v, want only that name", host, asked)
 		}
 	}
 	s[0].become(silent)
@@ -155,10 +155,10 @@ func ignoresHost(t *testing.T) {
 	_, err := n.LookupHost(brief, "other.test")
 	var dns *net.DNSError
 	if !errors.As(err, &dns) || !dns.IsTimeout || dns.Server != "10.8.0.2:53" {
-		t.Errorf("other.test: %#v; want a timeout of the tunnel's server", err)
+		t.Errorf("lookup of other.test: the error is %#v, want a timeout of the tunnel's server", err)
 	}
 	if got := s[0].tcp.Load(); got != 0 {
-		t.Errorf("%d questions over TCP: the options of resolv.conf are obeyed", got)
+		t.Errorf("the Net asked %d questions over TCP, want 0: it must ignore the options of resolv.conf", got)
 	}
 
 	dialed, b := pair(t)
@@ -170,7 +170,7 @@ func ignoresHost(t *testing.T) {
 	}
 	defer c.Close()
 	if got := c.RemoteAddr().String(); got != "10.8.0.2:80" {
-		t.Errorf("dialed %s", got)
+		t.Errorf("dialed %s, want 10.8.0.2:80", got)
 	}
 	roundTrip(t, c)
 }

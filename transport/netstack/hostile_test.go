@@ -16,7 +16,7 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
-var hostiles = flag.Int("hostiles", 40, "how many scripts TestHostilePeer plays")
+var hostiles = flag.Int("hostiles", 40, "how many scripts TestHostilePeer runs")
 
 func (h *hostile) byte() byte     { return h.script.byte() }
 func (h *hostile) uint16() uint16 { return uint16(h.byte())<<8 | uint16(h.byte()) }
@@ -155,7 +155,7 @@ func (h *hostile) readAck(c *handConn) {
 	}
 }
 
-// options returns TCP options such as a real stack sends, or any bytes.
+// options returns TCP options such as a real stack sends, or arbitrary bytes.
 func (h *hostile) options() (o []byte) {
 	k := h.byte()
 	switch k % 8 {
@@ -273,8 +273,8 @@ func (h *hostile) split() {
 	}
 }
 
-// complain sends an ICMP error about a connection of the hostile peer or of another peer, the bystander. The hostile peer knows
-// all addresses and ports.
+// complain sends an ICMP error about a connection of the hostile peer or of the bystander. The hostile peer knows all addresses
+// and ports.
 func (h *hostile) complain() {
 	k := h.byte()
 	var s segment
@@ -349,7 +349,7 @@ func (h *hostile) datagram() {
 	h.put(p)
 }
 
-// raw sends a packet of any protocol with any bytes. The packet may have extension headers.
+// raw sends a packet of an arbitrary protocol with arbitrary bytes. The packet may have extension headers.
 func (h *hostile) raw() {
 	from, to := h.addrs()
 	n := int(h.byte())
@@ -404,7 +404,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// plays runs the script b. Then it checks that another peer's connections still carry data, and that the heap has not grown
+// plays runs the script b. Then it checks that the bystander's connections still carry data, and that the heap has not grown
 // much.
 func plays(t *testing.T, b []byte) {
 	before := heap() // more than 0, because a fuzzing process itself uses 100 MiB

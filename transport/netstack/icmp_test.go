@@ -16,7 +16,7 @@ func datagramTo(src, dst netip.Addr, port uint16) []byte {
 	return pipe.UDPPacket(netip.AddrPortFrom(src, 1000), netip.AddrPortFrom(dst, port), nil)
 }
 
-// wantRefused asserts that a datagram of n to a closed port causes an ICMP error.
+// wantRefused checks that a datagram from n to a closed port causes an ICMP error.
 func wantRefused(t *testing.T, n *Net, to netip.AddrPort, why string) {
 	t.Helper()
 	c, err := n.DialUDP(netip.AddrPort{}, to)
@@ -29,12 +29,12 @@ func wantRefused(t *testing.T, n *Net, to netip.AddrPort, why string) {
 	}
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("%s: the error is %v, want ECONNREFUSED", why, err)
+		t.Errorf("after a datagram to %s: the error is %v, want ECONNREFUSED", why, err)
 	}
 }
 
-// One peer floods closed ports of the Net, and ports of a host behind the Net, whose flows the program refuses. The peer gets at
-// most its limit of ICMP errors, and another peer still gets ICMP errors.
+// TestICMPErrorsPerPeer lets one peer flood closed ports of the Net, and ports of a host behind the Net whose flows the program
+// refuses. It checks that the peer gets at most its limit of ICMP errors, and that another peer still gets ICMP errors.
 func TestICMPErrorsPerPeer(t *testing.T) {
 	g := newGateway(t, Config{Forward: func(f *Flow) { _ = f.Refuse(PortUnreachable) }})
 	errorsTo := [2]int{}
@@ -59,21 +59,21 @@ func TestICMPErrorsPerPeer(t *testing.T) {
 	}
 	wantRefused(t, g.clients[1], netip.AddrPortFrom(a4, 9), "a port of the Net")
 	wantRefused(t, g.clients[1], netip.AddrPortFrom(a6, 9), "a port of the Net, IPv6")
-	wantRefused(t, g.clients[1], netip.AddrPortFrom(far4, 9), "a port of a host behind it")
+	wantRefused(t, g.clients[1], netip.AddrPortFrom(far4, 9), "a port of a host behind the Net")
 
 	g.mu.Lock()
 	n, took := errorsTo[0], time.Since(begin)
 	g.mu.Unlock()
 	if most := 20 + int(took/(10*time.Millisecond)) + 1; n < 20 || n > most {
-		t.Errorf("%d of %d packets of the hostile peer caused errors in %v, want 20 to %d", n, 3*flood, took, most)
+		t.Errorf("%d of %d packets of the flooding peer caused ICMP errors in %v, want 20 to %d", n, 3*flood, took, most)
 	}
 	if g.Stats().Errors == 0 {
-		t.Error("nothing counts the errors that were not sent")
+		t.Error("Stats.Errors is 0, want the number of ICMP errors that were not sent")
 	}
 }
 
-// One peer sends ICMP errors faster than they can be delivered. At most maxPeerErrors of them wait, and the errors of another
-// peer can still wait too.
+// TestICMPErrorsWaitPerPeer sends ICMP errors of one peer faster than the Net delivers them. It checks that at most maxPeerErrors
+// of them wait, and that an error of another peer can still wait.
 func TestICMPErrorsWaitPerPeer(t *testing.T) {
 	g := newGateway(t, Config{})
 	q := &g.link.errors
@@ -89,7 +89,7 @@ func TestICMPErrorsWaitPerPeer(t *testing.T) {
 		_, _ = g.WritePackets([][]byte{errorFrom(0, port)})
 	}
 	if n := len(q.packets); n != maxPeerErrors {
-		t.Errorf("%d errors of one peer wait, want %d", n, maxPeerErrors)
+		t.Errorf("%d ICMP errors of one peer wait, want %d", n, maxPeerErrors)
 	}
 	c, err := g.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(clientAddrs[1][0], 9))
 	if err != nil {
@@ -100,23 +100,23 @@ func TestICMPErrorsWaitPerPeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := len(q.packets); n != maxPeerErrors+1 {
-		t.Fatalf("%d errors wait, want the other peer's too", n)
+		t.Fatalf("%d ICMP errors wait, want one more for the other peer", n)
 	}
 	go g.link.deliverErrors()
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("the error is %v, want ECONNREFUSED", err)
+		t.Errorf("the read at the Net ended with %v, want ECONNREFUSED", err)
 	}
 	g.link.running.Wait()
 	if len(q.held) != 0 || q.packets != nil {
-		t.Errorf("%d parties and %d packets are left, want none", len(q.held), len(q.packets))
+		t.Errorf("the queue still has %d parties and %d packets, want none", len(q.held), len(q.packets))
 	}
 	if got := g.Stats().Errors; got != 9*maxPeerErrors {
-		t.Errorf("%d errors are counted as dropped, want %d", got, 9*maxPeerErrors)
+		t.Errorf("Stats.Errors is %d, want %d dropped errors", got, 9*maxPeerErrors)
 	}
 }
 
-// At most maxErrors ICMP errors of all peers together wait.
+// TestICMPErrorsWaitBound checks that at most maxErrors ICMP errors of all senders together wait.
 func TestICMPErrorsWaitBound(t *testing.T) {
 	n := newNet(t, Config{Addresses: []netip.Addr{a4}})
 	q := &n.link.errors
@@ -129,12 +129,12 @@ func TestICMPErrorsWaitBound(t *testing.T) {
 		}
 	}
 	if len(q.packets) != maxErrors {
-		t.Errorf("%d errors wait, want %d", len(q.packets), maxErrors)
+		t.Errorf("%d ICMP errors wait, want %d", len(q.packets), maxErrors)
 	}
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if q.packets != nil || q.held != nil {
-		t.Error("a closed Net keeps errors")
+		t.Error("the Net still holds ICMP errors after Close")
 	}
 }

@@ -62,7 +62,7 @@ func TestKeepAliveDefaults(t *testing.T) {
 		}
 		for what, c := range map[string]net.Conn{"dialed": c, "accepted": accepted} {
 			if got := probesOf(t, c); got != x.want {
-				t.Errorf("%v, %+v, %s: %+v, want %+v", x.idle, x.config, what, got, x.want)
+				t.Errorf("KeepAlive %v, KeepAliveConfig %+v, %s connection: the configuration is %+v, want %+v", x.idle, x.config, what, got, x.want)
 			}
 		}
 		_, _, _ = c.Close(), accepted.Close(), l.Close()
@@ -74,14 +74,14 @@ func TestKeepAliveDefaults(t *testing.T) {
 	}
 	defer c.Close()
 	if probesOf(t, c).Enable {
-		t.Error("a negative KeepAlive did not turn the probes off")
+		t.Error("the probes are on although KeepAlive is negative")
 	}
 	if c, err = a.Dial("tcp", "10.8.0.2:81"); err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	if got := probesOf(t, c); got != standard {
-		t.Errorf("Net.Dial: %+v, want %+v", got, standard)
+		t.Errorf("after Net.Dial, the configuration is %+v, want %+v", got, standard)
 	}
 	tc := c.(*TCPConn)
 	if err := tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: s, Interval: -1}); err != nil {
@@ -92,10 +92,10 @@ func TestKeepAliveDefaults(t *testing.T) {
 	}
 	want := net.KeepAliveConfig{Enable: true, Idle: 2 * s, Interval: 15 * s, Count: 9}
 	if got := probesOf(t, c); got != want {
-		t.Errorf("after setting: %+v, want %+v", got, want)
+		t.Errorf("after SetKeepAliveConfig and SetKeepAlivePeriod, the configuration is %+v, want %+v", got, want)
 	}
 	if err := tc.SetKeepAlive(false); err != nil || probesOf(t, c).Enable {
-		t.Errorf("SetKeepAlive(false): %v, %+v", err, probesOf(t, c))
+		t.Errorf("SetKeepAlive(false) returned %v, and the configuration is %+v; want the probes off", err, probesOf(t, c))
 	}
 }
 
@@ -119,12 +119,12 @@ func TestKeepAlive(t *testing.T) {
 	defer c.Close()
 	for begin, before := time.Now(), probes.Load(); probes.Load() < before+2; time.Sleep(time.Millisecond) {
 		if time.Since(begin) > 30*time.Second {
-			t.Fatal("an idle connection sent no probes")
+			t.Fatal("an idle connection sent fewer than two probes in 30 s")
 		}
 	}
 	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
 	if _, err := c.Read(make([]byte, 1)); err == nil || !err.(net.Error).Timeout() {
-		t.Fatalf("answered probes ended the connection: %v", err)
+		t.Fatalf("although the probes were answered, Read returned %v, want a timeout", err)
 	}
 	ab.cut.Store(true)
 	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))

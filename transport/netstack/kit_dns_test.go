@@ -15,7 +15,7 @@ import (
 // A dnsServer is a name server that answers queries according to its behaviour (act).
 type dnsServer struct {
 	at       netip.AddrPort
-	udp, tcp atomic.Int64 // questions
+	udp, tcp atomic.Int64 // how many questions arrived over UDP and over TCP
 
 	mu    sync.Mutex
 	act   behaviour
@@ -31,7 +31,7 @@ func (s *dnsServer) become(b behaviour) {
 	s.act = b
 }
 
-// questions returns the questions that the server got since the last call.
+// questions returns the questions that the server has received since the last call.
 func (s *dnsServer) questions() []question {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,13 +297,13 @@ func fails(rcode dnsmessage.RCode) behaviour {
 
 func silent(*dnsmessage.Message, bool, func([]byte)) {}
 
-// lame refers to other servers instead of answering.
+// lame is the behaviour of a server that refers to another server instead of answering.
 var lame = answers(zone{}, func(m *dnsmessage.Message) {
 	m.RCode, m.RecursionAvailable = dnsmessage.RCodeSuccess, false
 	m.Authorities = []dnsmessage.Resource{resource("test.", 60, &dnsmessage.NSResource{NS: dnsName("ns.elsewhere.")})}
 })
 
-// garbage answers with the question, followed by bytes that are not a record.
+// garbage answers with the question and then bytes that are not a record.
 func garbage(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 	testZone.answer(q)
 	b := packed(q, overTCP)
@@ -313,5 +313,5 @@ func garbage(q *dnsmessage.Message, overTCP bool, reply func([]byte)) {
 	reply(b)
 }
 
-// quick is a time limit of lookups for tests in which no server answers.
+// quick is the time limit of lookups in tests in which no server answers.
 const quick = 400 * time.Millisecond

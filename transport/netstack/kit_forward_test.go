@@ -23,7 +23,7 @@ type gateway struct {
 
 	mu     sync.Mutex // guards the fields below
 	routes map[netip.Addr]int
-	drop   func(p []byte) bool // whether to lose a packet to a client
+	drop   func(p []byte) bool // reports whether the packet p to a client is lost; nil means that no packet is lost
 }
 
 var clientAddrs = [2][]netip.Addr{

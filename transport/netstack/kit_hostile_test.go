@@ -17,8 +17,8 @@ import (
 // c4 and c6 are the addresses of the bystander.
 var c4, c6 = netip.MustParseAddr("10.8.0.3"), netip.MustParseAddr("fd08::3")
 
-// A hostile is an authenticated peer that misbehaves. It has a session like any other peer, so its packets arrive. The device
-// lets it use the source addresses that it owns: b4, b6 and the networks of hostilePrefix. A script, which a fuzzer can make,
+// A hostile plays an authenticated peer that misbehaves. Such a peer has a session, so the device accepts its packets, but only
+// from the source addresses that the peer owns: b4, b6 and the networks of hostilePrefix. A script, which a fuzzer can make,
 // decides what the peer does.
 //
 //	hostile ──┐
@@ -30,7 +30,7 @@ type hostile struct {
 	script script
 
 	conns     []*handConn
-	last      [][]byte // the latest packets, for repetition with changes
+	last      [][]byte // the latest packets, which repeat and split send again
 	bystander *Net
 	witnesses []net.Conn // the bystander's connections
 }
@@ -111,7 +111,7 @@ func (h *hostile) bears(t testing.TB) {
 	t.Helper()
 	for _, w := range h.witnesses {
 		if err := echoed(w); err != nil {
-			t.Fatalf("the connection of another peer: %v", err)
+			t.Fatalf("a connection of the bystander failed: %v", err)
 		}
 	}
 }
@@ -127,10 +127,10 @@ func echoed(c net.Conn) error {
 	}
 	got := make([]byte, len(sent))
 	if n, err := io.ReadFull(c, got); err != nil {
-		return fmt.Errorf("after %d of %d bytes: %w", n, len(got), err)
+		return fmt.Errorf("read only %d of %d bytes: %w", n, len(got), err)
 	}
 	if !slices.Equal(sent, got) {
-		return errors.New("other bytes came back")
+		return errors.New("the echoed bytes differ from the bytes that were sent")
 	}
 	return nil
 }

@@ -13,15 +13,15 @@ import (
 	"github.com/seed-86b749af/wireguard/internal/packet"
 )
 
-// A handPeer is a peer whose packets a test makes by hand. It is the outlet of the Net under test, and keeps the packets that the
-// Net sends.
+// A handPeer is a peer whose packets a test makes by hand. It is the outlet of the Net under test, and it keeps the packets that
+// the Net sends.
 type handPeer struct {
 	n     *Net
 	early []byte // payload of the segment that completes a handshake
 	mss   uint16 // maximum segment size that the peer announces; 0 means 1,000
 
 	mu   sync.Mutex // guards sent
-	sent [][]byte   // packets that want has not skipped or returned
+	sent [][]byte   // packets from the Net that next has neither skipped nor returned
 }
 
 // byHand returns a Net with the addresses a4 and a6, and the Net's peer.

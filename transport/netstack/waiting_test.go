@@ -56,7 +56,7 @@ func TestAcceptQueueBound(t *testing.T) {
 	}
 	other, ok := h.tryConnect(t, netip.AddrPortFrom(b4.Next(), 1000), to, 10*time.Second)
 	if !ok {
-		t.Fatal("another party cannot connect")
+		t.Fatal("a client with another address could not connect")
 	}
 	waiting := map[string]bool{other.own.String(): true} // gVisor may complete two handshakes in either order
 	for _, c := range conns {
