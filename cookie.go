@@ -56,7 +56,7 @@ func (j *cookieJar) valid(now int64) bool { return j.received != 0 && now-j.rece
 func (j *cookieJar) wantsReply() bool { return j.mac1 != [macSize]byte{} }
 
 // consume reports whether m, a cookie reply from the peer whose public key is remote, is an authentic reply to the last message
-// sent. If it is, consume stores its cookie. It accepts one reply per message.
+// sent. If it is, consume stores its cookie. It accepts at most one reply to each message sent.
 func (j *cookieJar) consume(m []byte, remote PublicKey, now int64) bool {
 	if !j.wantsReply() {
 		return false

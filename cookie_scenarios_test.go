@@ -338,7 +338,7 @@ func TestFloodPutsUnderLoad(t *testing.T) {
 // A flood keeps a device under load. Cookie replies cost so little that the queue stays short during the flood. So the device
 // counts the initiations that it answers with cookie replies. It stays under load while it receives more of them than half of its
 // cores could answer with handshake responses. Otherwise the device would compute hundreds of X25519 at the beginning of each
-// second of the flood. Messages without a valid mac1 do not count, because they were not made for this device's public key.
+// second of the flood. Initiations without a valid mac1 do not keep it under load: they were not made for its public key.
 func TestFloodKeepsUnderLoad(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that 2,500 initiations per second are too many
 	inWorld(t, func(w *world) {

@@ -201,7 +201,7 @@ func TestDeadlinesGoByTheTimeOfEach(t *testing.T) {
 		p.mu.Unlock()
 	}
 	d.keepTime(new(ringing))
-	wipes := make(map[int64]bool) // when the sessions of each peer are wiped: 540 s after the device gave up the handshake
+	wipes := make(map[int64]bool) // the times when sessions are to be wiped: 540 s after the device gave up the peer's handshake
 	for p := range d.allPeers() {
 		wipes[p.timers.at[timerWipe]] = true
 	}

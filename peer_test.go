@@ -407,7 +407,7 @@ func TestGivenUpInitiationCrossesNothing(t *testing.T) {
 	c.responded()
 	c.wantNone(timerRetransmit, "no packet waits for a session, and the peer is making one")
 
-	for asked := range 2 { // 0: while the initiation is unanswered; 1: when the core has asked for the retry
+	for asked := range 2 { // 0: the initiation is unanswered; 1: the core has also asked to repeat it
 		c = newCore(t)
 		c.initiate(c.now, false, c.step())
 		c.initiates()

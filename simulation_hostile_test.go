@@ -12,7 +12,7 @@ import (
 )
 
 // The simulation has three kinds of attackers: strangers who know the public keys and see all messages, a peer that uses as many
-// resources as it can, and a peer that goes down and up again and again. No attacker may break an invariant of the simulation.
+// resources as it can, and a peer that goes down and comes up repeatedly. No attacker may break an invariant of the simulation.
 // Tunnels must heal even while the strangers send.
 
 // strangersCome sends forgeries to n. From then on, greet also sends forgeries to every node, while tunnels heal and afterwards.

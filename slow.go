@@ -164,7 +164,7 @@ func (p *peer) enterSlow() bool {
 	return !queued
 }
 
-// peer queues p, for which enterSlow returned true.
+// peer adds p to the queue. Call it only after p.enterSlow has returned true.
 func (s *slowPath) peer(d *Device, p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

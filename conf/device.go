@@ -68,7 +68,8 @@ func (f *File) addressLines() (lines []int) {
 	return lines
 }
 
-// writable returns an error for each value of f that cannot be written. Every value that was read can be written.
+// writable returns an error that joins one [Error] for each value of f that cannot be written. Every value that was read can be
+// written.
 func (f *File) writable() error {
 	errs := check(&f.Interface, f.interfaceLine, interfaceFields)
 	for i := range f.Peers {

@@ -64,8 +64,8 @@ func (s *Inboxes[K, P, V]) Close(err error) {
 }
 
 // Publish adds a value to the inboxes for its kind. It does not wait for a reader. If an older value of that kind about that
-// party is unread, merge returns the value that replaces it. If an inbox has unread values of that kind about Max other parties,
-// that inbox loses the value and counts the loss.
+// party is unread, merge returns the value that replaces it. An inbox with unread values of that kind about Max other parties
+// does not accept v, and counts it as lost.
 func (s *Inboxes[K, P, V]) Publish(kind K, party P, v V, merge func(newer, older V) V) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

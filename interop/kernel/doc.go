@@ -12,7 +12,7 @@
 // message of the kernel.
 //
 // Only TestDaemon needs root. It boots another machine. Instead of a Device, it runs cmd/wg0 with a TUN interface, in a network
-// namespace. A TAP interface of that namespace is connected to the machine's eth1.
+// namespace. A TAP interface of that namespace is connected to eth1 of the machine in QEMU.
 //
 // The tests need qemu-system-x86_64, busybox (static), wg, ip, iperf3 and ldd. They also need a kernel, which fetch.sh puts into
 // the folder named by WIREGUARD_TEST_KERNEL, or into wireguard-test-kernel in the user's cache folder. If something is

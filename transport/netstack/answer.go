@@ -60,8 +60,8 @@ func (e rcodeError) Error() string {
 	return "RCODE " + strconv.Itoa(int(e))
 }
 
-// parseAnswer returns what the message wire says about q. The caller has checked that wire is a response to q, and must not use
-// wire afterwards. The error says why the answer is not usable.
+// parseAnswer parses the DNS message in wire, and returns what it says about q. The caller has checked that wire is a response
+// to q, and must not use wire afterwards. The error says why the answer is not usable.
 func parseAnswer(q question, server netip.AddrPort, wire []byte) (*answer, error) {
 	a := &answer{question: q, server: server, wire: wire, owner: q.name}
 	var p dnsmessage.Parser

@@ -15,8 +15,8 @@ import (
 //
 // So the estimate rises while more bytes in flight make the path deliver more. The bound is 11/8 of the estimate. At most three
 // eighths of what the path holds then wait in a queue, and most queues have room for more than that. The path never runs out of
-// bytes to deliver. In slow start, each round trip delivers 11/8 of what the one before delivered. So the bound rises by that
-// factor until the path is full.
+// bytes to deliver. With this bound, each round trip of slow start delivers 11/8 of what the one before delivered. So the bound
+// rises by that factor until the path is full.
 //
 // Later, the path may become faster or longer. So every few round trips, the capacity makes a trial: it raises the estimate by a
 // sixteenth, and at least by a segment. To judge the trial, it measures how many bytes per second the path delivers over a few

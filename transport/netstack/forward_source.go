@@ -192,12 +192,12 @@ func (s *UDPSource) Close() error {
 	return nil
 }
 
-// SetReadDeadline sets when ReadTo fails with os.ErrDeadlineExceeded, including a call that waits now. The zero time
-// means never.
+// SetReadDeadline sets the deadline of ReadTo, also for a call that waits already. After the deadline, ReadTo fails with
+// os.ErrDeadlineExceeded. The zero time means no deadline.
 func (s *UDPSource) SetReadDeadline(t time.Time) error { return s.setDeadline(t, &s.reads) }
 
-// SetWriteDeadline sets when WriteFrom fails with os.ErrDeadlineExceeded, including a call that waits now. The zero
-// time means never.
+// SetWriteDeadline sets the deadline of WriteFrom, also for a call that waits already. After the deadline, WriteFrom fails with
+// os.ErrDeadlineExceeded. The zero time means no deadline.
 func (s *UDPSource) SetWriteDeadline(t time.Time) error { return s.setDeadline(t, &s.writes) }
 
 func (s *UDPSource) setDeadline(t time.Time, d *deadline) error {

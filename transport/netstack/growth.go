@@ -136,7 +136,7 @@ func (g *growth) sendNeed() int64 {
 // sendExcess reports whether a send buffer of size bytes is so large that it only keeps a queue on the path filled, which
 // delays everything else on that path. most is the size that suffices: four times the most that a round trip carried; see
 // sendNeed. most does not depend on what Write moves now. If another sender fills the queue, Write moves less than before. If
-// most became smaller as well, the buffer would shrink further and further, and the other sender would get the whole path.
+// the result most also fell then, the buffer would shrink further and further, and the other sender would get the whole path.
 func (g *growth) sendExcess(size int64) (most int64, is bool) {
 	most = 4 * g.most
 	return most, g.queued && g.trip > shortestTrip && g.most > 0 && size > most+most/4

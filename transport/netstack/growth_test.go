@@ -170,8 +170,8 @@ func TestGrowthLonger(t *testing.T) {
 	})
 }
 
-// TestGrowthExcess simulates a path with a long queue, which the send buffer fills after slow start. The buffer must shrink until
-// it hardly fills the queue. If another sender then fills the queue, the buffer must not shrink further.
+// TestGrowthExcess simulates a path with a long queue, which the send buffer fills after slow start. The buffer must shrink to
+// about four times what a round trip carries. If another sender then fills the queue, the buffer must not shrink further.
 func TestGrowthExcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const trip, perTrip = 50 * time.Millisecond, 1 << 20

@@ -171,11 +171,11 @@ func (h *heard) note(l *link, p *stack.PacketBuffer, tcp []byte, room func() int
 	return needless && !acks // a new acknowledgement in p makes p necessary: gVisor would not repeat it
 }
 
-// isDeaf reports whether the link counts more than holds bytes in flight. holds is how many bytes the connection's send buffer may
-// contain. See longPath.send.
-func (h *heard) isDeaf(holds int64) bool {
+// isDeaf reports whether the link counts more bytes in flight than the connection's send buffer may contain. room is the size
+// of this buffer in bytes. See longPath.send.
+func (h *heard) isDeaf(room int64) bool {
 	c := h.long.Load()
-	return c != nil && c.isDeaf(holds)
+	return c != nil && c.isDeaf(room)
 }
 
 // A heardConns maps each connection to its heard. The zero value is ready.

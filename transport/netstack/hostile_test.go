@@ -155,7 +155,7 @@ func (h *hostile) readAck(c *handConn) {
 	}
 }
 
-// options returns TCP options such as a real stack sends, or arbitrary bytes.
+// options returns either TCP options like those of a real stack, or arbitrary bytes.
 func (h *hostile) options() (o []byte) {
 	k := h.byte()
 	switch k % 8 {

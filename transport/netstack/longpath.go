@@ -51,7 +51,7 @@ type longPath struct {
 	probed  time.Time    // when the byte with the number probe was sent; zero if no round trip is measured
 	news    time.Time    // when an acknowledgement last showed that new bytes had arrived
 	ackedAt time.Time    // when the acknowledgement number last rose
-	full    bool         // when probed was set, at least three quarters of path.bound were in flight
+	full    bool         // whether at least three quarters of path.bound were in flight at the time probed
 	hides   bool         // the link hides the present holes from gVisor
 	still   int64        // the value of path.bound when the first of the present holes appeared
 	window  uint16       // the window in the last acknowledgement that gVisor saw
@@ -131,12 +131,12 @@ func (c *longPath) send(p *stack.PacketBuffer, seq, end uint32, room int64) (nee
 // inFlight returns how many bytes have been sent and not acknowledged.
 func (c *longPath) inFlight() int64 { return int64(c.sent - c.acked) }
 
-// isDeaf reports whether more bytes seem to be in flight than gVisor's send buffer contains; see send. holds is how many bytes
+// isDeaf reports whether more bytes seem to be in flight than gVisor's send buffer contains; see send. room is how many bytes
 // the buffer contains at most.
-func (c *longPath) isDeaf(holds int64) bool {
+func (c *longPath) isDeaf(room int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.inFlight() > holds
+	return c.inFlight() > room
 }
 
 // sendAgain records that gVisor sends the bytes with the numbers [seq, end) again: after a timeout, because gVisor itself has

@@ -84,8 +84,8 @@ func newBudget(total int64) *budget {
 	return b
 }
 
-// windowLimit returns the maximum size of receive buffers, in bytes, with which the Net configures gVisor. gVisor only derives the
-// unit of windows from it; the budget may make a buffer larger.
+// windowLimit returns the maximum size of receive buffers, in bytes, with which the Net configures gVisor. gVisor uses this maximum
+// only to choose the window scale of TCP. It does not limit the buffers: the budget may make one larger.
 func (b *budget) windowLimit() int { return int(min(b.total/2, maxWindow)) }
 
 // count adds floors bytes to the sum of all floors, and extra bytes to the sum of all extras. b.mu is held.

@@ -180,8 +180,9 @@ func TestReassembleMalformed(t *testing.T) {
 	}
 }
 
-// TestFragmentsBound lets one party send a flood of fragments without completing a packet. It checks that the memory of the
-// fragments is bounded and counted, and that the packets of another party are still reassembled.
+// TestFragmentsBound lets one party send a flood of fragments without completing a packet. It checks that the
+// fragments do not exceed their share of the Net's memory, that Stats count their memory, and that the packets of another party
+// are still reassembled.
 func TestFragmentsBound(t *testing.T) {
 	const memory = 16 << 20
 	for _, size := range []int{8, 1280} {

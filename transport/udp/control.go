@@ -20,8 +20,8 @@ func answerable(a netip.Addr) netip.Addr {
 }
 
 // source returns the Source and the Interface for the Endpoint of the received train. As in the kernel's WireGuard module, the
-// Interface is normally 0, so that answers follow a change of routes to another interface. It is not 0 if the Source is a
-// link-local IPv6 address, because such an address has no meaning without an interface.
+// Interface is normally 0, which means any: if the route changes to another interface, answers leave through that one. It is not
+// 0 if the Source is a link-local IPv6 address, because such an address has no meaning without an interface.
 func (c *control) source() (netip.Addr, uint32) {
 	if c.local.Is6() && c.local.IsLinkLocalUnicast() {
 		return c.local, c.ifindex

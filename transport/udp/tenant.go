@@ -165,7 +165,7 @@ func (s *tenantSocket) Renew() (wireguard.Socket, error) {
 	return s.tenant.listen(), nil
 }
 
-// Retire lets the receiver return the datagrams that are in the mailbox now. After that, the receiver fails.
+// Retire lets Receive return the datagrams that are in the mailbox when Retire is called. After that, Receive fails.
 func (s *tenantSocket) Retire() { s.box.end(s.tenant.shared, false) }
 
 // Close makes the receiver fail at once. Closing again does nothing.
