@@ -32,7 +32,7 @@ func cookieKey(k PublicKey) [32]byte { return blake2s.Sum256(append([]byte(cooki
 // A cookieJar holds what this device needs to make the MACs of its messages to one peer. It is kept after the handshake, because
 // a cookie reply to a response arrives after the handshake. The zero value has no cookie.
 type cookieJar struct {
-	mac1     [macSize]byte // the mac1 of the last message sent; zero if no cookie reply to that message is accepted any more
+	mac1     [macSize]byte // the mac1 of the last message sent; zero while no cookie reply is accepted
 	cookie   [macSize]byte
 	received int64 // when the cookie arrived; 0 means that there is no cookie
 }

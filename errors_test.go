@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -153,7 +154,7 @@ func returned(t *testing.T) (all []returnedError) {
 	for want, set := range map[error]func(*peer){
 		ErrNoAnswer: func(*peer) {},
 		errUnopened: func(p *peer) { p.unopened = true },
-		errForeign:  func(p *peer) { p.noteSend(errForeign) },
+		errForeign:  func(p *peer) { p.noteSend(&p.endpoint, errForeign) },
 	} {
 		p, waits := newPeer(key), wish{news: make(chan error, 1)}
 		set(p)
@@ -164,6 +165,28 @@ func returned(t *testing.T) (all []returnedError) {
 		add(errorf("renew the session with %v: %w", key, <-waits.news), ErrNoAnswer, want)
 	}
 	return all
+}
+
+// TestSendErrors checks that the error of a failed send names the endpoint to which the message went, and does not change when a
+// later message fails. While messages keep failing, noteSend allocates nothing.
+func TestSendErrors(t *testing.T) {
+	old, now := EndpointOf(netip.MustParseAddrPort("192.0.2.1:1")), EndpointOf(netip.MustParseAddrPort("192.0.2.2:2"))
+	p := newPeer(testKey(1).Public())
+	p.endpoint = now
+	p.noteSend(&old, syscall.ENOBUFS)
+	first := p.attemptError()
+	p.noteSend(&now, syscall.EHOSTUNREACH)
+	p.noteSend(&now, net.ErrClosed)
+	if !errors.Is(first, syscall.ENOBUFS) || !strings.Contains(first.Error(), old.String()) {
+		t.Errorf("the first error is %v, want %v with the endpoint %v", first, syscall.ENOBUFS, old)
+	}
+	if err := p.attemptError(); !errors.Is(err, syscall.EHOSTUNREACH) || !strings.Contains(err.Error(), now.String()) {
+		t.Errorf("the second error is %v, want %v with the endpoint %v", err, syscall.EHOSTUNREACH, now)
+	}
+	testkit.NoAllocations(t, 100, func() { p.noteSend(&now, syscall.ENOBUFS) })
+	if p.noteSend(&now, nil); p.attemptError() != ErrNoAnswer {
+		t.Errorf("after a message was sent, the error is %v, want %v", p.attemptError(), ErrNoAnswer)
+	}
 }
 
 func failedToSend(p *peer) bool {

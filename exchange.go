@@ -106,7 +106,7 @@ func (d *Device) sendHandshake(r *running, p *peer, m []byte, to Endpoint) {
 	d.sendTrouble(p, &to, t.Err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.noteSend(t.Err)
+	p.noteSend(&to, t.Err)
 	if t.Err == nil {
 		p.sent.Bytes += uint64(len(m))
 	}

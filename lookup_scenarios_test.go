@@ -70,8 +70,8 @@ func (r *register) answers(o *node, c wireguard.PeerConfig) {
 	r.peers[o.pub()] = c
 }
 
-// hold makes lookups wait until the test closes the channel that hold returns. After a call of the method let, new lookups do not
-// wait any more.
+// hold makes lookups wait. It returns a channel, and when the test closes the channel, these lookups continue. Lookups that begin
+// after a call of let do not wait.
 func (r *register) hold() chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -22,7 +22,7 @@ type peer struct {
 	peerState
 	received, sent Traffic
 	handshakeWall  int64      // wall time of lastHandshake, in ns since 1970
-	sendErr        *sendError // why the last message to the peer was not sent; nil if it was sent
+	sendErr        *sendError // why the last message was not sent; nil if it was sent; readers copy it
 
 	queued int64 // the time of the peer's entry in the device's deadlines; 0 means that the peer has no entry
 
@@ -43,14 +43,17 @@ type peer struct {
 
 func newPeer(key PublicKey) *peer { return &peer{peerState: peerState{key: key}} }
 
-// noteSend stores err, the result of sending a message to p. It ignores net.ErrClosed, because a closed socket says nothing about
-// the network. The caller holds p.mu.
-func (p *peer) noteSend(err error) {
+// noteSend stores err, the result of sending a message to p at the endpoint to. It ignores net.ErrClosed, because a closed socket
+// says nothing about the network. While messages keep failing, it allocates nothing. The caller holds p.mu.
+func (p *peer) noteSend(to *Endpoint, err error) {
 	switch {
 	case err == nil:
 		p.sendErr = nil
-	case !errors.Is(err, net.ErrClosed):
-		p.sendErr = &sendError{p.endpoint, err}
+	case errors.Is(err, net.ErrClosed):
+	case p.sendErr == nil:
+		p.sendErr = &sendError{*to, err}
+	default:
+		*p.sendErr = sendError{*to, err}
 	}
 }
 
@@ -58,7 +61,8 @@ func (p *peer) noteSend(err error) {
 func (p *peer) attemptError() error {
 	switch {
 	case p.sendErr != nil:
-		return p.sendErr
+		e := *p.sendErr // a copy, because noteSend changes the original
+		return &e
 	case p.unopened:
 		return errUnopened
 	}

@@ -110,6 +110,23 @@ func TestRenewMemory(t *testing.T) {
 	}
 }
 
+// The list of recent initiations does not grow while a peer leaves many of them unanswered.
+func TestRecentIsBounded(t *testing.T) {
+	c := newCore(t)
+	for range 20 {
+		c.renew(c.now, c.step())
+		c.initiates()
+		c.after(5 * second)
+	}
+	n := 0
+	for s := c.recent; s != nil; s = s.before {
+		n++
+	}
+	if n == 0 || n > maxRecent {
+		t.Errorf("the list has %d initiations, want 1 to %d", n, maxRecent)
+	}
+}
+
 // Row 32: a session is live if two conditions hold. A message has arrived in the session since Configure last changed the
 // endpoint. And there is no data in the session that has been unanswered for 10 s.
 func TestLiveSession(t *testing.T) {

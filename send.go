@@ -404,7 +404,7 @@ func (d *Device) account(l *load, runs []*run, enough bool) {
 	for _, run := range runs {
 		p.sent.Bytes += run.bytes
 		p.sent.Packets += run.packets
-		p.noteSend(run.err)
+		p.noteSend(&run.endpoint, run.err)
 		data = data || run.packets > 0
 		d.drop(p, DropSendFailed, run.failed)
 		if run.sourceGone && p.endpoint == run.endpoint {

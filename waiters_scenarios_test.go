@@ -124,6 +124,40 @@ func TestHandshakeEndings(t *testing.T) {
 	}
 }
 
+// When the context of one of several waiting calls ends, only that call returns. The others still get the session.
+func TestHandshakeEndsAlone(t *testing.T) {
+	for canceled := range 3 {
+		scenario(t, func(w *world, a, b *node) {
+			w.net.Cut(nil, nil)
+			var cancels [3]context.CancelFunc
+			var ended [3]chan error
+			for i := range ended {
+				var ctx context.Context
+				ctx, cancels[i] = context.WithCancel(context.Background())
+				defer cancels[i]()
+				ended[i] = make(chan error, 1)
+				go func() { ended[i] <- a.Handshake(ctx, b.pub()) }()
+				w.settle() // so that the calls begin in order
+			}
+			cancels[canceled]()
+			w.settle()
+			if n := wireguard.Waiters(a.Device); n != 2 || len(ended[canceled]) != 1 {
+				w.Fatalf("after call %d of 3 was canceled, %d calls wait, want the other two", canceled, n)
+			}
+			w.net.Mend(nil, nil)
+			w.advance(6 * time.Second)
+			for i, c := range ended {
+				if len(c) == 0 {
+					w.Fatalf("call %d has not returned after the handshake", i)
+				}
+				if err := <-c; errors.Is(err, context.Canceled) != (i == canceled) || err != nil && i != canceled {
+					w.Fatalf("call %d returned %v; call %d was canceled", i, err, canceled)
+				}
+			}
+		})
+	}
+}
+
 // If the device cannot send an initiation, the errors of Handshake and Renew wrap the error of the socket, both when the context
 // ends and after 20 attempts.
 func TestHandshakeSaysWhySendingFails(t *testing.T) {

@@ -176,6 +176,10 @@ func TestEditCost(t *testing.T) {
 			t.Errorf("%d items: %v allocations for two changes, want at most %v", c.n, allocs, limit)
 		}
 	}
+	const n = 10_000
+	if allocs := testing.AllocsPerRun(5, func() { filled(n, true) }); allocs > n/maxItems*2.5 { // per leaf: the node and its items
+		t.Errorf("putting %d items in order takes %v allocations, want at most 2.5 for each %d items", n, allocs, maxItems)
+	}
 	s := filled(100_000, false)
 	if allocs := testing.AllocsPerRun(100, func() {
 		for range s.From(pair{key: 5}) {

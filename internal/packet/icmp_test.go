@@ -146,8 +146,8 @@ func icmpOf(p []byte) []byte {
 	return p
 }
 
-// TestUnreachableExceptionsIPv6 checks that Unreachable returns no error about the packets that RFC 4443, section 2.4, excepts,
-// even if they have extension headers.
+// TestUnreachableExceptionsIPv6 checks that Unreachable returns no error about packets for which RFC 4443, section 2.4, forbids
+// one, even if they have extension headers.
 func TestUnreachableExceptionsIPv6(t *testing.T) {
 	// chain makes a packet from headers of the given types and the bytes that follow the headers.
 	type header struct {

@@ -107,7 +107,7 @@ var lines = []line{
 }
 
 // TestCapacity checks that the bytes in flight fill the path. The bytes that the path does not hold wait in a queue. In slow
-// start, they are at most 120 % of what the path holds, and later at most 65 %.
+// start, at most 120 % of what the path holds may wait, and later at most 65 %.
 func TestCapacity(t *testing.T) {
 	for _, l := range lines {
 		synctest.Test(t, func(t *testing.T) {

@@ -257,7 +257,7 @@ func (c *longPath) acknowledge(n uint32, now time.Time) bool {
 	return true
 }
 
-// selected records which bytes have arrived according to option, which is the SACK option of a segment, or nil.
+// selected records which bytes have arrived. option is the SACK option of a segment, or nil if the segment has none.
 func (c *longPath) selected(option []byte, now time.Time) {
 	for b := option; len(b) >= optionHeader+8; b = b[8:] {
 		from, to := binary.BigEndian.Uint32(b[optionHeader:]), binary.BigEndian.Uint32(b[optionHeader+4:])

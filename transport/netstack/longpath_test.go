@@ -18,8 +18,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// selective returns a TCP option that acknowledges ranges selectively. ranges has two sequence numbers per range: that of the first
-// byte, and that of the byte after the last one. padding says how many bytes of padding precede the option, at most two.
+// selective returns a TCP option that acknowledges ranges selectively. For each range, ranges has the sequence number of its first
+// byte, and then that of the byte after its last one. padding says how many bytes of padding precede the option, at most two.
 func selective(padding int, ranges ...uint32) []byte {
 	o := append(make([]byte, 0, 40), []byte{1, 1}[:padding]...)
 	o = append(o, 5, byte(2+4*len(ranges)))

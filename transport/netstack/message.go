@@ -80,7 +80,7 @@ func (c *UDPConn) WriteMsgUDPAddrPort(b, oob []byte, addr netip.AddrPort) (n, oo
 	return n, len(oob), nil
 }
 
-// A received holds what the control messages of one datagram report about it.
+// The type received holds what the control messages of one datagram report about this datagram.
 type received struct {
 	length   int        // how many bytes the datagram had, even if some of them did not fit
 	to       netip.Addr // the destination; invalid if unknown
