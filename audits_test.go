@@ -118,7 +118,6 @@ func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 				}
 				w.advance(time.Second)
 				before := [2]pipe.Counts{a.end.Sent(), b.end.Sent()}
-				// The keepalive timeout of 10 s is not a multiple of 800 ms, so no packet arrives when the timer fires.
 				for range 4500 {
 					a.send(b, "x")
 					w.advance(800 * time.Millisecond)
@@ -133,18 +132,17 @@ func TestKeepalivesOfAnHourOneWay(t *testing.T) {
 				if n := sentA.Keepalives - before[0].Keepalives; n != 30 {
 					t.Errorf("a sent %d keepalives in an hour, want the 30 that confirm sessions", n)
 				}
-				if n := sentB.Keepalives - before[1].Keepalives; n != wantOneWayKeepalives {
-					t.Errorf("b sent %d keepalives in an hour, want %d", n, wantOneWayKeepalives)
+				// b sends one 10 s after the first packet of each of the 30 sessions, and then one per 10 s. A session is renewed
+				// after 120 s by a packet and an initiation sent together. If b opens that packet after it has answered the
+				// initiation, the packet is the first one of the new session, whose twelfth keepalive is then due when the session
+				// is renewed. Otherwise the first packet is the next one, and the session ends before its twelfth keepalive.
+				if n := sentB.Keepalives - before[1].Keepalives; n < 11*30 || n > 12*30 {
+					t.Errorf("b sent %d keepalives in an hour, want 11 or 12 in each of 30 sessions", n)
 				}
 			})
 		})
 	}
 }
-
-// wantOneWayKeepalives is the number of keepalives that b sends in an hour: 11 in each of 30 sessions of 120 s. In each session,
-// b sends the first keepalive after 10 s, and then one every 10.4 s, because the timer starts again only when the next packet
-// arrives.
-const wantOneWayKeepalives = 11 * 30
 
 // Finding 22: unauthenticated packets caused events. Here an attacker who knows both public keys and sees all traffic sends
 // forged messages of each type, and replays each message, from its own address. These messages must not cause an event of any
