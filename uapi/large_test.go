@@ -40,6 +40,9 @@ func largeRequest() string {
 // back and sets it again, which takes about a second. The limits are ten times the usual time and memory, so the test finds
 // quadratic costs.
 func TestLarge(t *testing.T) {
+	if testing.Short() {
+		t.Skip("with the race detector, this test takes up to 20 s, so it does not run with -short")
+	}
 	d := newDown(t)
 	request := largeRequest()
 	var before, after runtime.MemStats
@@ -98,6 +101,9 @@ func (w *largestWrite) Write(b []byte) (int, error) {
 
 // TestGetIsWrittenInParts checks that a get request does not compose its whole answer in memory.
 func TestGetIsWrittenInParts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("with the race detector, this test takes up to 20 s, so it does not run with -short")
+	}
 	d := newDown(t)
 	set(t, d, largeRequest())
 	var w largestWrite

@@ -226,6 +226,9 @@ func TestWGSession(t *testing.T) {
 
 // TestWGLarge checks that wg writes and reads 5,000 peers with 65,000 allowed IPs.
 func TestWGLarge(t *testing.T) {
+	if testing.Short() {
+		t.Skip("with the race detector, this test takes up to 20 s, so it does not run with -short")
+	}
 	w := newWG(t)
 	source := newDown(t)
 	set(t, source, largeRequest())

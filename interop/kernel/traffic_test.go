@@ -203,6 +203,13 @@ func TestFragments(t *testing.T) {
 			}
 			p.sh("ip link set %s mtu 1280", device)
 			t.Cleanup(func() { p.m.script("ip link set " + device + " mtu 1500") })
+			before := 0
+			if w != userNet {
+				// The kernel may still retransmit segments of an earlier test, and send them before its MTU changes. They come
+				// before the answer to a packet that is sent after the change.
+				p.echo(0, 28, 0)
+				before = p.line.count(kernels, pipe.TypeData)
+			}
 			for family := range families {
 				p.echo(family, 1420, 0)
 				p.echo(family, 1420, 0)
@@ -212,7 +219,7 @@ func TestFragments(t *testing.T) {
 				return
 			}
 			full := 0
-			for _, d := range p.line.all(kernels, pipe.TypeData) {
+			for _, d := range p.line.all(kernels, pipe.TypeData)[before:] {
 				if len(d.data) < 1420 {
 					continue // this is a query for multicast listeners, which the kernel sends occasionally
 				}

@@ -100,7 +100,11 @@ func TestEcho(t *testing.T) {
 				}
 			})
 			var next atomic.Int64
-			for range 4 {
+			together := 4
+			if x.conditions.Loss > 0 {
+				together = 12 // a connection that has lost a packet mostly waits
+			}
+			for range together {
 				clients.Go(func() {
 					for i := next.Add(1); i <= int64(count) && !t.Failed(); i = next.Add(1) {
 						c, err := a.Dial("tcp", l.Addr().String())

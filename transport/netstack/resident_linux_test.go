@@ -116,6 +116,7 @@ func TestResident(t *testing.T) {
 	}
 	for name := range floods {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestResident$", "-test.v")
