@@ -32,8 +32,11 @@
 // One extension goes beyond wg(8): a peer may have several Endpoint lines. The first line gives the peer's initial endpoint. The
 // others give endpoints to try when the peer does not answer. wg(8) uses only the last line.
 //
-// One rule is stricter than in wg(8): an Endpoint needs a port from 1 to 65535, written as a number, and its address must be
-// neither unspecified nor multicast.
+// Some rules are stricter than in wg(8). An Endpoint needs a port from 1 to 65535, written as a number, and its address must be
+// neither unspecified nor multicast. An IPv4 address has four decimal numbers, so 127.1 is an error, and 0x7f000001 is a host
+// name. ListenPort is a decimal number up to 65535. Only comments may contain NUL bytes. wg(8)
+// ignores white space within keys and headers; this package also ignores it in the keys of wg-quick(8), which wg-quick(8) itself
+// would not recognise.
 //
 // Unknown keys are most often misspelt. [File.Config], [File.Change] and [File.Addition] refuse them, and [File.Unknown] lists
 // them. A program that keeps its own sections and keys in the file declares them in a [Syntax].
@@ -317,7 +320,7 @@ func (p *parser) keyValue(n int, text, content string) {
 	key, value, ok := cut(content)
 	s := p.section
 	switch {
-	case !ok:
+	case !ok || key == "":
 		p.wrong(n, "", "neither a [section] nor a key = value; write # before a comment")
 		return
 	case len(p.file.sections) == 1 && !p.file.syntax.known("", key):
@@ -401,6 +404,22 @@ func secretive(s string) bool {
 func cut(content string) (key, value string, ok bool) {
 	key, value, ok = strings.Cut(content, "=")
 	return squeeze(key), strings.Trim(value, space), ok
+}
+
+// Clone returns a copy of f. Changes of the copy do not change f.
+func (f *File) Clone() *File {
+	g := *f
+	i := &g.Interface
+	i.Addresses, i.DNS, i.Search = slices.Clone(i.Addresses), slices.Clone(i.DNS), slices.Clone(i.Search)
+	i.PreUp, i.PostUp = slices.Clone(i.PreUp), slices.Clone(i.PostUp)
+	i.PreDown, i.PostDown = slices.Clone(i.PreDown), slices.Clone(i.PostDown)
+	g.Peers = slices.Clone(f.Peers)
+	for n := range g.Peers {
+		p := &g.Peers[n]
+		p.MoreEndpoints = slices.Clone(p.MoreEndpoints)
+		p.AllowedIPs, p.RemoveAllowedIPs = slices.Clone(p.AllowedIPs), slices.Clone(p.RemoveAllowedIPs)
+	}
+	return &g
 }
 
 // String returns how many peers the file has, and no secret.

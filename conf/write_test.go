@@ -302,3 +302,23 @@ PersistentKeepalive = 25
 		t.Errorf("Strip kept the second endpoint:\n%s", text)
 	}
 }
+
+// TestClone checks that a change of a copy does not change the file.
+func TestClone(t *testing.T) {
+	f := must(Parse([]byte(full)))
+	before := must(f.Text())
+	g := f.Clone()
+	i := &g.Interface
+	i.ListenPort, i.Addresses[0] = 1, netip.MustParsePrefix("192.0.2.9/32")
+	for k := range g.Peers {
+		p := &g.Peers[k]
+		p.AllowedIPs = append(p.AllowedIPs[:0], netip.MustParsePrefix("192.0.2.8/32"))
+		p.Endpoint.Port++
+	}
+	if after := must(f.Text()); string(after) != string(before) {
+		t.Errorf("a change of the copy changed the file to\n%s", after)
+	}
+	if text := must(g.Text()); !strings.Contains(string(text), "192.0.2.9") || !strings.Contains(string(text), "192.0.2.8") {
+		t.Errorf("the copy does not have its changes:\n%s", text)
+	}
+}

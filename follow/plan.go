@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -25,14 +26,14 @@ type Plan struct {
 	Interface []string
 
 	// Reopen has the keys of [Interface] that change, but that Apply ignores, because a device has no settings for them: Address,
-	// DNS, MTU and so on. The new values take effect when the program opens the tunnel again.
+	// DNS, MTU and so on. The new values take effect when the program opens the tunnel again. See Running.
 	Reopen []string
 
 	// Change is the change that Apply makes to the device, without the endpoints of peers, which Apply adds. A program may edit
 	// Change before it calls Apply.
 	Change wireguard.Change
 
-	to      *conf.File
+	old, to *conf.File                   // copies, because the program may change its files
 	resolve map[wireguard.PublicKey]bool // whether the new file adds or changes a peer's endpoints, so that Apply resolves them
 }
 
@@ -53,10 +54,45 @@ func NewPlan(old, new *conf.File) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("follow: the new file: %w", err)
 	}
-	p := &Plan{Change: to, to: new, resolve: make(map[wireguard.PublicKey]bool)}
+	p := &Plan{Change: to, old: old.Clone(), to: new.Clone(), resolve: make(map[wireguard.PublicKey]bool)}
 	p.compareInterfaces(&old.Interface, &new.Interface)
 	p.comparePeers(old, from.Peers)
 	return p, nil
+}
+
+// Running returns the configuration of the tunnel after Apply: the new file, but with the old values of the keys in Reopen. It is
+// the old file for the next call of NewPlan. Running returns nil if the Plan was not made by NewPlan.
+func (p *Plan) Running() *conf.File {
+	if p.to == nil {
+		return nil
+	}
+	f := p.to.Clone()
+	i, old := &f.Interface, &p.old.Clone().Interface
+	for _, key := range p.Reopen {
+		switch key {
+		case "FwMark": // a program adds this key if something else than Apply sets the mark
+			i.FwMark = old.FwMark
+		case "Address":
+			i.Addresses = old.Addresses
+		case "DNS":
+			i.DNS, i.Search = old.DNS, old.Search
+		case "MTU":
+			i.MTU = old.MTU
+		case "Table":
+			i.Table = old.Table
+		case "PreUp":
+			i.PreUp = old.PreUp
+		case "PostUp":
+			i.PostUp = old.PostUp
+		case "PreDown":
+			i.PreDown = old.PreDown
+		case "PostDown":
+			i.PostDown = old.PostDown
+		case "SaveConfig":
+			i.SaveConfig = old.SaveConfig
+		}
+	}
+	return f
 }
 
 // withoutEndpoints returns a copy of f whose peers have no endpoints, so that no names need to be resolved.
@@ -103,6 +139,7 @@ func (p *Plan) comparePeers(old *conf.File, from []wireguard.PeerChange) {
 		had[from[i].PublicKey] = &from[i]
 	}
 	before, after := Endpoints(old), Endpoints(p.to)
+	owned, owns := owners(from), owners(p.Change.Peers)
 	has := make(map[wireguard.PublicKey]bool, len(p.Change.Peers))
 	for i := range p.Change.Peers {
 		new := &p.Change.Peers[i]
@@ -125,7 +162,7 @@ func (p *Plan) comparePeers(old *conf.File, from []wireguard.PeerChange) {
 		if *was.PersistentKeepalive != *new.PersistentKeepalive {
 			d.Keys = append(d.Keys, "PersistentKeepalive")
 		}
-		if !samePrefixes(was, new) {
+		if !samePrefixes(was, new, owned, owns) {
 			d.Keys = append(d.Keys, "AllowedIPs")
 		}
 		if d.Keys != nil {
@@ -146,19 +183,33 @@ func sameEndpoints(a, b []conf.Endpoint) bool {
 	return slices.EqualFunc(a, b, func(a, b conf.Endpoint) bool { return a.Host == b.Host && a.Port == b.Port })
 }
 
-// samePrefixes reports whether two changes give a peer the same prefixes, in any order.
-func samePrefixes(a, b *wireguard.PeerChange) bool {
-	set := func(c *wireguard.PeerChange) map[string]bool {
+// samePrefixes reports whether two changes give a peer the same prefixes, in any order. ownedA and ownedB are what owners returns
+// for all peers of the two files.
+func samePrefixes(a, b *wireguard.PeerChange, ownedA, ownedB map[netip.Prefix]wireguard.PublicKey) bool {
+	set := func(c *wireguard.PeerChange, owned map[netip.Prefix]wireguard.PublicKey) map[string]bool {
 		s := make(map[string]bool)
 		for _, p := range c.AllowedIPs {
-			s[p.Masked().String()] = true
+			if owned[p.Masked()] == c.PublicKey {
+				s[p.Masked().String()] = true
+			}
 		}
 		for _, p := range c.RemoveAllowedIPs {
 			s["-"+p.Masked().String()] = true
 		}
 		return s
 	}
-	return a.ReplaceAllowedIPs == b.ReplaceAllowedIPs && maps.Equal(set(a), set(b))
+	return a.ReplaceAllowedIPs == b.ReplaceAllowedIPs && maps.Equal(set(a, ownedA), set(b, ownedB))
+}
+
+// owners returns the peer that gets each prefix: the last one that has it.
+func owners(peers []wireguard.PeerChange) map[netip.Prefix]wireguard.PublicKey {
+	owners := make(map[netip.Prefix]wireguard.PublicKey)
+	for i := range peers {
+		for _, p := range peers[i].AllowedIPs {
+			owners[p.Masked()] = peers[i].PublicKey
+		}
+	}
+	return owners
 }
 
 // String returns one line for each change, and one line with the number of peers that stay as they are. The text contains no

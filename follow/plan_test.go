@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -168,4 +169,56 @@ func TestApply(t *testing.T) {
 			w.Error("Apply accepted an empty plan")
 		}
 	})
+}
+
+// TestPlanOfMovedPrefix checks that a plan lists a peer that loses a prefix because a later peer has it too.
+func TestPlanOfMovedPrefix(t *testing.T) {
+	own, a, b := wireguard.NewPrivateKey(), wireguard.NewPrivateKey().Public(), wireguard.NewPrivateKey().Public()
+	one := fmt.Sprintf("[Interface]\nPrivateKey = %s\n[Peer]\nPublicKey = %v\nAllowedIPs = 10.0.0.0/24\n", own.Text(), a)
+	two := one + fmt.Sprintf("[Peer]\nPublicKey = %v\nAllowedIPs = 10.0.0.9/24\n", b)
+	p, err := follow.NewPlan(parse(t, "%s", one), parse(t, "%s", two))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []follow.Difference{{Peer: a, Keys: []string{"AllowedIPs"}}}; !reflect.DeepEqual(p.Changed, want) || len(p.Kept) != 0 {
+		t.Errorf("the plan is\n%vwant a change of the AllowedIPs of %v", p, a)
+	}
+	if p, err = follow.NewPlan(parse(t, "%s", two), parse(t, "%s", two)); err != nil || len(p.Kept) != 2 {
+		t.Errorf("the plan for the same file is\n%vwith error %v; want two peers kept", p, err)
+	}
+}
+
+// TestRunning checks that Running returns the new file with the old values of what Apply leaves as it is, even if the program
+// has changed both files since.
+func TestRunning(t *testing.T) {
+	own := wireguard.NewPrivateKey()
+	old := parse(t, "[Interface]\nPrivateKey = %s\nFwMark = 1\nAddress = 10.0.0.1\nDNS = 10.0.0.53, a.example\nMTU = 1300\nTable = 7\n"+
+		"PreUp = a\nPostUp = b\nPreDown = c\nPostDown = d\nSaveConfig = true\n", own.Text())
+	next := parse(t, "[Interface]\nPrivateKey = %s\nFwMark = 2\nListenPort = 9\n[Peer]\nPublicKey = %v\n", own.Text(), wireguard.NewPrivateKey().Public())
+	p, err := follow.NewPlan(old, next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := old.Interface
+	want.ListenPort, want.FwMark = 9, 2
+	old.Interface.Addresses[0], old.Interface.PostUp[0], next.Interface.ListenPort, next.Peers = netip.Prefix{}, "", 0, nil
+	want.Addresses, want.PostUp = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}, []string{"b"}
+	f := p.Running()
+	i := f.Interface
+	for _, v := range []struct{ got, want any }{
+		{i.ListenPort, want.ListenPort}, {i.FwMark, want.FwMark}, {i.Addresses, want.Addresses}, {i.DNS, want.DNS}, {i.Search, want.Search},
+		{i.MTU, want.MTU}, {i.Table, want.Table}, {i.PreUp, want.PreUp}, {i.PostUp, want.PostUp}, {i.PreDown, want.PreDown},
+		{i.PostDown, want.PostDown}, {i.SaveConfig, want.SaveConfig}, {len(f.Peers), 1},
+	} {
+		if !reflect.DeepEqual(v.got, v.want) {
+			t.Errorf("Running has %v, want %v", v.got, v.want)
+		}
+	}
+	p.Reopen = append(p.Reopen, "FwMark")
+	if mark := p.Running().Interface.FwMark; mark != 1 {
+		t.Errorf("with FwMark in Reopen, Running has the mark %d, want the old one", mark)
+	}
+	if (&follow.Plan{}).Running() != nil {
+		t.Error("Running of an empty Plan returned a file, want nil")
+	}
 }

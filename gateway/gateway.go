@@ -99,7 +99,8 @@ type Verdict struct {
 
 	// To is the address to which the gateway sends the flow instead of its destination. The zero value means the destination. For
 	// UDP and pings, To must have the same address family as the destination. The gateway does not ask the policy about To, so To
-	// can be a service on the host's loopback interface.
+	// can be a service on the host's loopback interface. If a UDP socket of a peer sends to several destinations with the same To, or
+	// to To itself, all answers come from the destination for which To was used last.
 	To netip.AddrPort
 
 	// Handle serves a TCP connection inside the program, and the gateway does not dial. Nil means that the gateway dials the
@@ -165,7 +166,7 @@ func (g *Gateway) Forward(f *netstack.Flow) {
 		_ = f.Refuse(netstack.HostUnreachable)
 		return
 	}
-	defer g.leave(f)
+	defer g.leave(f, a)
 	v := g.config.Policy(Request{f.Peer(), f.Network(), f.Source(), f.Destination()})
 	if !v.Allow {
 		a.refused.Add(1)
@@ -200,10 +201,15 @@ func (g *Gateway) enter(f *netstack.Flow) *account {
 	if f.Network() != "udp" {
 		g.conns.Add(1)
 	}
-	return g.accountLocked(f.Peer())
+	a := g.accountLocked(f.Peer())
+	a.waiting++
+	return a
 }
 
-func (g *Gateway) leave(f *netstack.Flow) {
+func (g *Gateway) leave(f *netstack.Flow, a *account) {
+	g.mu.Lock()
+	a.waiting--
+	g.mu.Unlock()
 	if f.Network() != "udp" {
 		g.conns.Done()
 	}

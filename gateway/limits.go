@@ -10,7 +10,8 @@ import (
 	"github.com/seed-86b749af/wireguard"
 )
 
-// Limits bound the number of flows, the rate and the bytes of one peer. In each field a negative number means no limit.
+// Limits bound the number of flows, the rate and the bytes of one peer. In each field a negative number means no limit. The bytes
+// of connections that Verdict.Handle serves are neither counted nor limited.
 type Limits struct {
 	// Flows is how many TCP connections and UDP sockets the peer may have at once. Zero means 4096.
 	Flows int
@@ -27,7 +28,8 @@ type Limits struct {
 	ToPeer int
 
 	// Quota is how many bytes the peer may send and receive in total, without headers. Zero means no limit. Once the quota is
-	// used up, the peer's flows are reset, and new ones are refused. To grant more, call SetLimits with a larger number.
+	// used up, new flows are refused, and each flow that the peer still has is reset when it carries the next byte. To grant more,
+	// call SetLimits with a larger number.
 	Quota int64
 }
 
@@ -66,9 +68,10 @@ type PeerStats struct {
 
 // An account holds a peer's limits and counters.
 type account struct {
-	// Gateway.mu guards these three fields.
+	// Gateway.mu guards these four fields.
 	flows   int
 	pings   int
+	waiting int // how many calls of Forward have not returned
 	arrived bucket
 
 	limits           atomic.Pointer[Limits]
@@ -133,7 +136,7 @@ func (g *Gateway) SetLimits(peer wireguard.PublicKey, l Limits) {
 func (g *Gateway) Forget(peer wireguard.PublicKey) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if a := g.peers[peer]; a != nil && (a.flows > 0 || a.pings > 0) {
+	if a := g.peers[peer]; a != nil && (a.flows > 0 || a.pings > 0 || a.waiting > 0) {
 		return false
 	}
 	delete(g.peers, peer)
@@ -232,6 +235,10 @@ func (a *account) pass(ctx context.Context, d *direction, n int) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
+		d.mu.Lock()
+		d.rate.tokens += float64(n) // the bytes are not sent, so they must not hold up the peer's other flows
+		d.mu.Unlock()
+		d.bytes.Add(-uint64(n))
 		return ctx.Err()
 	}
 }

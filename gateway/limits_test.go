@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -133,4 +134,97 @@ func TestFlood(t *testing.T) {
 		}
 	}
 	eventually(t, "the first peer has at least 64 flows", func() bool { return w.Stats()[w.keys[0]].Flows >= 64 })
+}
+
+// TestDebtOfResetFlows checks that connections that the peer resets while they wait for tokens give these tokens back, so that
+// the peer's next connection need not wait for bytes that nobody received.
+func TestDebtOfResetFlows(t *testing.T) {
+	w := newWorld(t, gateway.Config{Policy: toLoopback, Limits: gateway.Limits{ToPeer: 100_000}})
+	endless := netip.AddrPortFrom(far, serve(t, func(c net.Conn) {
+		for b := make([]byte, 64<<10); ; {
+			if _, err := c.Write(b); err != nil {
+				return
+			}
+		}
+	}))
+	short := netip.AddrPortFrom(far, serve(t, func(c net.Conn) { _, _ = c.Write(make([]byte, 1000)) }))
+	var conns []net.Conn
+	for range 30 {
+		c := must(w.dial(t, 0, endless))(t)
+		_ = c.(interface{ SetLinger(int) error }).SetLinger(0) // Close sends a reset
+		conns = append(conns, c)
+	}
+	owed := uint64(20 * 32 << 10) // 30 connections wait for up to 32 KiB each
+	eventually(t, "the connections wait", func() bool { return w.Stats()[w.keys[0]].ToPeer > owed })
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	eventually(t, "the connections end", func() bool { return w.Stats()[w.keys[0]].Flows == 0 })
+	if n := w.Stats()[w.keys[0]].ToPeer; n > owed/2 {
+		t.Errorf("%d bytes were counted as received by the peer, want at most %d", n, owed/2)
+	}
+	c := must(w.dial(t, 0, short))(t)
+	begun := time.Now()
+	if _, err := io.ReadFull(c, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("a new connection waited for %v, want at most 2 s", took)
+	}
+}
+
+// TestIdleBehindRate checks that a connection that waits because of the peer's rate is not idle.
+func TestIdleBehindRate(t *testing.T) {
+	const size = 60_000 // 32 KiB wait for 3 s
+	w := newWorld(t, gateway.Config{Policy: toLoopback, TCPIdle: time.Second, Limits: gateway.Limits{ToPeer: 10_000}})
+	c := must(w.dial(t, 0, netip.AddrPortFrom(far, serve(t, func(c net.Conn) { _, _ = c.Write(make([]byte, size)) }))))(t)
+	if n, err := io.Copy(io.Discard, c); n != size || err != nil {
+		t.Errorf("the peer received %d bytes and then %v, want all %d", n, err, size)
+	}
+}
+
+// TestForgetWhilePolicyDecides checks that Forget keeps the account of a peer for whose flow the policy has not decided yet.
+func TestForgetWhilePolicyDecides(t *testing.T) {
+	asked, decide := make(chan bool, 1), make(chan bool)
+	w := newWorld(t, gateway.Config{Limits: gateway.Limits{Flows: 1}, Policy: func(r gateway.Request) gateway.Verdict {
+		select {
+		case asked <- true:
+			<-decide
+		default:
+		}
+		return toLoopback(r)
+	}})
+	to := netip.AddrPortFrom(far, echo(t))
+	first := make(chan error, 1)
+	go func() { _, err := w.dial(t, 0, to); first <- err }()
+	<-asked
+	if w.Forget(w.keys[0]) {
+		t.Error("Forget dropped the account of a peer whose flow waits for the policy")
+	}
+	close(decide)
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.dial(t, 0, to); err == nil {
+		t.Error("the peer has two connections, want at most Limits.Flows = 1")
+	}
+}
+
+type failingSocket struct{ *net.UDPConn }
+
+func (failingSocket) WriteToUDPAddrPort([]byte, netip.AddrPort) (int, error) {
+	return 0, syscall.ENETUNREACH
+}
+
+// TestUnsentDatagrams checks that datagrams that could not be sent are dropped and do not count as the peer's bytes.
+func TestUnsentDatagrams(t *testing.T) {
+	w := newWorld(t, gateway.Config{Policy: toLoopback, ListenPacket: func(context.Context, string, string) (net.PacketConn, error) {
+		c, err := net.ListenUDP("udp4", nil)
+		return failingSocket{c}, err
+	}})
+	send(t, w.socket(t, 0), "lost", netip.AddrPortFrom(far, 99))
+	eventually(t, "the datagram is dropped", func() bool { return w.Stats()[w.keys[0]].Dropped == 1 })
+	if n := w.Stats()[w.keys[0]].FromPeer; n != 0 {
+		t.Errorf("the peer has sent %d bytes, want 0, because nothing was sent", n)
+	}
 }

@@ -41,13 +41,19 @@ func Public(tunnel ...netip.Prefix) func(Request) Verdict {
 // nat64 is the prefix of IPv6 addresses that contain an IPv4 address in their last 32 bits (RFC 6052).
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// isPrivate reports whether the address a belongs to the tunnel, or is special: loopback, link-local, multicast and so on. It
-// does not know the addresses of the host's interfaces; hostAddrs does.
-func isPrivate(a netip.Addr, tunnel []netip.Prefix) bool {
+// embedded returns the IPv4 address that a contains, or a.
+func embedded(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); nat64.Contains(a) {
 		b := a.As16()
 		a = netip.AddrFrom4([4]byte(b[12:]))
 	}
+	return a
+}
+
+// isPrivate reports whether the address a belongs to the tunnel, or is special: loopback, link-local, multicast and so on. It
+// does not know the addresses of the host's interfaces; hostAddrs does.
+func isPrivate(a netip.Addr, tunnel []netip.Prefix) bool {
+	a = embedded(a)
 	if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
 		return true
 	}
@@ -78,7 +84,7 @@ func (h *hostAddrs) has(a netip.Addr) bool {
 			h.addrs = addrsOf(found)
 		}
 	}
-	return h.addrs[a.Unmap()]
+	return h.addrs[embedded(a)]
 }
 
 // addrsOf returns the addresses in found, and for IPv4 also the first and the last address of their networks, because these two

@@ -47,5 +47,13 @@ func TestHostAddrs(t *testing.T) {
 		if policy(Request{Network: "tcp", Destination: netip.AddrPortFrom(a, 22)}).Allow {
 			t.Errorf("Public allows the host's address %v", a)
 		}
+		if !a.Is4() {
+			continue
+		}
+		b, four := nat64.Addr().As16(), a.As4()
+		copy(b[12:], four[:])
+		if policy(Request{Network: "tcp", Destination: netip.AddrPortFrom(netip.AddrFrom16(b), 22)}).Allow {
+			t.Errorf("Public allows the host's address %v as an address of NAT64", a)
+		}
 	}
 }

@@ -71,6 +71,7 @@ type joint struct {
 	ctx           context.Context
 	cancel        context.CancelCauseFunc // resets both connections
 	moved         atomic.Uint64           // a counter that grows with each byte in either direction, and with each half-close
+	waits         atomic.Int32            // how many directions wait because of the peer's rate
 	half          atomic.Bool             // whether at least one direction has ended
 
 	mu    sync.Mutex  // guards the rest
@@ -140,7 +141,7 @@ func (j *joint) look(idle, step time.Duration) {
 	if j.half.Load() {
 		limit = step
 	}
-	if n := j.moved.Load(); n != j.seen {
+	if n := j.moved.Load(); n != j.seen || j.waits.Load() > 0 {
 		j.seen, j.since = n, now
 	} else if now.Sub(j.since) >= limit {
 		j.cancel(context.DeadlineExceeded)
@@ -156,7 +157,10 @@ type meterWriter struct {
 }
 
 func (m meterWriter) Write(b []byte) (int, error) {
-	if err := m.account.pass(m.ctx, &m.account.fromPeer, len(b)); err != nil {
+	m.waits.Add(1)
+	err := m.account.pass(m.ctx, &m.account.fromPeer, len(b))
+	m.waits.Add(-1)
+	if err != nil {
 		return 0, err
 	}
 	m.moved.Add(uint64(len(b)))
@@ -173,7 +177,10 @@ func (m meterReader) Read(b []byte) (int, error) {
 	n, err := m.from.Read(b)
 	if n > 0 {
 		m.moved.Add(uint64(n))
-		if e := m.account.pass(m.ctx, &m.account.toPeer, n); e != nil {
+		m.waits.Add(1)
+		e := m.account.pass(m.ctx, &m.account.toPeer, n)
+		m.waits.Add(-1)
+		if e != nil {
 			return 0, e
 		}
 	}

@@ -102,6 +102,7 @@ func (m *mapping) outboundOne() bool {
 	}
 	if _, err := m.host.WriteToUDPAddrPort(b[:n], real); err != nil {
 		m.account.dropped.Add(1)
+		m.account.fromPeer.bytes.Add(-uint64(n))
 		_ = m.source.Refuse(to, netstack.RefusalOf(err))
 	}
 	return true
@@ -181,7 +182,11 @@ func (m *mapping) inboundOne() error {
 		m.account.dropped.Add(1)
 		return nil
 	}
-	if _, err := m.source.WriteFrom(b[:n], name); isEnded(err) {
+	_, err = m.source.WriteFrom(b[:n], name)
+	if err != nil {
+		m.account.toPeer.bytes.Add(-uint64(n))
+	}
+	if isEnded(err) {
 		return err
 	} else if err != nil {
 		m.account.dropped.Add(1)

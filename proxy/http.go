@@ -12,6 +12,7 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/textproto"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -153,6 +154,14 @@ func (c *targetConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// CloseWrite half-closes the connection after an upgrade.
+func (c *targetConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 // RoundTrip sends a request of the ReverseProxy to its target. It adds a trace to the request after the ReverseProxy has
 // added one, so the functions of RoundTrip's trace run before those of the ReverseProxy's.
 func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -225,6 +234,7 @@ type exchange struct {
 	sent, received atomic.Int64
 	conn           atomic.Pointer[targetConn] // the connection that carries the request
 	err            error
+	head           http.Header // of the response to the client
 }
 
 type exchangeKey struct{}
@@ -279,6 +289,7 @@ func endUpgrade(wc *webConn) {
 var (
 	errAuthentication = errors.New("proxy: wrong or no username and password")
 	errInterrupted    = errors.New("proxy: the target or the client closed the connection in the middle of an answer")
+	errLastHop        = errors.New("proxy: Max-Forwards is not a positive number, and this proxy does not answer OPTIONS and TRACE itself")
 	errNotForProxy    = errors.New(`proxy: a request for a proxy must be CONNECT host:port or have an absolute URL that begins with "http://"`)
 )
 
@@ -313,12 +324,14 @@ func statusOf(err error) int {
 func (w *web) connect(rw http.ResponseWriter, r *http.Request, wc *webConn, x *exchange) bool {
 	target := r.Host
 	x.report.Target = target
-	if host, port, err := net.SplitHostPort(target); err != nil || host == "" || port == "" {
+	if host, port, err := net.SplitHostPort(target); err != nil || host == "" || port == "" || r.RequestURI != target {
+		rw.Header().Set("Connection", "close")
 		x.refuse(rw, http.StatusBadRequest, errNotForProxy)
 		return false
 	}
-	to, err := w.server.dial(r.Context(), "tcp", target)
+	to, err := w.server.dial(w.server.context, "tcp", target) // r.Context() ends if the client half-closes its connection
 	if err != nil {
+		rw.Header().Set("Connection", "close") // what the client has already sent through the tunnel is not a request
 		x.refuse(rw, statusOf(err), fmt.Errorf("proxy: dial %s: %w", target, err))
 		return false
 	}
@@ -366,7 +379,15 @@ func (w *web) exchange(rw http.ResponseWriter, r *http.Request, x *exchange) {
 	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = &countedBody{r.Body, &x.sent}
 	}
-	x.err = errInterrupted
+	if f := r.Header.Get("Max-Forwards"); f != "" && (r.Method == http.MethodOptions || r.Method == http.MethodTrace) {
+		n, err := strconv.ParseUint(f, 10, 31)
+		if err != nil || n == 0 {
+			x.refuse(rw, http.StatusBadRequest, errLastHop)
+			return
+		}
+		r.Header.Set("Max-Forwards", strconv.FormatUint(n-1, 10))
+	}
+	x.err, x.head = errInterrupted, rw.Header()
 	w.forward.ServeHTTP(rw, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
 	if x.err == errInterrupted { // ServeHTTP did not panic, and did not call failExchange
 		x.err = nil
@@ -378,6 +399,9 @@ func (w *web) exchange(rw http.ResponseWriter, r *http.Request, x *exchange) {
 func (w *web) rewrite(p *httputil.ProxyRequest) {
 	w.via(p.Out.Header, p.In.ProtoMajor, p.In.ProtoMinor)
 	p.Out.Host = p.In.Host
+	if p.In.Method == http.MethodOptions && p.In.URL.Path == "" && p.In.URL.RawQuery == "" && !p.In.URL.ForceQuery {
+		p.Out.URL.Path = "*" // RFC 9112, section 3.2.4
+	}
 	p.Out.URL.RawQuery = p.In.URL.RawQuery
 	for _, field := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
 		if v, ok := p.In.Header[field]; ok {
@@ -393,6 +417,9 @@ func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKe
 func (w *web) answer(a *http.Response) error {
 	w.via(a.Header, a.ProtoMajor, a.ProtoMinor)
 	x := exchangeOf(a.Request)
+	if _, ok := a.Header["Content-Type"]; !ok {
+		x.head["Content-Type"] = nil // so package net/http does not guess one from the body
+	}
 	if both, ok := a.Body.(io.ReadWriteCloser); ok && a.StatusCode == http.StatusSwitchingProtocols {
 		a.Body = &countedUpgrade{both, x}
 	} else {

@@ -126,7 +126,7 @@ func open(ctx context.Context, f *conf.File, c Config) (*Tunnel, error) {
 		d.Close() // also closes n
 		return nil, err
 	}
-	t := &Tunnel{device: d, net: n, file: f, followed: make(chan struct{})}
+	t := &Tunnel{device: d, net: n, file: f.Clone(), followed: make(chan struct{})}
 	t.follower = follow.New(d, follow.Config{Resolution: c.Resolution, Changes: c.Changes, Logger: device.Logger})
 	t.follower.Set(follow.Endpoints(f))
 	ctx, t.unfollow = context.WithCancel(context.Background())
@@ -262,7 +262,7 @@ func (t *Tunnel) Reload(ctx context.Context, f *conf.File) (*follow.Plan, error)
 	if err != nil {
 		return p, fmt.Errorf("wgnet: reload: %w", err)
 	}
-	t.file = f
+	t.file = p.Running()
 	return p, nil
 }
 

@@ -333,6 +333,34 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// TestReloadOfTheSameFile checks that a program may change the File that it gave to OpenFile, and give it to Reload. It also checks
+// that a second Reload still reports what the tunnel has left as it was.
+func TestReloadOfTheSameFile(t *testing.T) {
+	testkit.NoLeaks(t)
+	f := parse(t, "[Interface]\nPrivateKey=%s\nAddress=10.0.0.1\n[Peer]\nPublicKey=%v\nEndpoint=127.0.0.1:9\n",
+		wireguard.NewPrivateKey().Text(), wireguard.NewPrivateKey().Public())
+	tunnel, err := wgnet.OpenFile(t.Context(), f, wgnet.Config{Changes: func(context.Context, func()) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tunnel.Close()
+	f.Peers[0].Endpoint.Port = 10
+	f.Peers = append(f.Peers, conf.Peer{PublicKey: wireguard.NewPrivateKey().Public(), Endpoint: conf.Endpoint{Host: "127.0.0.1", Port: 11}})
+	f.Interface.MTU = 1300
+	p, err := tunnel.Reload(t.Context(), f)
+	if err != nil || len(p.Added) != 1 || len(p.Changed) != 1 || len(p.Reopen) != 1 {
+		t.Errorf("the plan of the first Reload is\n%vwith error %v; want one peer added, one changed, and MTU left", p, err)
+	}
+	for peer := range tunnel.Device().Peers() {
+		if port := peer.Endpoint.Addr.Port(); port != 10 && port != 11 {
+			t.Errorf("a peer has the endpoint %v, want that of the changed file", peer.Endpoint)
+		}
+	}
+	if p, err = tunnel.Reload(t.Context(), f); err != nil || len(p.Kept) != 2 || len(p.Reopen) != 1 {
+		t.Errorf("the plan of the second Reload is\n%vwith error %v; want both peers kept, and MTU left", p, err)
+	}
+}
+
 // TestFollow checks that a Tunnel over UDP sockets finds a server at the second Endpoint of a file. The first attempt takes 5 s,
 // so the test runs only with WGNET_SLOW=1.
 func TestFollow(t *testing.T) {

@@ -220,7 +220,7 @@ func merge(f, now *conf.File) {
 		old.PresharedKey, old.PersistentKeepalive = p.PresharedKey, p.PersistentKeepalive
 		old.AllowedIPs = sameOrder(old.AllowedIPs, p.AllowedIPs)
 		old.RemoveAllowedIPs, old.Incremental = nil, false
-		if _, isAddress := old.Endpoint.AddrPort(); (isAddress || old.Endpoint.IsZero()) && !p.Endpoint.IsZero() {
+		if _, isAddress := old.Endpoint.AddrPort(); len(old.MoreEndpoints) == 0 && (isAddress || old.Endpoint.IsZero()) && !p.Endpoint.IsZero() {
 			old.Endpoint = p.Endpoint
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -329,7 +330,7 @@ func (t *tunnelFile) postDown() {
 	}
 }
 
-// reload reads the file again and configures the device. It keeps addresses, MTU and DNS. It adds new routes and keeps old
+// reload reads the file again and configures the device. It keeps addresses, MTU, DNS and hooks. It adds new routes and keeps old
 // ones, because packets to a removed peer are dropped with or without a route. An error that occurs after the device has
 // changed is a *routesError.
 func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
@@ -341,8 +342,11 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	if err != nil {
 		return &fileError{t.path, err}
 	}
-	if f.Interface.FwMark == 0 {
-		p.Change.FirewallMark = nil // a reload must keep the mark that addDefault chose
+	p.Reopen = slices.DeleteFunc(p.Reopen, func(key string) bool { return key == "SaveConfig" }) // preDown needs the new value
+	if mark := slices.Index(p.Interface, "FwMark"); mark >= 0 && t.mark != 0 {
+		// The rules of addDefault name the mark, so the device keeps it.
+		p.Interface, p.Reopen = slices.Delete(p.Interface, mark, mark+1), append(p.Reopen, "FwMark")
+		p.Change.FirewallMark = nil
 	}
 	for line := range strings.Lines(p.String()) {
 		d.log.Info("reload: " + strings.TrimSpace(line))
@@ -352,10 +356,11 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	} else if err != nil {
 		return err
 	}
+	running := p.Running()
 	t.mu.Lock()
-	t.file = f
+	t.file = running
 	t.mu.Unlock()
-	if err := t.addRoutes(ctx, d.device, &f.Interface); err != nil {
+	if err := t.addRoutes(ctx, d.device, &running.Interface); err != nil {
 		return &routesError{err}
 	}
 	d.log.Info("reloaded", "file", t.path, "peers", len(f.Peers))

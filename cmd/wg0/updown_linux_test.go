@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/seed-86b749af/wireguard/conf"
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
@@ -300,9 +301,13 @@ func TestService(t *testing.T) {
 func TestReloadWithoutRoutes(t *testing.T) {
 	o := newOffice(t)
 	s := o.laptop
-	f := s.front(built(t), "up", "-f", o.file("Address = 10.9.0.1/24"))
+	ip, _ := exec.LookPath("ip")
+	s.fake("ip", "case \"$*\" in *'route add 10.77.'*) exit 1;; esac\nexec "+ip+" \"$@\"")
+	file := o.file("Address = 10.9.0.1/24")
+	f := s.front(built(t), "up", "-f", file)
 	f.wantLog(t, "msg=ready")
-	o.file("Address = 10.9.0.1/24\nListenPort = 7777\nTable = nosuchtable")
+	text, _ := os.ReadFile(o.file("Address = 10.9.0.1/24\nListenPort = 7777"))
+	s.write(filepath.Base(file), strings.Replace(string(text), "AllowedIPs = ", "AllowedIPs = 10.77.0.0/16, ", 1), 0o600)
 	f.Process.Signal(syscall.SIGHUP)
 	f.wantLog(t, `msg="the configuration was reloaded, but some of its routes are missing" err="ip `)
 	if out := s.must("wg", "show", o.iface, "listen-port"); out != "7777\n" || strings.Contains(f.log.String(), "the old one stays in use") {
@@ -311,6 +316,38 @@ func TestReloadWithoutRoutes(t *testing.T) {
 	f.Process.Signal(syscall.SIGTERM)
 	f.wantExit(t, 0)
 	o.wantClean()
+}
+
+// TestReloadKeepsWhatUpSet checks that a reload leaves the firewall mark, the DNS settings and the hooks as they are, as its log says,
+// and that the end of the daemon then undoes what its start has done.
+func TestReloadKeepsWhatUpSet(t *testing.T) {
+	o := newOffice(t)
+	s := o.laptop
+	called, hooked := filepath.Join(s.dir, "resolvconf"), filepath.Join(s.dir, "hooked")
+	s.fake("resolvconf", "echo $1 >> "+called)
+	file := o.file("Address = 10.9.0.1/24\nDNS = 10.9.0.2\nPostDown = echo old >> " + hooked)
+	f := s.front(built(t), "up", "-f", file)
+	f.wantLog(t, "msg=ready")
+	mark := s.must("wg", "show", o.iface, "fwmark")
+	for _, fwmark := range []string{"0x55", "0x66"} {
+		o.file("Address = 10.9.0.1/24\nPostDown = echo new >> " + hooked + "\nFwMark = " + fwmark)
+		f.Process.Signal(syscall.SIGHUP)
+		f.wantLog(t, "leave FwMark as it is until the tunnel is opened anew")
+		f.wantLog(t, "msg=reloaded")
+		if now := s.must("wg", "show", o.iface, "fwmark"); now != mark {
+			t.Errorf("after a reload with FwMark = %s the mark is %s, want %s, which the rules have", fwmark, now, mark)
+		}
+	}
+	o.ping("10.9.0.2", "203.0.113.5")
+	f.Process.Signal(syscall.SIGTERM)
+	f.wantExit(t, 0)
+	o.wantClean()
+	if b, _ := os.ReadFile(called); string(b) != "-a\n-d\n" {
+		t.Errorf("resolvconf was called with %q, want -a and then -d", b)
+	}
+	if b, _ := os.ReadFile(hooked); string(b) != "old\n" {
+		t.Errorf("the hooks wrote %q, want old, the PostDown of the start", b)
+	}
 }
 
 // TestEndWhileReloading checks that a reload that is adding rules when the daemon stops leaves no rules.
@@ -459,4 +496,21 @@ func TestMovedInterface(t *testing.T) {
 	cell.must("ip", "link", "delete", o.iface)
 	f.wantExit(t, 0)
 	o.wantClean()
+}
+
+// TestMergeEndpoints checks that merge, which SaveConfig uses, keeps all Endpoint lines of a peer that has several.
+func TestMergeEndpoints(t *testing.T) {
+	const text = "[Interface]\n[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nEndpoint = 192.0.2.1:1\nEndpoint = 192.0.2.2:2\n"
+	f, err := conf.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := conf.Parse([]byte(strings.Replace(text, "Endpoint = 192.0.2.1:1\n", "", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	merge(f, now)
+	if saved, err := f.Text(); err != nil || string(saved) != text {
+		t.Errorf("merge changed the file to\n%s%v, want\n%s", saved, err, text)
+	}
 }

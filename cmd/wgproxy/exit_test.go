@@ -50,7 +50,7 @@ func TestGatewaySection(t *testing.T) {
 	if got := planExit(nil, s.exit); len(got) != 1 || !strings.HasPrefix(got[0], "leave [Gateway] as it is") || planExit(s.exit, s.exit) != nil {
 		t.Errorf("the plan for a new [Gateway] is %q, and for the same one %q; want one line that leaves it as it is, and no line", got, planExit(s.exit, s.exit))
 	}
-	o, _ := parseArgs([]string{write(t, "y.conf", "[Gateway]\n")}, io.Discard)
+	o, _ := parseArgs([]string{write(t, "y.conf", "[Interface]\nPrivateKey = "+wireguard.NewPrivateKey().Text()+"\nAddress = 10.7.0.1\n[Gateway]\n")}, io.Discard)
 	if s, err := o.settings(); err != nil || s.exit == nil {
 		t.Errorf("a file with only an empty [Gateway]: %v, want no error and an exit", err)
 	}

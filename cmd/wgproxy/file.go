@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -112,6 +113,40 @@ func readSettings(path string) (*settings, error) {
 	return s, nil
 }
 
+// check finds what would keep wgproxy from starting: a tunnel without a key or an address, services on the same address, and
+// certificates that cannot be read.
+func (s *settings) check() error {
+	type place struct{ network, address string }
+	taken := make(map[place]service)
+	var errs []error
+	if s.file.Interface.PrivateKey.IsZero() {
+		errs = append(errs, errors.New("[Interface] has no PrivateKey; add the line PrivateKey = and what `wg genkey` prints"))
+	}
+	if len(s.file.Interface.Addresses) == 0 {
+		errs = append(errs, errors.New("[Interface] has no Address; add the address that the other end routes to this one, as in Address = 10.0.0.2"))
+	}
+	for _, v := range s.services {
+		at := place{"tcp", v.bind}
+		switch v.kind {
+		case kindServer:
+			at.network = "tunnel"
+		case kindUDP:
+			at.network = "udp"
+		}
+		_, port, _ := net.SplitHostPort(v.bind)
+		if other, ok := taken[at]; ok && port != "0" && v.bind != "" {
+			errs = append(errs, fmt.Errorf("%v: %s is also the address of %v; give each its own port", v, v.bind, other))
+		}
+		taken[at] = v
+		if v.certFile != "" {
+			if _, err := tls.LoadX509KeyPair(v.certFile, v.keyFile); err != nil {
+				errs = append(errs, fmt.Errorf("%v: %w", v, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // readFile parses a file in which values may name environment variables.
 func readFile(path string) (*conf.File, error) {
 	text, err := os.ReadFile(path)
@@ -197,7 +232,8 @@ func expandKeys(text string) (string, error) {
 		content, _, _ := strings.Cut(l, "#")
 		trimmed := strings.ToLower(strings.TrimSpace(content))
 		if strings.HasPrefix(trimmed, "[") {
-			ours = trimmed == "[interface]" || trimmed == "[peer]"
+			name := strings.Join(strings.Fields(trimmed), "") // conf ignores white space in names
+			ours = name == "[interface]" || name == "[peer]"
 		}
 		key, value, ok := strings.Cut(content, "=")
 		if value = strings.TrimSpace(value); !ours || !ok || !strings.HasPrefix(value, "$") || hookKeys.MatchString(l) {
@@ -249,7 +285,10 @@ func (p *parser) section(s conf.Section) {
 		p.exit = new(exitSettings)
 	}
 	for _, e := range s.Entries {
-		v, err := expand(unquote(e.Value))
+		v, err := unquote(e.Value)
+		if err == nil {
+			v, err = expand(v)
+		}
 		if err == nil {
 			err = p.entry(&svc, e.Key, v)
 		}
@@ -273,14 +312,19 @@ func (p *parser) section(s conf.Section) {
 	p.services = append(p.services, svc)
 }
 
-// unquote removes the quotes that an INI file may have around a value.
-func unquote(v string) string {
+// unquote removes the quotes that an INI file may have around a value. It refuses a value that only begins with a quote, because
+// package conf ends a value at a #, even between quotes.
+func unquote(v string) (string, error) {
 	for _, q := range []string{`"`, "`", "'"} {
-		if len(v) >= 2 && strings.HasPrefix(v, q) && strings.HasSuffix(v, q) {
-			return v[1 : len(v)-1]
+		if !strings.HasPrefix(v, q) {
+			continue
 		}
+		if len(v) < 2 || !strings.HasSuffix(v, q) {
+			return "", fmt.Errorf("the quote %s is not closed; # begins a comment, so put a value with # into a variable, as in Password = $PASSWORD", q)
+		}
+		return v[1 : len(v)-1], nil
 	}
-	return v
+	return v, nil
 }
 
 func (p *parser) entry(s *service, key, v string) (err error) {

@@ -148,6 +148,7 @@ func TestFileErrors(t *testing.T) {
 		"[Gateway]\nMaxFlows = 4097\n":                                       ": line 2: MaxFlows: want the connections and UDP sockets that a peer may have at once, from 1 to 4096",
 		"[Gateway]\nBytesPerSecond = 1M\n":                                   ": line 2: BytesPerSecond: want a number from 1",
 		"[Interface]\nJc = 4\n":                                              "AmneziaWG",
+		"[Socks5]\nBindAddress = 127.0.0.1:1\nPassword = \"a#b\"\n":          ": line 3: Password: the quote \" is not closed; # begins a comment",
 		"WGConfig = nosuchfile.conf\n":                                       ": WGConfig: open ",
 	} {
 		path := write(t, "x.conf", text)
@@ -171,7 +172,7 @@ func TestArgs(t *testing.T) {
 	if o, err := parseArgs([]string{"-c", "x.conf", "-i", ":1"}, io.Discard); err != nil || o.path != "x.conf" || o.status != ":1" {
 		t.Errorf("parseArgs with wireproxy's flags returns %+v, %v", o, err)
 	}
-	for _, args := range []string{"", "a b", "a -socks 1080", "a -L 80", "a -L 80=x", "a -R x=a:1", "a -nosuchflag", "-c a b"} {
+	for _, args := range []string{"", "a -c b", "a b", "a -socks 1080", "a -L 80", "a -L 80=x", "a -R x=a:1", "a -nosuchflag", "-c a b"} {
 		if o, err := parseArgs(strings.Fields(args), io.Discard); err == nil {
 			t.Errorf("parseArgs of %q returns %+v, want an error", args, o)
 		}
@@ -183,6 +184,21 @@ func TestArgs(t *testing.T) {
 	o, _ = parseArgs([]string{write(t, "x.conf", "[Socks5]\nBindAddress = 127.0.0.1:1\n"), "-socks", "127.0.0.1:1"}, io.Discard)
 	if _, err := o.settings(); err == nil || !strings.Contains(err.Error(), "is there twice") {
 		t.Errorf("the same service twice: %v, want an error", err)
+	}
+}
+
+// TestCheck checks that settings, and so the flag -n, finds what would keep wgproxy from starting.
+func TestCheck(t *testing.T) {
+	o, _ := parseArgs([]string{write(t, "x.conf", "[Interface]\n[SNI]\nBindAddress = 127.0.0.1:0\n[http]\nBindAddress = 127.0.0.1:0\n"+
+		"[http]\nBindAddress = 127.0.0.1:1\nCertFile = nosuchfile.pem\nKeyFile = x\n"), "-socks", "127.0.0.1:1"}, io.Discard)
+	_, err := o.settings()
+	for _, want := range []string{"[Interface] has no PrivateKey", "[Interface] has no Address", "127.0.0.1:1 is also the address of [http]", "nosuchfile.pem"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("settings returned %v, want an error with %q", err, want)
+		}
+	}
+	if err != nil && strings.Contains(err.Error(), "127.0.0.1:0 is also") {
+		t.Errorf("settings returned %v; two services may have port 0", err)
 	}
 }
 

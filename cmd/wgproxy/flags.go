@@ -40,7 +40,7 @@ func parseArgs(args []string, out io.Writer) (*options, error) {
 		fs.PrintDefaults()
 	}
 	for _, name := range []string{"c", "config"} {
-		fs.StringVar(&o.path, name, "", "the configuration `FILE`, instead of the argument")
+		fs.Func(name, "the configuration `FILE`, instead of the argument", o.setPath)
 	}
 	listen := func(kind, name, what string) {
 		fs.Func(name, what, func(v string) error {
@@ -83,10 +83,10 @@ func parseArgs(args []string, out io.Writer) (*options, error) {
 		if args = fs.Args(); len(args) == 0 {
 			break
 		}
-		if o.path != "" {
-			return nil, fmt.Errorf("unexpected argument %q: want one FILE", args[0])
+		if err := o.setPath(args[0]); err != nil {
+			return nil, err
 		}
-		o.path, args = args[0], args[1:]
+		args = args[1:]
 	}
 	if len(o.statusHosts) > 0 && o.status == "" {
 		return nil, errors.New("-status-host has no effect without -status; add it, as in -status 0.0.0.0:9090")
@@ -95,6 +95,15 @@ func parseArgs(args []string, out io.Writer) (*options, error) {
 		return nil, errors.New("no file: give a wg-quick(8) file, as in: wgproxy office.conf -socks 127.0.0.1:1080")
 	}
 	return o, nil
+}
+
+// setPath takes the one FILE.
+func (o *options) setPath(path string) error {
+	if o.path != "" {
+		return fmt.Errorf("unexpected argument %q: want one FILE", path)
+	}
+	o.path = path
+	return nil
 }
 
 // hostName checks a name without a port.

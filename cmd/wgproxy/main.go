@@ -8,7 +8,9 @@
 // (BindAddress), [TCPClientTunnel] (BindAddress, Target), [TCPServerTunnel] (ListenPort, Target), [UDPProxyTunnel]
 // (BindAddress, Target, InactivityTimeout in seconds, where 0 means never), [STDIOTunnel] (Target) and [Resolve]
 // (ResolveStrategy: ipv4, ipv6 or auto). WGConfig = FILE above all sections takes [Interface] and [Peer] from another file. A
-// value $NAME stands for an environment variable. A peer without AllowedIPs gets all addresses.
+// value $NAME stands for an environment variable. A peer without AllowedIPs gets all addresses. If [Interface] has no DNS, this
+// host resolves the names of targets. Comments begin with #, or with ; at the beginning of a line. The keys of [Interface] and
+// [Peer] are written without quotes, as wg-quick(8) wants them.
 //
 // A section [Gateway], which may be empty, makes wgproxy an exit for its peers: their TCP, UDP and pings to other hosts leave
 // through the sockets of this host. wgproxy refuses flows to the tunnel, to this host, and to special addresses such as
@@ -127,6 +129,9 @@ func (o *options) settings() (*settings, error) {
 				return nil, fmt.Errorf("%s: %v is there twice; remove one of the two", o.path, a)
 			}
 		}
+	}
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.path, err)
 	}
 	return s, nil
 }

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-86b749af/wireguard/conf"
@@ -24,6 +26,7 @@ type program struct {
 	*settings
 	options  *options
 	family   string    // settings.family at the start; dials read it, and a reload does not change it
+	lookup   lookup    // resolves the names of targets if the file has no DNS; otherwise nil
 	out      io.Writer // gets the messages for the user
 	terminal bool      // whether out shows progress
 	stdin    io.Reader // what [STDIOTunnel] sends; nothing else may use stdin and stdout
@@ -37,11 +40,15 @@ type program struct {
 	ended     chan error // the errors of services that end by themselves
 }
 
+// A lookup is a function such as net.Resolver.LookupNetIP.
+type lookup = func(ctx context.Context, network, host string) ([]netip.Addr, error)
+
 // A server is a service that runs.
 type server struct {
 	*proxy.Server
 	closers []io.Closer // open sockets that were not passed to Serve yet
 	serve   func() error
+	cert    atomic.Pointer[tls.Certificate] // of an [http] with CertFile
 }
 
 // drainTime is how long existing connections may continue after SIGTERM.
@@ -51,6 +58,12 @@ const drainTime = 10 * time.Second
 // something has failed.
 func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error) {
 	p.family = p.settings.family
+	switch {
+	case len(p.settings.file.Interface.DNS) > 0:
+		p.lookup = nil
+	case p.lookup == nil:
+		p.lookup = net.DefaultResolver.LookupNetIP
+	}
 	p.running, p.ended = make(map[service]*server), make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -78,6 +91,9 @@ func (p *program) run(ctx context.Context, signals <-chan os.Signal) (err error)
 	}
 	if err := p.inherited.unused(); err != nil {
 		return err
+	}
+	if p.lookup != nil {
+		p.say("this host resolves the names of targets, because [Interface] has no DNS")
 	}
 	if p.gateway != nil {
 		p.say("serving [Gateway]: peers reach other hosts through this one")
@@ -251,7 +267,8 @@ func (p *program) listen(s service) (*server, error) {
 			if err != nil {
 				return nil, err
 			}
-			h.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+			srv.cert.Store(&cert)
+			h.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return srv.cert.Load(), nil }}
 		}
 		srv.Protocol = h
 	case kindSNI:
@@ -291,9 +308,32 @@ func (p *program) listener(s service) (net.Listener, error) {
 	return p.inherited.listener(s.bind)
 }
 
-// dial opens a connection through the tunnel, to an address of the family that ResolveStrategy names.
+// dial opens a connection through the tunnel. ResolveStrategy says to which addresses a name is resolved. If the file has no DNS,
+// the host's resolver is asked, as in wireproxy.
 func (p *program) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return p.tunnel.DialContext(ctx, network+p.family, address)
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return p.tunnel.DialContext(ctx, network, address)
+	}
+	if p.lookup == nil {
+		return p.tunnel.DialContext(ctx, network+p.family, address)
+	}
+	addrs, err := p.lookup(ctx, "ip"+p.family, host)
+	if err != nil {
+		return nil, err
+	}
+	err = &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	for _, a := range addrs {
+		c, failed := p.tunnel.DialContext(ctx, network, net.JoinHostPort(a.Unmap().String(), port))
+		if failed == nil {
+			return c, nil
+		}
+		err = failed
+	}
+	return nil, err
 }
 
 // firstByte returns a function for the reports of connections. On a terminal, this function prints a message once in the life of

@@ -5,14 +5,23 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -324,6 +333,105 @@ func TestReload(t *testing.T) {
 	}
 	c.Close()
 	r.end()
+}
+
+// TestNamesWithoutDNS checks that names are resolved by the host's resolver if the file has no DNS, to addresses of the family that
+// ResolveStrategy names, and that ResolveStrategy does not concern addresses.
+func TestNamesWithoutDNS(t *testing.T) {
+	o := newOffice(t)
+	in := make(sockets)
+	socks := inheritTCP(t, in)
+	r := prepare(t, o.file("[Resolve]\nResolveStrategy = ipv4\n"), in, "-socks", socks)
+	r.p.lookup = func(_ context.Context, network, host string) ([]netip.Addr, error) {
+		if network != "ip4" || host != "office.test" {
+			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+		}
+		return []netip.Addr{netip.MustParseAddr("10.7.0.1")}, nil
+	}
+	r.start()
+	r.waitFor("this host resolves the names of targets, because [Interface] has no DNS")
+	if got := curl(t, "-x", "socks5h://"+socks, "http://office.test/"); got != "hello from office.test" {
+		t.Errorf("curl prints %q, want hello from office.test", got)
+	}
+	if _, err := r.p.dial(t.Context(), "tcp", "other.test:80"); err == nil || !strings.Contains(err.Error(), "other.test") {
+		t.Errorf("a dial of a name that does not exist returned %v", err)
+	}
+	if _, err := r.p.dial(t.Context(), "tcp", "[fd07::1]:80"); err == nil || strings.Contains(err.Error(), "no suitable address") {
+		t.Errorf("a dial of an IPv6 address returned %v, want an error because the tunnel has no IPv6 address", err)
+	}
+	r.end()
+}
+
+// TestReloadOfServices checks a reload in which one of two new services cannot start: the other new one starts, and the services
+// that stay go on. It also checks that a reload reads a renewed certificate.
+func TestReloadOfServices(t *testing.T) {
+	o := newOffice(t)
+	in := make(sockets)
+	https := inheritTCP(t, in)
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	added := free.Addr().String()
+	_ = free.Close()
+	cert, key := filepath.Join(t.TempDir(), "cert.pem"), filepath.Join(t.TempDir(), "key.pem")
+	writeCertificate(t, cert, key)
+	kept := fmt.Sprintf("[http]\nBindAddress = %s\nCertFile = %s\nKeyFile = %s\n", https, cert, key)
+	r := launch(t, o.file(kept), in)
+	r.waitFor("serving [http]")
+	serial := func() string {
+		c, err := tls.Dial("tcp", https, &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return c.ConnectionState().PeerCertificates[0].SerialNumber.String()
+	}
+	before := serial()
+	writeCertificate(t, cert, key)
+	if err := os.WriteFile(r.path, []byte(o.file(kept+"[Socks5]\nBindAddress = "+busy.Addr().String()+"\n[SNI]\nBindAddress = "+added+"\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.signals <- syscall.SIGHUP
+	r.waitFor("everything except these services was reloaded: [Socks5] on " + busy.Addr().String())
+	if c, err := net.Dial("tcp", added); err != nil {
+		t.Errorf("the other new service does not listen: %v", err)
+	} else {
+		c.Close()
+	}
+	if after := serial(); after == before {
+		t.Errorf("after the reload the service still has the certificate %s", before)
+	}
+	r.end()
+}
+
+// writeCertificate writes a new certificate for this host, and its key.
+func writeCertificate(t *testing.T, cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial, _ := rand.Int(rand.Reader, big.NewInt(1<<62))
+	template := &x509.Certificate{SerialNumber: serial, NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestStdio connects standard input and output with a target in the tunnel, which sees the end of the input. When the target

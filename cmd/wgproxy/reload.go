@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -33,6 +35,17 @@ func (p *program) reload(ctx context.Context) error {
 	for line := range strings.Lines(plan.String() + strings.Join(lines, "")) {
 		p.say("plan: %s", strings.TrimSuffix(line, "\n"))
 	}
+	certs := make(map[*server]*tls.Certificate) // of the services that stay, because a certificate may have been renewed
+	for s, srv := range p.running {
+		if s.certFile == "" || slices.Contains(remove, s) {
+			continue
+		}
+		cert, err := tls.LoadX509KeyPair(s.certFile, s.keyFile)
+		if err != nil {
+			return fmt.Errorf("%v: %w", s, p.options.explain(err))
+		}
+		certs[srv] = &cert
+	}
 	names, cancel := context.WithTimeout(ctx, reloadTime)
 	defer cancel()
 	if _, err := p.tunnel.Reload(names, next.file); err != nil {
@@ -44,15 +57,26 @@ func (p *program) reload(ctx context.Context) error {
 	if next.exit != nil {
 		p.gateway.reload(next.exit, next.file, plan.Removed)
 	}
+	for srv, cert := range certs {
+		srv.cert.Store(cert)
+	}
 	for _, s := range remove {
 		p.stop(s)
 	}
 	next.alive, next.every, next.family = p.alive, p.every, p.settings.family
-	next.services = slices.Concat(difference(p.services, remove), add)
+	next.file = plan.Running()
+	next.services = difference(p.services, remove)
 	p.settings = next
-	if err := p.startServices(add); err != nil {
-		p.settings.services = difference(next.services, add)
-		return fmt.Errorf("the peers and the other services were reloaded: %w", p.options.explain(err))
+	var errs []error
+	for _, s := range add {
+		if err := p.startServices([]service{s}); err != nil {
+			errs = append(errs, p.options.explain(err))
+			continue
+		}
+		next.services = append(next.services, s)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("everything except these services was reloaded: %w", err)
 	}
 	p.say("reloaded %s", p.path)
 	return nil
