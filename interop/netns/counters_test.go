@@ -4,6 +4,7 @@ package netns
 
 import (
 	"testing"
+	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
@@ -14,6 +15,22 @@ const (
 	responseSize   = 92
 	dataOverhead   = 32
 )
+
+// settled calls get until the result is want, at most for testkit.Patience, and returns the last result. It is for counters: the
+// daemon counts a message just after it has sent it, so a ping may end before a message that it caused is counted.
+func settled[T comparable](want T, get func() T) (got T) {
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if got = get(); got == want || time.Since(start) > testkit.Patience {
+			return got
+		}
+	}
+}
+
+// transferred returns the bytes of messages from and to the peer p. It waits until they are want, as settled does.
+func (w *wg) transferred(p *wg, want transfer) transfer {
+	w.t.Helper()
+	return settled(want, func() transfer { return w.status(p).transfer })
+}
 
 // sealed returns the size of the data message that carries a packet.
 func sealed(packet int64) int64 { return dataOverhead + (packet+15)/16*16 }
@@ -32,15 +49,17 @@ func TestExactCounters(t *testing.T) {
 	p.a.ping(innerB4, n4)
 	p.a.ping(innerB6, n6)
 	data := n4*sealed(size4) + n6*sealed(size6)
-	if got, want := p.a.status(p.b), data; got.tx != initiationSize+want || got.rx != responseSize+want {
-		t.Errorf("a: sent %d bytes, received %d; want %d, %d", got.tx, got.rx, initiationSize+want, responseSize+want)
+	initiator, responder := transfer{responseSize + data, initiationSize + data}, transfer{initiationSize + data, responseSize + data}
+	if got := p.a.transferred(p.b, initiator); got != initiator {
+		t.Errorf("a: sent %d bytes, received %d; want %d, %d", got.tx, got.rx, initiator.tx, initiator.rx)
 	}
-	if got, want := p.b.status(p.a), data; got.rx != initiationSize+want || got.tx != responseSize+want {
-		t.Errorf("b: received %d bytes, sent %d; want %d, %d", got.rx, got.tx, initiationSize+want, responseSize+want)
+	if got := p.b.transferred(p.a, responder); got != responder {
+		t.Errorf("b: received %d bytes, sent %d; want %d, %d", got.rx, got.tx, responder.rx, responder.tx)
 	}
 	const packets, bytes = n4 + n6, n4*size4 + n6*size6
 	for _, w := range []*wg{p.a, p.b} {
-		if got, want := w.traffic(), (traffic{packets, bytes, packets, bytes}); got != want {
+		want := traffic{packets, bytes, packets, bytes}
+		if got := settled(want, w.traffic); got != want {
 			t.Errorf("%s: ip -s link counts %+v, want %+v: one packet per ping and direction, with its inner bytes", w.name, got, want)
 		}
 	}
@@ -55,8 +74,9 @@ func TestRefusedPacketsAreNotCounted(t *testing.T) {
 	p.meet(outerB4)
 	p.a.ping(innerB4, 1)
 	p.b.addresses(p.b.name, "10.0.0.77/32")
-	before, sent := p.a.status(p.b), p.b.status(p.a).tx
-	packets := p.a.traffic().rxPackets
+	before := transfer{responseSize + sealed(84), initiationSize + sealed(84)}
+	sent := p.b.transferred(p.a, transfer{before.tx, before.rx}).tx
+	packets := settled(1, func() int64 { return p.a.traffic().rxPackets })
 	p.b.noPing("10.0.0.77 is not in b's allowed IPs", innerA4, "-I", "10.0.0.77")
 	if got := p.b.status(p.a).tx - sent; got != sealed(84) {
 		t.Errorf("b: sent %d bytes, want %d", got, sealed(84))
@@ -76,7 +96,8 @@ func TestKeepalivesAreCounted(t *testing.T) {
 	p := newPair(t)
 	p.meet(outerB4)
 	p.a.ping(innerB4, 1)
-	before, packets := p.a.status(p.b).tx, p.b.traffic()
+	before := p.a.transferred(p.b, transfer{responseSize + sealed(84), initiationSize + sealed(84)}).tx
+	packets := settled(traffic{1, 84, 1, 84}, p.b.traffic)
 	p.a.peer(p.b, "persistent-keepalive 1")
 	testkit.Eventually(t, "a sends three keepalives", func() bool { return p.a.status(p.b).tx >= before+3*dataOverhead })
 	if got := p.a.status(p.b).tx - before; got%dataOverhead != 0 {

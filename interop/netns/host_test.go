@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-86b749af/wireguard/internal/netlab"
+	"github.com/seed-86b749af/wireguard/internal/testkit"
 )
 
 // serial makes the names of hosts and WireGuard interfaces unique.
@@ -95,7 +96,7 @@ func (h *host) cable(name string, addresses string, g *host, nameThere, addresse
 }
 
 // addresses adds addresses, separated by spaces, to an interface. It turns off duplicate address detection, because the kernel
-// would otherwise delay the use of an IPv6 address.
+// would otherwise delay the use of an IPv6 address. If the interface is up, addresses returns when the kernel uses the addresses.
 func (h *host) addresses(name, addresses string) {
 	h.t.Helper()
 	for _, a := range strings.Fields(addresses) {
@@ -105,6 +106,19 @@ func (h *host) addresses(name, addresses string) {
 		}
 		h.run("ip address add %s dev %s %s", a, name, nodad)
 	}
+	if h.run("ip link show dev %s up", name) != "" {
+		h.await6(name)
+	}
+}
+
+// await6 waits until the table local has a route for each IPv6 address of an interface that is up. On a busy host, pings to an
+// address were lost right after the command that added it or set the interface up.
+func (h *host) await6(name string) {
+	h.t.Helper()
+	testkit.Eventually(h.t, name+" has a local route for each IPv6 address", func() bool {
+		routes := h.run("ip -6 route show table local type local dev %s", name)
+		return strings.Count(routes, "\n") >= strings.Count(h.run("ip -6 -oneline address show dev %s", name), " inet6 ")
+	})
 }
 
 // nft adds rules to the table t, one per line. That table has the chains in, forward and out for packets to, through and from the

@@ -51,6 +51,7 @@ func (w *wg) up() {
 	w.run("ip link set up dev %s", w.name)
 	testkit.Eventually(w.t, w.name+" is up and listens", func() bool { return w.bound(w.port) })
 	w.set("listen-port %d", w.port)
+	w.await6(w.name)
 }
 
 // down runs "ip link set down", and waits until the daemon has closed its port.
@@ -106,8 +107,11 @@ type status struct {
 	endpoint  string
 	allowed   string
 	handshake int64 // Unix time; 0 means never
-	rx, tx    int64
+	transfer
 }
+
+// A transfer holds the bytes of the messages that were received from a peer and sent to it.
+type transfer struct{ rx, tx int64 }
 
 // status returns the status of a peer.
 func (w *wg) status(p *wg) status {
@@ -121,7 +125,7 @@ func (w *wg) status(p *wg) status {
 		for i := range n {
 			n[i], _ = strconv.ParseInt(f[4+i], 10, 64)
 		}
-		return status{f[2], f[3], n[0], n[1], n[2]}
+		return status{f[2], f[3], n[0], transfer{n[1], n[2]}}
 	}
 	w.t.Fatalf("%s: wg show does not know the peer %v", w.name, p.key.Public())
 	return status{}
