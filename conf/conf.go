@@ -34,9 +34,8 @@
 //
 // Some rules are stricter than in wg(8). An Endpoint needs a port from 1 to 65535, written as a number, and its address must be
 // neither unspecified nor multicast. An IPv4 address has four decimal numbers, so 127.1 is an error, and 0x7f000001 is a host
-// name. ListenPort is a decimal number up to 65535. Only comments may contain NUL bytes. wg(8)
-// ignores white space within keys and headers; this package also ignores it in the keys of wg-quick(8), which wg-quick(8) itself
-// would not recognise.
+// name. ListenPort is a decimal number up to 65535. Only comments may contain NUL bytes. wg(8) ignores white space within keys and
+// headers; this package also ignores it in the keys of wg-quick(8), which wg-quick(8) itself would not recognise.
 //
 // Unknown keys are most often misspelt. [File.Config], [File.Change] and [File.Addition] refuse them, and [File.Unknown] lists
 // them. A program that keeps its own sections and keys in the file declares them in a [Syntax].
