@@ -38,7 +38,7 @@ func (f *forgery) of(valid []byte) []byte {
 	return m
 }
 
-// resign gives the message m a valid mac1 if m is long enough. For that, an attacker needs only the device's public key. If the
+// resign gives the message m a valid mac1 if m is long enough. An attacker who knows the device's public key can do so too. If the
 // argument mac2 is true, resign also gives m a valid mac2. For that, an attacker needs the cookie for the source address.
 func (e *end) resign(m []byte, from Endpoint, device PublicKey, mac2 bool) {
 	if len(m) < 2*macSize {

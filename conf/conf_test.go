@@ -424,3 +424,13 @@ func TestAddrs(t *testing.T) {
 		t.Errorf("Addrs of an empty File returned %v", got)
 	}
 }
+
+// TestNoKey checks that a line with a value but without a key is an error that does not quote the value.
+func TestNoKey(t *testing.T) {
+	for _, line := range []string{"=", "= secret", " \t= secret", "=PostUp"} {
+		_, err := Parse([]byte("[Interface]\nMTU = 1300\n" + line + "\n"))
+		if es := Errors(err); len(es) != 1 || es[0].Line != 3 || strings.Contains(err.Error(), "secret") {
+			t.Errorf("Parse of the line %q returned %v, want one error about line 3 without the value", line, err)
+		}
+	}
+}

@@ -60,38 +60,16 @@ func NewPlan(old, new *conf.File) (*Plan, error) {
 	return p, nil
 }
 
-// Running returns the configuration of the tunnel after Apply: the new file, but with the old values of the keys in Reopen. It is
-// the old file for the next call of NewPlan. Running returns nil if the Plan was not made by NewPlan.
+// Running returns the configuration of the tunnel after Apply: the new file, but with the old values of all keys that Reopen may
+// have. It is the old file for the next call of NewPlan. Running returns nil if the Plan was not made by NewPlan.
 func (p *Plan) Running() *conf.File {
 	if p.to == nil {
 		return nil
 	}
-	f := p.to.Clone()
-	i, old := &f.Interface, &p.old.Clone().Interface
-	for _, key := range p.Reopen {
-		switch key {
-		case "FwMark": // a program adds this key if something else than Apply sets the mark
-			i.FwMark = old.FwMark
-		case "Address":
-			i.Addresses = old.Addresses
-		case "DNS":
-			i.DNS, i.Search = old.DNS, old.Search
-		case "MTU":
-			i.MTU = old.MTU
-		case "Table":
-			i.Table = old.Table
-		case "PreUp":
-			i.PreUp = old.PreUp
-		case "PostUp":
-			i.PostUp = old.PostUp
-		case "PreDown":
-			i.PreDown = old.PreDown
-		case "PostDown":
-			i.PostDown = old.PostDown
-		case "SaveConfig":
-			i.SaveConfig = old.SaveConfig
-		}
-	}
+	f, old := p.to.Clone(), p.old.Clone().Interface
+	i := &f.Interface
+	i.Addresses, i.DNS, i.Search, i.MTU, i.Table = old.Addresses, old.DNS, old.Search, old.MTU, old.Table
+	i.PreUp, i.PostUp, i.PreDown, i.PostDown, i.SaveConfig = old.PreUp, old.PostUp, old.PreDown, old.PostDown, old.SaveConfig
 	return f
 }
 

@@ -214,10 +214,6 @@ func TestRunning(t *testing.T) {
 			t.Errorf("Running has %v, want %v", v.got, v.want)
 		}
 	}
-	p.Reopen = append(p.Reopen, "FwMark")
-	if mark := p.Running().Interface.FwMark; mark != 1 {
-		t.Errorf("with FwMark in Reopen, Running has the mark %d, want the old one", mark)
-	}
 	if (&follow.Plan{}).Running() != nil {
 		t.Error("Running of an empty Plan returned a file, want nil")
 	}

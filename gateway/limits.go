@@ -28,7 +28,7 @@ type Limits struct {
 	ToPeer int
 
 	// Quota is how many bytes the peer may send and receive in total, without headers. Zero means no limit. Once the quota is
-	// used up, new flows are refused, and each flow that the peer still has is reset when it carries the next byte. To grant more,
+	// used up, new flows are refused, and each flow that the peer still has is reset when it carries its next byte. To grant more,
 	// call SetLimits with a larger number.
 	Quota int64
 }

@@ -342,11 +342,13 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	if err != nil {
 		return &fileError{t.path, err}
 	}
-	p.Reopen = slices.DeleteFunc(p.Reopen, func(key string) bool { return key == "SaveConfig" }) // preDown needs the new value
+	running := p.Running()
+	running.Interface.SaveConfig = f.Interface.SaveConfig // preDown needs the new value
+	p.Reopen = slices.DeleteFunc(p.Reopen, func(key string) bool { return key == "SaveConfig" })
 	if mark := slices.Index(p.Interface, "FwMark"); mark >= 0 && t.mark != 0 {
 		// The rules of addDefault name the mark, so the device keeps it.
+		p.Change.FirewallMark, running.Interface.FwMark = nil, t.config().Interface.FwMark
 		p.Interface, p.Reopen = slices.Delete(p.Interface, mark, mark+1), append(p.Reopen, "FwMark")
-		p.Change.FirewallMark = nil
 	}
 	for line := range strings.Lines(p.String()) {
 		d.log.Info("reload: " + strings.TrimSpace(line))
@@ -356,7 +358,6 @@ func (t *tunnelFile) reload(ctx context.Context, d *daemon) error {
 	} else if err != nil {
 		return err
 	}
-	running := p.Running()
 	t.mu.Lock()
 	t.file = running
 	t.mu.Unlock()

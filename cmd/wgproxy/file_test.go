@@ -149,6 +149,7 @@ func TestFileErrors(t *testing.T) {
 		"[Gateway]\nBytesPerSecond = 1M\n":                                   ": line 2: BytesPerSecond: want a number from 1",
 		"[Interface]\nJc = 4\n":                                              "AmneziaWG",
 		"[Socks5]\nBindAddress = 127.0.0.1:1\nPassword = \"a#b\"\n":          ": line 3: Password: the quote \" is not closed; # begins a comment",
+		"[ Interface ]\nPrivateKey = $WGPROXY_NOT_SET\n":                     ": line 2: PrivateKey: the variable $WGPROXY_NOT_SET is not set in the environment",
 		"WGConfig = nosuchfile.conf\n":                                       ": WGConfig: open ",
 	} {
 		path := write(t, "x.conf", text)
